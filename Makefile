@@ -1,0 +1,60 @@
+# Needs Python 3.11 or later with venv, and make; nothing else. Everything is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint format typecheck contracts bench clean
+
+help:  ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo  ## Compose a short piece of music, and render it to demo.mp4
+	$(BIN)/renderdispatch demo --output demo.mp4 --force
+
+test: $(VENV)/.dev  ## Run the tests (a few minutes)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev  ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## Look for mistakes and for another style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev  ## Bring the code into the one style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: $(VENV)/.dev  ## Check the types
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev  ## Check which modules import which
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## Measure rendering
+	$(BIN)/python tests/benchmarks/render.py $(BENCH_ARGS)
+
+clean:  ## Remove everything that was made here
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo.mp4
+
+# The stamps say which extras are installed; a change of pyproject.toml installs again.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "renderdispatch needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true);" \
+	         "name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "'$(PYTHON)' has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[render,cli]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[all,dev]'
+	@touch $@ $(VENV)/.demo

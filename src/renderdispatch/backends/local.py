@@ -1,0 +1,165 @@
+"""How is an order rendered on the GPUs of this machine?
+
+By ``python -m renderdispatch.runner``, one process a render, behind the supervisor: a crash takes nothing with
+it, a cancel ends it within seconds, and nothing survives the process that started it, however that one dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from renderdispatch.backends.calls import ThreadCalls
+from renderdispatch.errors import BackendError, ConfigurationError
+from renderdispatch.messages import (
+    RENDER_EVENT,
+    Action,
+    CheckedIn,
+    Completed,
+    EventReply,
+    Failed,
+    FaultDomain,
+    JobError,
+    RenderEvent,
+    RenderOrder,
+    RenderRequest,
+)
+from renderdispatch.protocols import BackendCall, CallState, Locality, OnEvent
+from renderdispatch.runner.process import SupervisedProcess, describe_exit
+from renderdispatch.runner.render import check_renderer
+from renderdispatch.runner.renderers import find_renderer
+
+_log: Final = logging.getLogger("renderdispatch.backends.local")
+
+_STOP_S: Final = 5.0
+"""How long a render that was told to stop may take to clean up before it is killed."""
+
+
+class LocalGpuBackend:
+    """Renders in processes of this machine.
+
+    Args:
+        slots: Renders at once; ``auto`` is one.
+        report: How renders report: over a pipe, or by webhook as in the cloud, which takes a service with a
+            ``webhook_url`` that reaches this machine. Whatever the webhook loses, `poll` knows.
+    """
+
+    locality = Locality.MACHINE
+
+    def __init__(self, slots: int | Literal["auto"] = "auto", *, report: Literal["pipe", "webhook"] = "pipe") -> None:
+        if slots != "auto" and slots < 1:
+            raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
+        self._calls = ThreadCalls(1 if slots == "auto" else slots)
+        self.reports_by_webhook = report == "webhook"
+
+    @property
+    def slots(self) -> int:
+        return self._calls.slots
+
+    def check(self, request: RenderRequest) -> None:
+        """Raise `InvalidRequestError` for what can never be rendered here."""
+        renderer = find_renderer(request.scene)
+        check_renderer(renderer, scene=request.scene, params=request.params, require_gpu=request.require_gpu)
+
+    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+        """Start the render in a process of its own."""
+        try:
+            process = SupervisedProcess("renderdispatch.runner")
+        except OSError as error:
+            raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
+        run = _Run(order, process, on_event=None if order.callback is not None else on_event)
+        try:
+            return self._calls.start(run.follow, run.stop)
+        except BackendError:
+            process.end()
+            raise
+
+    def poll(self, call: BackendCall) -> CallState:
+        return self._calls.poll(call)
+
+    def cancel(self, call: BackendCall) -> None:
+        self._calls.cancel(call)
+
+    def close(self) -> None:
+        self._calls.close()
+
+
+class _Run:
+    """One render process, and the thread that listens to it.
+
+    Args:
+        on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
+    """
+
+    def __init__(self, order: RenderOrder, process: SupervisedProcess, *, on_event: OnEvent | None) -> None:
+        self._order = order
+        self._process = process
+        self._on_event = on_event
+        self._kill = threading.Timer(_STOP_S, process.kill)
+        self._kill.daemon = True
+        self._stopping = threading.Lock()
+
+    def stop(self) -> None:
+        """Tell the render to stop; kill it if it does not."""
+        if self._stopping.acquire(blocking=False):
+            try:
+                self._kill.start()
+            except RuntimeError:  # there are as many threads as there can be: nobody could do it later
+                self._process.kill()
+            self._process.write_line(EventReply(action=Action.STOP, reason="cancelled").model_dump_json())
+
+    def follow(self, call: BackendCall) -> Completed | Failed:
+        """Hand every event on, write every answer back; return how it ended."""
+        process, final, run_id = self._process, None, ""
+        process.write_line(self._order.model_dump_json())
+        try:
+            while line := process.read_line():
+                try:
+                    event = RENDER_EVENT.validate_json(line)
+                except ValidationError:
+                    _log.warning("job %s: the render process sent something that is no event", self._order.job_id)
+                    continue
+                run_id = event.run_id
+                match event:
+                    case CheckedIn():
+                        event = event.model_copy(update={"call_id": call.id})
+                    case Completed() | Failed():
+                        final = event
+                if self._on_event is not None:
+                    reply = self._hand_over(self._on_event, event)
+                    process.write_line("null" if reply is None else reply.model_dump_json())
+        finally:
+            status = process.end(wait_s=_STOP_S if final is not None else 0.5)
+            self._kill.cancel()
+        for text in process.log:
+            _log.debug("job %s: %s", self._order.job_id, text)
+        if final is None:
+            final = self._died(run_id, describe_exit(status, process.log))
+            if self._on_event is not None:
+                self._hand_over(self._on_event, final)
+        return final
+
+    def _hand_over(self, on_event: OnEvent, event: RenderEvent) -> EventReply | None:
+        """Return the answer; None while the store is away: the run tries again."""
+        try:
+            return on_event(event)
+        except OSError as error:
+            _log.warning("job %s: an event was not taken: %s", self._order.job_id, error)
+            return None
+        except Exception:  # noqa: BLE001 - logged
+            _log.exception("job %s: an event was not taken", self._order.job_id)
+            return None
+
+    def _died(self, run_id: str, how: str) -> Failed:
+        error = JobError(code="runner.died", message=f"the render process {how}", fault=FaultDomain.INFRASTRUCTURE)
+        return Failed(
+            event_id=uuid.uuid4().hex,
+            job_id=self._order.job_id,
+            token=self._order.token,
+            run_id=run_id,
+            error=error,
+        )

@@ -1,0 +1,585 @@
+"""What crosses a process boundary, and in which shape?
+
+Requests, orders, events and answers, as frozen pydantic models. On the wire their names are camelCase;
+unknown fields are ignored, so that a newer peer can speak to an older one, and ``protocol`` says which
+version wrote a message. Secrets (tokens, keys, signed URLs) are kept out of every ``repr``, and
+validation errors never quote the input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Final, Literal
+
+from attrs import field, frozen
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    SecretStr,
+    SerializationInfo,
+    TypeAdapter,
+    WithJsonSchema,
+    field_serializer,
+    field_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from renderdispatch.errors import UnknownNameError
+
+PROTOCOL: Final = 1
+"""The version of every message written here; the version before is still understood."""
+
+MAX_PARAMS_BYTES: Final = 2048
+MAX_METADATA_BYTES: Final = 4096
+MAX_JSON_DEPTH: Final = 64
+"""Far below what JSON parsers read (pydantic: 200): what is written into a record is also read back."""
+
+MAX_ORDER_BYTES: Final = 8192
+"""A remote call with larger arguments takes a detour through blob storage (Modal)."""
+
+
+class JobStatus(StrEnum):
+    """What applications switch on."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in {JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED}
+
+
+class Stage(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RETRY_WAIT = "retry-wait"
+    RESOLVING_AUDIO = "resolving-audio"
+    UPLOADING_AUDIO = "uploading-audio"
+    GENERATING_URL = "generating-url"
+    DISPATCHING = "dispatching"
+    DISPATCHED = "dispatched"
+    DOWNLOADING_AUDIO = "downloading-audio"
+    RENDERING = "rendering"
+    UPLOADING_VIDEO = "uploading-video"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+
+
+class FaultDomain(StrEnum):
+    """Whose fault a failure is; it alone decides whether another attempt makes sense (rule J11)."""
+
+    REQUEST = "request"
+    AUDIO = "audio"
+    SCENE = "scene"
+    INFRASTRUCTURE = "infrastructure"
+    PREEMPTION = "preemption"
+    START_TIMEOUT = "start-timeout"
+    DEADLINE = "deadline"
+
+    @property
+    def retryable(self) -> bool:
+        return self in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
+
+
+class Message(BaseModel):
+    """The base of everything on the wire."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+
+# --- what to render -------------------------------------------------------------------------------
+
+
+def parse_rate(value: object) -> Fraction:
+    """Read a frame rate: an integer, a `Fraction`, ``"30000/1001"``, or a decimal such as 29.97.
+
+    Raises:
+        ValueError: It is not a number, not finite, not above 0, or above 240.
+    """
+    rate: Fraction | None
+    try:
+        match value:
+            case float() if math.isfinite(value):
+                rate = Fraction(value).limit_denominator(1001)
+            case int() | Fraction() if not isinstance(value, bool):
+                rate = Fraction(value)
+            case str() if len(value) <= 32 and "e" not in value.lower():  # 1e99999999 takes minutes to write out
+                rate = Fraction(value.strip())
+            case _:
+                rate = None
+    except (ValueError, ZeroDivisionError):
+        rate = None
+    if rate is None:
+        raise ValueError("a frame rate is a number such as 30, 29.97 or 30000/1001")
+    if not 0 < rate <= 240:
+        raise ValueError("a frame rate is above 0 and at most 240 frames a second")
+    if rate < Fraction(1, 10) or rate.denominator > 1_000_000:
+        raise ValueError("a frame rate is at least 1/10, with a denominator of at most 1,000,000")
+    return rate
+
+
+def format_rate(rate: Fraction) -> str:
+    """Write a frame rate so that `parse_rate` reads the same one: ``"30"`` or ``"30000/1001"``."""
+    return str(rate)
+
+
+FrameRate = Annotated[
+    Fraction,
+    BeforeValidator(parse_rate),
+    PlainSerializer(format_rate, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["30", "30000/1001"]}),
+]
+
+Projection = Literal["flat", "360-mono", "360-stereo"]
+
+
+class Output(Message):
+    """The picture that is asked for.
+
+    Args:
+        width: Pixels, even (4:2:0 chroma wants it), 16 to 16384.
+        height: Pixels, even, 16 to 16384.
+        fps: Frames a second, any rational number.
+        projection: ``flat``, or equirectangular ``360-mono`` and ``360-stereo`` (top/bottom).
+    """
+
+    width: int = Field(default=1920, ge=16, le=16384, multiple_of=2)
+    height: int = Field(default=1080, ge=16, le=16384, multiple_of=2)
+    fps: FrameRate = Fraction(30)
+    projection: Projection = "flat"
+
+
+PRESETS: Final[Mapping[str, Output]] = {
+    "flat-1080p-landscape": Output(width=1920, height=1080),
+    "flat-1080p-portrait": Output(width=1080, height=1920),
+    "flat-1080p-square": Output(width=1080, height=1080),
+    "flat-4k-landscape": Output(width=3840, height=2160),
+    "flat-4k-portrait": Output(width=2160, height=3840),
+    "360-mono-4k": Output(width=4096, height=2048, projection="360-mono"),
+    "360-mono-6k": Output(width=6144, height=3072, projection="360-mono"),
+    "360-mono-8k": Output(width=8192, height=4096, projection="360-mono"),
+    "360-stereo-8k": Output(width=8192, height=8192, projection="360-stereo"),
+}
+
+
+class Limits(Message):
+    """How long, how often and on what a job may try. Always finite.
+
+    Args:
+        start_timeout: From an attempt's dispatch intent to the first sign of life of its GPU side.
+        total_timeout: From submit to the end, all attempts together.
+        max_attempts: Attempts in all, the first one included.
+        gpu: The kind of GPU, in the backend's words (``"L4"`` on Modal); None is the backend's own choice. Backends
+            that have no choice ignore it.
+    """
+
+    start_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0), le=timedelta(days=6))
+    total_timeout: timedelta = Field(default=timedelta(hours=6), gt=timedelta(0), le=timedelta(days=6))
+    max_attempts: int = Field(default=3, ge=1, le=20)
+    gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]{0,39}$")
+
+
+class StoredAudio(Message):
+    """Audio in object storage."""
+
+    kind: Literal["stored"] = "stored"
+    key: str
+    size: int = Field(ge=0)
+    sha256: str | None = None
+
+
+class LocalAudio(Message):
+    """A file that a worker of the same machine reads later.
+
+    ``size`` (bytes) and ``mtime_ns`` say which state of the file was submitted.
+    """
+
+    kind: Literal["local"] = "local"
+    path: str
+    machine: str
+    size: int = Field(ge=0)
+    mtime_ns: int
+
+
+FOR_THE_RECORD: Final = {"for": "the record"}
+"""The serialization context in which a `RemoteAudio` shows its URL: for the job's record and its fingerprint alone."""
+
+
+class RemoteAudio(Message):
+    """Audio behind a URL, until it is stored. The URL is a secret (rule J10)."""
+
+    kind: Literal["remote"] = "remote"
+    url: SecretStr
+
+    @field_serializer("url", when_used="json")
+    def _reveal_in_the_record(self, url: SecretStr, info: SerializationInfo) -> str:
+        return url.get_secret_value() if info.context == FOR_THE_RECORD else str(url)
+
+
+Audio = Annotated[StoredAudio | LocalAudio | RemoteAudio, Field(discriminator="kind")]
+
+
+@frozen
+class AudioUrl:
+    """Names audio behind a URL, for `submit`. A bare string is refused there on purpose."""
+
+    url: str = field(repr=False)
+
+
+@frozen
+class StorageKey:
+    """Names audio that stands in the service's own storage, for `submit`."""
+
+    key: str
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return levels < 0 or any(_is_deeper(item, levels - 1) for item in inner)
+
+
+def _small_json(value: object, limit: int, what: str) -> object:
+    if value == {}:
+        return value
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        if "\\ud" in text:  # half a surrogate pair is no text, and no record can hold it
+            json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"{what} must be plain, finite JSON values") from None
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise ValueError(f"{what} must be nested at most {MAX_JSON_DEPTH} deep")
+    if len(text) > limit:
+        raise ValueError(f"{what} must be at most {limit} bytes of JSON, not {len(text)}")
+    return value
+
+
+class RenderRequest(Message):
+    """What was asked for, exactly; the fingerprint of a job covers it.
+
+    Args:
+        start: Seconds into the audio at which the video begins.
+        duration: Seconds of video; None is to the end of the audio.
+        params: The scene's parameters, at most 2 KiB of JSON.
+        metadata: The application's own, never read here; at most 4 KiB of JSON.
+    """
+
+    protocol: int = PROTOCOL
+    audio: Audio
+    scene: str = Field(min_length=1, max_length=200)
+    params: Mapping[str, JsonValue] = Field(default_factory=dict)
+    output: Output = Output()
+    start: float = Field(default=0.0, ge=0)
+    duration: float | None = Field(default=None, gt=0)
+    backend: str
+    require_gpu: bool = False
+    limits: Limits = Limits()
+    metadata: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("params", mode="before")
+    @classmethod
+    def _params_are_small(cls, value: object) -> object:
+        return _small_json(value, MAX_PARAMS_BYTES, "params")
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _metadata_is_small(cls, value: object) -> object:
+        return _small_json(value, MAX_METADATA_BYTES, "metadata")
+
+
+# --- what the GPU side gets -----------------------------------------------------------------------
+
+
+class SignedPut(Message):
+    """A write-once upload: one PUT to ``url`` with exactly these headers."""
+
+    url: str = Field(repr=False)
+    headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
+
+
+class ObjectUrls(Message):
+    """What the GPU side may do with one of its two objects."""
+
+    key: str
+    put: SignedPut
+    get: str = Field(repr=False)
+
+
+class Callback(Message):
+    """Where the GPU side reports, and the key of this attempt alone. An application's URL may hold a secret."""
+
+    url: str = Field(repr=False)
+    key: str = Field(repr=False)
+
+
+class RenderOrder(Message):
+    """All that the GPU side gets.
+
+    ``local`` says that ``file:`` and ``memory:`` URLs may be honoured: the order never left the machine.
+    ``token`` fences the attempt; it does not authenticate.
+    """
+
+    protocol: int = PROTOCOL
+    job_id: str
+    attempt: int = Field(ge=1)
+    token: str = Field(repr=False)
+    audio_url: str = Field(repr=False)
+    audio_size: int = Field(ge=0)
+    video: ObjectUrls
+    result: ObjectUrls
+    scene: str
+    params: Mapping[str, JsonValue] = Field(default_factory=dict)
+    assets: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    output: Output
+    start: float = 0.0
+    duration: float | None = None
+    require_gpu: bool = False
+    gpu: str | None = None
+    start_by: AwareDatetime
+    finish_by: AwareDatetime
+    callback: Callback | None = None
+    local: bool = False
+    trace: Mapping[str, str] = Field(default_factory=dict)
+
+    def without_secrets(self) -> RenderOrder:
+        """Return the order as renderers see it: no token, no URL, no key."""
+        blank = SignedPut(url="")
+        return self.model_copy(
+            update={
+                "token": "",
+                "audio_url": "",
+                "video": ObjectUrls(key=self.video.key, put=blank, get=""),
+                "result": ObjectUrls(key=self.result.key, put=blank, get=""),
+                "assets": {},
+                "callback": None,
+            }
+        )
+
+
+# --- what the GPU side says -----------------------------------------------------------------------
+
+
+class RenderStats(Message):
+    """What a renderer made.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+        fps: Frames a second.
+        frames: Frames in the video.
+        duration_s: Seconds of audio that the video covers.
+        rendered_by: What drew the frames, such as ``numpy`` or a ``GL_RENDERER`` string.
+        encoded_by: The video encoder, such as ``libx264``.
+        content_type: The media type of the file.
+    """
+
+    width: int
+    height: int
+    fps: FrameRate
+    frames: int = Field(ge=0)
+    duration_s: float = Field(ge=0)
+    rendered_by: str
+    encoded_by: str
+    content_type: str = "video/mp4"
+
+
+class Artifact(RenderStats):
+    """The finished video, as it stands in storage."""
+
+    key: str
+    bytes: int = Field(ge=0)
+    etag: str | None = None
+    sha256: str | None = None
+
+
+class JobError(Message):
+    """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
+
+    code: str
+    message: str = Field(max_length=2000)
+    fault: FaultDomain
+
+    @field_validator("message", mode="before")
+    @classmethod
+    def _shorten(cls, value: object) -> object:
+        return value[:1997] + "..." if isinstance(value, str) and len(value) > 2000 else value
+
+
+class _FromRun(Message):
+    """What every event of the GPU side carries.
+
+    ``event_id`` names the event over all its deliveries; ``run_id`` names one start of the attempt's
+    code (a preempted container starts the same attempt again).
+    """
+
+    protocol: int = PROTOCOL
+    event_id: str
+    job_id: str
+    token: str = Field(repr=False)
+    run_id: str
+
+
+class CheckedIn(_FromRun):
+    """A run begins; it brings the backend's call id, where it knows it."""
+
+    type: Literal["checked-in"] = "checked-in"
+    call_id: str | None = None
+
+
+RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]
+
+
+class Progressed(_FromRun):
+    """A run is at ``fraction`` (0 to 1) of ``stage``; also the heartbeat."""
+
+    type: Literal["progressed"] = "progressed"
+    stage: RunStage
+    fraction: float = Field(default=0.0, ge=0, le=1)
+    frames: int | None = Field(default=None, ge=0)
+    frames_total: int | None = Field(default=None, ge=0)
+
+
+class Completed(_FromRun):
+    """The video and the result object stand. The result object in storage is this message."""
+
+    type: Literal["completed"] = "completed"
+    artifact: Artifact
+
+
+class Failed(_FromRun):
+    """A run gave up, or was told to (``error.code`` is then ``render.stopped``)."""
+
+    type: Literal["failed"] = "failed"
+    error: JobError
+
+
+RenderEvent = Annotated[CheckedIn | Progressed | Completed | Failed, Field(discriminator="type")]
+RENDER_EVENT: Final[TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = TypeAdapter(
+    RenderEvent, config=ConfigDict(hide_input_in_errors=True)
+)
+"""Reads an event: ``RENDER_EVENT.validate_json(body)``."""
+
+
+class CallAnswer(Message):
+    """What a remote call returns, whatever happened: it never raises, so that nothing is mistaken for "still running".
+
+    Args:
+        outcome: How the run ended.
+        error: Why there is no outcome: the order could not be read.
+    """
+
+    protocol: int = PROTOCOL
+    outcome: Annotated[Completed | Failed, Field(discriminator="type")] | None = None
+    error: JobError | None = None
+
+
+class Action(StrEnum):
+    """What a run is to do next."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class EventReply(Message):
+    """The answer to an event, and so the channel back to a run."""
+
+    protocol: int = PROTOCOL
+    action: Action = Action.CONTINUE
+    reason: str | None = None
+
+    @property
+    def stop(self) -> bool:
+        return self.action is Action.STOP
+
+
+# --- what applications see ------------------------------------------------------------------------
+
+
+class PollResult(Message):
+    """Where the finished video is, and what it is."""
+
+    video_key: str
+    bytes: int
+    sha256: str | None
+    width: int
+    height: int
+    fps: FrameRate
+    frames: int
+    duration_s: float
+    rendered_by: str
+    encoded_by: str
+
+
+class PollError(Message):
+    """Why the job failed."""
+
+    code: str
+    message: str
+
+
+class PollResponse(Message):
+    """What a poll endpoint answers, with the names of the wire: ``model_dump_json()`` writes them."""
+
+    job_id: str
+    status: JobStatus
+    stage: Stage
+    progress: float
+    attempt: int
+    queue_position: int | None = None
+    result: PollResult | None = None
+    error: PollError | None = None
+    download_url: str | None = Field(default=None, repr=False)
+    created_at: datetime
+    updated_at: datetime
+
+    def to_json(self) -> str:
+        """Write the answer's body; fields that hold nothing are left out."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class UploadGrant(Message):
+    """Where a client may send audio by itself: one PUT as ``put`` says, until ``expires_at``; then submit the key."""
+
+    key: str
+    put: SignedPut
+    expires_at: AwareDatetime
+
+    def to_json(self) -> str:
+        """Write what the client gets."""
+        return self.model_dump_json()
+
+
+def read_output(output: Output | str, known: Mapping[str, Output] = PRESETS) -> Output:
+    """Return the output that is meant by a value or by a preset's name.
+
+    Raises:
+        UnknownNameError: No preset has this name.
+    """
+    if isinstance(output, Output):
+        return output
+    if output not in known:
+        raise UnknownNameError.of("preset", output, known, code="preset.unknown")
+    return known[output]

@@ -1,0 +1,119 @@
+"""What do users deploy to Modal?
+
+An app with one function, ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
+It takes a `RenderOrder` and answers with a `CallAnswer`, both as JSON, and it gets no secret: an order holds signed
+URLs and the key of its own attempt, nothing else. What can be chosen stands in `renderdispatch.deployment`, and comes
+from the environment of whoever deploys.
+
+With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also carries a worker for applications that have none: ``tick``,
+scheduled, dispatches and reconciles; ``webhook`` takes what renders report. These two get the Modal Secret that
+``RENDERDISPATCH_MODAL_SECRET`` names.
+
+The same module is imported in the containers, where the package is there as source alone and those variables are not
+set: only the worker's image carries along what its functions are defined by.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from renderdispatch.deployment import RENDER_EXTRAS, WORKER_EXTRAS, Deployment
+from renderdispatch.errors import ConfigurationError, MissingExtraError
+from renderdispatch.modal_image import base_image, with_source
+from renderdispatch.runner.container import carry_out
+
+try:
+    import modal
+except ImportError:
+    raise MissingExtraError.of("renderdispatch.modal_app", "modal") from None
+
+if TYPE_CHECKING:
+    from renderdispatch.service import RenderService
+
+DEPLOYMENT: Final = Deployment.from_environment(os.environ, carried=not modal.is_local())
+
+LONGEST: Final = timedelta(hours=24)
+"""Modal lets no call run for longer, whatever it was spawned with."""
+
+_PAUSE_S: Final = 1.0
+_WORKER_MEMORY: Final = 512
+_WEBHOOKS_AT_ONCE: Final = 32
+
+
+app: Final = modal.App(DEPLOYMENT.app, include_source=False)
+
+
+@app.function(
+    image=with_source(base_image(*RENDER_EXTRAS)),
+    gpu=list(DEPLOYMENT.gpu) or None,
+    cpu=DEPLOYMENT.cpu,
+    memory=DEPLOYMENT.memory,
+    timeout=DEPLOYMENT.timeout,
+    startup_timeout=DEPLOYMENT.startup_timeout,
+    scaledown_window=DEPLOYMENT.scaledown_window,
+    retries=0,  # attempts are the service's: it knows whose fault a failure was
+    restrict_modal_access=True,
+)
+def render(order: str) -> str:
+    """Carry out one order."""
+    return carry_out(order, call_id=modal.current_function_call_id(), timeout=LONGEST)
+
+
+def _open_service() -> RenderService:
+    """Return the service of the secret's variables.
+
+    Raises:
+        ConfigurationError: They name no store or storage that others can reach.
+    """
+    from renderdispatch.wiring import from_settings, read_settings
+
+    settings = read_settings()
+    for name, value in (("STORE", settings.store), ("STORAGE", settings.storage)):
+        if value is None:
+            raise ConfigurationError(
+                f"the Modal Secret {DEPLOYMENT.secret!r} has no RENDERDISPATCH_{name}: a worker on Modal needs the "
+                "database and the bucket that the application uses"
+            )
+    return from_settings(settings, worker=False)
+
+
+if DEPLOYMENT.worker:
+    assert DEPLOYMENT.secret is not None
+    _carried = {"RENDERDISPATCH_BACKENDS": "modal", **DEPLOYMENT.to_carry()}
+    _image = with_source(base_image(*WORKER_EXTRAS), environment=_carried)
+    _secret = modal.Secret.from_name(DEPLOYMENT.secret)
+
+    @app.function(
+        image=_image,
+        secrets=[_secret],
+        schedule=modal.Period(seconds=DEPLOYMENT.period),
+        memory=_WORKER_MEMORY,
+        timeout=min(2 * DEPLOYMENT.period + 60, int(LONGEST.total_seconds())),
+        max_containers=1,
+        retries=0,
+    )
+    def tick() -> int:
+        """Dispatch and reconcile for most of a period; return how many jobs were moved."""
+        until = time.monotonic() + 0.8 * DEPLOYMENT.period
+        moved = 0
+        with _open_service() as service:
+            while True:
+                now = service.tick()
+                moved += now
+                if time.monotonic() >= until:
+                    return moved
+                if now == 0:
+                    time.sleep(_PAUSE_S)
+
+    @app.function(image=_image, secrets=[_secret], memory=_WORKER_MEMORY)
+    @modal.concurrent(max_inputs=_WEBHOOKS_AT_ONCE)
+    @modal.asgi_app()
+    def webhook() -> Callable[..., Awaitable[Any]]:
+        """Take what renders report, at every path; each request is verified by its signature."""
+        from renderdispatch.web.webhook import asgi_app
+
+        return asgi_app(_open_service())

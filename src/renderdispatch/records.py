@@ -1,0 +1,62 @@
+"""How is a job written down?
+
+As JSON, through pydantic models that are derived from the attrs classes of `renderdispatch.jobs`, so that
+no field is ever listed twice. Unknown fields are ignored and missing ones take their defaults: a record
+of the version before is still understood.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, get_type_hints
+
+import attrs
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from renderdispatch.jobs import Attempt, Job
+from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, hide_input_in_errors=True)
+
+
+def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any], **extra: Any) -> type[_Record]:
+    hints = get_type_hints(cls)
+    fields: dict[str, Any] = dict(extra)
+    for attribute in attrs.fields(cls):
+        hint = replaced.get(hints[attribute.name], hints[attribute.name])
+        default: Any = attribute.default
+        if default is attrs.NOTHING:
+            fields[attribute.name] = (hint, ...)
+        elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            fields[attribute.name] = (hint, Field(default_factory=default.factory))
+        else:
+            fields[attribute.name] = (hint, default)
+    return create_model(f"{cls.__name__}Record", __base__=_Record, **fields)
+
+
+_AttemptRecord: Final[Any] = _record_of(Attempt, {})
+_JobRecord: Final[Any] = _record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]}, protocol=(int, PROTOCOL))
+
+
+def dump_job(job: Job) -> str:
+    """Write a job as one JSON document. The one secret that it may hold is a `RemoteAudio` URL (rule J10)."""
+    document: str = _JobRecord.model_validate(job, from_attributes=True).model_dump_json(
+        by_alias=True, context=FOR_THE_RECORD
+    )
+    return document
+
+
+def load_job(document: str | bytes) -> Job:
+    """Read a job that `dump_job` wrote.
+
+    Raises:
+        pydantic.ValidationError: The document is no job; the input is never quoted.
+    """
+    record = _JobRecord.model_validate_json(document)
+    attempts = tuple(Attempt(**_fields(a, Attempt)) for a in record.attempts)
+    return Job(**{**_fields(record, Job), "attempts": attempts})
+
+
+def _fields(record: BaseModel, cls: type[attrs.AttrsInstance]) -> dict[str, Any]:
+    return {a.name: getattr(record, a.name) for a in attrs.fields(cls)}

@@ -1,0 +1,63 @@
+"""How do drawing and encoding run at the same time?
+
+The caller draws, one thread of ours consumes. Few items wait between them, so memory is bounded, and whoever is slower
+sets the pace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import Queue
+from threading import Thread
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Consumer(Generic[T]):
+    """Hands items to ``consume`` in a thread of its own, in order.
+
+    Leaving the ``with`` block waits until the thread has ended: when all is consumed, or at once (what waits is
+    dropped) when the block raised. An error of ``consume`` is raised by a later `put`, or at the end.
+
+    Args:
+        consume: Called in the other thread, with one item after the other.
+        ahead: How many items may wait while one is consumed.
+    """
+
+    def __init__(self, consume: Callable[[T], None], *, ahead: int) -> None:
+        self._consume = consume
+        self._waiting: Queue[T | None] = Queue(ahead)
+        self._failure: BaseException | None = None
+        self._dropping = False
+        self._thread = Thread(target=self._run, name="renderdispatch-encoder", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._dropping = self._dropping or error is not None
+        self._waiting.put(None)
+        self._thread.join()
+        if error is None and self._failure is not None:
+            raise self._failure
+
+    def put(self, item: T) -> None:
+        """Hand over an item, once there is room."""
+        self._waiting.put(item)
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        # Goes on taking items after a failure, so that the caller is never left waiting for room.
+        while (item := self._waiting.get()) is not None:
+            if not self._dropping:
+                try:
+                    self._consume(item)
+                except BaseException as error:  # noqa: BLE001 (raised again where the caller can see it)
+                    self._failure = error
+                    self._dropping = True

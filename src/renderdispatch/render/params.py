@@ -1,0 +1,120 @@
+"""Which parameters do scenes take, and how are they checked?
+
+A scene's parameters are one pydantic model, so that they can be checked and described where neither NumPy nor the
+scene is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from renderdispatch.errors import InvalidRequestError, UnknownNameError
+from renderdispatch.protocols import ParamInfo
+
+
+class SceneParams(BaseModel):
+    """The base of a scene's parameters: give every field a default and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+def read_params(model: type[SceneParams], params: Mapping[str, JsonValue]) -> SceneParams:
+    """Return the checked parameters.
+
+    Raises:
+        UnknownNameError: A name that the scene does not know (``param.unknown``).
+        InvalidRequestError: A value that the scene cannot take (``param.invalid``).
+    """
+    for name in params:
+        if name not in model.model_fields:
+            raise UnknownNameError.of("parameter", name, model.model_fields, code="param.unknown")
+    try:
+        return model.model_validate(dict(params))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(f"parameter {where!r}: {what}", code="param.invalid") from None
+
+
+def describe_params(model: type[SceneParams]) -> list[ParamInfo]:
+    """Return one line of help for each parameter, in the order of declaration."""
+    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    return [
+        ParamInfo(name, _type_of(schema), _default_of(schema.get("default")), schema.get("description", ""))
+        for name, schema in properties.items()
+    ]
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    if schema.get("type") == "array":
+        return f"list of {_type_of(schema.get('items', {}))}"
+    if schema.get("pattern") == _HEX:
+        return "#rrggbb"
+    kind: str = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}.get(
+        schema.get("type", ""), "value"
+    )
+    if "minimum" in schema and "maximum" in schema:
+        return f"{kind} {schema['minimum']:g} to {schema['maximum']:g}"
+    return kind
+
+
+def _default_of(default: object) -> str:
+    match default:
+        case bool():
+            return str(default).lower()
+        case list() | tuple():
+            return ",".join(str(item) for item in default)
+        case _:
+            return str(default)
+
+
+def _split(value: object) -> object:
+    """Let a command line write a list: ``#102030,#405060``."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+_HEX = "^#[0-9a-fA-F]{6}$"
+Colour = Annotated[str, Field(pattern=_HEX)]
+"""``#rrggbb``."""
+Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=8)]
+"""One to eight colours, blended from the first to the last; a list, or text with commas."""
+
+
+class _Looks(SceneParams):
+    colours: Colours = Field(
+        default=("#5b5bff", "#b44dff", "#ff4d9d", "#ffb35c"), description="the colours, first to last"
+    )
+    background: Colour = Field(default="#090b1a", description="the colour behind everything")
+    gain: float = Field(default=1.0, ge=0.1, le=4, description="how far the sound moves the picture")
+    glow: float = Field(default=0.6, ge=0, le=1, description="how much light spreads around the shapes")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+
+
+class BarsParams(_Looks):
+    """The parameters of `bars`."""
+
+    bars: int = Field(default=64, ge=4, le=96, description="how many bars; fewer where the picture is narrow")
+    peaks: bool = Field(default=True, description="caps that mark each bar's recent height")
+
+
+class WaveParams(_Looks):
+    """The parameters of `wave`."""
+
+    colours: Colours = Field(
+        default=("#32e0ff", "#5b7cff", "#c04dff", "#ff5ca8"), description="the colours, first to last"
+    )
+    thickness: float = Field(default=1.0, ge=0.2, le=4, description="of the line")
+
+
+class RadialParams(_Looks):
+    """The parameters of `radial`."""
+
+    colours: Colours = Field(
+        default=("#2ee6c5", "#4d8dff", "#a64dff", "#ff4d88"), description="the colours, first to last"
+    )
+    bars: int = Field(default=120, ge=12, le=192, description="how many bars around the disc")
+    spin: float = Field(default=1.0, ge=-20, le=20, description="turns a minute")

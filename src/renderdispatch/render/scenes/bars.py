@@ -1,0 +1,172 @@
+"""The scene `bars`: how does the spectrum look as a row of lights over a dark floor?"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from renderdispatch.render.drawing import Scene
+from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, softened
+from renderdispatch.render.params import BarsParams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.features import Frame
+    from renderdispatch.render.paint import Floats
+
+_PHASES: Final = 8
+"""Rounded ends are kept for as many positions between two rows of pixels."""
+
+
+class Bars(Scene):
+    """Rounded bars with falling caps, their light around them and their reflection below."""
+
+    def __init__(self, params: BarsParams, *, width: int, height: int, fps: Fraction) -> None:
+        self.params = params
+        frame_s = float(1 / fps)
+        narrow = min((width / height * 9 / 16) ** 0.5, 1.0)
+        self.count = max(min(round(params.bars * max(narrow, 0.45)), width * 7 // 8 // 3), 1)
+        self.pitch = max(int(width * 0.88 / self.count), 1)
+        self.width = max(round(self.pitch * 0.66), 1)
+        self.left = (width - self.count * self.pitch + self.pitch - self.width) // 2
+        self.floor = round(height * (0.56 + 0.14 * narrow))
+        self.reach = round(min(self.floor * 0.82, width * 0.62))
+        self.least = max(self.width * 0.55, 1.0)
+
+        self.bands = np.linspace(0, 1, self.count)
+        self.heights = Spring(self.count, rise_s=0.02, fall_s=0.16, frame_s=frame_s)
+        self.peaks = np.zeros(self.count, np.float32)
+        self.falling = np.zeros(self.count, np.float32)
+        self.gravity = np.float32(1.3 * frame_s)
+        self.frame_s = np.float32(frame_s)
+        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
+
+        self.lit = self._lit(height)
+        depth = min(height - self.floor, round(self.reach * 0.55))
+        fade = 0.5 * (1 - np.arange(depth, dtype=np.float32) / max(depth, 1)) ** 2
+        upside_down = self.lit[self.floor - depth : self.floor][::-1] if depth else self.lit[:0]
+        self.reflected = (upside_down * fade[:, None, None, None]).astype(np.uint8)
+        self.cap = _cap(self.width, max(round(self.width / 2), 1))
+        self.peak = _pill(self.width, max(round(self.width * 0.3), 2))
+
+        self.backdrop = Backdrop(width, height)
+        x, y = self.backdrop.x, self.backdrop.y
+        colour = gradient(params.colours, np.clip((x - self.left) / (self.count * self.pitch), 0, 1))
+        self.glow_colour = colour * np.float32(params.glow)
+        self.columns = np.clip((x - self.left) / self.pitch - 0.5, 0, self.count - 1)
+        self.above = np.maximum(self.floor - y, 0)
+        self.below = np.maximum(y - self.floor, 0)
+        self.spread = np.float32(0.11 * min(width, height))
+        edge = np.clip(np.minimum(x - self.left, self.left + self.count * self.pitch - x) / self.spread + 1, 0, 1)
+        self.edge = (edge * edge * (3 - 2 * edge)).astype(np.float32)
+        off = ((x / width - 0.5) / 0.75) ** 2 + ((y - self.floor) / height / 0.8) ** 2
+        vignette = np.exp(-off)[..., None]
+        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
+        self.pulse_light = colour * vignette**2 * np.float32(0.2 * params.pulse)
+
+    def draw(self, frame: Frame, canvas: Canvas) -> None:
+        light = float(self.light.follow(frame.level)[0])
+        heights = self._heights(frame, light)
+        self._paint_light(heights, light, frame.beat, canvas)
+        first, last = self.left, self.left + (self.count - 1) * self.pitch + self.width
+        bars = _columns(canvas, first, last, self.count, self.pitch, self.width)
+        self._paint_bars(bars, self.floor - self.least - heights * (self.reach - self.least))
+        if self.params.peaks:
+            self._paint_peaks(bars, heights)
+
+    def _heights(self, frame: Frame, light: float) -> Floats:
+        """Return each bar's height, 0 to 1."""
+        bands = np.interp(self.bands, np.linspace(0, 1, len(frame.bands)), frame.bands).astype(np.float32)
+        loud = self.params.gain * (0.45 + 0.55 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
+        return self.heights.follow(np.clip(softened(bands) ** 1.7 * loud, 0, 1))
+
+    def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
+        at = self.columns.astype(np.intp)
+        smooth = heights
+        for _ in range(3):
+            smooth = softened(smooth)
+        tall = smooth[at] + (smooth[np.minimum(at + 1, self.count - 1)] - smooth[at]) * (self.columns - at)
+        over = np.maximum(self.above - tall * self.reach, 0)
+        shine = np.exp(-(over + 6 * self.below) / self.spread) * (self.edge * (0.1 + 0.5 * tall))
+        picture = self.night + shine[..., None] * self.glow_colour + self.pulse_light * np.float32(0.5 * light + beat)
+        self.backdrop.paint(picture, canvas)
+
+    def _paint_bars(self, bars: Canvas, tops: Floats) -> None:
+        """Paint from ``tops`` (in rows, between two of them too) to the floor, and the reflections."""
+        cap_rows = self.cap.shape[1]
+        whole = np.floor(tops).astype(np.intp)
+        for bar, top in enumerate(whole):
+            body = min(top + cap_rows, self.floor)
+            bars[body : self.floor, bar] = self.lit[body : self.floor, bar]
+            depth = min(self.floor - top, len(self.reflected))
+            below = bars[self.floor : self.floor + depth, bar]
+            np.maximum(below, self.reflected[:depth, bar], out=below)
+        self._blend(bars, whole, tops - whole, self.cap, self.lit)
+
+    def _paint_peaks(self, bars: Canvas, heights: Floats) -> None:
+        """Let the caps fall, ever faster, until a bar lifts them again."""
+        lifted = heights >= self.peaks
+        self.falling = np.where(lifted, 0, self.falling + self.gravity).astype(np.float32)
+        self.peaks = np.where(lifted, heights, np.maximum(self.peaks - self.falling * self.frame_s, heights))
+        gap = self.peak.shape[1] + 0.35 * self.width
+        tops = np.maximum(self.floor - self.least - self.peaks * (self.reach - self.least) - gap, 0)
+        whole = np.floor(tops).astype(np.intp)
+        self._blend(bars, whole, tops - whole, self.peak, self.lit)
+
+    def _blend(
+        self, bars: Canvas, rows: NDArray[np.intp], between: Floats, masks: NDArray[np.int16], paint: Canvas
+    ) -> None:
+        """Blend paint through a mask, at a row of each bar."""
+        mask = masks[(between * _PHASES).astype(np.intp)][..., None]
+        at = np.clip(rows[:, None] + np.arange(masks.shape[1]), 0, self.floor - 1), np.arange(self.count)[:, None]
+        under = bars[at].astype(np.int16)
+        bars[at] = under + (((paint[at].astype(np.int16) - under) * mask) >> 7)
+
+    def _lit(self, height: int) -> Canvas:
+        """Return every bar as if it reached the top: (height, count, width, 3)."""
+        colour = gradient(self.params.colours, np.linspace(0, 1, self.count).astype(np.float32))
+        up = np.clip((self.floor - np.arange(height, dtype=np.float32)) / self.reach, 0, 1)[:, None, None]
+        towards_white = 0.1 + 0.5 * up**1.5
+        shaded = (colour * (0.72 + 0.28 * up)) * (1 - towards_white) + 255 * towards_white
+        across = (
+            np.linspace(-1, 1, self.width, dtype=np.float32) if self.width > 2 else np.zeros(self.width, np.float32)
+        )
+        rounded = 1 - 0.14 * across**2
+        lit: Canvas = np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255).astype(np.uint8)
+        return lit
+
+
+def _columns(canvas: Canvas, first: int, last: int, count: int, pitch: int, width: int) -> Canvas:
+    """Return the bars' own pixels of the canvas, without copying: (height, count, width, 3)."""
+    row, pixel, channel = canvas.strides
+    return np.lib.stride_tricks.as_strided(
+        canvas[:, first:last], (canvas.shape[0], count, width, 3), (row, pitch * pixel, pixel, channel)
+    )
+
+
+def _cap(width: int, rows: int) -> NDArray[np.int16]:
+    """Return how much of each pixel the upper half of a disc covers, 0 to 128: (phases, rows + 1, width)."""
+    radius = width / 2
+    return np.stack(
+        [_covered(width, rows + 1, radius, radius + phase / _PHASES, open_below=True) for phase in range(_PHASES)]
+    )
+
+
+def _pill(width: int, rows: int) -> NDArray[np.int16]:
+    """Return likewise how much a lying pill covers."""
+    return np.stack(
+        [_covered(width, rows + 1, rows / 2, rows / 2 + phase / _PHASES, open_below=False) for phase in range(_PHASES)]
+    )
+
+
+def _covered(width: int, rows: int, radius: float, middle: float, *, open_below: bool) -> NDArray[np.int16]:
+    """Return the cover of a rounded shape: a disc's radius from the line of its middle, by distance to the edge."""
+    x = np.abs(np.arange(width) + 0.5 - width / 2) - max(width / 2 - radius, 0)
+    y = np.arange(rows)[:, None] + 0.5 - middle
+    away = np.hypot(np.maximum(x, 0), np.maximum(-y, 0) if open_below else y)
+    cover: NDArray[np.int16] = (np.clip(radius - away + 0.5, 0, 1) * 128).astype(np.int16)
+    return cover

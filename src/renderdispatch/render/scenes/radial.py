@@ -1,0 +1,125 @@
+"""The scene `radial`: how does the spectrum look around a pulsing ring?"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from renderdispatch.render.drawing import Scene
+from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, smoothstep, softened
+from renderdispatch.render.params import RadialParams
+
+if TYPE_CHECKING:
+    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.features import Frame
+    from renderdispatch.render.paint import Floats
+
+
+class Radial(Scene):
+    """Rounded rays around a ring; the music turns them.
+
+    Where each pixel lies (on which ray, how far out) never changes, so a frame only compares the rays' lengths with it.
+    """
+
+    def __init__(self, params: RadialParams, *, width: int, height: int, fps: Fraction) -> None:
+        self.params = params
+        frame_s = float(1 / fps)
+        size = min(width, height)
+        self.inner = np.float32(0.2 * size)
+        self.reach = np.float32(0.27 * size)
+        self.count = max(min(params.bars, int(2 * np.pi * self.inner / 3)), 4)
+        self.heights = Spring(self.count, rise_s=0.02, fall_s=0.18, frame_s=frame_s)
+        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
+        self.turn = 0.0
+        self.turn_step = params.spin * frame_s / 60
+        # From the lowest note at the bottom up both sides to the highest at the top.
+        self.around = np.arange(self.count) / self.count
+        self._place(width, height)
+
+        self.backdrop = Backdrop(width, height)
+        x, y = self.backdrop.x - width / 2, self.backdrop.y - height / 2
+        self.radius = np.hypot(x, y).astype(np.float32)
+        vignette = np.exp(-((self.radius / (0.75 * np.hypot(width, height) / 2)) ** 2))[..., None]
+        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
+        colour = gradient(params.colours, _mirrored(np.arctan2(x, y) / (2 * np.pi)))
+        self.glow_colour = colour * np.float32(params.glow)
+        self.hole = smoothstep(0.55, 1.0, self.radius / self.inner)
+        self.pulse_light = colour * vignette**2 * self.hole[..., None] * np.float32(0.25 * params.pulse)
+        self.spread = np.float32(0.1 * size)
+        self.ray = (np.arctan2(x, y) / (2 * np.pi) % 1 * self.count).astype(np.intp) % self.count
+
+    def draw(self, frame: Frame, canvas: Canvas) -> None:
+        light = float(self.light.follow(frame.level)[0])
+        self.turn += self.turn_step * min(3 * light, 1.0)
+        heights = self._heights(frame, light)
+        self._paint_light(heights, light, frame.beat, canvas)
+        beat = 1 + 0.05 * self.params.pulse * frame.beat
+        self._paint_rays(canvas, heights, np.float32(self.inner * beat))
+
+    def _heights(self, frame: Frame, light: float) -> Floats:
+        at = _mirrored(self.around + self.turn)
+        bands = np.interp(at, np.linspace(0, 1, len(frame.bands)), frame.bands).astype(np.float32)
+        loud = self.params.gain * (0.45 + 0.55 * light)
+        return self.heights.follow(np.clip(softened(bands) ** 1.7 * loud, 0, 1))
+
+    def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
+        smooth = heights
+        for _ in range(4):
+            smooth = softened(smooth)
+        tall = smooth[self.ray]
+        over = np.maximum(self.radius - self.inner - tall * self.reach, 0)
+        shine = np.exp(-over / self.spread) * self.hole * (0.12 + 0.5 * tall)
+        picture = self.night + shine[..., None] * self.glow_colour + self.pulse_light * np.float32(0.5 * light + beat)
+        self.backdrop.paint(picture, canvas)
+
+    def _paint_rays(self, canvas: Canvas, heights: Floats, inner: Floats | np.float32) -> None:
+        outer = inner + self.least + heights * (self.reach - self.least)
+        shape = np.minimum(outer[self.pixel_ray] - self.pixel_radius, self.pixel_radius - inner)
+        cover = np.clip(shape + np.float32(0.5), 0, 1) * self.side
+        ring = inner - self.gap
+        cover = np.maximum(cover, np.clip(self.line / 2 + np.float32(0.5) - np.abs(self.true_radius - ring), 0, 1))
+        touched = np.flatnonzero(cover)
+        pixels = canvas.reshape(-1, 3)
+        where = self.pixels[touched]
+        under = pixels[where].astype(np.int16)
+        alpha = (cover[touched] * np.float32(128)).astype(np.int16)[:, None]
+        pixels[where] = under + (((self.colour[touched] - under) * alpha) >> 7)
+
+    def _place(self, width: int, height: int) -> None:
+        """Find the pixels that a ray or the ring may touch, and where on them they lie."""
+        size = min(width, height)
+        self.gap = np.float32(0.022 * size)
+        self.line = np.float32(max(size / 240, 1.0))
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        x += np.float32(0.5 - width / 2)
+        y += np.float32(0.5 - height / 2)
+        radius = np.hypot(x, y)
+        pixels = np.flatnonzero((radius > self.inner * 0.8) & (radius < self.inner * 1.06 + self.reach + 2))
+        x, y, radius = x.ravel()[pixels], y.ravel()[pixels], radius.ravel()[pixels]
+        angle = np.arctan2(x, y) / (2 * np.pi) % 1
+        ray = np.round(angle * self.count)
+        beside = np.abs(np.sin((angle - ray / self.count) * 2 * np.pi)) * radius
+        half = max(np.pi * float(self.inner) / self.count * 0.58, 0.6)
+        self.least = np.float32(2 * half)
+        side = np.clip(half - beside + 0.5, 0, 1)
+        near_ring = np.abs(radius - (self.inner * 0.98 - self.gap)) < 0.07 * self.inner + self.line
+        kept = (side > 0) | near_ring
+        self.pixels = pixels[kept]
+        self.side = side[kept].astype(np.float32)
+        self.pixel_ray = ray[kept].astype(np.intp) % self.count
+        self.true_radius = radius[kept]
+        # A rounded end is the same as a straight one on pixels that count as further out, the more so to the side.
+        roundness = half - np.sqrt(np.maximum(half**2 - beside[kept] ** 2, 0))
+        self.pixel_radius = (self.true_radius + roundness).astype(np.float32)
+        out = np.clip((self.true_radius - self.inner) / self.reach, 0, 1)[:, None]
+        towards_white = 0.12 + 0.45 * out**1.5
+        colour = gradient(self.params.colours, _mirrored(angle[kept]))
+        self.colour = (colour * (1 - towards_white) + 255 * towards_white).astype(np.int16)
+
+
+def _mirrored(turns: Floats) -> Floats:
+    """Return 0 at whole turns and 1 between them."""
+    folded: Floats = 1 - np.abs(2 * (turns % 1) - 1)
+    return folded

@@ -1,0 +1,106 @@
+"""The scene `wave`: how does the sound's wave look as a ribbon of light?"""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from renderdispatch.render.drawing import Scene
+from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, smoothstep
+from renderdispatch.render.params import WaveParams
+
+if TYPE_CHECKING:
+    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.features import Frame
+    from renderdispatch.render.paint import Floats
+
+_SHOWN: Final = 320
+"""Samples of the wave that are seen; the rest is room to find where it rises."""
+_STEEPEST: Final = 5.0
+"""Rows a column at most, so that a line stays a line."""
+
+
+class Wave(Scene):
+    """The wave, held still where it rises, with echoes of what was and light around it."""
+
+    def __init__(self, params: WaveParams, *, width: int, height: int, fps: Fraction) -> None:
+        self.params = params
+        frame_s = float(1 / fps)
+        self.width, self.height = width, height
+        self.middle = np.float32(height / 2)
+        self.reach = np.float32(min(height * 0.36, width * 0.4) * params.gain)
+        size = min(width, height)
+        self.thickness = max(size / 170 * params.thickness, 1.2)
+        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
+        age = max(round(0.2 / frame_s), 2)
+        self.echoes: deque[Floats] = deque([np.full(width, self.middle)] * age, maxlen=age)
+
+        columns = np.arange(width, dtype=np.float32)
+        across = columns / max(width - 1, 1)
+        self.taper = np.sin(np.pi * across).clip(0).astype(np.float32) ** 1.2
+        self.at = across * (_SHOWN - 1)
+        self.columns = np.arange(width)[:, None]
+        self.colour = gradient(params.colours, across)
+        self.core = self.colour * 0.35 + 255 * 0.65
+
+        self.backdrop = Backdrop(width, height)
+        x, y = self.backdrop.x, self.backdrop.y
+        self.small_columns = np.clip(x.astype(np.intp), 0, width - 1)
+        glow = self.colour[self.small_columns]
+        off = ((x / width - 0.5) / 0.7) ** 2 + ((y / height - 0.5) / 0.7) ** 2
+        vignette = np.exp(-off)[..., None].astype(np.float32)
+        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
+        self.glow = glow * np.float32(params.glow)
+        self.pulse_light = glow * vignette**2 * np.float32(0.22 * params.pulse)
+        self.spread = np.float32(size * 0.055)
+
+    def draw(self, frame: Frame, canvas: Canvas) -> None:
+        light = float(self.light.follow(frame.level)[0])
+        wave = self._steadied(frame.wave, light)
+        self._paint_light(wave, light, frame.beat, canvas)
+        for echo, strength in ((self.echoes[0], 0.16), (self.echoes[len(self.echoes) // 2], 0.3)):
+            self._paint_line(canvas, echo, self.colour, strength, self.thickness * 0.8)
+        self._paint_line(canvas, wave, self.colour, 0.45 + 0.3 * light, self.thickness * 2.2)
+        self._paint_line(canvas, wave, self.core, 0.95, self.thickness)
+        self.echoes.append(wave)
+
+    def _steadied(self, wave: Floats, light: float) -> Floats:
+        """Return the row of the line in each column: from where the smoothed wave rises most through 0."""
+        kernel = np.hanning(15).astype(np.float32)
+        smooth = np.convolve(wave, kernel / kernel.sum(), mode="same").astype(np.float32)
+        room = len(smooth) - _SHOWN
+        rises = (smooth[:room] < 0) & (smooth[1 : room + 1] >= 0)
+        slopes = np.where(rises, smooth[6 : room + 6] - smooth[:room], 0)
+        start = int(np.argmax(slopes))
+        loud = light / max(float(np.abs(smooth).max()), 0.03) if light > 0 else 0.0
+        seen = np.interp(self.at, np.arange(_SHOWN), smooth[start : start + _SHOWN]).astype(np.float32)
+        line: Floats = self.middle - np.tanh(seen * np.float32(loud)) * self.taper * self.reach
+        return line
+
+    def _paint_light(self, wave: Floats, light: float, beat: float, canvas: Canvas) -> None:
+        line = wave[self.small_columns]
+        y = self.backdrop.y
+        away = np.abs(y - line)
+        # Between the line and the middle, as if it were a sheet; and around the line itself.
+        sheet = smoothstep(
+            0, 1, 1 - np.abs(y - (line + self.middle) / 2) / (np.abs(line - self.middle) / 2 + self.spread)
+        )
+        shine = np.exp(-away / self.spread) * (0.16 + 0.4 * light) + sheet * 0.16 * light
+        picture = self.night + shine[..., None] * self.glow + self.pulse_light * np.float32(0.5 * light + beat)
+        self.backdrop.paint(picture, canvas)
+
+    def _paint_line(self, canvas: Canvas, line: Floats, colour: Floats, strength: float, thickness: float) -> None:
+        """Blend a smooth line of ``thickness`` pixels, measured across it, at ``line`` rows."""
+        slope = np.minimum(np.abs(np.gradient(line)), _STEEPEST) if self.width > 1 else np.zeros_like(line)
+        stretch = np.sqrt(1 + slope * slope).astype(np.float32)
+        half = thickness / 2 + 0.5
+        reach = int(np.ceil(half * float(stretch.max()))) + 1
+        first = np.clip(np.floor(line).astype(np.intp) - reach, 0, max(self.height - 2 * reach - 1, 0))
+        rows = np.minimum(first[:, None] + np.arange(2 * reach + 1), self.height - 1)
+        away = np.abs(rows + np.float32(0.5) - line[:, None]) / stretch[:, None]
+        cover = (np.clip(half - away, 0, 1) * np.float32(strength))[..., None]
+        under = canvas[rows, self.columns]
+        canvas[rows, self.columns] = under + (colour[:, None] - under) * cover

@@ -1,0 +1,84 @@
+"""Which object of this machine does a URL name?
+
+``file:`` names a file. ``memory:`` names an object of a storage in this process, as a browser's ``blob:`` URLs do: the
+storage registers itself here under a random id, and its URLs are signed and expire.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import BinaryIO, Final, NoReturn, Protocol
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from renderdispatch.errors import StorageDeniedError
+from renderdispatch.runner.local_files import read_chunks, storage_error, write_file
+
+
+class Endpoint(Protocol):
+    """What answers the ``memory:`` URLs of one storage."""
+
+    def open_url(self, url: str) -> BinaryIO:
+        """Open the object that a signed URL reads."""
+
+    def put_url(self, url: str, source: Path) -> None:
+        """Write the object that a signed URL writes, once."""
+
+
+_endpoints: Final[weakref.WeakValueDictionary[str, Endpoint]] = weakref.WeakValueDictionary()
+
+
+def register(instance_id: str, endpoint: Endpoint) -> None:
+    """Let ``memory://<instance_id>/...`` reach ``endpoint`` for as long as somebody else holds it."""
+    _endpoints[instance_id] = endpoint
+
+
+def local_path(url: str) -> Path | None:
+    """Return the path that a ``file:`` URL names, so that a reader may use the file in place; else None."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or "\0" in unquote(parts.path):
+        return None
+    return Path(unquote(parts.path))
+
+
+def open_get(url: str) -> BinaryIO:
+    """Open the object behind a ``file:`` or ``memory:`` URL for reading.
+
+    Raises:
+        ObjectNotFoundError: Nothing stands there.
+        StorageDeniedError: The URL is not valid, or not any more.
+    """
+    if (path := local_path(url)) is not None:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise storage_error(error, path.name) from error
+    return _endpoint(url).open_url(url)
+
+
+def put_once(url: str, source_path: Path) -> None:
+    """Write a file to a write-once ``file:`` or ``memory:`` URL: whole, or not at all.
+
+    A ``file:`` URL may bound the upload, as ``?size=<bytes>``.
+
+    Raises:
+        ObjectExistsError: An object stands there.
+        StorageDeniedError: The URL is not valid, or not any more, or the size is another one.
+        StorageFullError: No space is left.
+    """
+    if (path := local_path(url)) is None:
+        _endpoint(url).put_url(url, source_path)
+        return
+    size = parse_qs(urlsplit(url).query).get("size")
+    bound = int(size[0]) if size and size[0].isdecimal() else None
+    write_file(path, read_chunks(source_path), key=path.name, only_if_absent=True, size=bound)
+
+
+def _endpoint(url: str) -> Endpoint:
+    parts = urlsplit(url)
+    endpoint = _endpoints.get(parts.netloc) if parts.scheme == "memory" else None
+    return endpoint if endpoint is not None else _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise StorageDeniedError("the URL names no object of this machine, or its storage is closed")

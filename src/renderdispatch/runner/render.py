@@ -1,0 +1,198 @@
+"""Where does the renderer run: in this process, or in one of its own?
+
+In production in one of its own: a scene that crashes, leaks or hangs in a driver takes nothing with it, and a
+cancel ends it at once. `child_main` is what runs there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from attrs import field, frozen
+from pydantic import Field, JsonValue, TypeAdapter
+
+from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
+from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
+from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
+from renderdispatch.runner.faults import is_disk_full, job_error
+from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
+from renderdispatch.runner.renderers import find_renderer, load_renderer
+
+RenderHost = Callable[[RenderOrder, Path, Path, Report], RenderStats]
+"""``host(order, audio, output, report)``: as `Renderer.render`, for whatever scene the order names."""
+
+_MOST_FRAMES: Final = (1 << 53) - 1
+"""What every reader of JSON takes for the number that it is."""
+
+_REPORT_EVERY_S: Final = 0.1
+_LOOK_EVERY_S: Final = 0.2
+
+
+class RenderFailed(RenderError):
+    """A failure that was already described, on the other side of a pipe."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message, code=error.code)
+        self.fault: FaultName = error.fault.value  # type: ignore[misc]
+
+
+def check_renderer(renderer: Renderer, *, scene: str, params: Mapping[str, JsonValue], require_gpu: bool) -> None:
+    """Refuse what this renderer can never do.
+
+    Raises:
+        InvalidRequestError: A parameter is wrong.
+        GpuUnavailableError: A GPU is required, and this renderer would draw on the CPU.
+    """
+    if isinstance(renderer, SupportsParams):
+        renderer.check_params(params)
+    if require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
+        raise GpuUnavailableError(f"a GPU is required, but scene {scene!r} draws on the CPU here")
+
+
+@frozen
+class InProcessRender:
+    """Renders in this very process.
+
+    Args:
+        renderers: Scenes beside those that are registered.
+    """
+
+    renderers: Mapping[str, Renderer] = field(factory=dict)
+
+    def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
+        check_renderer(renderer, scene=order.scene, params=order.params, require_gpu=order.require_gpu)
+        try:
+            stats = renderer.render(order, audio, output, _in_plain_numbers(report))
+        except SystemExit as error:  # the scene must not end the process that hosts it
+            raise SceneError(f"scene {order.scene!r} tried to exit the process (status {error.code!r})") from error
+        if not isinstance(stats, RenderStats):
+            raise SceneError(f"scene {order.scene!r} returned {type(stats).__name__}, not RenderStats")
+        if not output.is_file():
+            raise SceneError(f"scene {order.scene!r} wrote no video")
+        return stats
+
+
+def _in_plain_numbers(report: Report) -> Report:
+    """Let renderers count as they like: in NumPy's integers, in floats, with -1 or None for what nobody knows."""
+    return lambda frames, total: report(_plain(frames), _plain(total))
+
+
+def _plain(said: Any) -> int:
+    try:
+        count = int(said)
+    except (TypeError, ValueError, OverflowError):
+        count = 0
+    return min(max(0, count), _MOST_FRAMES)
+
+
+# --- a process of its own -------------------------------------------------------------------------
+
+
+class _Task(Message):
+    order: RenderOrder
+    audio: Path
+    output: Path
+    renderers: Mapping[str, str] = Field(default_factory=dict)
+
+
+class _Drawn(Message):
+    type: Literal["drawn"] = "drawn"
+    frames: int
+    total: int
+
+
+class _Made(Message):
+    type: Literal["made"] = "made"
+    stats: RenderStats
+
+
+class _Broke(Message):
+    type: Literal["broke"] = "broke"
+    error: JobError
+
+
+_ANSWER: Final[TypeAdapter[_Drawn | _Made | _Broke]] = TypeAdapter(
+    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")]
+)
+
+
+@frozen
+class SupervisedRender:
+    """Renders in a process of its own, behind the supervisor; ended as soon as ``report`` raises.
+
+    Args:
+        renderers: Scenes beside those that are registered, each as ``"package.module:name"``, imported there.
+    """
+
+    renderers: Mapping[str, str] = field(factory=dict)
+
+    def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        """Render, and report at least five times a second, also while the renderer is silent.
+
+        Raises:
+            RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started.
+        """
+        try:
+            process = SupervisedProcess("renderdispatch.runner.child")
+        except OSError as failure:
+            if is_disk_full(failure):
+                raise
+            raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
+        finished = False
+        try:
+            task = _Task(order=order, audio=audio, output=output, renderers=self.renderers)
+            process.write_line(task.model_dump_json())
+            frames, total = 0, 0
+            while (line := process.read_line(_LOOK_EVERY_S)) != b"":
+                if line is not None:
+                    match _ANSWER.validate_json(line):
+                        case _Made(stats=stats):
+                            finished = True
+                            return stats
+                        case _Broke(error=error):
+                            finished = True
+                            raise RenderFailed(error)
+                        case _Drawn() as drawn:
+                            frames, total = drawn.frames, drawn.total
+                report(frames, total)
+            how = describe_exit(process.end(wait_s=1), process.log)
+            raise RenderError(f"the render process {how}", code="renderer.died")
+        finally:
+            process.end(wait_s=5 if finished else 0)
+
+
+def child_main() -> None:
+    """Render one task: read it from stdin, answer over the events descriptor."""
+    with events_pipe() as events:
+        lock = threading.Lock()
+        last = 0.0
+
+        def answer(message: _Drawn | _Made | _Broke) -> None:
+            with lock:
+                events.write(message.model_dump_json().encode() + b"\n")
+
+        def report(frames: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _REPORT_EVERY_S:
+                last = now
+                answer(_Drawn(frames=frames, total=total))
+
+        task = _Task.model_validate_json(sys.stdin.buffer.readline())
+        try:
+            where = task.renderers.get(task.order.scene)
+            own = {} if where is None else {task.order.scene: load_renderer(task.order.scene, where)}
+            stats = InProcessRender(own)(task.order, task.audio, task.output, report)
+        except Exception as error:  # noqa: BLE001 - whatever a scene raises is answered
+            import traceback
+
+            traceback.print_exc()  # for the log; the one line of the error is for people
+            answer(_Broke(error=job_error(error, otherwise=FaultDomain.SCENE)))
+        else:
+            answer(_Made(stats=stats))

@@ -1,0 +1,74 @@
+"""Which renderer draws the scene of this name?
+
+Renderers come from the entry points of the group ``renderdispatch.renderers``; the shipped ones also
+stand in a table, for images whose packages carry no metadata. A scene is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+from renderdispatch.errors import ConfigurationError, RenderDispatchError, UnknownNameError
+from renderdispatch.protocols import Renderer
+
+GROUP: Final = "renderdispatch.renderers"
+
+SHIPPED: Final[Mapping[str, str]] = {
+    "bars": "renderdispatch.render:bars",
+    "wave": "renderdispatch.render:wave",
+    "radial": "renderdispatch.render:radial",
+}
+
+
+@cache
+def _registered() -> Mapping[str, EntryPoint]:
+    shipped = [EntryPoint(name, value, GROUP) for name, value in SHIPPED.items()]
+    return {point.name: point for point in (*shipped, *entry_points(group=GROUP))}
+
+
+def scene_names() -> list[str]:
+    """Return the names of all registered scenes, sorted."""
+    return sorted(_registered())
+
+
+def forget_registered() -> None:
+    """Look the entry points up afresh at the next call: a package was installed meanwhile."""
+    _registered.cache_clear()
+    find_renderer.cache_clear()
+
+
+@cache
+def find_renderer(scene: str) -> Renderer:
+    """Return the renderer of a registered scene.
+
+    Raises:
+        UnknownNameError: No scene has this name; the message holds the near matches.
+        ConfigurationError: The scene is registered, but cannot be imported or is no renderer.
+    """
+    point = _registered().get(scene)
+    if point is None:
+        raise UnknownNameError.of("scene", scene, scene_names(), code="scene.unknown")
+    return load_renderer(scene, point.value)
+
+
+def load_renderer(scene: str, where: str) -> Renderer:
+    """Return the renderer of a scene that stands at ``"package.module:name"``.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or is no renderer.
+    """
+    point = EntryPoint(scene, where, GROUP)
+    try:
+        found = point.load()
+        renderer = found() if inspect.isclass(found) else found
+    except RenderDispatchError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"scene {scene!r} ({point.value}) cannot be loaded: {error}") from error
+    if not isinstance(renderer, Renderer):
+        raise ConfigurationError(f"scene {scene!r} ({point.value}) is no renderer: it has no render() method")
+    return renderer

@@ -1,0 +1,77 @@
+"""Which keys, and which lifetimes of signed URLs, are allowed in every storage?"""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import timedelta
+from typing import Final
+
+from renderdispatch.errors import InvalidRequestError, StorageDeniedError
+
+MAX_KEY_BYTES: Final = 1024
+MAX_PUT_BYTES: Final = 5 << 30
+MAX_EXPIRY: Final = timedelta(days=7)
+
+
+def check_key(key: str) -> str:
+    """Return ``key``.
+
+    Raises:
+        StorageDeniedError: It is not relative, has an empty part, ``.``, ``..``, a backslash or a control character, or
+            is longer than 1,024 bytes of UTF-8.
+    """
+    why = _objection(key)
+    if why is not None:
+        raise StorageDeniedError(f"the key {key[:80]!a} is refused: {why}")
+    return key
+
+
+def _objection(key: str) -> str | None:
+    if not key:
+        return "it is empty"
+    try:
+        if len(key.encode()) > MAX_KEY_BYTES:
+            return f"it is longer than {MAX_KEY_BYTES} bytes"
+    except UnicodeEncodeError:
+        return "it is not Unicode text"
+    parts = key.split("/")
+    if "" in parts:
+        return "it starts or ends with a slash, or has two in a row"
+    if "." in parts or ".." in parts:
+        return "'.' and '..' name no object"
+    if "\\" in key or any(unicodedata.category(character) == "Cc" for character in key):
+        return "backslashes and control characters are not allowed"
+    return None
+
+
+def check_prefix(prefix: str) -> str:
+    """Return ``prefix``, of what is to be deleted.
+
+    Raises:
+        StorageDeniedError: It is empty.
+    """
+    if not prefix:
+        raise StorageDeniedError("an empty prefix would delete everything: name what is to go")
+    return prefix
+
+
+def check_expiry(expires_in: timedelta) -> timedelta:
+    """Return ``expires_in``.
+
+    Raises:
+        InvalidRequestError: It is not above 0 and at most 7 days.
+    """
+    if not timedelta(0) < expires_in <= MAX_EXPIRY:
+        raise InvalidRequestError(f"a signed URL lives for more than 0 and at most 7 days, not {expires_in}")
+    return expires_in
+
+
+def check_put_size(size: int | None) -> int | None:
+    """Return ``size``, in bytes, of a signed upload.
+
+    Raises:
+        InvalidRequestError: It is negative, or above 5 GiB.
+    """
+    if size is not None and not 0 <= size <= MAX_PUT_BYTES:
+        raise InvalidRequestError(f"one upload has at most {MAX_PUT_BYTES} bytes, not {size}")
+    return size

@@ -1,0 +1,401 @@
+"""How is a bucket of Cloudflare R2, or of any other S3 API, an object storage?
+
+An object goes up in one PUT wherever its size is known: that is atomic, leaves nothing open when it fails, and is where
+R2 surely checks `if-none-match`. Only what cannot be measured first (chunks) or is above 5 GiB goes in equal parts.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
+from typing import Any, BinaryIO, Final, Literal, cast
+from urllib.parse import quote, urlsplit
+
+from renderdispatch.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageDeniedError,
+    StorageError,
+)
+from renderdispatch.messages import SignedPut
+from renderdispatch.protocols import Locality, ObjectInfo, Source
+from renderdispatch.runner.http import STALL_S, etag_of
+from renderdispatch.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
+from renderdispatch.storage.bodies import Body, body_of, equal_parts, spool
+from renderdispatch.storage.keys import (
+    MAX_KEY_BYTES,
+    MAX_PUT_BYTES,
+    check_expiry,
+    check_key,
+    check_prefix,
+    check_put_size,
+)
+from renderdispatch.storage.sources import chunks_of
+
+_log: Final = logging.getLogger("renderdispatch.storage")
+
+PART_BYTES: Final = 16 << 20
+"""Of an upload in parts: R2 wants all but the last equal, and at least 5 MiB; 10,000 of these are 156 GiB."""
+
+_MAX_PARTS: Final = 10_000
+_READ_BYTES: Final = 1 << 20
+_WRITE_ID: Final = "write-id"
+
+LOCAL_PATH: Final = "/cdn-cgi/local/r2/s3"
+"""Where Cloudflare's local R2 has its S3 API; no other endpoint has a path."""
+
+
+class R2Storage:
+    """Keeps objects in a bucket of R2, or of any S3 API that checks ``if-none-match`` on PUT (AWS, MinIO).
+
+    ``put`` with ``if_absent`` and `sign_put` are atomic up to 5 GiB, by one conditional PUT. Chunks are then spooled to
+    the local disk first, as their size must be known. Above 5 GiB, ``if_absent`` is a condition on the end of an upload
+    in parts: R2 and AWS keep it, Cloudflare's local R2 ignores it.
+
+    Nothing is opened before the first call. Throttled calls are repeated for a minute; those that fail otherwise, five
+    times.
+
+    Args:
+        bucket: Its name.
+        account_id: Of Cloudflare; gives R2's endpoint. Else ``endpoint_url``.
+        endpoint_url: Of another S3 API, without the bucket.
+        access_key_id: Of an R2 API token with "Object Read & Write" on the bucket.
+        secret_access_key: Belongs to it.
+        prefix: A folder within the bucket for everything, part of no key here.
+        jurisdiction: Where the bucket was made, ``eu`` or ``fedramp``: it has an endpoint of its own.
+        region: What the endpoint wants signatures for, where it is not R2's: ``eu-central-1``.
+        public_url: The bucket's public or custom domain. `sign_get` then gives plain URLs below it, which do not expire
+            and which everybody may read.
+        stall_s: After how many seconds in which nothing moves a try has failed.
+
+    Raises:
+        ConfigurationError: These do not fit together; the message says what to give.
+        MissingExtraError: s3fs is not installed.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        account_id: str | None = None,
+        endpoint_url: str | None = None,
+        access_key_id: str,
+        secret_access_key: str,
+        prefix: str = "",
+        jurisdiction: Literal["eu", "fedramp"] | None = None,
+        region: str = "auto",
+        public_url: str | None = None,
+        stall_s: float = STALL_S,
+    ) -> None:
+        url = check_endpoint(
+            account_id=account_id, endpoint_url=endpoint_url, jurisdiction=jurisdiction, local_path=LOCAL_PATH
+        )
+        self._s3 = S3(
+            Endpoint(
+                url=url,
+                bucket=_check_bucket(bucket),
+                access_key_id=_check_credential("access_key_id", access_key_id),
+                secret_access_key=_check_credential("secret_access_key", secret_access_key),
+                region=region,
+            ),
+            stall_s=stall_s,
+        )
+        self._prefix = _check_folder(prefix)
+        self._public_url = _check_public(public_url)
+
+    def __repr__(self) -> str:
+        endpoint = self._s3.endpoint
+        return f"R2Storage({endpoint.bucket!r}, endpoint_url={endpoint.url!r}, prefix={self._prefix!r})"
+
+    @property
+    def locality(self) -> Locality:
+        return Locality.WORLD
+
+    def _path(self, key: str) -> str:
+        path = self._prefix + check_key(key)
+        if len(path.encode()) > MAX_KEY_BYTES:
+            raise StorageDeniedError(
+                f"the key {key[:80]!a} is refused: with the prefix it is longer than {MAX_KEY_BYTES} bytes"
+            )
+        return path
+
+    # --- writing
+
+    def put(
+        self, key: str, source: Source, *, content_type: str = "application/octet-stream", if_absent: bool = False
+    ) -> ObjectInfo:
+        params: dict[str, Any] = {
+            "Key": self._path(key),
+            "ContentType": _check_content_type(content_type),
+            "ContentDisposition": content_disposition(key, content_type),
+            "Metadata": {_WRITE_ID: secrets.token_hex(8)},
+        }
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        if (body := body_of(source)) is not None:
+            return self._put_body(key, body, params, condition)
+        parts = equal_parts(chunks_of(source), PART_BYTES)
+        first, second = next(parts, bytearray()), next(parts, None)
+        if second is None:
+            return self._put_body(key, Body.of_bytes(first), params, condition)
+        every = _chain([second, first], parts)
+        del first, second  # they are many bytes
+        if not condition:
+            return self._put_parts(key, every, params, condition)
+        with tempfile.TemporaryFile() as file:
+            return self._put_body(key, spool(every, cast("BinaryIO", file)), params, condition)
+
+    def _put_body(self, key: str, body: Body, params: dict[str, Any], condition: dict[str, str]) -> ObjectInfo:
+        if body.size > MAX_PUT_BYTES:
+            part_bytes = max(PART_BYTES, math.ceil(body.size / _MAX_PARTS))
+            return self._put_parts(key, equal_parts(body.pieces(), part_bytes), params, condition)
+        try:
+            etag = self._s3.send("put_object", repr(key), size=body.size, pieces=body.pieces, **params, **condition)
+        except ObjectExistsError:
+            if (ours := self._written_by_us(key, params)) is None:
+                raise
+            return ours
+        return ObjectInfo(key=key, size=body.size, etag=etag_of(etag))
+
+    def _written_by_us(self, key: str, params: dict[str, Any]) -> ObjectInfo | None:
+        """Return what stands if this very `put` wrote it: a try is refused after one whose answer was lost."""
+        with suppress(ObjectNotFoundError):
+            found = self._head(key)
+            if found.get("Metadata", {}).get(_WRITE_ID) == params["Metadata"][_WRITE_ID]:
+                return _info(key, found)
+        return None
+
+    def _put_parts(
+        self, key: str, parts: Iterator[bytearray], params: dict[str, Any], condition: dict[str, str]
+    ) -> ObjectInfo:
+        what = repr(key)
+        upload = {
+            "Key": params["Key"],
+            "UploadId": self._s3.call("create_multipart_upload", what, **params)["UploadId"],
+        }
+        try:
+            size, done = 0, []
+            for number, part in enumerate(_bounded(parts, what), 1):
+                body = Body.of_bytes(part)
+                etag = self._s3.send(
+                    "upload_part", what, size=body.size, pieces=body.pieces, PartNumber=number, **upload
+                )
+                done.append({"PartNumber": number, "ETag": etag})
+                size += body.size
+            try:
+                answer = self._s3.call(
+                    "complete_multipart_upload", what, MultipartUpload={"Parts": done}, **upload, **condition
+                )
+            except (ObjectExistsError, ObjectNotFoundError):
+                if (ours := self._written_by_us(key, params)) is None:
+                    raise
+                return ours
+            return ObjectInfo(key=key, size=size, etag=etag_of(answer["ETag"]))
+        except BaseException:
+            self._abort(what, upload)
+            raise
+
+    def _abort(self, what: str, upload: dict[str, Any]) -> None:
+        try:
+            self._s3.call("abort_multipart_upload", what, **upload)
+        except ObjectNotFoundError:
+            return
+        except StorageError as error:
+            _log.warning("an upload of %s stays open until the bucket's lifecycle rule ends it: %s", what, error)
+
+    # --- reading
+
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        return io.BufferedReader(_Reader(self._s3, self._path(key), repr(key)), _READ_BYTES)
+
+    def stat(self, key: str) -> ObjectInfo:
+        return _info(key, self._head(key))
+
+    def _head(self, key: str) -> dict[str, Any]:
+        return self._s3.call("head_object", repr(key), Key=self._path(key))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for found in self._listed(prefix):
+            key = found["Key"].removeprefix(self._prefix)
+            with suppress(StorageDeniedError):  # the dashboard's folders end with a slash
+                check_key(key)
+                yield _info(key, {**found, "ContentLength": found["Size"]})
+
+    def _listed(self, prefix: str) -> Iterator[dict[str, Any]]:
+        more: dict[str, str] = {}
+        while True:
+            page = self._s3.call("list_objects_v2", "the list of objects", Prefix=self._prefix + prefix, **more)
+            yield from page.get("Contents", [])
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, key: str) -> None:
+        self._s3.call("delete_object", repr(key), Key=self._path(key))
+
+    def delete_prefix(self, prefix: str) -> int:
+        doomed = [found["Key"] for found in self._listed(check_prefix(prefix))]
+        self._s3.delete(doomed, f"the objects below {prefix!r}")
+        return len(doomed)
+
+    # --- signing
+
+    def sign_get(self, key: str, *, expires_in: timedelta) -> str:
+        path, expires_s = self._path(key), _seconds(expires_in)
+        if self._public_url is not None:
+            return f"{self._public_url}/{quote(path, safe='/')}"
+        return self._s3.sign("get_object", expires_s=expires_s, Key=path)
+
+    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+        params: dict[str, Any] = {
+            "Key": self._path(key),
+            "ContentType": _check_content_type(content_type),
+            "ContentDisposition": content_disposition(key, content_type),
+            "IfNoneMatch": "*",
+        }
+        if check_put_size(size) is not None:
+            params["ContentLength"] = size
+        url = self._s3.sign("put_object", expires_s=_seconds(expires_in), **params)
+        return SignedPut(url=url, headers=headers_of(params))
+
+    def close(self) -> None:
+        self._s3.close()
+
+
+class _Reader(io.RawIOBase):
+    """An object as a stream, which goes on where it broke off as long as the object is the same one."""
+
+    def __init__(self, s3: S3, path: str, what: str) -> None:
+        self._s3, self._path, self._what = s3, path, what
+        self._at = 0
+        self._etag: str | None = None
+        self._rest = memoryview(b"")
+        self._stream: Stream | None = None
+        s3.persist(self._opened)
+
+    def _opened(self) -> Stream:
+        if self._stream is None:
+            try:
+                self._stream = self._s3.get(self._path, self._what, start=self._at, etag=self._etag)
+            except ObjectExistsError:
+                raise StorageError(f"{self._what} was replaced while it was read: open it again") from None
+            self._etag = self._stream.etag
+        return self._stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(self._s3.persist(self._next))
+        into = memoryview(buffer).cast("B")
+        size = min(len(into), len(self._rest))
+        into[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+    def _next(self) -> bytes:
+        """Return the bytes that come next, none at the end."""
+        stream = self._opened()
+        try:
+            piece = next(stream.pieces, b"")
+        except StorageError:
+            self._stream = None
+            stream.close()
+            raise
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        super().close()
+
+
+def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
+    return ObjectInfo(
+        key=key, size=found["ContentLength"], etag=etag_of(found.get("ETag")), modified_at=found.get("LastModified")
+    )
+
+
+def _seconds(expires_in: timedelta) -> int:
+    return math.ceil(check_expiry(expires_in).total_seconds())
+
+
+def _bounded(parts: Iterator[bytearray], what: str) -> Iterator[bytearray]:
+    for number, part in enumerate(parts):
+        if number == _MAX_PARTS:
+            raise StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
+        yield part
+
+
+def _chain(waiting: list[bytearray], rest: Iterator[bytearray]) -> Iterator[bytearray]:
+    """Empty ``waiting`` from its end, then go on with the rest; `itertools.chain` would keep what it gave out."""
+    while waiting:
+        yield waiting.pop()
+    yield from rest
+
+
+def content_disposition(key: str, content_type: str) -> str:
+    """Return what a browser shall do with the object: play sound and video, save all else, under the key's last part.
+
+    What is not played is saved, for a page or a script that somebody uploaded must not run under the bucket's domain.
+    R2's signed URLs cannot say it, so that it is stored with the object. Names as RFC 6266 and RFC 8187 write them.
+    """
+    how = "inline" if content_type.partition("/")[0] in _PLAYED else "attachment"
+    name = key.rpartition("/")[2]
+    plain = re.sub(r'[^ !#-\[\]-~]|[%"\\]', "_", name)
+    if plain == name:
+        return f'{how}; filename="{name}"'
+    return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+_PLAYED: Final = frozenset({"audio", "video"})
+
+
+# --- what the constructor takes
+
+
+def _check_bucket(bucket: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise ConfigurationError(
+            f"{bucket[:80]!r} is no bucket's name: 3 to 63 lower-case letters, digits and hyphens, without a URL"
+        )
+    return bucket
+
+
+def _check_credential(name: str, value: str) -> str:
+    if not value or not value.isascii() or any(character.isspace() for character in value):
+        raise ConfigurationError(f"{name} is empty, or has a space or a line's end in it")
+    return value
+
+
+def _check_folder(prefix: str) -> str:
+    try:
+        return f"{check_key(prefix.removesuffix('/'))}/" if prefix else ""
+    except StorageDeniedError as error:
+        raise ConfigurationError(f"prefix: {error}") from None
+
+
+def _check_public(public_url: str | None) -> str | None:
+    if public_url is None:
+        return None
+    parts = urlsplit(public_url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ConfigurationError("public_url is a plain https URL, as https://videos.example.com")
+    return public_url.rstrip("/")
+
+
+def _check_content_type(content_type: str) -> str:
+    if not re.fullmatch(r"[ -~]{1,255}", content_type):
+        raise InvalidRequestError("a content type is one line of ASCII")
+    return content_type

@@ -1,0 +1,139 @@
+"""How does a storage without a server of its own sign URLs that any HTTP client can use?
+
+With a scheme as small as it can be while it binds what a presigned S3 URL binds::
+
+    <base_url>/<quoted key>?expires=<Unix seconds>&headers=<names>&signature=<hex>
+
+    signature = HMAC-SHA256(secret, JSON of ["renderdispatch-url-1", base_url, method, key, expires, headers])
+
+where ``headers`` in the URL are the names of the request headers that are bound, sorted and joined by dots, and in the
+signature the pairs of name and value. Whoever verifies takes method, key and values from the request itself: one that
+differs in any of them has another signature. ``base_url`` is the verifier's own setting, never the request's ``Host``,
+so a URL is good at the one place that it was signed for. A secret is used as it is, as UTF-8.
+
+`renderdispatch.web.objects` serves such URLs.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from renderdispatch.errors import ConfigurationError, StorageDeniedError
+from renderdispatch.messages import SignedPut
+from renderdispatch.protocols import Locality
+from renderdispatch.storage.keys import check_expiry, check_key, check_put_size
+
+MIN_SECRET_BYTES: Final = 24
+_SCHEME: Final = "renderdispatch-url-1"
+_QUERY: Final = re.compile(r"expires=([1-9][0-9]{0,11})&headers=([a-z.-]*)&signature=([0-9a-f]{64})", re.ASCII)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class SignedUrls:
+    """Signs and verifies the URLs of one storage.
+
+    Args:
+        base_url: Where `renderdispatch.web.objects` is mounted, as clients reach it: ``https://app.example/objects``.
+        secrets: At least 24 bytes each, random. The first signs; URLs that any of them signed are honoured, so that a
+            secret can be replaced: add the new one first, drop the old one once its URLs have ended (7 days).
+        locality: How far ``base_url`` reaches.
+        clock: Returns the time, aware and in UTC.
+
+    Raises:
+        ConfigurationError: The base is no http or https URL, or a secret is too short.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        secrets: str | bytes | Sequence[str | bytes],
+        *,
+        locality: Locality = Locality.WORLD,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._base = _check_base(base_url)
+        given = [secrets] if isinstance(secrets, (str, bytes)) else list(secrets)
+        self._secrets = [secret.encode() if isinstance(secret, str) else secret for secret in given]
+        if not self._secrets or any(len(secret) < MIN_SECRET_BYTES for secret in self._secrets):
+            raise ConfigurationError(f"signed URLs need secrets of at least {MIN_SECRET_BYTES} bytes each")
+        self.locality = locality
+        self._clock = clock or _utc_now
+
+    def __repr__(self) -> str:
+        return f"SignedUrls({self._base!r}, <{len(self._secrets)} secrets>)"
+
+    def sign_get(self, key: str, *, expires_in: timedelta, method: str = "GET") -> str:
+        """Return a URL that reads the object, by this one method: ``GET`` or ``HEAD``.
+
+        Raises:
+            StorageDeniedError: The key is not allowed.
+            InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days.
+        """
+        return self._sign(method, key, expires_in, {})
+
+    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+        """Return a write-once upload, as `StorageAdapter.sign_put` does. A size that is given is bound.
+
+        Raises:
+            StorageDeniedError: The key is not allowed.
+            InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days, or the size is not allowed.
+        """
+        headers = {"content-type": content_type, "if-none-match": "*"}
+        if check_put_size(size) is not None:
+            headers["content-length"] = str(size)
+        return SignedPut(url=self._sign("PUT", key, expires_in, headers), headers=headers)
+
+    def check(self, method: str, key: str, query: str, headers: Mapping[str, str]) -> None:
+        """Let a request pass that this signed, and that has not expired.
+
+        Args:
+            method: The request's, in capitals.
+            key: Its path below the base URL, unquoted.
+            query: Its raw query string.
+            headers: Its headers, with names in lower case.
+
+        Raises:
+            StorageDeniedError: ``url.wrong-signature`` or ``url.expired``.
+        """
+        found = _QUERY.fullmatch(query)
+        if found is None:
+            raise StorageDeniedError("the URL is not signed, or was changed", code="url.wrong-signature")
+        expires, names, signature = int(found[1]), found[2], found[3]
+        bound = {name: headers.get(name, "").strip() for name in names.split(".") if name}
+        signed = self._text(method, key, expires, bound)
+        if not any(hmac.compare_digest(hmac.digest(s, signed, "sha256").hex(), signature) for s in self._secrets):
+            message = "the signature does not fit the method, the key or the headers of the request"
+            raise StorageDeniedError(message, code="url.wrong-signature")
+        if self._clock().timestamp() >= expires:
+            raise StorageDeniedError("the URL has expired", code="url.expired")
+
+    def _sign(self, method: str, key: str, expires_in: timedelta, headers: Mapping[str, str]) -> str:
+        expires = math.ceil((self._clock() + check_expiry(expires_in)).timestamp())
+        signature = hmac.digest(self._secrets[0], self._text(method, check_key(key), expires, headers), "sha256").hex()
+        query = f"expires={expires}&headers={'.'.join(sorted(headers))}&signature={signature}"
+        return f"{self._base}/{quote(key, safe='/')}?{query}"
+
+    def _text(self, method: str, key: str, expires: int, headers: Mapping[str, str]) -> bytes:
+        return json.dumps([_SCHEME, self._base, method, key, expires, sorted(headers.items())]).encode()
+
+
+def _check_base(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and not (parts.query or parts.fragment)
+        valid = valid and "@" not in parts.netloc and parts.port != 0 and url.isascii() and url.isprintable()
+    except ValueError:
+        valid = False
+    if not valid or " " in url:
+        raise ConfigurationError("the base of signed URLs is an http or https URL without query, as clients reach it")
+    return url.rstrip("/")

@@ -1,0 +1,123 @@
+"""How are jobs kept in this process, for tests and notebooks?
+
+In a dictionary behind a lock. Everything that a shared store promises holds between threads; nothing outlives
+the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+
+from attrs import evolve
+
+from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
+from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus
+from renderdispatch.protocols import JobQuery, Page
+from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MemoryJobStore:
+    """Keeps jobs in a dictionary.
+
+    Args:
+        clock: Returns the time, aware and in UTC.
+    """
+
+    def __init__(self, *, clock: Callable[[], datetime] | None = None) -> None:
+        self._clock = clock or _utc_now
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+        self._tombstones: dict[str, int] = {}  # the revision at which a deleted job ended
+
+    def create(self, job: Job) -> Job:
+        with self._lock:
+            if job.id in self._jobs:
+                raise JobExistsError(f"job {job.id} exists")
+            stored = evolve(job, revision=self._tombstones.pop(job.id, 0) + 1)
+            self._jobs[job.id] = stored
+            return stored
+
+    def get(self, job_id: str) -> Job:
+        with self._lock:
+            return self._get(job_id)
+
+    def _get(self, job_id: str) -> Job:
+        try:
+            return self._jobs[job_id]
+        except KeyError:
+            raise JobNotFoundError(f"there is no job {job_id}") from None
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        with self._lock:
+            return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
+
+    def replace(self, job: Job, *, expected_revision: int) -> Job:
+        with self._lock:
+            found = self._get(job.id).revision
+            if found != expected_revision:
+                raise RevisionConflictError(
+                    f"job {job.id} is at revision {found}, not {expected_revision}: read it again"
+                )
+            stored = evolve(job, revision=expected_revision + 1)
+            self._jobs[job.id] = stored
+            return stored
+
+    def query(self, query: JobQuery) -> Page[Job]:
+        check_limit(query)
+        after = read_cursor(query)
+        with self._lock:
+            found = [job for job in self._jobs.values() if matches(query, job)]
+        found.sort(key=lambda job: rank(query, place(query, job)))
+        if after is not None:
+            found = [job for job in found if rank(query, place(query, job)) > rank(query, after)]
+        items = tuple(found[: query.limit])
+        return Page(items, write_cursor(query, place(query, items[-1])) if len(found) > query.limit else None)
+
+    def delete(self, job_id: str) -> bool:
+        with self._lock:
+            job = self._jobs.pop(job_id, None)
+            if job is None:
+                return False
+            self._tombstones[job_id] = job.revision + 1
+            return True
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
+        if limit < 1:
+            return []
+        now = self.now()
+        query = JobQuery(order="ready", ready_by=now, backends=frozenset(backends), machine=machine)
+        with self._lock:
+            ready = [job for job in self._jobs.values() if matches(query, job)]
+            ready.sort(key=lambda job: rank(query, place(query, job)))
+            claimed = [evolve(job, ready_at=now + reserve_for, revision=job.revision + 1) for job in ready[:limit]]
+            self._jobs.update({job.id: job for job in claimed})
+        return claimed
+
+    def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+        with self._lock:
+            found = Counter(job.status for job in self._jobs.values() if tenant is None or job.tenant == tenant)
+        return {status: found[status] for status in JobStatus}
+
+    def ahead_of(self, job: Job) -> int:
+        if job.ready_at is None:
+            return 0
+        query = JobQuery(order="ready")
+        mine = rank(query, place(query, job))
+        with self._lock:
+            return sum(
+                rank(query, place(query, other)) < mine for other in self._jobs.values() if other.ready_at is not None
+            )

@@ -1,0 +1,129 @@
+"""Which jobs does a query mean, in which order, and where does the next page begin?
+
+What every store answers the same way. A cursor holds the place of the last job of its page and a digest of its
+query, so that a cursor of another query is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from renderdispatch.errors import InvalidRequestError
+from renderdispatch.jobs import Job
+from renderdispatch.protocols import JobQuery
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_MAX_LIMIT: Final = 1000
+
+Place = tuple[int | str, ...]
+"""Where a job stands in an order: what the order goes by, then its id. Times are integer microseconds."""
+
+
+def micros(time: datetime) -> int:
+    """Return the microseconds since 1970, exactly: what a `datetime` holds, without the rounding of floats."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def from_micros(value: int) -> datetime:
+    """Return the time, aware and in UTC."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def place(query: JobQuery, job: Job) -> Place:
+    """Return where ``job`` stands in the order of ``query``."""
+    match query.order:
+        case "newest":
+            return (micros(job.created_at), job.id)
+        case "ready":
+            assert job.ready_at is not None
+            return (job.priority, micros(job.ready_at), job.id)
+        case "due":
+            assert job.due_at is not None
+            return (micros(job.due_at), job.id)
+
+
+def rank(query: JobQuery, where: Place) -> Place:
+    """Return ``where`` as a key that sorts ascending: newest and highest priority come first."""
+    first, *rest = where
+    return (-first, *rest) if isinstance(first, int) and query.order != "due" else where
+
+
+def matches(query: JobQuery, job: Job) -> bool:
+    """Return whether ``job`` meets every condition of ``query``, its cursor apart."""
+    if query.tenant is not None and job.tenant != query.tenant:
+        return False
+    if query.statuses is not None and job.status not in query.statuses:
+        return False
+    if query.backends is not None and job.request.backend not in query.backends:
+        return False
+    match query.order:
+        case "newest":
+            return True
+        case "ready":
+            if job.machine is not None and job.machine != query.machine:
+                return False
+            return job.ready_at is not None and (query.ready_by is None or job.ready_at <= query.ready_by)
+        case "due":
+            return job.due_at is not None and (query.due_by is None or job.due_at <= query.due_by)
+
+
+def check_limit(query: JobQuery) -> None:
+    """Raise `InvalidRequestError` for a limit outside 1 to 1000."""
+    if not 1 <= query.limit <= _MAX_LIMIT:
+        raise InvalidRequestError(f"a page has 1 to {_MAX_LIMIT} items, not {query.limit}")
+
+
+def write_cursor(query: JobQuery, last: Place) -> str:
+    """Return the cursor that asks for what comes after the place ``last``."""
+    text = json.dumps([_digest(query), *last], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def read_cursor(query: JobQuery) -> Place | None:
+    """Return the place after which the page begins; None where the query has no cursor.
+
+    Raises:
+        InvalidRequestError: The cursor is not one, or belongs to another query.
+    """
+    if query.cursor is None:
+        return None
+    refusal = InvalidRequestError("the cursor does not belong to this query: begin again without one")
+    try:
+        padded = query.cursor + "=" * (-len(query.cursor) % 4)
+        digest, *where = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, TypeError, RecursionError):
+        raise refusal from None
+    kinds = [str if kind == "id" else int for kind in _COLUMNS[query.order]]
+    if digest != _digest(query) or [type(part) for part in where] != kinds or not all(map(_fits, where)):
+        raise refusal
+    return tuple(where)
+
+
+def _fits(part: int | str) -> bool:
+    """Return whether a database takes it: no larger integer than it has, no half of a surrogate pair."""
+    return -(1 << 63) <= part < 1 << 63 if isinstance(part, int) else part.encode(errors="replace").decode() == part
+
+
+_COLUMNS: Final = {
+    "newest": ("created_at", "id"),
+    "ready": ("priority", "ready_at", "id"),
+    "due": ("due_at", "id"),
+}
+
+
+def _digest(query: JobQuery) -> str:
+    conditions = [
+        query.order,
+        query.tenant,
+        None if query.statuses is None else sorted(query.statuses),
+        None if query.backends is None else sorted(query.backends),
+        query.machine,
+        None if query.ready_by is None else micros(query.ready_by),
+        None if query.due_by is None else micros(query.due_by),
+    ]
+    return hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:16]

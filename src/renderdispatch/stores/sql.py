@@ -1,0 +1,530 @@
+"""How are jobs kept in a SQL database, and shared by several processes?
+
+One table: a row a job, its columns authoritative, the record beside them as a JSON text. Every step is one statement
+in a transaction of its own, so nothing is held between steps and nobody waits for long. Times are integer
+microseconds. ``ready_at`` and ``due_at`` are NULL unless the job waits for somebody, and the indexes that dispatchers
+and reconcilers use hold such rows only: they stay small however many finished jobs there are.
+
+A deleted job leaves a row without a record, so that its id starts again at a higher revision. After a week nobody
+can still hold a revision of it, and the row goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+from attrs import evolve
+from pydantic import ValidationError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from renderdispatch.errors import (
+    ConfigurationError,
+    JobExistsError,
+    JobNotFoundError,
+    JobUnreadableError,
+    MissingExtraError,
+    RenderDispatchError,
+    RevisionConflictError,
+    StoreUnavailableError,
+)
+from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus
+from renderdispatch.protocols import JobQuery, Page
+from renderdispatch.records import dump_job, load_job
+from renderdispatch.stores.forks import ForkGate
+from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
+
+_log: Final = logging.getLogger("renderdispatch.stores.sql")
+
+_BUSY_TIMEOUT_S: Final = 15.0
+_TOMBSTONE_LIFE: Final = timedelta(days=7)
+_IDS_A_STATEMENT: Final = 500
+
+# --- the table ------------------------------------------------------------------------------------
+
+_jobs: Final = sa.Table(
+    "renderdispatch_jobs",
+    sa.MetaData(),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("document", sa.Text),  # not a JSON type: those would encode the text a second time
+    sa.Column("tenant", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("backend", sa.Text),
+    sa.Column("machine", sa.Text),
+    sa.Column("priority", sa.BigInteger),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("ready_at", sa.BigInteger),
+    sa.Column("was_ready_at", sa.BigInteger),  # before the claim that moved ready_at
+    sa.Column("due_at", sa.BigInteger),
+    sa.Column("deleted_at", sa.BigInteger),
+)
+_c: Final = _jobs.c
+_LIVE: Final = _c.created_at.is_not(None)
+
+
+def _index(name: str, *columns: sa.ColumnElement[Any], only: sa.ColumnElement[bool]) -> sa.Index:
+    return sa.Index(f"renderdispatch_jobs_{name}", *columns, sqlite_where=only, postgresql_where=only)
+
+
+_INDEXES: Final = (
+    _index("ready", _c.priority.desc(), _c.ready_at, _c.id, only=_c.ready_at.is_not(None)),
+    _index("due", _c.due_at, _c.id, only=_c.due_at.is_not(None)),
+    # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
+    _index("newest", _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
+    _index("tenant", _c.tenant, _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
+    _index("deleted", _c.deleted_at, only=_c.deleted_at.is_not(None)),
+)
+
+_WRITTEN: Final = ("document", "tenant", "status", "backend", "machine", "priority", "created_at", "ready_at", "due_at")
+_RECORD: Final = (_c.id, _c.revision, _c.document, _c.ready_at)
+_ORDERS: Final = {
+    "newest": (_c.created_at.desc(), _c.id.asc()),
+    "ready": (_c.priority.desc(), _c.ready_at.asc(), _c.id.asc()),
+    "due": (_c.due_at.asc(), _c.id.asc()),
+}
+
+
+def _columns(job: Job) -> dict[str, Any]:
+    return {
+        "document": dump_job(job),
+        "tenant": job.tenant,
+        "status": job.status.value,
+        "backend": job.request.backend,
+        "machine": job.machine,
+        "priority": job.priority,
+        "created_at": micros(job.created_at),
+        "ready_at": None if job.ready_at is None else micros(job.ready_at),
+        "due_at": None if job.due_at is None else micros(job.due_at),
+    }
+
+
+class _Row(NamedTuple):
+    """What `_RECORD` selects."""
+
+    id: str
+    revision: int
+    document: str
+    ready_at: int | None
+
+
+def _job(row: Any) -> Job:
+    ready_at = None if row.ready_at is None else from_micros(row.ready_at)
+    try:
+        job = load_job(row.document)
+    except ValidationError as error:
+        message = f"this version cannot read the record of job {row.id}, which a newer one wrote: update this process"
+        raise JobUnreadableError(message) from error
+    return evolve(job, revision=row.revision, ready_at=ready_at)
+
+
+# --- the statements -------------------------------------------------------------------------------
+
+_INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def _create_statement(dialect: str) -> Any:
+    new = _INSERT[dialect](_jobs).values(revision=1, **{name: sa.bindparam(name) for name in ("id", *_WRITTEN)})
+    return new.on_conflict_do_update(
+        index_elements=[_c.id],
+        set_={**{name: new.excluded[name] for name in _WRITTEN}, "revision": _c.revision + 1, "deleted_at": None},
+        where=_c.created_at.is_(None),
+    ).returning(_c.revision)
+
+
+_GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
+_GET_MANY: Final = sa.select(*_RECORD).where(_c.id.in_(sa.bindparam("job_ids", expanding=True)), _LIVE)
+_REPLACE: Final = (
+    sa.update(_jobs)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
+    .values(revision=_c.revision + 1, **{name: sa.bindparam(name) for name in _WRITTEN})
+)
+_DELETE: Final = (
+    sa.update(_jobs)
+    .where(_c.id == sa.bindparam("job_id"), _LIVE)
+    .values(revision=_c.revision + 1, deleted_at=sa.bindparam("now"), **dict.fromkeys(_WRITTEN))
+)
+_PURGE: Final = sa.delete(_jobs).where(_c.deleted_at.is_not(None), _c.deleted_at < sa.bindparam("before"))
+
+
+def _for_machine(machine: Any) -> sa.ColumnElement[bool]:
+    return sa.or_(_c.machine.is_(None), _c.machine == machine)
+
+
+_BEST: Final = (
+    sa.select(_c.id)
+    .where(
+        _c.ready_at.is_not(None),
+        _c.ready_at <= sa.bindparam("now"),
+        _c.backend.in_(sa.bindparam("backends", expanding=True)),
+        _for_machine(sa.bindparam("for_machine", type_=sa.Text)),
+    )
+    .order_by(*_ORDERS["ready"])
+    .limit(sa.bindparam("limit"))
+    .with_for_update(skip_locked=True)  # left out where the database has no such thing
+)
+_CLAIM: Final = (
+    sa.update(_jobs)
+    .where(_c.id.in_(_BEST))
+    .values(ready_at=sa.bindparam("until"), was_ready_at=_c.ready_at, revision=_c.revision + 1)
+    .returning(*_RECORD, _c.priority, _c.was_ready_at)
+)
+
+
+def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
+    if query.tenant is not None:
+        found.append(_c.tenant == query.tenant)
+    if query.statuses is not None:
+        found.append(_c.status.in_([status.value for status in query.statuses]))
+    if query.backends is not None:
+        found.append(_c.backend.in_(list(query.backends)))
+    match query.order:
+        case "newest":
+            found.append(_LIVE)
+        case "ready":
+            found += [_c.ready_at.is_not(None), _for_machine(query.machine)]
+            if query.ready_by is not None:
+                found.append(_c.ready_at <= micros(query.ready_by))
+        case "due":
+            found.append(_c.due_at.is_not(None))
+            if query.due_by is not None:
+                found.append(_c.due_at <= micros(query.due_by))
+    return found
+
+
+def _beyond(order: str, where: Place, *, before: bool = False) -> sa.ColumnElement[bool]:
+    """Return the condition for rows after (or before) ``where``: the lexicographic order, column by column."""
+    condition: sa.ColumnElement[bool] = sa.false()
+    for term, value in reversed(list(zip(_ORDERS[order], where, strict=True))):
+        column: Any = term.element
+        descends = term.modifier is sa.sql.operators.desc_op
+        further = column < value if descends is not before else column > value
+        condition = sa.or_(further, sa.and_(column == value, condition))
+    return condition
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class SqlJobStore:
+    """Keeps jobs in a table of a SQL database.
+
+    On SQLite the file may be shared by any number of threads and processes of one machine (not over a network file
+    system). Commits survive a crash of every process; the last ones before a power cut may be lost (write-ahead log,
+    ``synchronous=NORMAL``). The clock is this machine's, as the database is.
+
+    Nothing is opened before the first call; the folder of a SQLite file and the table are made then.
+
+    Args:
+        url: As SQLAlchemy takes it: ``sqlite:///jobs.db``, ``postgresql+psycopg://user:password@host/name``. For SQLite
+            ``?timeout=5`` sets how many seconds a call waits for other writers (default 15).
+        clock: Returns the time, aware and in UTC, in place of the database's.
+
+    Raises:
+        ConfigurationError: The URL is not one that this store can use.
+        MissingExtraError: The database's driver is not installed.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], datetime] | None = None) -> None:
+        self._url = _read_url(url)
+        self._driver: Any = self._url.get_dialect().import_dbapi()
+        self._where = self._url.set(query={}).render_as_string(hide_password=True)
+        self._clock = clock
+        self._create = _create_statement(self._url.get_backend_name())
+        self._compiled: dict[Any, Any] = {}
+        self._left_alone: set[str] = set()
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._engine_pid = 0
+        self._inherited: list[Engine] = []
+        self._gate = ForkGate(self.close)
+
+    def __repr__(self) -> str:
+        return f"SqlJobStore({self._where!r})"
+
+    # --- writing
+
+    def create(self, job: Job) -> Job:
+        rows, _ = self._step(self._create, {"id": job.id, **_columns(job)})
+        if not rows:
+            raise JobExistsError(f"job {job.id} exists")
+        return evolve(job, revision=rows[0][0])
+
+    def replace(self, job: Job, *, expected_revision: int) -> Job:
+        stored = evolve(job, revision=expected_revision + 1)
+        values = {"job_id": job.id, "expected": expected_revision, **_columns(stored)}
+        if self._step(_REPLACE, values)[1] == 1:
+            return stored
+        found = self.get(job.id).revision
+        raise RevisionConflictError(f"job {job.id} is at revision {found}, not {expected_revision}: read it again")
+
+    def delete(self, job_id: str) -> bool:
+        now = self.now()
+        with self._connection() as connection:
+            deleted = connection.execute(_DELETE, {"job_id": job_id, "now": micros(now)}).rowcount == 1
+            connection.execute(_PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
+        return deleted
+
+    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
+        if limit < 1 or not backends:
+            return []
+        now = self.now()
+        values = {
+            "now": micros(now),
+            "until": micros(now + reserve_for),
+            "backends": list(backends),
+            "for_machine": machine,
+            "limit": limit,
+        }
+        with self._connection() as connection:
+            rows = connection.execute(_CLAIM, values).all()
+        # RETURNING answers in no order
+        return list(self._readable(sorted(rows, key=lambda row: (-row.priority, row.was_ready_at, row.id))))
+
+    # --- reading
+
+    def get(self, job_id: str) -> Job:
+        rows, _ = self._step(_GET, {"job_id": job_id})
+        if not rows:
+            raise JobNotFoundError(f"there is no job {job_id}")
+        return _job(_Row(*rows[0]))
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        ids = list(dict.fromkeys(job_ids))
+        rows: list[Any] = []
+        with self._connection() as connection:
+            for start in range(0, len(ids), _IDS_A_STATEMENT):  # databases bound the number of parameters
+                rows += connection.execute(_GET_MANY, {"job_ids": ids[start : start + _IDS_A_STATEMENT]})
+        return {job.id: job for job in self._readable(rows)}
+
+    def query(self, query: JobQuery) -> Page[Job]:
+        check_limit(query)
+        conditions = _conditions(query)
+        if (after := read_cursor(query)) is not None:
+            conditions.append(_beyond(query.order, after))
+        order = _ORDERS[query.order]
+        where = [term.element.label(f"place_{number}") for number, term in enumerate(order)]
+        statement = sa.select(*_RECORD, *where).where(*conditions).order_by(*order).limit(query.limit + 1)
+        with self._connection() as connection:
+            rows = connection.execute(statement).all()
+        items = tuple(self._readable(rows[: query.limit]))
+        last = tuple(rows[query.limit - 1][-len(order) :]) if len(rows) > query.limit else None
+        return Page(items, None if last is None else write_cursor(query, last))
+
+    def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+        statement = sa.select(_c.status, sa.func.count()).where(_LIVE).group_by(_c.status)
+        if tenant is not None:
+            statement = statement.where(_c.tenant == tenant)
+        with self._connection() as connection:
+            found = {row[0]: int(row[1]) for row in connection.execute(statement)}
+        return {status: found.get(status.value, 0) for status in JobStatus}
+
+    def ahead_of(self, job: Job) -> int:
+        if job.ready_at is None:
+            return 0
+        before = _beyond("ready", place(JobQuery(order="ready"), job), before=True)
+        statement = sa.select(sa.func.count()).where(_c.ready_at.is_not(None), before)
+        with self._connection() as connection:
+            return int(connection.execute(statement).scalar_one())
+
+    def now(self) -> datetime:
+        if self._clock is not None:
+            return self._clock()
+        if self._url.get_backend_name() == "sqlite":
+            return datetime.now(UTC)
+        with self._connection() as connection:
+            now: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        return now.astimezone(UTC)
+
+    def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
+        """Leave out what cannot be read: the jobs beside it are not to wait for it. Of each one the log hears once."""
+        for row in rows:
+            try:
+                yield _job(row)
+            except JobUnreadableError as error:
+                _log.log(logging.DEBUG if row.id in self._left_alone else logging.ERROR, "left alone: %s", error)
+                self._left_alone.add(row.id)
+
+    # --- connections
+
+    def close(self) -> None:
+        """Close every connection. A later call connects again."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None and self._engine_pid == os.getpid():
+                engine.dispose()
+
+    def _step(self, statement: Any, values: Mapping[str, Any]) -> tuple[list[Any], int]:
+        """Carry out a step that every job takes many times; return the rows, and how many were written.
+
+        Compiled once, and run on the driver's own connection: half the time of an execution through Core. All values
+        are integers and texts, which need no conversion.
+        """
+        with self._gate.operation(), _translated(self._where, self._driver):
+            engine = self._ready_engine()
+            sql = self._compiled.get(statement)
+            if sql is None:
+                sql = self._compiled[statement] = statement.compile(dialect=engine.dialect)
+            bound = sql.construct_params(dict(values))
+            with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+                cursor.execute(sql.string, [bound[name] for name in sql.positiontup] if sql.positional else bound)
+                return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        with (
+            self._gate.operation(),
+            _translated(self._where, self._driver),
+            self._ready_engine().connect() as connection,
+        ):
+            yield connection
+
+    def _ready_engine(self) -> Engine:
+        if self._engine is not None and self._engine_pid == os.getpid():
+            return self._engine
+        with self._lock:
+            if self._engine is not None and self._engine_pid != os.getpid():
+                # forked by something that is not Python: even to close the parent's connections would harm it
+                self._inherited.append(self._engine)
+                self._engine = None
+            if self._engine is None:
+                self._engine, self._engine_pid = _new_engine(self._url), os.getpid()
+            return self._engine
+
+
+def _read_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        hint = "sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/name"
+        raise ConfigurationError(f"the job store's URL cannot be read; it looks like {hint}") from None
+    unknown = ConfigurationError("no job store speaks the dialect of its URL: use sqlite: or postgresql:")
+    if url.get_backend_name() not in _INSERT:
+        raise unknown
+    try:
+        url.get_dialect().import_dbapi()
+    except sa.exc.NoSuchModuleError:
+        raise unknown from None
+    except ImportError:
+        raise MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
+    return _read_sqlite_url(url) if url.get_backend_name() == "sqlite" else url
+
+
+def _read_sqlite_url(url: URL) -> URL:
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise ConfigurationError(f"SQLite is {sqlite3.sqlite_version}; a job store needs 3.35 or later")
+    if url.host or url.username or url.password or url.port:
+        raise ConfigurationError("a SQLite URL has three slashes before a relative path, four before an absolute one")
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError("a SQLite database in memory is not shared by threads: use MemoryJobStore")
+    try:
+        timeout = float(str(url.query.get("timeout", _BUSY_TIMEOUT_S)))
+    except ValueError:
+        timeout = -1.0
+    if timeout < 0 or url.query.keys() - {"timeout"}:
+        raise ConfigurationError("the one option of a SQLite URL is a number of seconds, such as ?timeout=5")
+    return url.set(database=str(Path(url.database).absolute()), query={"timeout": str(timeout)})
+
+
+def _new_engine(url: URL) -> Engine:
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "hide_parameters": True}
+    if url.get_backend_name() == "sqlite":
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url, **options)
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    else:
+        engine = sa.create_engine(url, pool_pre_ping=True, **options)
+    try:
+        _prepare(engine, patience_s=float(str(url.query.get("timeout", _BUSY_TIMEOUT_S))))
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _prepare(engine: Engine, *, patience_s: float) -> None:
+    """Make the table, unless it is there; other processes may be doing the same."""
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            with engine.connect() as connection:
+                if engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                connection.execute(CreateTable(_jobs, if_not_exists=True))
+                for index in _INDEXES:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
+            return
+        except sa.exc.DBAPIError as error:
+            if _driver_code(error) not in _MET_ANOTHER or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+_MET_ANOTHER: Final = frozenset({"SQLITE_BUSY", "23505", "42P07", "42710"})
+"""SQLite does not wait for the lock that begins a write-ahead log; PostgreSQL's IF NOT EXISTS is not atomic."""
+
+_TROUBLES: Final = {
+    "SQLITE_BUSY": "others kept it locked for too long",
+    "SQLITE_LOCKED": "others kept it locked for too long",
+    "SQLITE_FULL": "no space is left on its disk",
+    "SQLITE_READONLY": "it cannot be written",
+    "SQLITE_CANTOPEN": "it cannot be opened",
+    "SQLITE_PERM": "it cannot be opened",
+    "SQLITE_IOERR": "its disk fails, or is full",
+    "SQLITE_CORRUPT": "the file is damaged",
+}
+
+
+@contextmanager
+def _translated(where: str, driver: Any) -> Iterator[None]:
+    """Name the driver's errors as this library does; ones that tell of a mistake in a statement stay as they are."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if isinstance(error, (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError)):
+            raise
+        raise _trouble(where, error) from error.orig  # not from the error itself: that one quotes the statement
+    except sa.exc.TimeoutError:
+        raise StoreUnavailableError(f"the job store {where} does not answer: all connections are busy") from None
+    except driver.Error as error:
+        if isinstance(error, (driver.ProgrammingError, driver.IntegrityError, driver.DataError)):
+            raise
+        raise _trouble(where, error) from error
+    except OSError as error:
+        if isinstance(error, RenderDispatchError):
+            raise
+        raise StoreUnavailableError(f"the job store {where} cannot be opened: {error.strerror}") from error
+
+
+def _trouble(where: str, error: Exception) -> RenderDispatchError:
+    code = _driver_code(error)
+    if code == "SQLITE_NOTADB":
+        return ConfigurationError(f"{where} is a file, but not a SQLite database")
+    why = next((text for name, text in _TROUBLES.items() if code.startswith(name)), f"the driver says {code}")
+    return StoreUnavailableError(f"the job store {where} is away: {why}; try again")
+
+
+def _driver_code(error: Exception) -> str:
+    """Return the driver's own code: safe to show, where its message may hold a part of the URL."""
+    origin = getattr(error, "orig", error)
+    code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
+    return code or type(origin).__name__

@@ -1,0 +1,276 @@
+"""What must every render backend do?
+
+Each test is a sentence of `renderdispatch.protocols.RenderBackend`::
+
+    class TestMyBackend(RenderBackendContract):
+        @pytest.fixture
+        def backend(self):
+            backend = MyBackend()
+            yield backend
+            backend.close()
+
+The orders ask for the scene ``fake`` (`renderdispatch.testing.FakeRenderer`), which the backend's renders must find.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from renderdispatch.errors import BackendError
+from renderdispatch.messages import (
+    Action,
+    CheckedIn,
+    Completed,
+    EventReply,
+    Failed,
+    Progressed,
+    RenderEvent,
+    RenderOrder,
+)
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, RenderBackend, StorageAdapter
+from renderdispatch.testing.builders import eventually, in_threads
+from renderdispatch.testing.renderers import make_order, registered_scenes
+
+OrderFactory = Callable[..., RenderOrder]
+"""``order(**params)``: an order for the fake scene with these parameters; see `FakeRenderer`."""
+
+_LONG = {"frames": 600, "frame_s": 0.05}
+_STOP = EventReply(action=Action.STOP, reason="cancelled")
+
+
+class Recorder:
+    """Takes the events of a run, and answers each as it is told to."""
+
+    def __init__(self, answer: Callable[[RenderEvent], EventReply] = lambda _event: EventReply()) -> None:
+        self._answer = answer
+        self.events: list[RenderEvent] = []
+        self.threads: set[int] = set()
+
+    def __call__(self, event: RenderEvent) -> EventReply:
+        self.threads.add(threading.get_ident())
+        self.events.append(event)
+        return self._answer(event)
+
+    @property
+    def final(self) -> Completed | Failed | None:
+        """The final event, once it came."""
+        return next((e for e in self.events if isinstance(e, Completed | Failed)), None)
+
+
+class RenderBackendContract:
+    """Subclass it, override `backend`, and every promise of `RenderBackend` is tested.
+
+    Remote backends ignore ``on_event``: the tests about events are skipped for them.
+
+    Attributes:
+        renders_apart: Whether a render that crashes leaves this process alone.
+    """
+
+    renders_apart: ClassVar[bool] = True
+
+    @pytest.fixture
+    def backend(self) -> Iterator[RenderBackend]:
+        """The backend under test; closed afterwards."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> StorageAdapter:
+        """A storage whose URLs reach where the backend renders."""
+        from renderdispatch.storage.fsspec import FsspecStorage
+
+        return FsspecStorage(tmp_path / "objects")
+
+    @pytest.fixture
+    def order(self, storage: StorageAdapter, tmp_path: Path) -> Iterator[OrderFactory]:
+        """Makes orders for the fake scene."""
+        with registered_scenes(tmp_path / "scenes"):
+            yield lambda **params: make_order(storage, params=params)
+
+    @pytest.fixture
+    def events(self, backend: RenderBackend) -> Recorder:
+        """Hears what local renders say."""
+        if backend.locality is Locality.WORLD:
+            pytest.skip("remote renders report to the order's callback")
+        return Recorder()
+
+    def finish(self, backend: RenderBackend, call: BackendCall) -> CallState:
+        """Wait until the call has ended; return what the backend says of it."""
+        eventually(lambda: backend.poll(call).status is not CallStatus.RUNNING)
+        return backend.poll(call)
+
+    # --- start
+
+    def test_it_is_a_backend(self, backend: RenderBackend) -> None:
+        """It has every name of the protocol."""
+        assert isinstance(backend, RenderBackend)
+        assert backend.slots is None or backend.slots >= 1
+
+    def test_start_does_not_wait(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """`start` returns long before the render ends."""
+        began = time.monotonic()
+        call = backend.start(order(**_LONG), on_event=Recorder())
+        assert time.monotonic() - began < 5
+        assert backend.poll(call).status is CallStatus.RUNNING
+        backend.cancel(call)
+
+    def test_calls_are_told_apart(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """Each started order is a call of its own, and keeps its own outcome."""
+        calls = []
+        for video in ("a", "abc"):
+            calls.append(backend.start(order(video=video), on_event=Recorder()))
+            self.finish(backend, calls[-1])
+        assert len({call.id for call in calls}) == 2
+        outcomes = [backend.poll(call).outcome for call in calls]
+        assert [isinstance(o, Completed) and o.artifact.bytes for o in outcomes] == [1, 3]
+
+    # --- events
+
+    def test_events_come_in_order(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
+        """First the check-in, then progress that goes forward, last and once the outcome; all from one run."""
+        asked = order(frames=30, frame_s=0.05)
+        self.finish(backend, backend.start(asked, on_event=events))
+        eventually(lambda: events.final)
+        assert isinstance(events.events[0], CheckedIn)
+        assert isinstance(events.events[-1], Completed)
+        assert len({e.run_id for e in events.events}) == 1
+        assert {(e.job_id, e.token) for e in events.events} == {(asked.job_id, asked.token)}
+        shown = [e.frames for e in events.events if isinstance(e, Progressed) and e.frames is not None]
+        assert shown and shown == sorted(shown)
+
+    def test_events_come_from_a_thread_of_their_own(
+        self, backend: RenderBackend, order: OrderFactory, events: Recorder
+    ) -> None:
+        """The caller of `start` is never made to take events."""
+        self.finish(backend, backend.start(order(), on_event=events))
+        eventually(lambda: events.final)
+        assert threading.get_ident() not in events.threads
+
+    def test_the_check_in_brings_the_call(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
+        """Whoever hears the check-in before `start` returned knows the call all the same."""
+        call = backend.start(order(), on_event=events)
+        self.finish(backend, call)
+        first = events.events[0]
+        assert isinstance(first, CheckedIn)
+        assert first.call_id == call.id
+
+    def test_the_video_stands_when_the_outcome_says_so(
+        self, backend: RenderBackend, order: OrderFactory, storage: StorageAdapter, events: Recorder
+    ) -> None:
+        """`Completed` names an object that storage shows, with its size; so does the result object."""
+        asked = order(video="abcdef")
+        self.finish(backend, backend.start(asked, on_event=events))
+        done = eventually(lambda: events.final)
+        assert isinstance(done, Completed)
+        assert storage.stat(done.artifact.key).size == done.artifact.bytes == 6
+        with storage.open(asked.result.key) as file:
+            assert Completed.model_validate_json(file.read()).artifact == done.artifact
+
+    @pytest.mark.usefixtures("events")
+    @pytest.mark.parametrize("kind", [CheckedIn, Progressed])
+    def test_an_answer_stops_the_render(
+        self, backend: RenderBackend, order: OrderFactory, storage: StorageAdapter, kind: type
+    ) -> None:
+        """An answer of "stop", to the check-in or later, ends the render without a video."""
+        told = Recorder(lambda event: _STOP if isinstance(event, kind) else EventReply())
+        asked = order(**_LONG)
+        state = self.finish(backend, backend.start(asked, on_event=told))
+        final = eventually(lambda: told.final)
+        assert isinstance(final, Failed) and final.error.code == "render.stopped"
+        assert not isinstance(state.outcome, Completed)
+        assert [info.key for info in storage.list("") if info.key == asked.video.key] == []
+
+    @pytest.mark.usefixtures("events")
+    def test_an_event_that_is_not_taken_comes_again(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """While the store is away events are refused; the outcome is handed over again, or `poll` has it."""
+        refused: list[RenderEvent] = []
+
+        def refuse_twice(event: RenderEvent) -> EventReply:
+            if len(refused) < 2:
+                refused.append(event)
+                raise ConnectionError("the store is away")
+            return EventReply()
+
+        state = self.finish(backend, backend.start(order(), on_event=Recorder(refuse_twice)))
+        assert isinstance(state.outcome, Completed)
+
+    def test_a_failure_is_handed_over(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
+        """A scene that fails is an outcome, in its own words."""
+        self.finish(backend, backend.start(order(fail="no such star"), on_event=events))
+        final = eventually(lambda: events.final)
+        assert isinstance(final, Failed)
+        assert (final.error.code, final.error.message) == ("scene.fake", "no such star")
+
+    def test_a_render_that_dies_is_handed_over(
+        self, backend: RenderBackend, order: OrderFactory, events: Recorder
+    ) -> None:
+        """A render process that dies without a word is an outcome too."""
+        if not self.renders_apart:
+            pytest.skip("renders in this very process")
+        state = self.finish(backend, backend.start(order(die=signal.SIGKILL), on_event=events))
+        final = eventually(lambda: events.final)
+        assert isinstance(final, Failed)
+        assert state.outcome == final
+        assert "SIGKILL" in final.error.message
+
+    # --- poll and cancel
+
+    def test_poll_of_an_ended_call(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """It says ``ended``, and with which outcome, however often it is asked."""
+        call = backend.start(order(), on_event=Recorder())
+        state = self.finish(backend, call)
+        assert state.status is CallStatus.ENDED
+        assert isinstance(state.outcome, Completed)
+        assert in_threads(4, lambda _: backend.poll(call)) == [state] * 4
+
+    def test_an_unknown_call(self, backend: RenderBackend) -> None:
+        """`poll` says ``missing``, and `cancel` is no error."""
+        unknown = BackendCall("no-such-call")
+        assert backend.poll(unknown).status is CallStatus.MISSING
+        backend.cancel(unknown)
+
+    def test_cancel_ends_a_call(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """A cancelled call ends soon, and without a video; cancelling again, or after the end, is no error."""
+        heard = Recorder()
+        call = backend.start(order(**_LONG), on_event=heard)
+        began = time.monotonic()
+        backend.cancel(call)
+        backend.cancel(call)
+        state = self.finish(backend, call)
+        assert time.monotonic() - began < 15
+        assert not isinstance(state.outcome, Completed)
+        backend.cancel(call)
+        assert backend.poll(call) == state
+
+    # --- slots and close
+
+    def test_slots(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """One order more than there are slots is refused, and taken when a call has ended."""
+        if backend.slots is None:
+            pytest.skip("no limit of its own")
+        calls = [backend.start(order(**_LONG), on_event=Recorder()) for _ in range(backend.slots)]
+        with pytest.raises(BackendError) as refused:
+            backend.start(order(), on_event=Recorder())
+        assert refused.value.retryable and refused.value.outcome_known
+        backend.cancel(calls[0])
+        self.finish(backend, calls[0])
+        assert isinstance(self.finish(backend, backend.start(order(), on_event=Recorder())).outcome, Completed)
+        for call in calls:
+            backend.cancel(call)
+
+    def test_close_ends_what_computes(self, backend: RenderBackend, order: OrderFactory) -> None:
+        """After `close` nothing renders here any more, nothing can be started, and a second call does nothing."""
+        if backend.locality is Locality.WORLD:
+            pytest.skip("remote renders go on without the process that started them")
+        call = backend.start(order(**_LONG), on_event=Recorder())
+        backend.close()
+        assert backend.poll(call).status is CallStatus.ENDED
+        backend.close()
+        with pytest.raises(BackendError):
+            backend.start(order(), on_event=Recorder())

@@ -1,0 +1,636 @@
+"""What must every job store do?
+
+Each test is a sentence of `renderdispatch.protocols.JobStore`, `SupportsClaim` or `SupportsCounts`::
+
+    class TestMyStore(JobStoreContract):
+        @pytest.fixture
+        def store(self, tmp_path):
+            store = MyStore(tmp_path)
+            yield store
+            store.close()
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import cast
+
+import pytest
+from attrs import evolve
+
+from renderdispatch.errors import (
+    InvalidRequestError,
+    JobExistsError,
+    JobNotFoundError,
+    RevisionConflictError,
+)
+from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus, RemoteAudio
+from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim, SupportsCounts
+from renderdispatch.stores.pages import Place, write_cursor
+from renderdispatch.testing.builders import eventually, in_threads, make_ended_job, make_job, make_request
+
+_SECOND = timedelta(seconds=1)
+_HOUR = timedelta(hours=1)
+_THREADS = 8
+
+
+def _walk(store: JobStore, query: JobQuery) -> list[Job]:
+    found: list[Job] = []
+    while True:
+        page = store.query(query)
+        assert len(page.items) <= query.limit
+        found += page.items
+        if page.cursor is None:
+            return found
+        query = evolve(query, cursor=page.cursor)
+
+
+def _ids(store: JobStore, query: JobQuery) -> list[str]:
+    return [job.id for job in _walk(store, query)]
+
+
+class JobStoreContract:
+    """Subclass it, override `store`, and every promise of `JobStore` is tested.
+
+    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped where the store
+    has none.
+    """
+
+    @pytest.fixture
+    def store(self) -> JobStore:
+        """An empty store; override it."""
+        raise NotImplementedError("override the fixture `store`")
+
+    @pytest.fixture
+    def second(self, store: JobStore) -> JobStore | None:  # noqa: ARG002 - overrides need it
+        """Another instance over the same jobs as `store`; override it where there can be one."""
+        return None
+
+    @pytest.fixture
+    def other(self, second: JobStore | None) -> JobStore:
+        """`second`, where there is one."""
+        if second is None:
+            pytest.skip("the fixture `second` gives no other instance over the same jobs")
+        return second
+
+    @pytest.fixture
+    def claiming(self, store: JobStore) -> SupportsClaim:
+        """`store`, where it hands out jobs."""
+        if not isinstance(store, SupportsClaim):
+            pytest.skip("the store lacks the optional power SupportsClaim")
+        return store
+
+    @pytest.fixture
+    def counting(self, store: JobStore) -> SupportsCounts:
+        """`store`, where it counts."""
+        if not isinstance(store, SupportsCounts):
+            pytest.skip("the store lacks the optional power SupportsCounts")
+        return store
+
+    # --- create
+
+    def test_create_returns_the_job_as_stored(self, store: JobStore) -> None:
+        """`create` returns the job with its revision set, and `get` returns the same."""
+        job = make_job()
+        stored = store.create(job)
+        assert stored == evolve(job, revision=stored.revision)
+        assert store.get(job.id) == stored
+
+    def test_every_field_survives(self, store: JobStore) -> None:
+        """Every field of a job comes back as it was: attempts, times to the microsecond, any script."""
+        stored = store.create(make_ended_job(id="ünï-çødé-🎵"))
+        assert store.get("ünï-çødé-🎵") == stored
+
+    def test_a_secret_url_survives(self, store: JobStore) -> None:
+        """A submitted audio URL stands in the record until the audio is stored."""
+        audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?signature=s3cret"})
+        stored = store.create(make_job(request=make_request(audio=audio)))
+        assert store.get(stored.id).request.audio == audio
+
+    def test_create_refuses_a_standing_id(self, store: JobStore) -> None:
+        """A second `create` of an id raises `JobExistsError` and changes nothing."""
+        stored = store.create(make_job(priority=1))
+        with pytest.raises(JobExistsError):
+            store.create(make_job(id=stored.id, priority=2))
+        assert store.get(stored.id) == stored
+
+    def test_of_concurrent_creates_one_succeeds(self, store: JobStore) -> None:
+        """Of eight threads that create one id at once, one succeeds, and its job is the one that stands."""
+
+        def create(number: int) -> Job | None:
+            try:
+                return store.create(make_job(id="contended", priority=number))
+            except JobExistsError:
+                return None
+
+        (winner,) = [job for job in in_threads(_THREADS, create) if job is not None]
+        assert store.get("contended") == winner
+
+    def test_an_id_may_be_created_again_after_delete(self, store: JobStore) -> None:
+        """After `delete`, the id starts again at a revision above any that the deleted job had."""
+        first = store.create(make_job())
+        first = store.replace(first, expected_revision=first.revision)
+        store.delete(first.id)
+        second = store.create(make_job(id=first.id, priority=5))
+        assert second.revision > first.revision
+        assert store.get(first.id) == second
+
+    def test_a_writer_of_the_deleted_job_is_refused(self, store: JobStore) -> None:
+        """Who still holds a revision of the deleted job cannot overwrite the new one."""
+        old = store.create(make_job())
+        store.delete(old.id)
+        new = store.create(make_job(id=old.id, priority=5))
+        with pytest.raises(RevisionConflictError):
+            store.replace(old, expected_revision=old.revision)
+        assert store.get(old.id) == new
+
+    def test_of_concurrent_creates_over_a_deleted_job_one_succeeds(self, store: JobStore) -> None:
+        """Of eight threads that create a deleted id at once, one succeeds."""
+        old = store.create(make_job(id="contended"))
+        store.delete(old.id)
+
+        def create(number: int) -> Job | None:
+            try:
+                return store.create(make_job(id="contended", priority=number))
+            except JobExistsError:
+                return None
+
+        (winner,) = [job for job in in_threads(_THREADS, create) if job is not None]
+        assert winner.revision > old.revision
+        assert store.get("contended") == winner
+
+    def test_an_id_may_be_deleted_and_created_often(self, store: JobStore) -> None:
+        """The revision rises over any number of lives of an id."""
+        revisions = []
+        for _ in range(3):
+            revisions.append(store.create(make_job(id="phoenix")).revision)
+            assert store.delete("phoenix")
+        assert revisions == sorted(set(revisions))
+
+    # --- get
+
+    def test_get_raises_for_an_unknown_id(self, store: JobStore) -> None:
+        """`get` raises `JobNotFoundError` where there is no job."""
+        with pytest.raises(JobNotFoundError):
+            store.get("unknown")
+
+    def test_get_raises_for_a_deleted_job(self, store: JobStore) -> None:
+        """`get` raises `JobNotFoundError` after `delete`."""
+        job = store.create(make_job())
+        store.delete(job.id)
+        with pytest.raises(JobNotFoundError):
+            store.get(job.id)
+
+    def test_get_many_returns_those_that_exist(self, store: JobStore) -> None:
+        """`get_many` returns the standing jobs by id; unknown and deleted ones are left out, repeats are one."""
+        one, two, gone = (store.create(make_job()) for _ in range(3))
+        store.delete(gone.id)
+        assert store.get_many([one.id, "unknown", two.id, gone.id, one.id]) == {one.id: one, two.id: two}
+
+    def test_get_many_of_none(self, store: JobStore) -> None:
+        """`get_many` of no ids is empty."""
+        assert store.get_many([]) == {}
+
+    def test_get_many_takes_a_great_many_ids(self, store: JobStore) -> None:
+        """`get_many` takes any iterable, and thousands of ids."""
+        job = store.create(make_job())
+        ids = (*(f"unknown-{number}" for number in range(3000)), job.id)
+        assert store.get_many(iter(ids)) == {job.id: job}
+
+    # --- replace
+
+    def test_replace_stores_and_raises_the_revision_by_one(self, store: JobStore) -> None:
+        """`replace` returns the job with a revision one higher, and that is what stands."""
+        job = store.create(make_job())
+        stored = store.replace(evolve(job, priority=9), expected_revision=job.revision)
+        assert stored == evolve(job, priority=9, revision=job.revision + 1)
+        assert store.get(job.id) == stored
+
+    def test_replace_goes_by_the_expected_revision_alone(self, store: JobStore) -> None:
+        """What the job itself says of its revision does not matter."""
+        job = store.create(make_job())
+        assert store.replace(evolve(job, revision=77), expected_revision=job.revision).revision == job.revision + 1
+
+    def test_replace_refuses_another_revision(self, store: JobStore) -> None:
+        """`replace` over an older or newer revision raises `RevisionConflictError` and changes nothing."""
+        job = store.create(make_job())
+        stored = store.replace(job, expected_revision=job.revision)
+        for wrong in (job.revision, stored.revision + 1, 0):
+            with pytest.raises(RevisionConflictError):
+                store.replace(evolve(job, priority=9), expected_revision=wrong)
+        assert store.get(job.id) == stored
+
+    def test_replace_raises_for_an_unknown_job(self, store: JobStore) -> None:
+        """`replace` makes no job: it raises `JobNotFoundError`."""
+        with pytest.raises(JobNotFoundError):
+            store.replace(make_job(id="unknown"), expected_revision=0)
+        with pytest.raises(JobNotFoundError):
+            store.get("unknown")
+
+    def test_replace_raises_for_a_deleted_job(self, store: JobStore) -> None:
+        """`replace` revives no job, whichever revision is expected."""
+        job = store.create(make_job())
+        store.delete(job.id)
+        for revision in range(job.revision, job.revision + 3):
+            with pytest.raises(JobNotFoundError):
+                store.replace(job, expected_revision=revision)
+
+    def test_of_concurrent_replaces_one_succeeds(self, store: JobStore) -> None:
+        """Of eight threads that replace one revision at once, one succeeds."""
+        job = store.create(make_job())
+
+        def replace(number: int) -> Job | None:
+            try:
+                return store.replace(evolve(job, priority=number), expected_revision=job.revision)
+            except RevisionConflictError:
+                return None
+
+        (winner,) = [stored for stored in in_threads(_THREADS, replace) if stored is not None]
+        assert store.get(job.id) == winner
+
+    def test_compare_and_swap_loses_no_update(self, store: JobStore) -> None:
+        """Eight threads that each add to a number ten times, by get and replace, add eighty in all."""
+        job_id = store.create(make_job(priority=0)).id
+
+        def add(_: int) -> None:
+            done = 0
+            while done < 10:
+                job = store.get(job_id)
+                try:
+                    store.replace(evolve(job, priority=job.priority + 1), expected_revision=job.revision)
+                except RevisionConflictError:
+                    continue
+                done += 1
+
+        first = store.get(job_id).revision
+        in_threads(_THREADS, add)
+        assert store.get(job_id).priority == 10 * _THREADS
+        assert store.get(job_id).revision == first + 10 * _THREADS
+
+    # --- delete, now, close
+
+    def test_delete_forgets_the_job(self, store: JobStore) -> None:
+        """`delete` returns True, and no query shows the job."""
+        job = store.create(make_job())
+        assert store.delete(job.id) is True
+        for query in (JobQuery(), JobQuery(order="ready"), JobQuery(order="due")):
+            assert store.query(query).items == ()
+
+    def test_a_second_delete_returns_false(self, store: JobStore) -> None:
+        """`delete` of a deleted or unknown job returns False."""
+        job = store.create(make_job())
+        store.delete(job.id)
+        assert store.delete(job.id) is False
+        assert store.delete("unknown") is False
+
+    def test_of_concurrent_deletes_one_returns_true(self, store: JobStore) -> None:
+        """Of eight threads that delete one job at once, one is told that there was one."""
+        job = store.create(make_job())
+        assert sum(in_threads(_THREADS, lambda _: store.delete(job.id))) == 1
+
+    def test_now_is_aware_and_in_utc(self, store: JobStore) -> None:
+        """`now` is aware, in UTC, and does not go back."""
+        first, second = store.now(), store.now()
+        assert first.utcoffset() == timedelta(0)
+        assert first <= second
+
+    def test_close_twice(self, store: JobStore) -> None:
+        """A second `close` does nothing."""
+        store.create(make_job())
+        store.close()
+        store.close()
+
+    # --- query
+
+    @pytest.fixture
+    def now(self, store: JobStore) -> datetime:
+        """The store's time, when the test began."""
+        return store.now()
+
+    def test_newest_first(self, store: JobStore, now: datetime) -> None:
+        """``newest`` goes by creation, newest first, ties by id; all jobs are there."""
+        for job_id, age in (("d", 3), ("b", 1), ("c", 1), ("a", 2)):
+            store.create(make_job(id=job_id, created_at=now - age * _SECOND))
+        store.create(make_ended_job(id="e", created_at=now))
+        assert _ids(store, JobQuery()) == ["e", "b", "c", "a", "d"]
+
+    def test_ready_first_by_priority_then_by_age(self, store: JobStore, now: datetime) -> None:
+        """``ready`` goes by priority, highest first, then longest ready, then id."""
+        for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
+            store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
+        assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["d", "b", "c", "a", "e"]
+
+    def test_ready_leaves_out_what_is_not_ready(self, store: JobStore, now: datetime) -> None:
+        """``ready`` shows jobs whose ``ready_at`` is at or before ``ready_by``, and none that cannot be claimed."""
+        store.create(make_job(id="exactly", ready_at=now))
+        store.create(make_job(id="later", ready_at=now + timedelta(microseconds=1)))
+        store.create(make_ended_job(id="ended"))
+        assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["exactly"]
+        assert _ids(store, JobQuery(order="ready")) == ["exactly", "later"]
+
+    def test_ready_goes_by_machine(self, store: JobStore, now: datetime) -> None:
+        """``ready`` shows jobs that any machine may claim, and those of the one that is named."""
+        store.create(make_job(id="any", ready_at=now))
+        store.create(make_job(id="here", machine="here", ready_at=now))
+        store.create(make_job(id="there", machine="there", ready_at=now))
+        assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["any"]
+        assert _ids(store, JobQuery(order="ready", ready_by=now, machine="here")) == ["any", "here"]
+
+    def test_due_goes_by_when_it_was_due(self, store: JobStore, now: datetime) -> None:
+        """``due`` shows jobs whose ``due_at`` is at or before ``due_by``, longest due first, ties by id."""
+        for job_id, age in (("c", 1), ("b", 1), ("d", 2), ("later", -1)):
+            store.create(make_job(id=job_id, finish_by=now - age * _SECOND))
+        store.create(make_ended_job(id="owes", updated_at=now - 9 * _SECOND))
+        store.create(make_ended_job(id="settled", attempts=(), audio_clean_up="none"))
+        assert _ids(store, JobQuery(order="due", due_by=now)) == ["owes", "d", "b", "c"]
+        assert _ids(store, JobQuery(order="due")) == ["owes", "d", "b", "c", "later"]
+
+    def test_query_by_tenant_status_and_backend(self, store: JobStore, now: datetime) -> None:
+        """Conditions narrow a query, each alone and all together; an empty set matches nothing."""
+        for number, (job_id, tenant, status, backend) in enumerate(
+            (
+                ("a", "acme", JobStatus.PENDING, "modal"),
+                ("b", "acme", JobStatus.FAILED, "modal"),
+                ("c", "acme", JobStatus.FAILED, "inline"),
+                ("d", None, JobStatus.FAILED, "modal"),
+                ("e", "other", JobStatus.COMPLETE, "inline"),
+            )
+        ):
+            created_at = now - number * _SECOND
+            store.create(make_job(id=job_id, tenant=tenant, status=status, backend=backend, created_at=created_at))
+        failed = frozenset({JobStatus.FAILED})
+        assert _ids(store, JobQuery(tenant="acme")) == ["a", "b", "c"]
+        assert _ids(store, JobQuery(statuses=failed)) == ["b", "c", "d"]
+        assert _ids(store, JobQuery(statuses=failed | {JobStatus.COMPLETE})) == ["b", "c", "d", "e"]
+        assert _ids(store, JobQuery(backends=frozenset({"inline"}))) == ["c", "e"]
+        assert _ids(store, JobQuery(tenant="acme", statuses=failed, backends=frozenset({"modal"}))) == ["b"]
+        assert _ids(store, JobQuery(statuses=frozenset())) == []
+        assert _ids(store, JobQuery(backends=frozenset())) == []
+        assert _ids(store, JobQuery(tenant="nobody")) == []
+
+    def test_a_query_sees_the_newest_revision(self, store: JobStore, now: datetime) -> None:
+        """A job is found by what it is now, not by what it was."""
+        job = store.create(make_job(priority=1, ready_at=now))
+        stored = store.replace(evolve(job, status=JobStatus.FAILED, ready_at=None), expected_revision=job.revision)
+        assert store.query(JobQuery(statuses=frozenset({JobStatus.FAILED}))).items == (stored,)
+        assert store.query(JobQuery(statuses=frozenset({JobStatus.PENDING}))).items == ()
+        assert store.query(JobQuery(order="ready")).items == ()
+
+    @pytest.mark.parametrize("order", ["newest", "ready", "due"])
+    def test_pages_show_every_job_once(self, store: JobStore, now: datetime, order: str) -> None:
+        """Pages of any size, put together, are the whole: in order, nothing twice, no cursor at the end."""
+        for number in range(23):
+            store.create(
+                make_job(
+                    priority=number % 3,
+                    created_at=now - (number % 5) * _SECOND,
+                    ready_at=now - (number % 4) * _SECOND,
+                    finish_by=now + (number % 5) * _SECOND,
+                )
+            )
+        query = JobQuery(order=order, limit=1000)  # type: ignore[arg-type]
+        whole = _walk(store, query)
+        assert len({job.id for job in whole}) == 23
+        for limit in (1, 7, 22, 23, 24):
+            assert _walk(store, evolve(query, limit=limit)) == whole
+
+    def test_pages_hold_while_others_write(self, store: JobStore, now: datetime) -> None:
+        """Jobs that match all the time are seen exactly once, though others come, go and change between the pages."""
+        standing = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
+        fleeting = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
+        query = JobQuery(limit=3)
+        seen: list[str] = []
+        for turn in range(100):
+            page = store.query(query)
+            seen += [job.id for job in page.items]
+            if page.cursor is None:
+                break
+            query = evolve(query, cursor=page.cursor)
+            if fleeting:
+                store.delete(fleeting.pop().id)
+            store.create(make_job(created_at=now + (turn - 6) * _SECOND))
+            changed = store.get(standing[turn % 12].id)
+            store.replace(evolve(changed, progress=50.0), expected_revision=changed.revision)
+        assert [seen.count(job.id) for job in standing] == [1] * 12
+        assert len(seen) == len(set(seen))
+
+    @pytest.mark.parametrize("limit", [0, -1, 1001])
+    def test_a_page_has_1_to_1000_items(self, store: JobStore, limit: int) -> None:
+        """Another limit raises `InvalidRequestError`."""
+        with pytest.raises(InvalidRequestError):
+            store.query(JobQuery(limit=limit))
+
+    @pytest.mark.parametrize("cursor", ["", "x", "é", "AAAA", "bnVsbA", "W10", "WzEsMiwzXQ", "e30", "[" * 5000])
+    def test_junk_is_no_cursor(self, store: JobStore, cursor: str) -> None:
+        """A cursor that no page gave raises `InvalidRequestError`."""
+        with pytest.raises(InvalidRequestError):
+            store.query(JobQuery(cursor=cursor))
+
+    @pytest.mark.parametrize(
+        "place",
+        [(10**30, "id"), (-(10**30), "id"), (1 << 63, "id"), (-(1 << 63) - 1, "id"), (0, "\ud800")],
+        ids=ascii,
+    )
+    def test_a_forged_cursor_is_no_cursor(self, store: JobStore, place: Place) -> None:
+        """A well-formed cursor to a place where no job can stand raises `InvalidRequestError`, as all junk does."""
+        store.create(make_job())
+        query = JobQuery(limit=1)
+        with pytest.raises(InvalidRequestError):
+            store.query(evolve(query, cursor=write_cursor(query, place)))
+
+    @pytest.mark.parametrize("place", [(10**30, 0, "id"), (0, 10**30, "id"), (0, 0, "\udfff")], ids=ascii)
+    def test_a_forged_cursor_is_no_cursor_of_the_queue(self, store: JobStore, place: Place) -> None:
+        """The same, in the order of claims."""
+        store.create(make_job())
+        query = JobQuery(order="ready", limit=1)
+        with pytest.raises(InvalidRequestError):
+            store.query(evolve(query, cursor=write_cursor(query, place)))
+
+    def test_a_cursor_belongs_to_its_query(self, store: JobStore, now: datetime) -> None:
+        """A cursor of another query raises `InvalidRequestError`."""
+        for _ in range(2):
+            store.create(make_job(tenant="acme"))
+        cursor = store.query(JobQuery(tenant="acme", limit=1)).cursor
+        assert cursor is not None
+        for other in (
+            JobQuery(),
+            JobQuery(tenant="other"),
+            JobQuery(tenant="acme", statuses=frozenset({JobStatus.PENDING})),
+            JobQuery(tenant="acme", backends=frozenset({"inline"})),
+            JobQuery(tenant="acme", order="due"),
+            JobQuery(tenant="acme", order="ready", ready_by=now),
+        ):
+            with pytest.raises(InvalidRequestError):
+                store.query(evolve(other, cursor=cursor))
+
+    # --- several instances
+
+    def test_another_instance_sees_what_was_written(self, store: JobStore, other: JobStore) -> None:
+        """What a call returned is seen by every later call of another instance."""
+        job = store.create(make_job())
+        assert other.get(job.id) == job
+        stored = other.replace(evolve(job, priority=3), expected_revision=job.revision)
+        assert store.query(JobQuery()).items == (stored,)
+        assert store.delete(job.id)
+        assert other.get_many([job.id]) == {}
+
+    def test_instances_exclude_each_other(self, store: JobStore, other: JobStore) -> None:
+        """A create or replace that one instance won is refused to the other."""
+        job = store.create(make_job())
+        with pytest.raises(JobExistsError):
+            other.create(make_job(id=job.id))
+        store.replace(job, expected_revision=job.revision)
+        with pytest.raises(RevisionConflictError):
+            other.replace(job, expected_revision=job.revision)
+
+    def test_what_was_written_outlives_the_instance(self, store: JobStore, other: JobStore) -> None:
+        """A job outlives the closing of the instance that wrote it."""
+        job = store.create(make_job())
+        store.close()
+        assert other.get(job.id) == job
+
+    # --- SupportsClaim
+
+    @staticmethod
+    def _claim(
+        store: object, *, limit: int = 100, reserve_for: timedelta = _HOUR, machine: str | None = None
+    ) -> list[Job]:
+        claiming = cast("SupportsClaim", store)
+        return claiming.claim(limit=limit, reserve_for=reserve_for, backends={"inline"}, machine=machine)
+
+    def test_claim_hands_out_the_best_first(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """`claim` returns ready jobs by priority, then longest ready, then id, and at most ``limit``."""
+        for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
+            store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
+        assert [job.id for job in self._claim(claiming, limit=2)] == ["d", "b"]
+        assert [job.id for job in self._claim(claiming)] == ["c", "a", "e"]
+
+    def test_claim_of_none(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """`claim` of no jobs, or for no backends, returns none and reserves none."""
+        job = store.create(make_job(ready_at=now))
+        assert self._claim(claiming, limit=0) == []
+        assert claiming.claim(limit=9, reserve_for=_HOUR, backends=(), machine=None) == []
+        assert store.get(job.id) == job
+
+    def test_claim_leaves_out_what_is_not_ready(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """`claim` returns no job whose time has not come, that ended, that runs or that was deleted."""
+        store.create(make_job(ready_at=now + _HOUR))
+        store.create(make_ended_job())
+        store.create(make_job(ready_at=None))
+        store.delete(store.create(make_job(ready_at=now)).id)
+        assert self._claim(claiming) == []
+
+    def test_claim_reserves(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """A claimed job's ``ready_at`` moves and its revision rises; no other claim returns it."""
+        job = store.create(make_job(ready_at=now))
+        (claimed,) = self._claim(claiming)
+        assert claimed.ready_at is not None
+        assert claimed.ready_at >= now + _HOUR
+        assert claimed == evolve(job, revision=job.revision + 1, ready_at=claimed.ready_at)
+        assert store.get(job.id) == claimed
+        assert self._claim(claiming) == []
+
+    def test_a_reservation_lapses(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """A claimer that dies only delays the job: it is claimable again once ``reserve_for`` has passed."""
+        job = store.create(make_job(ready_at=now))
+        (first,) = self._claim(claiming, reserve_for=timedelta(milliseconds=20))
+        (second,) = eventually(lambda: self._claim(claiming))
+        assert second.id == job.id
+        assert second.revision == first.revision + 1
+
+    def test_reserved_jobs_queue_up_again_by_when_they_lapse(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """Jobs whose reservations lapsed are claimed in the order of claims, like any others."""
+        for number in range(6):
+            store.create(make_job(id=f"job-{number}", ready_at=now - number * _SECOND))
+        claimed = self._claim(claiming, reserve_for=timedelta(microseconds=1))
+        assert [job.id for job in claimed] == [f"job-{number}" for number in reversed(range(6))]
+        again = eventually(lambda: self._claim(claiming, reserve_for=_HOUR))
+        assert [job.id for job in again] == [f"job-{number}" for number in range(6)]
+
+    def test_the_replace_takes_a_claimed_job(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """A claimer commits by `replace` over the revision that it was given; then the job is claimed no more."""
+        store.create(make_job(ready_at=now))
+        (claimed,) = self._claim(claiming, reserve_for=timedelta(microseconds=1))
+        store.replace(evolve(claimed, ready_at=None), expected_revision=claimed.revision)
+        assert self._claim(claiming) == []
+
+    def test_who_read_before_the_claim_is_refused(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """A `replace` over the revision from before a claim raises `RevisionConflictError`."""
+        job = store.create(make_job(ready_at=now))
+        self._claim(claiming)
+        with pytest.raises(RevisionConflictError):
+            store.replace(job, expected_revision=job.revision)
+
+    def test_claim_goes_by_backend(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """`claim` returns jobs of the backends that are named, and leaves the others to others."""
+        for backend in ("modal", "inline", "http"):
+            store.create(make_job(id=backend, backend=backend, ready_at=now))
+        claimed = claiming.claim(limit=9, reserve_for=_HOUR, backends={"inline", "http"}, machine=None)
+        assert {job.id for job in claimed} == {"inline", "http"}
+        assert [job.id for job in claiming.claim(limit=9, reserve_for=_HOUR, backends=["modal"], machine=None)] == [
+            "modal"
+        ]
+
+    def test_claim_goes_by_machine(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """`claim` returns jobs that any machine may claim, and those of the one that asks."""
+        for machine in (None, "here", "there"):
+            store.create(make_job(id=str(machine), machine=machine, ready_at=now))
+        assert [job.id for job in self._claim(claiming)] == ["None"]
+        assert [job.id for job in self._claim(claiming, machine="here")] == ["here"]
+        assert [job.id for job in self._claim(claiming, machine="there")] == ["there"]
+
+    def test_concurrent_claims_share_the_jobs(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """Eight threads that claim three at a time get eighty jobs, each exactly once."""
+        created = {store.create(make_job(ready_at=now)).id for _ in range(10 * _THREADS)}
+
+        def claim_all(_: int) -> list[str]:
+            mine: list[str] = []
+            while claimed := self._claim(claiming, limit=3):
+                mine += [job.id for job in claimed]
+            return mine
+
+        claimed = [job_id for mine in in_threads(_THREADS, claim_all) for job_id in mine]
+        assert len(claimed) == len(created)
+        assert set(claimed) == created
+
+    def test_claims_of_instances_exclude_each_other(
+        self, store: JobStore, claiming: SupportsClaim, other: JobStore, now: datetime
+    ) -> None:
+        """What one instance claimed, another does not get."""
+        for _ in range(4):
+            store.create(make_job(ready_at=now))
+        mine, theirs = self._claim(claiming, limit=2), self._claim(other)
+        assert len({job.id for job in (*mine, *theirs)}) == len(mine) + len(theirs) == 4
+
+    # --- SupportsCounts
+
+    def test_counts_by_status(self, store: JobStore, counting: SupportsCounts) -> None:
+        """`counts` gives every status its number, of all jobs or of one tenant's; deleted ones do not count."""
+        assert counting.counts() == dict.fromkeys(JobStatus, 0)
+        for tenant, status in (("acme", JobStatus.FAILED), ("acme", JobStatus.PENDING), (None, JobStatus.FAILED)):
+            store.create(make_job(tenant=tenant, status=status))
+        store.delete(store.create(make_job(tenant="acme")).id)
+        assert counting.counts() == {**dict.fromkeys(JobStatus, 0), JobStatus.FAILED: 2, JobStatus.PENDING: 1}
+        assert counting.counts(tenant="acme")[JobStatus.FAILED] == 1
+        assert counting.counts(tenant="nobody") == dict.fromkeys(JobStatus, 0)
+
+    def test_ahead_of_counts_who_is_claimed_before(
+        self, store: JobStore, counting: SupportsCounts, now: datetime
+    ) -> None:
+        """`ahead_of` is how many queued jobs of any tenant come before a job in the order of claims."""
+        for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
+            store.create(make_job(id=job_id, tenant=job_id, priority=priority, ready_at=now - age * _SECOND))
+        store.create(make_ended_job(priority=99))
+        assert {job_id: counting.ahead_of(store.get(job_id)) for job_id in "dbcae"} == dict(
+            zip("dbcae", range(5), strict=True)
+        )
+
+    def test_nobody_is_ahead_of_a_job_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
+        """`ahead_of` a job that cannot be claimed is 0."""
+        store.create(make_job())
+        assert counting.ahead_of(store.create(make_ended_job())) == 0

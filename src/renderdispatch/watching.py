@@ -1,0 +1,68 @@
+"""How is a job followed and shown?"""
+
+from __future__ import annotations
+
+import base64
+import html
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import BinaryIO, Final
+
+from renderdispatch.errors import WaitTimeoutError
+from renderdispatch.jobs import Job
+from renderdispatch.messages import PollResponse
+
+_EMBED_BYTES: Final = 20 << 20
+
+
+class Pause:
+    """How long to wait between two looks at a job; short after a change, then longer."""
+
+    def __init__(self, timeout: float | timedelta | None) -> None:
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._revision: int | None = None
+        self._pause = 0.02
+
+    def after(self, job: Job) -> float:
+        """Return the seconds to wait after this look.
+
+        Raises:
+            WaitTimeoutError: Time is up.
+        """
+        changed = job.revision != self._revision
+        self._revision = job.revision
+        self._pause = 0.02 if changed else min(0.5, self._pause * 1.5)
+        if self._deadline is None:
+            return self._pause
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
+        return min(self._pause, left)
+
+
+def what_shows(job: Job) -> tuple[object, ...]:
+    """Return what a watcher can see of a job; renewed leases are not part of it."""
+    attempt = job.attempt
+    return (job.status, job.stage, job.progress, len(job.attempts), attempt and attempt.frames, job.ended)
+
+
+def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:
+    """Show a job in a notebook: its state, and the video once it is there.
+
+    Args:
+        open_video: Opens the video; a small one is embedded where a page could not load its URL.
+    """
+    text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
+    if poll.error is not None:
+        text += f" · {poll.error.code}: {poll.error.message}"
+    shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
+    if poll.download_url is None or poll.result is None:
+        return shown
+    source = poll.download_url
+    if not source.startswith("http") and poll.result.bytes <= _EMBED_BYTES:
+        with open_video() as file:
+            source = "data:video/mp4;base64," + base64.b64encode(file.read()).decode()
+    return f'{shown}<video controls style="max-width:100%" src="{html.escape(source)}"></video>'

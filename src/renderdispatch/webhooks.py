@@ -1,0 +1,524 @@
+"""Who really sent this webhook, when, and is it whole?
+
+Headers, raw body bytes, secrets and a clock in; a value or one exception out. Nothing here opens a socket, reads
+a file or knows what a body means.
+
+`WebhookSigner` and `WebhookVerifier` speak Standard Webhooks, version 1
+(https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md): the signature is
+the base64 of HMAC-SHA256 over ``id.timestamp.body``. The verifier accepts what the specification describes and
+nothing that merely resembles it: one spelling of each number and of each signature, each header once. So what was
+verified is what was sent, whichever parser looks at it next. `BearerVerifier` has the same call for senders that
+only know a shared token.
+
+`AttemptKeys` gives each attempt of a job a key of its own, derived from a master secret. A message id that
+`EventId` wrote names job and attempt, so the verifier finds the key from the id; and since the id is itself signed,
+a key that leaked cannot speak for any other job or attempt.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from attrs import field, frozen
+
+from renderdispatch.errors import ConfigurationError, InvalidRequestError, WebhookRefusal, WebhookVerificationError
+
+Headers = Mapping[str, str] | Mapping[bytes, bytes] | Mapping[str, bytes] | Iterable[tuple[str | bytes, str | bytes]]
+"""Header names and values, in any case; pairs where the framework keeps duplicates apart."""
+
+Body = bytes | bytearray | memoryview
+"""The raw body, before any parsing."""
+
+Keys = Callable[[str], Sequence[bytes]]
+"""From a message id to the keys, of 24 to 64 bytes each, that may have signed it."""
+
+MAX_BODY: Final = 1 << 20
+MAX_ID: Final = 256
+MAX_HEADER: Final = 4096
+MAX_DIGITS: Final = 11
+MAX_SIGNATURES: Final = 16
+"""More than any rotation needs, and so few that no request costs more than a constant."""
+
+MIN_KEY: Final = 24
+MAX_KEY: Final = 64
+MIN_TOKEN: Final = 16
+MAX_TOKEN: Final = 512
+
+_PREFIX: Final = "whsec_"
+_SIGNED: Final = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
+_BEARER: Final = frozenset({"authorization", "webhook-id"})
+
+# 32 bytes in base64 have one spelling: the 43rd character carries four bits, the two below them are 0.
+_V1: Final = re.compile(r"v1,[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+_VERSIONED: Final = re.compile(r"[a-z0-9]+,[!-~]+")
+_AUTHORIZATION: Final = re.compile(rf"(?i:bearer) +([!-~]{{1,{MAX_TOKEN}}})")
+_TOKEN: Final = re.compile(rf"[!-~]{{{MIN_TOKEN},{MAX_TOKEN}}}")
+_EVENT_ID: Final = re.compile(r"rd:([A-Za-z0-9_-]{1,128}):([1-9][0-9]{0,3}):([A-Za-z0-9_-]{1,64})")
+
+
+@frozen
+class VerifiedWebhook:
+    """What a known sender sent.
+
+    Args:
+        id: Names the event over all its deliveries: what to deduplicate by.
+        timestamp: When this delivery was signed, in whole seconds; for `BearerVerifier`, when it arrived.
+        body: The bytes that were signed.
+    """
+
+    id: str
+    timestamp: datetime
+    body: bytes = field(repr=False)
+
+
+def parse_secret(secret: str) -> bytes:
+    """Return the key of a secret: base64 of 24 to 64 bytes, with or without ``whsec_`` before it.
+
+    Raises:
+        ConfigurationError: It is something else; the message does not quote it.
+    """
+    expected = f"a webhook secret is {_PREFIX!r} and the base64 of {MIN_KEY} to {MAX_KEY} bytes"
+    if not isinstance(secret, str):
+        raise ConfigurationError(f"{expected}, as str, not {type(secret).__name__}")
+    text = secret.removeprefix(_PREFIX)
+    try:
+        key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:  # binascii.Error is one
+        key = b""
+    spelling = base64.b64encode(key).decode("ascii")
+    if not key or text not in (spelling, spelling.rstrip("=")):
+        raise ConfigurationError(f"{expected}; this one is not base64 (white space around it, or cut off?)")
+    if not MIN_KEY <= len(key) <= MAX_KEY:
+        raise ConfigurationError(f"{expected}; this one has {len(key)}")
+    return key
+
+
+def _parse_secrets(secrets: str | Sequence[str]) -> tuple[bytes, ...]:
+    if not secrets:
+        raise ConfigurationError(
+            "no webhook secret is configured; without one, every webhook would have to be believed"
+        )
+    return tuple(parse_secret(s) for s in ([secrets] if isinstance(secrets, str) else secrets))
+
+
+class WebhookSigner:
+    """Signs messages with one secret, as Standard Webhooks v1.
+
+    Args:
+        secret: ``whsec_`` and base64, or the base64 alone.
+
+    Raises:
+        ConfigurationError: The secret is malformed, shorter than 24 or longer than 64 bytes.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, secret: str) -> None:
+        self._key = _Key(parse_secret(secret))
+
+    def __repr__(self) -> str:
+        return "WebhookSigner(<secret>)"
+
+    def sign(self, message_id: str, body: Body, *, now: datetime) -> dict[str, str]:
+        """Return the headers of one delivery. A retry keeps the id and is signed afresh.
+
+        Args:
+            message_id: Names the event: 1 to 256 visible ASCII characters, no dot.
+            body: The very bytes that will be sent.
+            now: Aware; the header carries whole seconds.
+
+        Raises:
+            InvalidRequestError: The id or the time cannot be sent.
+        """
+        if not _is_id(message_id):
+            raise InvalidRequestError(
+                f"a message id is 1 to {MAX_ID} visible ASCII characters without a dot", code="webhook.malformed-id"
+            )
+        seconds = math.floor(_epoch(now))
+        if not 0 <= seconds < 10**MAX_DIGITS:
+            raise InvalidRequestError(f"no webhook is signed at {now}", code="webhook.malformed-timestamp")
+        timestamp = str(seconds)
+        signature = self._key.sign(message_id, timestamp, bytes(body))
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": timestamp,
+            "webhook-signature": f"v1,{signature.decode('ascii')}",
+        }
+
+
+class WebhookVerifier:
+    """Verifies Standard Webhooks v1. Keeps no state: what arrives twice within the tolerance is verified twice.
+
+    Args:
+        secrets: One secret, several (any of them may have signed: rotation), or a callable that finds the keys
+            for a message id, such as `AttemptKeys`. The id that it sees is well-formed, but nobody's word yet.
+        tolerance: How far the timestamp may lie from now, either way.
+        max_body: Bytes; a longer body is refused unread.
+
+    Raises:
+        ConfigurationError: No secret, or one that is malformed, shorter than 24 or longer than 64 bytes.
+    """
+
+    __slots__ = ("_find", "_keys", "_max_body", "_tolerance_s")
+
+    def __init__(
+        self,
+        secrets: str | Sequence[str] | Keys,
+        *,
+        tolerance: timedelta = timedelta(minutes=5),
+        max_body: int = MAX_BODY,
+    ) -> None:
+        self._find = secrets if callable(secrets) else None
+        self._keys = () if callable(secrets) else tuple(_Key(key) for key in _parse_secrets(secrets))
+        if tolerance <= timedelta(0):
+            raise ConfigurationError(f"the tolerance must be above 0, not {tolerance}")
+        self._tolerance_s = tolerance.total_seconds()
+        self._max_body = _check_max_body(max_body)
+
+    def __repr__(self) -> str:
+        keys = f"<{len(self._keys)} secrets>" if self._find is None else "<found by id>"
+        return f"WebhookVerifier({keys}, tolerance={self._tolerance_s:g} s, max_body={self._max_body})"
+
+    def verify(self, headers: Headers, body: Body, *, now: datetime | None = None) -> VerifiedWebhook:
+        """Return the message if one of the keys signed it, recently, exactly as it stands.
+
+        Everything that a stranger controls is refused by the one error, whatever the bytes. The cost is bounded by
+        ``max_body``, `MAX_SIGNATURES` and the number of keys; all keys and signatures are tried, also after a match.
+
+        Args:
+            headers: Of the request; those that are not the webhook's are ignored.
+            body: As received, before any parsing.
+            now: Aware; None is this machine's clock.
+
+        Raises:
+            WebhookVerificationError: It is refused; ``reason`` says why.
+            InvalidRequestError: ``now`` has no time zone: the caller's mistake.
+            ConfigurationError: A callable found a key that is not of 24 to 64 bytes. What it raises itself
+                (such as `StoreUnavailableError`) passes through.
+        """
+        now_s = time.time() if now is None else _epoch(now)
+        content = _read_body(body, self._max_body)
+        found = _pick(headers, _SIGNED)
+        if len(found) < len(_SIGNED):
+            raise _missing(_SIGNED - found.keys())
+        message_id, timestamp = found["webhook-id"], found["webhook-timestamp"]
+        if not _is_id(message_id):
+            raise _malformed_id()
+        signed_at = _parse_timestamp(timestamp)
+        if abs(signed_at - now_s) > self._tolerance_s:
+            raise self._mistimed(signed_at - now_s)
+        signatures = _parse_signatures(found["webhook-signature"])
+        keys = self._keys if self._find is None else [_Key(key) for key in self._find(message_id)]
+        if not keys:
+            raise WebhookVerificationError(WebhookRefusal.UNKNOWN_KEY, f"no key is known for message {message_id}")
+        genuine = False
+        for key in keys:
+            expected = key.sign(message_id, timestamp, content)
+            for signature in signatures:
+                genuine |= hmac.compare_digest(expected, signature)
+        if not genuine:
+            raise WebhookVerificationError(
+                WebhookRefusal.WRONG_SIGNATURE,
+                f"no signature of message {message_id} is right: another secret, or the body is not as it was sent",
+            )
+        return VerifiedWebhook(message_id, datetime.fromtimestamp(signed_at, UTC), content)
+
+    def _mistimed(self, ahead_s: float) -> WebhookVerificationError:
+        new = ahead_s > 0
+        return WebhookVerificationError(
+            WebhookRefusal.TIMESTAMP_TOO_NEW if new else WebhookRefusal.TIMESTAMP_TOO_OLD,
+            f"the timestamp is {abs(ahead_s):.0f} s {'ahead of' if new else 'behind'} this clock, where "
+            f"{self._tolerance_s:g} s are allowed: a late delivery, or the clocks differ",
+        )
+
+
+class BearerVerifier:
+    """Verifies ``Authorization: Bearer <token>``, for senders that cannot sign.
+
+    Weaker than signatures in every way: whoever once saw a request can send any other, at any time. The verified id
+    is the ``webhook-id`` header where there is one, else ``sha256:`` and the digest of the body in hex: a delivery
+    repeated word for word has the same id, and so has another event with the same body. Neither is signed.
+
+    Args:
+        tokens: One token, or several (rotation): 16 to 512 visible ASCII characters each.
+        max_body: Bytes; a longer body is refused unread.
+
+    Raises:
+        ConfigurationError: No token, or one of another shape.
+    """
+
+    __slots__ = ("_digests", "_max_body")
+
+    def __init__(self, tokens: str | Sequence[str], *, max_body: int = MAX_BODY) -> None:
+        if not tokens:
+            raise ConfigurationError("no webhook token is configured; without one, every webhook would be believed")
+        several = [tokens] if isinstance(tokens, str) else tokens
+        if not all(map(_is_token, several)):
+            raise ConfigurationError(f"a webhook token is {MIN_TOKEN} to {MAX_TOKEN} visible ASCII characters")
+        self._digests = tuple(_token_digest(t) for t in several)
+        self._max_body = _check_max_body(max_body)
+
+    def __repr__(self) -> str:
+        return f"BearerVerifier(<{len(self._digests)} tokens>, max_body={self._max_body})"
+
+    def verify(self, headers: Headers, body: Body, *, now: datetime | None = None) -> VerifiedWebhook:
+        """Return the message if it came with one of the tokens.
+
+        Raises:
+            WebhookVerificationError: It is refused; ``reason`` says why.
+            InvalidRequestError: ``now`` has no time zone: the caller's mistake.
+        """
+        now_s = time.time() if now is None else _epoch(now)
+        content = _read_body(body, self._max_body)
+        found = _pick(headers, _BEARER)
+        if "authorization" not in found:
+            raise _missing(["authorization"])
+        authorization = _AUTHORIZATION.fullmatch(found["authorization"])
+        if authorization is None:
+            raise WebhookVerificationError(
+                WebhookRefusal.MALFORMED_AUTHORIZATION, "the authorization header is not 'Bearer' and a token"
+            )
+        message_id = found.get("webhook-id")
+        if message_id is not None and not _is_id(message_id):
+            raise _malformed_id()
+        digest = _token_digest(authorization[1])
+        genuine = False
+        for expected in self._digests:
+            genuine |= hmac.compare_digest(expected, digest)
+        if not genuine:
+            raise WebhookVerificationError(WebhookRefusal.WRONG_TOKEN, "the bearer token is not one of ours")
+        if message_id is None:
+            message_id = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return VerifiedWebhook(message_id, datetime.fromtimestamp(now_s, UTC), content)
+
+
+# --- a key for each attempt -----------------------------------------------------------------------
+
+
+@frozen
+class EventId:
+    """The message id of an event: which job and which attempt speaks, and which event it is.
+
+    ``str()`` writes it, `parse` reads it. Job and event ids are made of ``A-Z a-z 0-9 _ -``, at most 128 and 64
+    characters; attempts count from 1 to 9999.
+
+    Raises:
+        InvalidRequestError: A part is of another shape.
+    """
+
+    job_id: str
+    attempt: int
+    event_id: str
+
+    def __attrs_post_init__(self) -> None:
+        if _EVENT_ID.fullmatch(str(self)) is None:
+            raise InvalidRequestError(
+                "job id, attempt or event id do not fit into a message id", code="webhook.event-id"
+            )
+
+    def __str__(self) -> str:
+        return f"rd:{self.job_id}:{self.attempt}:{self.event_id}"
+
+    @classmethod
+    def parse(cls, message_id: str) -> EventId | None:
+        """Return the parts, or None where the id is not one of these."""
+        match = _EVENT_ID.fullmatch(message_id)
+        return None if match is None else cls(match[1], int(match[2]), match[3])
+
+
+def derive_key(master_secret: str, *, job_id: str, attempt: int) -> str:
+    """Return the secret of one attempt, as ``whsec_...``, from a master secret of the same form.
+
+    HMAC-SHA256 under the master of a domain, the job id and the attempt, each with its length before it: the
+    expansion step of HKDF (RFC 5869) for one block. Whoever holds it learns neither the master nor another attempt's.
+
+    Raises:
+        ConfigurationError: The master secret is malformed, shorter than 24 or longer than 64 bytes.
+    """
+    key = _derive(parse_secret(master_secret), job_id, attempt)
+    return _PREFIX + base64.b64encode(key).decode("ascii")
+
+
+class AttemptKeys:
+    """Finds the keys of attempts from message ids: ``WebhookVerifier(AttemptKeys(masters))``.
+
+    The verified id then proves who speaks: compare ``EventId.parse(verified.id)`` with what the body claims.
+
+    Args:
+        master_secrets: One, or several while they rotate: the first makes the keys of new attempts, all are
+            tried for what arrives. Keep an old one until the last attempt that it served has ended.
+
+    Raises:
+        ConfigurationError: No master secret, or one that is malformed, shorter than 24 or longer than 64 bytes.
+    """
+
+    __slots__ = ("_masters",)
+
+    def __init__(self, master_secrets: str | Sequence[str]) -> None:
+        self._masters = _parse_secrets(master_secrets)
+
+    def __repr__(self) -> str:
+        return f"AttemptKeys(<{len(self._masters)} master secrets>)"
+
+    def __call__(self, message_id: str) -> Sequence[bytes]:
+        """Return one key for each master secret; none for an id that `EventId` did not write."""
+        event = EventId.parse(message_id)
+        return () if event is None else [_derive(m, event.job_id, event.attempt) for m in self._masters]
+
+    def secret(self, *, job_id: str, attempt: int) -> str:
+        """Return what the order of a new attempt carries: `derive_key` of the first master secret."""
+        return _PREFIX + base64.b64encode(_derive(self._masters[0], job_id, attempt)).decode("ascii")
+
+
+def _derive(master: bytes, job_id: str, attempt: int) -> bytes:
+    # The first byte is 0: no signed content begins so, and no signature under the master is ever a derived key.
+    parts = (b"renderdispatch webhook attempt key v1", job_id.encode(), str(attempt).encode())
+    return hmac.digest(master, b"".join(len(p).to_bytes(4, "big") + p for p in parts), "sha256")
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+_INNER_PAD: Final = bytes(x ^ 0x36 for x in range(256))
+_OUTER_PAD: Final = bytes(x ^ 0x5C for x in range(256))
+
+
+class _Key:
+    """HMAC-SHA256 (RFC 2104) under one key, which fits into a block of the hash.
+
+    Both pads are hashed once, and every message starts from copies of these states. At 2 KB this takes 0.7 of the
+    time of `hmac.digest`, and the body need not be copied to stand behind id and timestamp.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        if not MIN_KEY <= len(key) <= MAX_KEY:
+            raise ConfigurationError(f"a webhook key is {MIN_KEY} to {MAX_KEY} bytes; one was found with {len(key)}")
+        block = key.ljust(MAX_KEY, b"\0")
+        self._inner = hashlib.sha256(block.translate(_INNER_PAD))
+        self._outer = hashlib.sha256(block.translate(_OUTER_PAD))
+
+    def sign(self, message_id: str, timestamp: str, body: bytes) -> bytes:
+        """Return the base64 of the signature of ``id.timestamp.body``."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(f"{message_id}.{timestamp}.".encode("ascii"))
+        inner.update(body)
+        outer.update(inner.digest())
+        return binascii.b2a_base64(outer.digest(), newline=False)
+
+
+def _check_max_body(max_body: int) -> int:
+    if max_body < 1:
+        raise ConfigurationError(f"max_body must be at least 1, not {max_body}")
+    return max_body
+
+
+def _epoch(now: datetime) -> float:
+    if now.utcoffset() is None:
+        raise InvalidRequestError("`now` must be an aware datetime: datetime.now(UTC)", code="webhook.naive-time")
+    return now.timestamp()
+
+
+def _read_body(body: object, limit: int) -> bytes:
+    """Return the body as bytes that nobody can change; measure it before a byte is copied."""
+    if isinstance(body, (bytes, bytearray)):
+        size = len(body)
+    elif isinstance(body, memoryview):
+        try:
+            size = body.nbytes
+        except ValueError:
+            raise WebhookVerificationError(WebhookRefusal.MALFORMED_BODY, "the body's memory was released") from None
+    else:
+        raise WebhookVerificationError(
+            WebhookRefusal.MALFORMED_BODY, f"give the raw bytes of the body, not {type(body).__name__}"
+        )
+    if size > limit:
+        raise WebhookVerificationError(
+            WebhookRefusal.BODY_TOO_LARGE, f"the body has {size} bytes, where {limit} are allowed"
+        )
+    return bytes(body)
+
+
+def _pick(headers: Headers, names: frozenset[str]) -> dict[str, str]:
+    """Return those headers of these names that there are; each occurs at most once."""
+    found: dict[str, str] = {}
+    twice = None
+    try:
+        for name, value in headers.items() if hasattr(headers, "items") else headers:
+            key = (name if isinstance(name, str) else name.decode("latin-1")).lower()
+            if key in names and name.isascii():  # the Kelvin sign's lower case is k
+                if key in found:
+                    twice = key
+                found[key] = value if isinstance(value, str) else value.decode("ascii")
+    except (AttributeError, TypeError, ValueError):
+        raise WebhookVerificationError(
+            WebhookRefusal.MALFORMED_HEADER, "the headers are not names and values of text"
+        ) from None
+    if twice is not None:
+        raise WebhookVerificationError(WebhookRefusal.DUPLICATE_HEADER, f"the request has more than one {twice} header")
+    return found
+
+
+def _missing(names: Iterable[str]) -> WebhookVerificationError:
+    return WebhookVerificationError(
+        WebhookRefusal.MISSING_HEADER, f"the request has no {', '.join(sorted(names))} header"
+    )
+
+
+def _is_id(text: str) -> bool:
+    """Say whether it is visible ASCII without a dot: with dots, two requests could be one `id.timestamp.body`."""
+    return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text and "." not in text
+
+
+def _malformed_id() -> WebhookVerificationError:
+    return WebhookVerificationError(
+        WebhookRefusal.MALFORMED_ID, f"webhook-id is not 1 to {MAX_ID} visible ASCII characters without a dot"
+    )
+
+
+def _parse_timestamp(text: str) -> int:
+    """Read the one spelling of a whole number of seconds; `int` alone also reads signs, spaces and other digits."""
+    if len(text) <= MAX_DIGITS and text.isdigit() and text.isascii() and (text[0] != "0" or text == "0"):
+        return int(text)
+    raise WebhookVerificationError(
+        WebhookRefusal.MALFORMED_TIMESTAMP, "webhook-timestamp is not a plain number of seconds since 1970"
+    )
+
+
+def _parse_signatures(header: str) -> list[bytes]:
+    """Return the v1 signatures, each the one spelling of 32 bytes; other versions are skipped."""
+    if _V1.fullmatch(header):  # one signature: what nearly everybody sends
+        return [header[3:].encode("ascii")]
+    entries = header.split(" ", MAX_SIGNATURES)
+    if len(header) > MAX_HEADER or len(entries) > MAX_SIGNATURES:
+        raise WebhookVerificationError(
+            WebhookRefusal.MALFORMED_SIGNATURE,
+            f"webhook-signature is longer than {MAX_HEADER} characters or {MAX_SIGNATURES} signatures",
+        )
+    signatures = [e[3:].encode("ascii") for e in entries if _V1.fullmatch(e)]
+    versions = [e.partition(",")[0] for e in entries if _VERSIONED.fullmatch(e)]
+    if len(versions) < len(entries) or versions.count("v1") > len(signatures):
+        raise WebhookVerificationError(
+            WebhookRefusal.MALFORMED_SIGNATURE, "webhook-signature is not versions and canonical base64 ('v1,...')"
+        )
+    if not signatures:
+        raise WebhookVerificationError(WebhookRefusal.UNSUPPORTED_SIGNATURE, "webhook-signature holds no v1 signature")
+    return signatures
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, str) and _TOKEN.fullmatch(token) is not None
+
+
+def _token_digest(token: str) -> bytes:
+    """Return a digest of fixed length: comparing tokens themselves would tell how long ours are."""
+    return hashlib.sha256(token.encode("ascii")).digest()

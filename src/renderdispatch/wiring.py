@@ -1,0 +1,343 @@
+"""Which adapters does an application get?
+
+The only place that picks them: `local` needs nothing, `from_settings` reads the environment.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from importlib.metadata import entry_points
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from renderdispatch.backends.inline import InlineBackend
+from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine import Closable
+from renderdispatch.errors import ConfigurationError, UnknownNameError
+from renderdispatch.fetch import GuardedFetcher
+from renderdispatch.intake import describe_validation
+from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
+from renderdispatch.service import RenderService
+from renderdispatch.storage.fsspec import FsspecStorage
+from renderdispatch.storage.signing import SignedUrls
+from renderdispatch.stores.memory import MemoryJobStore
+from renderdispatch.stores.sql import SqlJobStore
+
+BACKENDS: Final = "renderdispatch.backends"
+"""The entry points of other backends: each a callable without arguments."""
+
+_R2: Final = "r2://"
+_OPTIONAL: Final = (
+    "r2_account_id",
+    "r2_endpoint_url",
+    "r2_access_key_id",
+    "r2_secret_access_key",
+    "r2_jurisdiction",
+    "r2_region",
+    "r2_public_url",
+    "objects_url",
+    "objects_secrets",
+    "modal_environment",
+    "modal_version",
+    "http_url",
+    "http_token",
+    "http_modal_key",
+    "http_modal_secret",
+)
+"""What an empty variable leaves unset, as compose files write it."""
+
+
+class Settings(BaseSettings):
+    """What ``RENDERDISPATCH_...`` variables say; a ``.env`` file is not read.
+
+    Args:
+        home: ``RENDERDISPATCH_HOME``: where the embedded database and the objects lie.
+        store: ``RENDERDISPATCH_STORE``: a database URL, or ``memory``. Default: SQLite in the home.
+        storage: ``RENDERDISPATCH_STORAGE``: ``r2://bucket/prefix``, or an fsspec URL. Default: a folder in the home.
+        backends: ``RENDERDISPATCH_BACKENDS``: names, separated by commas; the first is the default.
+        worker: ``RENDERDISPATCH_WORKER``: whether each process works in the background.
+        secrets: ``RENDERDISPATCH_SECRETS``: master secrets for webhooks, separated by spaces, the newest first.
+        webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: where the GPU side reaches this application's webhook.
+        lease_s: ``RENDERDISPATCH_LEASE_S``: seconds that a job stays with a silent worker.
+        fetch_allow_hosts: ``RENDERDISPATCH_FETCH_ALLOW_HOSTS``: the only hosts that audio is fetched from by URL,
+            separated by commas; ``*.example.com`` is every name below one. Default: every public host.
+        fetch_allow_http: ``RENDERDISPATCH_FETCH_ALLOW_HTTP``: whether http URLs are fetched too, for development.
+        fetch_allow_private: ``RENDERDISPATCH_FETCH_ALLOW_PRIVATE``: whether private networks are too, for development.
+        fetch_max_bytes: ``RENDERDISPATCH_FETCH_MAX_BYTES``: how large audio by URL may be.
+        r2_account_id: ``RENDERDISPATCH_R2_ACCOUNT_ID``: of Cloudflare. With ``r2://`` this, or the endpoint.
+        r2_endpoint_url: ``RENDERDISPATCH_R2_ENDPOINT_URL``: of another S3 API, without the bucket.
+        r2_access_key_id: ``RENDERDISPATCH_R2_ACCESS_KEY_ID``: who asks; ``r2://`` needs it.
+        r2_secret_access_key: ``RENDERDISPATCH_R2_SECRET_ACCESS_KEY``: belongs to it; ``r2://`` needs it.
+        r2_jurisdiction: ``RENDERDISPATCH_R2_JURISDICTION``: ``eu`` or ``fedramp``, where the bucket was made so.
+        r2_region: ``RENDERDISPATCH_R2_REGION``: of another S3 API that wants one.
+        r2_public_url: ``RENDERDISPATCH_R2_PUBLIC_URL``: the bucket's public or custom domain, for plain download URLs.
+        objects_url: ``RENDERDISPATCH_OBJECTS_URL``: where the application mounts `renderdispatch.web.objects`, as
+            clients reach it. Signed URLs of a folder are then http URLs below it; needs ``objects_secrets``.
+        objects_secrets: ``RENDERDISPATCH_OBJECTS_SECRETS``: what signs those, at least 24 bytes each, separated by
+            spaces, the newest first.
+        modal_app: ``RENDERDISPATCH_MODAL_APP``: the name of the deployed app that backend ``modal`` renders with.
+        modal_function: ``RENDERDISPATCH_MODAL_FUNCTION``: the name of its function.
+        modal_environment: ``RENDERDISPATCH_MODAL_ENVIRONMENT``: the Modal environment. Default: Modal's own.
+        modal_version: ``RENDERDISPATCH_MODAL_VERSION``: the only deployed version that is used. Default: the newest.
+        http_url: ``RENDERDISPATCH_HTTP_URL``: the render service that backend ``http`` renders with; it needs this.
+        http_token: ``RENDERDISPATCH_HTTP_TOKEN``: the Bearer token that the service wants.
+        http_modal_key: ``RENDERDISPATCH_HTTP_MODAL_KEY``: of a Modal proxy token, where it is a Modal web endpoint.
+        http_modal_secret: ``RENDERDISPATCH_HTTP_MODAL_SECRET``: belongs to it.
+        http_keyed: ``RENDERDISPATCH_HTTP_KEYED``: whether the service can say what it started for a key, as
+            `renderdispatch.web.renders` can.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RENDERDISPATCH_", hide_input_in_errors=True, extra="ignore")
+
+    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("renderdispatch")))
+    store: SecretStr | None = None
+    storage: SecretStr | None = None
+    backends: Annotated[tuple[str, ...], NoDecode] = ("local",)
+    worker: bool = True
+    secrets: SecretStr | None = None
+    webhook_url: str | None = Field(default=None, repr=False)
+    lease_s: float = Field(default=30.0, ge=1, le=3600)
+    fetch_allow_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    fetch_allow_http: bool = False
+    fetch_allow_private: bool = False
+    fetch_max_bytes: int = Field(default=2 << 30, ge=1)
+    r2_account_id: str | None = None
+    r2_endpoint_url: str | None = None
+    r2_access_key_id: SecretStr | None = None
+    r2_secret_access_key: SecretStr | None = None
+    r2_jurisdiction: Literal["eu", "fedramp"] | None = None
+    r2_region: str | None = None
+    r2_public_url: str | None = None
+    objects_url: str | None = None
+    objects_secrets: SecretStr | None = None
+    modal_app: str = "renderdispatch"
+    modal_function: str = "render"
+    modal_environment: str | None = None
+    modal_version: int | None = None
+    http_url: str | None = None
+    http_token: SecretStr | None = None
+    http_modal_key: SecretStr | None = None
+    http_modal_secret: SecretStr | None = None
+    http_keyed: bool = False
+
+    @field_validator(*_OPTIONAL, mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("backends", "fetch_allow_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+
+def local(home: str | Path | None = None, *, worker: bool = True) -> RenderService:
+    """Return a service that needs nothing: SQLite and a folder, and renders on this machine.
+
+    Args:
+        home: Where everything lies; None is ``RENDERDISPATCH_HOME``, or the user's data directory.
+        worker: Whether this process works in the background.
+
+    Raises:
+        ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense.
+    """
+    found = read_settings()
+    chosen = found.home if home is None else Path(home).expanduser().absolute()
+    return _build(Settings.model_construct(**{**dict(found), **_EMBEDDED, "home": chosen, "worker": worker}))
+
+
+def from_settings(settings: Settings | None = None, *, worker: bool | None = None) -> RenderService:
+    """Return the service that the environment describes; see `Settings` for the variables.
+
+    Args:
+        worker: Whether this process works in the background; None is as the settings say.
+
+    Raises:
+        ConfigurationError: A setting makes no sense.
+    """
+    found = settings if settings is not None else read_settings()
+    return _build(found if worker is None else found.model_copy(update={"worker": worker}))
+
+
+_EMBEDDED: Final = {
+    "store": None,
+    "storage": None,
+    "backends": ("local",),
+    "secrets": None,
+    "webhook_url": None,
+    "objects_url": None,
+}
+
+
+def read_settings() -> Settings:
+    """Return what the environment says.
+
+    Raises:
+        ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
+
+
+def _build(settings: Settings) -> RenderService:
+    storage, store = open_storage(settings), open_store(settings)
+    backends = {name: _backend(name, settings) for name in settings.backends}
+    owned: tuple[Closable, ...] = (*backends.values(), storage, store)
+    return RenderService(
+        store,
+        storage,
+        backends,
+        secrets=settings.secrets.get_secret_value().split() if settings.secrets else None,
+        webhook_url=settings.webhook_url,
+        fetcher=open_fetcher(settings),
+        worker=settings.worker,
+        lease=timedelta(seconds=settings.lease_s),
+        owned=owned,
+    )
+
+
+def open_fetcher(settings: Settings) -> GuardedFetcher:
+    """Return what fetches audio by URL, as guarded as the settings say."""
+    return GuardedFetcher(
+        allow_hosts=settings.fetch_allow_hosts,
+        allow_http=settings.fetch_allow_http,
+        allow_private=settings.fetch_allow_private,
+        max_bytes=settings.fetch_max_bytes,
+    )
+
+
+def open_storage(settings: Settings) -> StorageAdapter:
+    """Return the storage that the settings describe; whoever opens it closes it.
+
+    Raises:
+        ConfigurationError: They do not fit together, or one is missing: the message names the variable.
+    """
+    url = settings.storage.get_secret_value() if settings.storage else str(settings.home / "objects")
+    if not url.startswith(_R2):
+        return FsspecStorage(url, urls=open_urls(settings))
+    if settings.objects_url is not None:
+        raise ConfigurationError("R2 serves its own signed URLs: leave RENDERDISPATCH_OBJECTS_URL unset with r2://")
+    return _open_r2(settings, url.removeprefix(_R2))
+
+
+def _open_r2(settings: Settings, where: str) -> StorageAdapter:
+    from renderdispatch.storage.r2 import R2Storage
+
+    bucket, _, prefix = where.partition("/")
+    if "@" in bucket or ":" in bucket:  # what stands there may be a secret: it is not quoted
+        raise ConfigurationError(
+            "RENDERDISPATCH_STORAGE is r2://bucket/prefix; keys go in RENDERDISPATCH_R2_ACCESS_KEY_ID and "
+            "RENDERDISPATCH_R2_SECRET_ACCESS_KEY, an endpoint in RENDERDISPATCH_R2_ENDPOINT_URL"
+        )
+    if settings.r2_account_id is None and settings.r2_endpoint_url is None:
+        raise _missing("RENDERDISPATCH_R2_ACCOUNT_ID (or, for another S3 API, RENDERDISPATCH_R2_ENDPOINT_URL)")
+    if settings.r2_access_key_id is None:
+        raise _missing("RENDERDISPATCH_R2_ACCESS_KEY_ID")
+    if settings.r2_secret_access_key is None:
+        raise _missing("RENDERDISPATCH_R2_SECRET_ACCESS_KEY")
+    return R2Storage(
+        bucket,
+        account_id=settings.r2_account_id,
+        endpoint_url=settings.r2_endpoint_url,
+        access_key_id=settings.r2_access_key_id.get_secret_value(),
+        secret_access_key=settings.r2_secret_access_key.get_secret_value(),
+        prefix=prefix,
+        jurisdiction=settings.r2_jurisdiction,
+        region=settings.r2_region or "auto",
+        public_url=settings.r2_public_url,
+    )
+
+
+def _missing(variable: str) -> ConfigurationError:
+    return ConfigurationError(f"RENDERDISPATCH_STORAGE is an r2:// URL, which needs {variable}")
+
+
+def open_urls(settings: Settings) -> SignedUrls | None:
+    """Return what signs the http URLs of a folder, for `renderdispatch.web.objects` too; None where none are wanted.
+
+    Raises:
+        ConfigurationError: They want secrets, and there are none, or too short ones.
+    """
+    if settings.objects_url is None:
+        return None
+    if settings.objects_secrets is None:
+        raise ConfigurationError("RENDERDISPATCH_OBJECTS_URL needs RENDERDISPATCH_OBJECTS_SECRETS, which sign its URLs")
+    secrets = settings.objects_secrets.get_secret_value().split()
+    return SignedUrls(settings.objects_url, secrets, locality=_reach(settings.objects_url))
+
+
+def _reach(url: str) -> Locality:
+    """Return how far a URL reaches: a loopback address is another one on every machine."""
+    with suppress(ValueError):
+        host = urlsplit(url).hostname or ""
+        if host == "localhost" or ip_address(host).is_loopback:
+            return Locality.MACHINE
+    return Locality.WORLD
+
+
+def open_store(settings: Settings) -> JobStore:
+    """Return the job store that the settings describe; whoever opens it closes it."""
+    url = settings.store.get_secret_value() if settings.store else f"sqlite:///{settings.home / 'jobs.db'}"
+    return MemoryJobStore() if url == "memory" else SqlJobStore(url)
+
+
+def _backend(name: str, settings: Settings) -> RenderBackend:
+    match name:
+        case "local":
+            return LocalGpuBackend()
+        case "inline":
+            return InlineBackend()
+        case "modal":
+            return _modal(settings)
+        case "http":
+            return _http(settings)
+    found = {point.name: point for point in entry_points(group=BACKENDS)}
+    if name not in found:
+        raise UnknownNameError.of("backend", name, {"local", "inline", "modal", "http", *found}, code="backend.unknown")
+    backend = found[name].load()()
+    if not isinstance(backend, RenderBackend):
+        raise ConfigurationError(f"backend {name!r} ({found[name].value}) is no backend")
+    return backend
+
+
+def _modal(settings: Settings) -> RenderBackend:
+    from renderdispatch.backends.modal import ModalBackend
+
+    return ModalBackend(
+        settings.modal_app,
+        settings.modal_function,
+        environment=settings.modal_environment,
+        version=settings.modal_version,
+    )
+
+
+def _http(settings: Settings) -> RenderBackend:
+    from renderdispatch.backends.http import HttpBackend, KeyedHttpBackend
+
+    if settings.http_url is None:
+        raise ConfigurationError("backend 'http' needs RENDERDISPATCH_HTTP_URL, where the render service answers")
+    kind = KeyedHttpBackend if settings.http_keyed else HttpBackend
+    return kind(
+        settings.http_url,
+        token=_revealed(settings.http_token),
+        modal_key=_revealed(settings.http_modal_key),
+        modal_secret=_revealed(settings.http_modal_secret),
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,174 @@
+"""``render`` and ``demo``: from a song to a file, for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import COMMAND, SMALL, CommandLine, write_song
+from needs import need_ffmpeg
+
+
+def test_a_song_becomes_a_video_of_its_name(cli: CommandLine, song: Path) -> None:
+    """Without ``-o``, the video stands in the current folder; the one line on stdout names it."""
+    ran = cli("render", song, *SMALL)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("song.mp4: 64x64, 10 fps, 20 frames, 2.0 s of music in ")
+    need_ffmpeg()
+    probe = ["ffprobe", "-v", "error", "-show_entries", "stream=codec_name", "-of", "csv=p=0", "song.mp4"]
+    shown = subprocess.run(probe, check=True, cwd=cli.folder, capture_output=True, text=True).stdout
+    assert shown.split() == ["h264", "aac"]
+
+
+def test_json_is_one_line_for_scripts(cli: CommandLine, song: Path) -> None:
+    """Nothing else is on stdout, and nothing on stderr."""
+    ran = cli("render", song, *SMALL, "-o", "out.mp4", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    answer = json.loads(ran.out)
+    assert ran.out.count("\n") == 1
+    assert answer["status"] == "complete"
+    assert answer["output"] == str(cli.folder / "out.mp4")
+    assert answer["seconds"] > 0
+    assert answer["artifact"]["frames"] == 20
+    assert answer["artifact"]["bytes"] == (cli.folder / "out.mp4").stat().st_size
+    assert answer["jobId"] == cli.jobs()[0]["jobId"]
+
+
+def test_quiet_says_nothing(cli: CommandLine, song: Path) -> None:
+    """With ``-q`` the exit status is the answer."""
+    ran = cli("render", song, *SMALL, "-q")
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
+def test_force_replaces_the_output(cli: CommandLine, song: Path) -> None:
+    """What stood there is replaced, once the video is whole."""
+    (cli.folder / "song.mp4").write_bytes(b"old")
+    assert cli("render", song, *SMALL, "--force").status == 0
+    assert (cli.folder / "song.mp4").stat().st_size > 3
+
+
+def test_options_reach_the_job(cli: CommandLine, song: Path) -> None:
+    """Scene, picture, range and parameters are those of the command line."""
+    options = ["--scene", "wave", "--preset", "flat-1080p-square", "--size", "96x64", "--fps", "24000/1001"]
+    ran = cli("render", song, *options, "--start", "0.5", "--duration", "1", "--set", "gain=2", "--json")
+    made = json.loads(ran.out)["artifact"]
+    assert (made["width"], made["height"], made["fps"], made["frames"]) == (96, 64, "24000/1001", 24)
+    shown = cli("jobs", "show", cli.jobs()[0]["jobId"]).out
+    assert "wave" in shown
+    assert "gain=2" in shown
+
+
+def test_verbose_logs_to_stderr(cli: CommandLine, song: Path) -> None:
+    """``-vv`` shows what the library does; stdout stays the answer."""
+    ran = cli("render", song, *SMALL, "--scene", "broken", "-vv")
+    assert "ZeroDivisionError" in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize(("scene", "kept"), [("bars", ["result.json", "video.mp4"]), ("broken", [])])
+def test_the_copy_of_the_song_does_not_stay(cli: CommandLine, song: Path, scene: str, kept: list[str]) -> None:
+    """The home keeps the record, and the video where there is one."""
+    cli("render", song, *SMALL, "--scene", scene)
+    objects = cli.home / "objects" / "jobs" / cli.jobs()[0]["jobId"]
+    assert sorted(path.name for path in objects.rglob("*") if path.is_file()) == kept
+
+
+def test_a_render_goes_before_what_was_left_in_the_queue(cli: CommandLine, song: Path) -> None:
+    """Somebody waits for it; what a killed process left is rendered by a worker."""
+    left = cli.start("render", song, "--scene", "slow", "-o", "left.mp4")
+    cli.wait_for(stage="rendering")
+    left.kill()
+    left.communicate()
+    ran = cli("render", song, *SMALL, "-o", "now.mp4")
+    assert ran.status == 0
+    assert [(job["scene"], job["status"]) for job in cli.jobs()] == [("bars", "complete"), ("slow", "processing")]
+
+
+def test_demo_composes_and_renders(cli: CommandLine) -> None:
+    """Nothing is needed, not even a song."""
+    ran = cli("demo", "--seconds", "1", "--size", "64x64")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("demo.mp4: 64x64, 30 fps, 30 frames, 1.0 s of music in ")
+
+
+def test_a_terminal_sees_a_progress_bar(cli: CommandLine, song: Path) -> None:
+    """Stage, percent, frames a second and time left are drawn while it renders, and the bar is gone at the end."""
+    ours, theirs = pty.openpty()
+    environment = {**cli.environment, "TERM": "xterm", "COLUMNS": "140"}
+    command = [*COMMAND, "render", str(write_song(cli.folder / "long.wav", seconds=60)), "--size", "640x360"]
+    process = subprocess.Popen(command, cwd=cli.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    drawn = _read_all(ours)
+    assert process.wait(60) == 0
+    assert "rendering" in drawn
+    assert " %" in drawn
+    assert "frames, " in drawn
+    assert "/s, " in drawn
+    assert " left" in drawn
+    assert drawn.endswith(" s\r\n")
+
+
+def test_no_control_characters_where_there_is_no_terminal(cli: CommandLine, song: Path) -> None:
+    """A log file gets plain lines."""
+    ran = cli("render", song, *SMALL)
+    assert "\x1b" not in ran.out + ran.err
+    assert "\r" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["render", "--help"], ["jobs", "--help"], []])
+def test_help_is_on_stdout(cli: CommandLine, arguments: list[str]) -> None:
+    """Help and version end with status 0."""
+    ran = cli(*arguments)
+    assert (ran.status, ran.err) == (0, "")
+    assert "renderdispatch" in ran.out
+
+
+def test_the_console_script_is_the_same(cli: CommandLine) -> None:
+    """``renderdispatch`` and ``python -m renderdispatch.cli`` are one."""
+    script = Path(sys.executable).with_name("renderdispatch")
+    said = subprocess.run([script, "--version"], check=True, capture_output=True, text=True, env=cli.environment)
+    assert said.stdout == cli("--version").out
+
+
+def test_a_reader_that_had_enough_is_no_error(cli: CommandLine) -> None:
+    """``renderdispatch scenes | head -0`` ends in silence."""
+    read, write = os.pipe()
+    os.close(read)
+    process = cli.start("scenes", stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=30)[1] == ""
+
+
+def test_a_missing_extra_is_named(cli: CommandLine) -> None:
+    """Where click or rich are not installed, one line says what to install."""
+    (cli.plugins / "sitecustomize.py").write_text("import sys\nsys.modules['click'] = None\n")
+    ran = cli("--version")
+    assert ran.status == 2
+    assert "pip install 'renderdispatch[cli]'" in ran.said_one_error()
+
+
+def test_a_broken_installation_is_said_in_one_line(cli: CommandLine) -> None:
+    """Whatever a library raises while it loads."""
+    (cli.plugins / "sqlalchemy.py").write_text("raise RuntimeError('half of it is missing')\n")
+    ran = cli("--version")
+    assert ran.status == 1
+    assert "half of it is missing" in ran.said_one_error()
+
+
+def _read_all(descriptor: int) -> str:
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(descriptor, 65536)
+        except OSError:  # Linux says so when the other side is gone
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(descriptor)
+    return b"".join(chunks).decode()

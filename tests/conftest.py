@@ -1,0 +1,44 @@
+"""What the tests of several parts share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB that can be filled; only root can mount it."""
+    disk = tmp_path / "small-disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail("a full disk has to be tested here, and no small one can be mounted: run as root")
+        pytest.skip("no small file system can be mounted: needs root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def refuse_thread(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``refuse_thread(name)``: the next thread whose name begins so cannot be started, as where there are too many."""
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def limited(thread: threading.Thread) -> None:
+        for name in refused:
+            if thread.name.startswith(name):
+                refused.remove(name)
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    return refused.append

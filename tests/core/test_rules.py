@@ -1,0 +1,536 @@
+"""Do the rules J1 to J11 hold, as far as a job by itself can hold them?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from renderdispatch.jobs import (
+    CLOCK_SLACK,
+    HANDED_BACK,
+    MAX_RUNS,
+    VIDEO_GRACE,
+    AttemptFailed,
+    AudioDropped,
+    AudioStored,
+    CallMissing,
+    CancelConfirmed,
+    CancelRequested,
+    CleanedUp,
+    CleanUp,
+    ClockAdvanced,
+    Dispatched,
+    Job,
+    LeaseLapsed,
+    LeaseRenewed,
+    ResultFound,
+    StageEntered,
+    Verdict,
+    VideoMissing,
+    VideoSeen,
+    decide,
+    retry_delay,
+    transition,
+)
+from renderdispatch.messages import (
+    Action,
+    FaultDomain,
+    JobError,
+    JobStatus,
+    Limits,
+    LocalAudio,
+    RemoteAudio,
+    Stage,
+    StoredAudio,
+)
+from renderdispatch.records import dump_job
+from renderdispatch.testing import make_artifact, make_job, make_request
+from renderdispatch.testing.histories import (
+    HISTORIES,
+    START,
+    after,
+    checked_in,
+    claimed,
+    completed,
+    failed,
+    intended,
+    new_job,
+    progressed,
+    video_seen,
+)
+
+_MINUTE = timedelta(minutes=1)
+_LATER = START + _MINUTE
+_ERROR = JobError(code="backend.error", message="it broke", fault=FaultDomain.INFRASTRUCTURE)
+
+
+def _at(name: str) -> Job:
+    return after(new_job(), HISTORIES[name])
+
+
+def _attempt(job: Job, number: int = 1) -> Any:  # any: what may be None is looked at right away
+    return job.attempts[number - 1]
+
+
+# --- J1: the fence --------------------------------------------------------------------------------
+
+
+def test_j1_each_claim_begins_an_attempt_with_a_token_of_its_own() -> None:
+    """A claim of a waiting job begins the next attempt, at 10 %, held by the claimer."""
+    job = after(_at("retry-wait"), [claimed("token-2", now=_LATER)], start=_LATER)
+    assert [(a.number, a.token) for a in job.attempts] == [(1, "token-1"), (2, "token-2")]
+    assert (job.stage, job.progress, job.ready_at) == (Stage.RESOLVING_AUDIO, 10.0, None)
+    assert _attempt(job, 2).holder == "worker"
+
+
+def test_j1_a_zombie_is_told_to_stop_and_changes_nothing() -> None:
+    """The first attempt's success comes when the second runs: superseded."""
+    job = _at("second attempt")
+    decision = decide(job, completed(), _LATER)
+    assert (decision.job, decision.verdict) == (job, Verdict.SUPERSEDED)
+    assert (decision.reply.action, decision.reply.reason) == (Action.STOP, "superseded")
+
+
+def test_j1_a_used_token_begins_no_attempt() -> None:
+    """A claim that comes again after its attempt failed would fence nothing, and begins none."""
+    job = _at("retry-wait")
+    assert transition(job, claimed("token-1"), _LATER) is job
+
+
+def test_j1_a_second_claimer_is_too_late() -> None:
+    """Of two claims of one job, the second changes nothing."""
+    job = _at("resolving-audio")
+    assert decide(job, claimed("token-2"), _LATER).verdict is Verdict.IGNORED
+
+
+# --- J2: intent before effect ---------------------------------------------------------------------
+
+
+def test_j2_the_intent_says_all_that_a_lost_call_needs() -> None:
+    """Before the backend is called, the record says so, with the keys and the start deadline."""
+    attempt = _attempt(_at("dispatching"))
+    assert attempt.called
+    assert attempt.call_id is None
+    assert (attempt.video_key, attempt.result_key) == ("videos/token-1.mp4", "results/token-1.json")
+    assert attempt.start_by == START + timedelta(hours=1)
+
+
+def test_j2_an_unknown_call_is_superseded_only_after_its_start_deadline() -> None:
+    """A remote call without a sign of life fails its attempt a minute after the start deadline, not before."""
+    job = evolve(_at("dispatching"), finish_by=START + timedelta(days=1))
+    deadline = START + timedelta(hours=1) + CLOCK_SLACK
+    assert transition(job, ClockAdvanced(), deadline) is job
+    late = transition(job, ClockAdvanced(), deadline + timedelta(microseconds=1))
+    assert late.stage is Stage.RETRY_WAIT
+    assert _attempt(late).error.fault is FaultDomain.START_TIMEOUT
+    assert _attempt(late).clean_up is CleanUp.OWED
+
+
+def test_j2_a_call_that_does_not_exist_is_tried_again() -> None:
+    """Where the backend can say that there is no such call, the attempt is over at once."""
+    job = transition(_at("dispatching"), CallMissing(token="token-1"), _LATER)
+    assert job.stage is Stage.RETRY_WAIT
+    assert _attempt(job).error.code == "backend.call-missing"
+
+
+def test_j2_a_lapsed_lease_ends_what_ends_with_its_holder() -> None:
+    """A local attempt, and a remote one that was not called yet, end with their holder, and retry at once."""
+    local = after(new_job(), [claimed(local=True), intended()])
+    for job in (local, _at("generating-url")):
+        lapsed = transition(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER)
+        assert (lapsed.stage, lapsed.ready_at) == (Stage.RETRY_WAIT, _LATER)
+        assert _attempt(lapsed).error.code == "worker.lost"
+
+
+def test_j2_a_lapsed_lease_leaves_a_remote_call_alone() -> None:
+    """A remote call may run on without its dispatcher: only the lease goes."""
+    job = _at("dispatching")
+    lapsed = transition(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER)
+    assert (lapsed.stage, _attempt(lapsed).holder) == (Stage.DISPATCHING, None)
+    assert transition(lapsed, checked_in(), _LATER).stage is Stage.DISPATCHED
+
+
+def test_j13_a_renewed_lease_does_not_lapse() -> None:
+    """A lapse speaks of one very lease: where the holder renewed it meanwhile, nothing happens."""
+    job = after(new_job(), [claimed(local=True), intended()])
+    seen = _attempt(job).lease_until
+    renewed = transition(job, LeaseRenewed(token="token-1", holder="worker", lease_until=seen + _MINUTE), _LATER)
+    assert transition(renewed, LeaseLapsed(token="token-1", lease_until=seen), _LATER) is renewed
+
+
+def test_only_the_holder_renews() -> None:
+    """Another's renewal, or one that would shorten the lease, changes nothing."""
+    job = _at("resolving-audio")
+    until = _attempt(job).lease_until
+    for event in (
+        LeaseRenewed(token="token-1", holder="other", lease_until=until + _MINUTE),
+        LeaseRenewed(token="token-1", holder="worker", lease_until=until),
+    ):
+        assert transition(job, event, _LATER) is job
+
+
+# --- J3: callbacks are welcome from `dispatching` on ----------------------------------------------
+
+
+def test_j3_a_check_in_may_beat_the_dispatcher() -> None:
+    """A check-in at ``dispatching`` brings the call id; the dispatcher's own news then frees the lease alone."""
+    job = transition(_at("dispatching"), checked_in(call_id="call"), _LATER)
+    assert (job.stage, _attempt(job).call_id, _attempt(job).runs) == (Stage.DISPATCHED, "call", ("run-1",))
+    told = transition(job, Dispatched(token="token-1", call_id="call"), _LATER)
+    assert (told.stage, told.progress, _attempt(told).holder) == (Stage.DISPATCHED, 30.0, None)
+
+
+@pytest.mark.parametrize("name", ["downloading-audio", "rendering", "uploading-video", "finalizing"])
+def test_j3_the_dispatchers_news_takes_nothing_back(name: str) -> None:
+    """However late the dispatcher commits, stage and progress stay where the run brought them."""
+    job = _at(name)
+    told = transition(job, Dispatched(token="token-1", call_id="call"), _LATER)
+    assert (told.stage, told.progress) == (job.stage, job.progress)
+
+
+@pytest.mark.parametrize("name", ["dispatching", "dispatched"])
+def test_j3_progress_may_come_before_the_check_in(name: str) -> None:
+    """A lost check-in is no harm: the run is known by its first word."""
+    job = transition(_at(name), progressed(Stage.RENDERING, 0.5), _LATER)
+    assert (job.stage, _attempt(job).runs) == (Stage.RENDERING, ("run-1",))
+    assert transition(_at(name), completed(), _LATER).stage is Stage.FINALIZING
+
+
+@pytest.mark.parametrize("name", ["resolving-audio", "uploading-audio", "generating-url"])
+def test_j3_before_the_intent_there_is_no_run(name: str) -> None:
+    """An event of a run before its attempt was dispatched changes nothing."""
+    job = _at(name)
+    for event in (checked_in(), progressed(Stage.RENDERING), completed(), failed()):
+        assert transition(job, event, _LATER) is job
+
+
+def test_j3_a_cancel_before_the_intent_welcomes_no_run() -> None:
+    """An attempt that is cancelled before it was dispatched has no run to check in."""
+    job = transition(_at("resolving-audio"), CancelRequested(), _LATER)
+    assert transition(job, checked_in(), _LATER) is job
+
+
+# --- J5: terminal absorbs; cancel and completion --------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["complete", "failed", "cancelled", "cancelled in the queue"])
+def test_j5_nothing_revives_an_ended_job(end: str) -> None:
+    """Late progress, failure, success, check-in, claim and cancel change nothing, and runs are told to stop."""
+    job = _at(end)
+    for event in (progressed(Stage.UPLOADING_VIDEO, 1.0), failed(), completed(), checked_in("run-2")):
+        decision = decide(job, event, _LATER)
+        assert decision.job is job
+        assert decision.reply.stop
+    others = (claimed("token-9"), CancelRequested(), ClockAdvanced(), video_seen(), CallMissing(token="token-1"))
+    for other in others:
+        assert transition(job, other, START + timedelta(days=9)) is job
+
+
+def test_j5_cancel_wins_before_a_completion() -> None:
+    """A completion that comes in ``cancelling`` ends the job as cancelled."""
+    job = transition(_at("cancelling"), completed(), _LATER)
+    assert (job.status, job.artifact, job.compute_stopped_at) == (JobStatus.CANCELLED, None, _LATER)
+
+
+def test_j5_completion_wins_in_finalizing() -> None:
+    """A cancel that comes in ``finalizing`` is only noted, and the job completes."""
+    job = _at("finalizing")
+    decision = decide(job, CancelRequested(), _LATER)
+    assert (decision.job.stage, decision.reply.stop) == (Stage.FINALIZING, False)
+    assert transition(decision.job, CancelRequested(), _LATER) is decision.job
+    assert transition(decision.job, video_seen(), _LATER).status is JobStatus.COMPLETE
+
+
+def test_j5_a_completion_that_falls_through_wins_nothing() -> None:
+    """Where the video of a job that was to be cancelled never shows, nothing is rendered again."""
+    job = transition(_at("finalizing"), CancelRequested(), _LATER)
+    assert job.finalizing_at is not None
+    ended = transition(job, VideoMissing(token=_attempt(job).token), job.finalizing_at + VIDEO_GRACE)
+    assert (ended.status, ended.artifact) == (JobStatus.CANCELLED, None)
+    assert _attempt(ended).clean_up is CleanUp.OWED
+
+
+# --- J6: runs -------------------------------------------------------------------------------------
+
+
+def test_j6_the_newest_run_owns_the_attempt() -> None:
+    """A container that was preempted starts again; its first run is told to stop, the second goes on."""
+    job = transition(_at("rendering"), checked_in("run-2"), _LATER)
+    assert _attempt(job).runs == ("run-1", "run-2")
+    for event in (progressed(Stage.RENDERING, 0.9), completed(), failed(), checked_in("run-1")):
+        decision = decide(job, event, _LATER)
+        assert (decision.job, decision.verdict) == (job, Verdict.SUPERSEDED)
+        assert decision.reply.stop
+    assert transition(job, completed("run-2"), _LATER).stage is Stage.FINALIZING
+
+
+def test_j6_a_new_run_takes_no_progress_back() -> None:
+    """What a new run does again shows only once it is further than the one before."""
+    job = transition(_at("rendering"), checked_in("run-2"), _LATER)
+    assert job.progress == _at("rendering").progress == 65.0
+    assert transition(job, progressed(Stage.RENDERING, 0.1, "run-2"), _LATER).progress == 65.0
+    assert transition(job, progressed(Stage.RENDERING, 0.9, "run-2"), _LATER).progress == 89.0
+
+
+def test_j6_a_crash_loop_ends() -> None:
+    """Eight starts of one attempt are enough; the ninth fails it."""
+    job = _at("dispatching")
+    for number in range(MAX_RUNS):
+        job = transition(job, checked_in(f"run-{number}"), _LATER)
+        assert job.stage is Stage.DISPATCHED
+    job = transition(job, checked_in("one-too-many"), _LATER)
+    assert (job.stage, _attempt(job).error.code) == (Stage.RETRY_WAIT, "runner.crash-loop")
+    assert _attempt(job).clean_up is CleanUp.OWED
+
+
+def test_j6_a_second_call_of_an_attempt_stops() -> None:
+    """An order that a lost answer started twice: the call that is known goes on, the other is told to stop."""
+    job = transition(_at("dispatched"), checked_in("run-1", call_id="call"), _LATER)
+    decision = decide(job, checked_in("run-2", call_id="another"), _LATER)
+    assert (decision.job, decision.verdict, decision.reply.stop) == (job, Verdict.SUPERSEDED, True)
+    assert decide(job, checked_in("run-2", call_id="call"), _LATER).verdict is Verdict.APPLIED
+
+
+def test_j6_a_second_call_that_stopped_fails_nothing() -> None:
+    """That a run of another call stopped, as it was told to, says nothing of the call that is known."""
+    job = _at("dispatched")
+    assert decide(job, checked_in("run-2", call_id="another"), _LATER).reply.stop
+    assert transition(job, failed(run="run-2", code="render.stopped"), _LATER) is job
+    job = transition(job, checked_in("run-1"), _LATER)
+    assert transition(job, failed(run="run-1", code="render.stopped"), _LATER).stage is Stage.RETRY_WAIT
+
+
+# --- J7: finalizing -------------------------------------------------------------------------------
+
+
+def test_j7_complete_follows_when_the_video_was_seen() -> None:
+    """A completion is ``finalizing`` at 99 %; the sight of the video, as reported, is ``complete`` at 100 %."""
+    job = _at("finalizing")
+    ours = make_artifact(key="videos/token-1.mp4")  # the key that the order named, whatever the run says
+    assert (job.status, job.progress, job.artifact) == (JobStatus.PROCESSING, 99.0, ours)
+    done = transition(job, video_seen(), _LATER)
+    assert (done.status, done.progress, done.ended_at, done.due_at) == (JobStatus.COMPLETE, 100.0, _LATER, None)
+    assert done.artifact == ours
+
+
+@pytest.mark.parametrize(("size", "etag"), [(1, make_artifact().etag), (make_artifact().bytes, "another")])
+def test_j7_another_video_is_an_infrastructure_failure(size: int, etag: str | None) -> None:
+    """A video of another size or etag than the reported one is not delivered."""
+    job = transition(_at("finalizing"), VideoSeen(token="token-1", size=size, etag=etag), _LATER)
+    assert (job.stage, job.artifact, _attempt(job).error.code) == (Stage.RETRY_WAIT, None, "artifact.mismatch")
+
+
+def test_j7_a_storage_without_etags_is_believed() -> None:
+    """Where either side has no etag, the size alone decides."""
+    seen = VideoSeen(token="token-1", size=make_artifact().bytes, etag=None)
+    assert transition(_at("finalizing"), seen, _LATER).status is JobStatus.COMPLETE
+
+
+def test_j7_a_missing_video_has_a_grace_time() -> None:
+    """A video may be invisible for a while; then the attempt failed. No deadline ends the wait."""
+    job = _at("finalizing")
+    assert job.finalizing_at is not None
+    missing = VideoMissing(token="token-1")
+    assert transition(job, missing, job.finalizing_at + VIDEO_GRACE - timedelta(seconds=1)) is job
+    assert transition(job, missing, job.finalizing_at + VIDEO_GRACE).stage is Stage.RETRY_WAIT
+    assert transition(job, ClockAdvanced(), START + timedelta(days=9)) is job
+
+
+# --- J8: cancel -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["queued", "retry-wait"])
+def test_j8_a_waiting_job_is_cancelled_at_once(name: str) -> None:
+    """Where nothing computes, nothing is to be confirmed."""
+    job = transition(_at(name), CancelRequested(), _LATER)
+    assert (job.status, job.compute_stopped_at, job.ready_at) == (JobStatus.CANCELLED, _LATER, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["resolving-audio", "generating-url", "dispatching", "dispatched", "rendering", "uploading-video"]
+)
+def test_j8_cancel_is_intent_first(name: str) -> None:
+    """A running job is ``cancelling`` and keeps its progress; a run that asks is told to stop."""
+    before = _at(name)
+    job = transition(before, CancelRequested(), _LATER)
+    assert (job.stage, job.status, job.progress) == (Stage.CANCELLING, JobStatus.PROCESSING, before.progress)
+    assert job.cancel_requested_at == _LATER
+    assert decide(job, progressed(Stage.UPLOADING_VIDEO, 1.0), _LATER).reply.reason == "cancelled"
+    assert transition(job, CancelRequested(), _LATER + _MINUTE) is job
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_j8_the_job_keeps_when_computing_stopped(stopped: bool) -> None:
+    """A confirmed cancel ends the job; when computing stopped is kept only where that is known."""
+    job = transition(_at("cancelling"), CancelConfirmed(token="token-1", stopped=stopped), _LATER)
+    assert job.status is JobStatus.CANCELLED
+    assert job.compute_stopped_at == (_LATER if stopped else None)
+    assert _attempt(job).clean_up is CleanUp.OWED
+
+
+def test_j8_a_cancelled_call_may_still_say_its_name() -> None:
+    """In ``cancelling``, the dispatcher's news and a check-in bring the call id, so that the call can be told."""
+    job = transition(_at("dispatching"), CancelRequested(), _LATER)
+    for event in (Dispatched(token="token-1", call_id="call"), checked_in()):
+        told = transition(job, event, _LATER)
+        assert (told.stage, _attempt(told).call_id) == (Stage.CANCELLING, "call")
+
+
+def test_j8_a_cancel_that_nobody_confirms_ends_by_the_deadline() -> None:
+    """The total deadline ends ``cancelling`` as cancelled."""
+    job = _at("cancelling")
+    ended = transition(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK)
+    assert (ended.status, ended.compute_stopped_at) == (JobStatus.CANCELLED, None)
+
+
+# --- J10: secrets ---------------------------------------------------------------------------------
+
+
+def test_j10_a_url_goes_once_the_audio_is_stored() -> None:
+    """The submitted URL stands in the record until the audio is stored, and never in a repr."""
+    audio = RemoteAudio.model_validate({"url": "https://example.com/song.wav?s3cret"})
+    job = evolve(new_job(), request=make_request(audio=audio))
+    assert "s3cret" in dump_job(job)
+    assert "s3cret" not in repr(job)
+    stored = after(job, [claimed(), AudioStored(token="token-1", audio=StoredAudio(key="copy", size=4))])
+    assert "s3cret" not in dump_job(stored)
+    assert "s3cret" not in dump_job(transition(job, CancelRequested(), _LATER))
+
+
+def test_j10_tokens_are_in_no_repr() -> None:
+    """Neither jobs nor events show a fence token."""
+    for shown in (
+        _at("resolving-audio"),
+        claimed(),
+        intended(),
+        checked_in(),
+        StageEntered(token="token-1", stage=Stage.QUEUED),
+    ):
+        assert "token-1'" not in repr(shown)
+
+
+# --- J11: retries by fault domain -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", FaultDomain)
+def test_j11_only_some_faults_are_tried_again(fault: FaultDomain) -> None:
+    """Infrastructure, preemption and start timeouts retry; requests, audio, scenes and deadlines never do."""
+    job = transition(_at("rendering"), failed(fault), _LATER)
+    retried = fault in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
+    assert (job.stage is Stage.RETRY_WAIT and not job.ended) is retried
+    assert (job.status is JobStatus.FAILED) is not retried
+    assert (job.error is None) is retried
+    assert _attempt(job).error.fault is fault
+
+
+def test_j11_attempts_are_counted() -> None:
+    """After ``max_attempts`` attempts the job failed, with the last error."""
+    job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=2)))
+    job = after(job, [claimed(), intended(), failed()])
+    assert job.stage is Stage.RETRY_WAIT
+    job = after(job, [claimed("token-2"), intended("token-2"), failed(token="token-2")], start=_LATER)
+    assert (job.status, job.error) == (JobStatus.FAILED, failed().error)
+
+
+def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
+    """A worker that closes gives its attempts back: a deploy costs a job none of them."""
+    job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))
+    error = JobError(code=HANDED_BACK, message="the worker closed", fault=FaultDomain.INFRASTRUCTURE)
+    job = after(job, [claimed(), AttemptFailed(token="token-1", error=error, stopped=True)])
+    assert (job.stage, job.ready_at) == (Stage.RETRY_WAIT, job.updated_at)
+
+
+def test_j11_retries_back_off() -> None:
+    """2 s, 8 s, 32 s, at most 5 min; at once after a preemption or a lost worker."""
+    assert [retry_delay(n, _ERROR).total_seconds() for n in (1, 2, 3, 4, 5, 20)] == [2, 8, 32, 128, 300, 300]
+    preempted = JobError(code="any", message="", fault=FaultDomain.PREEMPTION)
+    lost = JobError(code="worker.lost", message="", fault=FaultDomain.INFRASTRUCTURE)
+    assert retry_delay(3, preempted) == retry_delay(3, lost) == timedelta(0)
+
+
+def test_j11_no_retry_begins_after_the_deadline() -> None:
+    """A retry that could only begin after the total deadline is no retry: the job failed."""
+    job = _at("rendering")
+    assert transition(job, failed(), job.finish_by - timedelta(seconds=1)).status is JobStatus.FAILED
+
+
+def test_j11_clean_up_keeps_an_ended_job_in_sight() -> None:
+    """A job that owes clean-up is due until every call is stopped and every copy is gone."""
+    audio = LocalAudio(path="/music/song.wav", machine="here", size=44, mtime_ns=1)
+    job = make_job(id="job", created_at=START, request=make_request(audio=audio))
+    copied = AudioStored(token="token-1", audio=StoredAudio(key="copy", size=44))
+    job = after(job, [claimed(), copied, intended(), failed(FaultDomain.SCENE)])
+    assert job.owes_clean_up
+    assert job.due_at == job.updated_at
+    job = transition(job, CleanedUp(token="token-1"), _LATER)
+    assert job.due_at == job.updated_at == _LATER
+    job = transition(job, AudioDropped(), _LATER)
+    assert (job.audio, job.audio_clean_up, job.due_at) == (None, CleanUp.DONE, None)
+
+
+def test_j11_an_attempt_that_was_never_called_owes_nothing() -> None:
+    """Only what may have been called is to be stopped."""
+    failure = AttemptFailed(token="token-1", error=_ERROR, stopped=True)
+    assert not transition(_at("generating-url"), failure, _LATER).owes_clean_up
+
+
+# --- J12: the webhook is optional -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dispatching", "dispatched", "rendering"])
+def test_j12_the_result_object_alone_completes(name: str) -> None:
+    """With every callback lost, the result object and the video in storage complete the job."""
+    job = transition(_at(name), ResultFound(token="token-1", artifact=make_artifact()), _LATER)
+    assert job.stage is Stage.FINALIZING
+    assert transition(job, video_seen(), _LATER).status is JobStatus.COMPLETE
+
+
+# --- stages and deadlines -------------------------------------------------------------------------
+
+
+def test_the_stages_show_the_progress_of_the_reference_app() -> None:
+    """10, 20, 25, 27 and 30 %, then 30 to 99 by what the GPU side reports."""
+    names = ["queued", "resolving-audio", "uploading-audio", "generating-url", "dispatching", "dispatched"]
+    assert [_at(name).progress for name in names] == [0, 10, 20, 25, 27, 30]
+    names = ["downloading-audio", "rendering", "uploading-video", "finalizing", "complete", "retry-wait"]
+    assert [_at(name).progress for name in names] == [32.5, 65, 97, 99, 100, 0]
+
+
+@pytest.mark.parametrize("stage", [Stage.QUEUED, Stage.DISPATCHED, Stage.FINALIZING, Stage.CANCELLING])
+def test_the_dispatcher_enters_only_its_own_stages(stage: Stage) -> None:
+    """`StageEntered` with a stage that has an event of its own changes nothing."""
+    job = _at("resolving-audio")
+    assert transition(job, StageEntered(token="token-1", stage=stage), _LATER) is job
+
+
+@pytest.mark.parametrize("name", ["queued", "retry-wait", "resolving-audio", "rendering", "uploading-video"])
+def test_the_total_deadline_ends_every_wait(name: str) -> None:
+    """A job that is not finished in time failed with ``deadline.total``; a running one is allowed a minute more."""
+    job = _at(name)
+    assert transition(job, ClockAdvanced(), job.finish_by) is job
+    late = transition(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK)
+    assert late.status is JobStatus.FAILED
+    assert late.error is not None
+    assert late.error.code == "deadline.total"
+
+
+def test_only_the_files_own_machine_may_claim() -> None:
+    """A job whose audio is a file belongs to that machine until the audio is stored."""
+    job = make_job(id="job", machine="here")
+    assert job.machine == "here"
+    stored = after(job, [claimed(), AudioStored(token="token-1", audio=StoredAudio(key="copy", size=44))])
+    assert stored.machine is None
+
+
+def test_when_the_reconciler_should_look() -> None:
+    """A leased attempt when its lease lapses, a remote one every 15 s, a waiting job at its deadline."""
+    assert _at("queued").due_at == _at("queued").finish_by
+    assert _at("resolving-audio").due_at == START + timedelta(seconds=30)
+    dispatched = _at("dispatched")
+    assert dispatched.due_at == dispatched.updated_at + timedelta(seconds=15)
+    for name in ("finalizing", "cancelling", "retry-wait"):
+        assert _at(name).due_at == _at(name).updated_at
+    assert _at("complete").due_at is None

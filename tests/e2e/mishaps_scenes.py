@@ -1,0 +1,81 @@
+"""Which render do containers get into trouble with?
+
+One that goes wrong as its parameters say, and leaves marks in a folder for the test to read. It is imported in
+containers.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from renderdispatch.errors import SceneError
+from renderdispatch.messages import RenderOrder, RenderStats
+from renderdispatch.protocols import Report
+
+TROUBLE: Final = "trouble"
+"""The name that the scene is registered under."""
+
+_LOOK_S: Final = 0.05
+_PATIENCE_S: Final = 120.0
+
+
+@frozen
+class Trouble:
+    """Renders nothing, and does what the order's params say.
+
+    ``folder``: each start adds a line to the file ``renders`` there, each end writes its time to ``ended``. ``hold``: go on when the file ``go`` is there.
+    ``mishap``: "raise", "memory" (allocate beyond a limit) or "killed" (by SIGKILL, as the kernel does when memory is
+    out); ``times``: for the first so many starts alone. ``child``: start a process, in a session of its own, that
+    would sleep on. ``silent``: report no frame. ``size``: of the video, whose bytes differ at each start.
+    """
+
+    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        """Report a frame every now and then, until the trouble begins."""
+        params: dict[str, Any] = dict(order.params)
+        folder = Path(params["folder"])
+        with (folder / "renders").open("a") as marks:
+            marks.write(f"{os.getpid()} {time.time()}\n")
+        start = len((folder / "renders").read_text().splitlines())
+        if params.get("child"):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        frame = 0
+        deadline = time.monotonic() + _PATIENCE_S
+        while params.get("hold") and not (folder / "go").exists() and time.monotonic() < deadline:
+            if not params.get("silent"):
+                frame = min(frame + 1, 999)
+                report(frame, 1000)
+            time.sleep(_LOOK_S)
+        if start <= params.get("times", 1000):
+            _get_into(params.get("mishap"))
+        report(1000, 1000)
+        output.write_bytes(os.urandom(params.get("size", 1000)))
+        (folder / "ended").write_text(str(time.time()))
+        return RenderStats(
+            width=order.output.width,
+            height=order.output.height,
+            fps=order.output.fps,
+            frames=1000,
+            duration_s=1.0,
+            rendered_by="trouble",
+            encoded_by="none",
+        )
+
+
+def _get_into(mishap: str | None) -> None:
+    match mishap:
+        case "raise":
+            raise SceneError("there is no such star", code="scene.star")
+        case "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
+            bytearray(1 << 30)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,297 @@
+"""How does a test see a render through that gets into trouble?
+
+A `Rig` is a service in this process (SQLite, the local R2, its worker), its webhook behind a gate, and a loopback Modal
+on which `renderdispatch.modal_app` was deployed by the real ``modal deploy``. Its containers know one scene more, that
+of `mishaps_scenes`. A `Render` is one job of it with the marks that its renders left.
+
+Take the fixture ``rig``; ``conftest.py`` knows it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from attrs import define, field, frozen
+from mishaps_scenes import TROUBLE
+
+from renderdispatch import RenderService, layout
+from renderdispatch.backends.modal import ModalBackend
+from renderdispatch.jobs import Job
+from renderdispatch.messages import RENDER_EVENT, JobStatus, Limits, Output, RenderEvent, Stage
+from renderdispatch.protocols import RenderBackend
+from renderdispatch.receiver import WebhookResponse
+from renderdispatch.reconcile import Reconciler
+from renderdispatch.storage.r2 import R2Storage
+from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.testing import registered_scenes
+from renderdispatch.testing.local_r2 import LocalR2
+from renderdispatch.testing.modal import LoopbackModal, ModalCall
+from renderdispatch.testing.webhook_server import webhook_server
+
+HERE: Final = Path(__file__).parent
+PATIENCE_S: Final = 60.0
+CONTAINERS: Final = 3
+SMALL: Final = Output(width=64, height=64)
+
+_LOOK_S: Final = 0.02
+_AWAY: Final = WebhookResponse(status=503, body=b"{}", headers={})
+_TAKEN: Final = WebhookResponse(status=200, body=b"{}", headers={})
+
+
+@define
+class Gate:
+    """Stands before the service's webhook.
+
+    Events for which ``shut`` says so are refused with 503; those for which ``swallow`` says so are lost in spite of a
+    200, as by a proxy that was put together wrongly.
+    """
+
+    service: RenderService | None = None
+    shut: Callable[[RenderEvent], bool] = lambda _event: False
+    swallow: Callable[[RenderEvent], bool] = lambda _event: False
+    events: list[RenderEvent] = field(factory=list)
+    """What the service answered with 200, in order."""
+
+    def handle_webhook(self, headers: list[tuple[str, str]], body: bytes) -> WebhookResponse:
+        """Hand a webhook on, or refuse it."""
+        event = RENDER_EVENT.validate_json(body)
+        if self.service is None or self.shut(event):
+            return _AWAY
+        if self.swallow(event):
+            return _TAKEN
+        response = self.service.handle_webhook(headers, body)
+        if response.status == 200:
+            self.events.append(event)
+        return response
+
+
+@define
+class Rig:
+    """A service and all around it.
+
+    Args:
+        modal: Where containers run.
+        r2: Where objects stand; its faults.
+        storage: The service's.
+        store: The service's.
+        backend: The service's.
+        service: With its worker.
+        gate: Before its webhook.
+        folder: Where renders leave marks.
+        secret: The service's master secret.
+    """
+
+    modal: LoopbackModal
+    r2: LocalR2
+    storage: R2Storage
+    store: SqlJobStore
+    backend: RenderBackend
+    service: RenderService
+    gate: Gate
+    folder: Path
+    secret: str = field(repr=False)
+    renders: list[Render] = field(factory=list)
+
+    def submit(self, *, limits: Limits | None = None, audio: bytes = b"RIFF, a song", **params: Any) -> Render:
+        """Submit a job for the scene `Trouble`, with these params; see there."""
+        folder = self.folder / f"render-{len(self.renders)}"
+        folder.mkdir()
+        params["folder"] = str(folder)
+        handle = self.service.submit(audio, scene=TROUBLE, params=params, output=SMALL, limits=limits)
+        render = Render(self, handle.id, folder)
+        self.renders.append(render)
+        return render
+
+    def let_go(self) -> None:
+        """End what a test left: every job is cancelled, every render that waits goes on, every fault is off."""
+        self.modal.faults.clear()
+        self.r2.forget()
+        self.gate.shut = self.gate.swallow = lambda _event: False
+        for render in self.renders:
+            if not render.job.ended:
+                self.service.cancel(render.id)
+            render.go()
+        mine = {attempt.call_id for render in self.renders for attempt in render.job.attempts}
+        if any(call.running for call in self.modal.calls if call.id in mine or not call.status.ended):
+            self.modal.kill_containers()
+
+
+@frozen
+class Render:
+    """One job, and what became of it."""
+
+    rig: Rig
+    id: str
+    folder: Path
+
+    @property
+    def job(self) -> Job:
+        return self.rig.store.get(self.id)
+
+    @property
+    def call(self) -> ModalCall:
+        """The call of the newest attempt, as Modal sees it."""
+        return self.rig.modal.call(self.wait_for_call())
+
+    @property
+    def calls(self) -> list[ModalCall]:
+        """Every call that was made for this job."""
+        return [call for call in self.rig.modal.calls if self.id.encode() in call.args]
+
+    @property
+    def starts(self) -> int:
+        """How often the renderer was started."""
+        marks = self.folder / "renders"
+        return len(marks.read_text().splitlines()) if marks.exists() else 0
+
+    @property
+    def objects(self) -> dict[str, int]:
+        """The sizes of what the job's attempts have in storage, by key."""
+        infos = self.rig.storage.list(layout.job_prefix(None, self.id))
+        return {info.key: info.size for info in infos if "audio" not in info.key}
+
+    @property
+    def rendered_at(self) -> datetime:
+        """When the renderer was done."""
+        return datetime.fromtimestamp(float((self.folder / "ended").read_text()), UTC)
+
+    def go(self) -> None:
+        """Let a render with ``hold`` go on."""
+        (self.folder / "go").touch()
+
+    def wait(self, until: Callable[[Job], bool], what: str = "that") -> Job:
+        """Wait until something is true of the record, and return it then."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not until(job := self.job):
+            assert time.monotonic() < deadline, f"still not {what}: {job}\n{self._logs()}"
+            time.sleep(_LOOK_S)
+        return job
+
+    def wait_for(self, status: JobStatus) -> Job:
+        """Wait until the job has ended, which is to be in this way, and return it."""
+        job = self.wait(lambda job: job.ended, str(status))
+        assert job.status is status, f"{job}\n{self._logs()}"
+        return job
+
+    def wait_for_stage(self, stage: Stage) -> Job:
+        """Wait until the job has come to a stage."""
+        return self.wait(lambda job: job.stage is stage, str(stage))
+
+    def wait_for_call(self) -> str:
+        """Wait until the newest attempt's call is known, and return its id."""
+        attempt = self.wait(lambda job: job.attempt is not None and job.attempt.call_id is not None, "called").attempt
+        assert attempt is not None and attempt.call_id is not None
+        return attempt.call_id
+
+    def wait_for_renders(self, number: int) -> None:
+        """Wait until the renderer was started so often."""
+        _eventually(lambda: self.starts >= number, lambda: f"{self.starts} renders, {self.job}\n{self._logs()}")
+
+    def wait_for_video(self) -> None:
+        """Wait until the newest attempt's video stands in storage."""
+        _eventually(lambda: any(key.endswith("video.mp4") for key in self.objects), lambda: f"{self.job}")
+
+    def wait_for_objects(self, number: int) -> None:
+        """Wait until the attempts of the job have so many objects in storage."""
+        _eventually(lambda: len(self.objects) == number, lambda: f"{self.objects}, {self.job}")
+
+    def wait_for_clean_up(self) -> None:
+        """Wait until nothing of the job is owed to be cleaned up."""
+        self.wait(lambda job: not job.owes_clean_up, "cleaned up")
+
+    def look(self) -> Job:
+        """Have another reconciler look at the job now, be it due or not, and return it."""
+        rig = self.rig
+        Reconciler(rig.store, rig.storage, {"default": rig.backend}).reconcile(self.job)
+        return self.job
+
+    def assert_delivered_once(self) -> None:
+        """The job is complete, with one video and one result object, and nothing of it computes any more."""
+        job = self.wait_for(JobStatus.COMPLETE)
+        assert job.artifact is not None and job.attempt is not None
+        keys = {job.artifact.key, job.attempt.result_key}
+        _eventually(lambda: set(self.objects) == keys, lambda: f"{self.objects}, {job}")
+        seen = self.rig.storage.stat(job.artifact.key)
+        assert (seen.size, seen.etag) == (job.artifact.bytes, job.artifact.etag)
+        with self.rig.storage.open(job.artifact.key) as video:
+            digest = hashlib.sha256(video.read()).hexdigest()
+        assert job.artifact.sha256 in {digest, None}
+        self.assert_stopped()
+
+    def assert_stopped(self) -> None:
+        """No call of this job computes any more, and none of them left a process behind."""
+        _eventually(
+            lambda: not any(call.running for call in self.calls),
+            lambda: f"{self.calls}\n{self._logs()}",
+        )
+        ids = {start.container_id for call in self.calls for start in call.starts}
+        _eventually(lambda: not processes_in(self.rig.modal, ids), lambda: f"{processes_in(self.rig.modal, ids)}")
+
+    def _logs(self) -> str:
+        return "".join(self.rig.modal.container_log(call.id)[-3000:] for call in self.calls)
+
+
+def processes_in(modal: LoopbackModal, containers: Collection[str]) -> dict[int, str]:
+    """Return the command lines of what runs in these containers, whoever its parent is, but for their entry points."""
+    known = {one.pid for one in modal.containers}
+    found = {}
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) in known:
+            continue
+        with contextlib.suppress(OSError):
+            environment = (path / "environ").read_bytes().split(b"\0")
+            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            task = next((entry[14:].decode() for entry in environment if entry.startswith(b"MODAL_TASK_ID=")), None)
+            # each container's own supervisor starts the entry point
+            if task in containers and command and "modal._container_entrypoint" not in command:
+                found[int(path.name)] = command
+    return found
+
+
+def _eventually(look: Callable[[], bool], what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not look():
+        assert time.monotonic() < deadline, what()
+        time.sleep(_LOOK_S)
+
+
+@pytest.fixture(scope="session")
+def troubled_modal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackModal]:
+    """A loopback Modal with the real app, whose containers know the scene `Trouble`."""
+    folder = tmp_path_factory.mktemp("scenes")
+    with registered_scenes(folder, {TROUBLE: "mishaps_scenes:Trouble"}):
+        pass  # what it wrote stays
+    path = os.pathsep.join([str(folder), str(HERE)])
+    with LoopbackModal(max_containers=CONTAINERS, container_env={"PYTHONPATH": path}) as server:
+        server.deploy("renderdispatch.modal_app")
+        yield server
+
+
+@pytest.fixture
+def rig(troubled_modal: LoopbackModal, r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A service that renders on the loopback Modal and stores in the local R2."""
+    for name, value in troubled_modal.environment().items():
+        monkeypatch.setenv(name, value)
+    with ExitStack() as stack:
+        storage = stack.enter_context(closing(r2.storage(prefix=secrets.token_hex(4))))
+        store = stack.enter_context(closing(SqlJobStore(f"sqlite:///{tmp_path / 'jobs.db'}")))
+        backend = stack.enter_context(closing(ModalBackend()))
+        gate = Gate()
+        hooks = stack.enter_context(webhook_server(gate))
+        secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+        service = stack.enter_context(RenderService(store, storage, backend, secrets=secret, webhook_url=hooks.url))
+        gate.service = service
+        rig = Rig(troubled_modal, r2, storage, store, backend, service, gate, tmp_path, secret)
+        stack.callback(rig.let_go)
+        yield rig

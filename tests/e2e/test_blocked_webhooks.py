@@ -1,0 +1,138 @@
+"""Does a job end rightly, and how soon, when not one webhook arrives?
+
+Three ways lead to the end of a job: the webhook; the call's answer, which Modal keeps for a week; the result object in
+the bucket. The reconciler looks for the object first, so whoever wants to see the answer at work takes the object away.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pytest
+from mishaps_support import CONTAINERS, Render, Rig
+
+from renderdispatch.jobs import CHECK_INTERVAL
+from renderdispatch.messages import JobStatus
+from renderdispatch.runner import Pace
+from renderdispatch.testing.modal import CallStatus
+
+SLACK: Final = timedelta(seconds=20)
+"""Rounds of reconciling are two seconds apart; the rest is for slow machines."""
+
+
+def _lose_every_webhook(rig: Rig) -> None:
+    rig.gate.swallow = lambda _event: True
+
+
+def _take_result_away(render: Render) -> None:
+    render.wait_for_objects(2)
+    (result,) = (key for key in render.objects if key.endswith("result.json"))
+    render.rig.storage.delete(result)
+
+
+def test_modals_answer(rig: Rig) -> None:
+    """The job completes from what the call returned, though nothing else says that it did."""
+    _lose_every_webhook(rig)
+    render = rig.submit()
+    assert rig.modal.wait_for_end(render.call.id).status is CallStatus.SUCCEEDED
+    _take_result_away(render)
+    assert render.job.status is JobStatus.PROCESSING
+    job = render.look()
+    assert job.status is JobStatus.COMPLETE
+    assert job.artifact is not None
+    assert rig.storage.stat(job.artifact.key).size == job.artifact.bytes
+    assert (len(job.attempts), render.starts) == (1, 1)
+    assert not rig.gate.events
+
+
+def test_the_result_object_alone(rig: Rig) -> None:
+    """The job completes from the result object, though Modal has forgotten the call's answer."""
+    _lose_every_webhook(rig)
+    rig.modal.faults.expired_results = 1.0
+    render = rig.submit()
+    assert rig.modal.wait_for_end(render.call.id).expired
+    render.look()
+    render.assert_delivered_once()
+    assert (len(render.job.attempts), render.starts) == (1, 1)
+    assert not rig.gate.events
+
+
+def test_a_failure(rig: Rig) -> None:
+    """A failure that no webhook told of is found in Modal's answer, with the scene's own words."""
+    _lose_every_webhook(rig)
+    render = rig.submit(mishap="raise")
+    rig.modal.wait_for_end(render.call.id)
+    job = render.look()
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == ("scene.star", "there is no such star")
+
+
+def test_neither_answer_nor_result(rig: Rig) -> None:
+    """A call whose answer was forgotten, and that left no result, is made again."""
+    _lose_every_webhook(rig)
+    rig.modal.faults.expired_results = 1.0
+    render = rig.submit()
+    rig.modal.wait_for_end(render.call.id)
+    _take_result_away(render)
+    job = render.look()
+    assert job.attempts[0].error is not None
+    assert job.attempts[0].error.code == "backend.call-missing"
+    rig.modal.faults.clear()
+    rig.gate.swallow = lambda _event: False
+    render.assert_delivered_once()
+    assert (len(render.job.attempts), render.starts) == (2, 2)
+
+
+# --- how soon
+
+
+def _by_webhook(render: Render) -> None:
+    """Nothing is in the way."""
+
+
+def _by_answer(render: Render) -> None:
+    _take_result_away(render)
+
+
+def _by_result(render: Render) -> None:
+    render.rig.modal.faults.expired_results = 1.0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("way", "blocked", "within"),
+    [
+        (_by_webhook, False, timedelta()),
+        # the run tries to report for so long before it returns
+        (_by_answer, True, timedelta(seconds=Pace().final_s) + CHECK_INTERVAL),
+        (_by_result, True, CHECK_INTERVAL),
+    ],
+)
+def test_how_soon(rig: Rig, way: Callable[[Render], None], blocked: bool, within: timedelta) -> None:
+    """From the end of the render to `complete`: at once by webhook; else until the reconciler's next look."""
+    rig.gate.shut = lambda _event: blocked
+    renders = [rig.submit(hold=True, silent=True) for _ in range(CONTAINERS)]
+    took = []
+    for number, render in enumerate(renders):
+        age = timedelta(seconds=20 + 7 * number)  # where the looks at a silent job are 15 s apart, and at odd times
+        render.wait_for_renders(1)
+        go_at = render.job.created_at + age
+        rig.modal.wait(lambda go_at=go_at: datetime.now(UTC) > go_at, timeout=60)  # type: ignore[misc]
+        render.go()
+        way(render)
+    for render in renders:
+        job = render.wait_for(JobStatus.COMPLETE)
+        assert job.ended_at is not None
+        took.append(job.ended_at - render.rendered_at)
+        assert len(job.attempts) == 1
+    seconds = [one.total_seconds() for one in took]
+    name = way.__name__.removeprefix("_")
+    print(
+        f"\nend of the render to complete, {name}: median {statistics.median(seconds):.1f} s, max {max(seconds):.1f} s"
+    )
+    assert max(took) < within + SLACK

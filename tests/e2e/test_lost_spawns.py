@@ -1,0 +1,105 @@
+"""What becomes of a job where Modal took the call, and its answer was lost?
+
+The Modal client tries again by itself, three times, with one idempotency key. As long as Modal honours that key there is
+one call that nobody knows the id of; if it did not, there would be four. Both are tested.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from mishaps_support import CONTAINERS, Render, Rig
+
+from renderdispatch.messages import CallAnswer, Failed, JobStatus, Limits, RenderEvent
+from renderdispatch.testing.modal import CallStatus
+
+TRIES = 4
+SOON = timedelta(seconds=10)
+"""What a run may take to see its deadline, to end its processes and to say so once: machines are slow at times."""
+
+
+def _lose_every_answer(rig: Rig, *, forget_keys: bool) -> None:
+    rig.modal.faults.lose_spawn_answers = 1.0
+    rig.modal.faults.forget_idempotency_keys = forget_keys
+
+
+def _assert_nothing_was_billed_past_its_deadline(render: Render) -> None:
+    for call in render.calls:
+        for start in call.starts:
+            assert start.ended_at is not None
+            assert start.ended_at <= render.job.finish_by + SOON
+
+
+def _assert_adopted_and_delivered_once(render: Render, *, duplicates: bool) -> None:
+    """One call checked in first, is the job's, and delivered; the others ended before they rendered."""
+    render.assert_delivered_once()
+    (attempt,) = render.job.attempts
+    assert (len(render.calls) > 1) is duplicates  # how many retries the client has time for, the machine's load decides
+    assert attempt.call_id in {call.id for call in render.calls}
+    assert len(attempt.runs) == 1
+    assert render.starts == 1
+    for call in render.calls:
+        assert render.rig.modal.wait_for_end(call.id).status is CallStatus.SUCCEEDED
+        answer = CallAnswer.model_validate_json(render.rig.modal.call_handle(call.id).get(timeout=30))
+        if call.id != attempt.call_id:
+            assert isinstance(answer.outcome, Failed)
+            assert answer.outcome.error.code == "render.stopped"
+    _assert_nothing_was_billed_past_its_deadline(render)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "forget_keys"),
+    [
+        (6, False),
+        (3, True),
+        pytest.param(100, False, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(100, True, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_lost_answers(rig: Rig, jobs: int, forget_keys: bool) -> None:
+    """A call that nobody knows is adopted by its check-in; any other call of the attempt is told to stop."""
+    _lose_every_answer(rig, forget_keys=forget_keys)
+    renders = [rig.submit() for _ in range(jobs)]
+    for render in renders:
+        _assert_adopted_and_delivered_once(render, duplicates=forget_keys)
+
+
+@pytest.mark.long
+def test_calls_that_cannot_check_in(rig: Rig) -> None:
+    """Where no report arrives, every call of an attempt ends by itself at the job's deadline."""
+    _lose_every_answer(rig, forget_keys=True)
+    rig.gate.shut = lambda _event: True
+    render = rig.submit(hold=True, limits=Limits(total_timeout=timedelta(seconds=20)))
+    rig.modal.wait(lambda: len(render.calls) == TRIES)
+    rig.modal.wait(lambda: render.starts == CONTAINERS)
+    rig.modal.wait(lambda: all(call.status.ended for call in render.calls), timeout=60)
+    assert render.starts == CONTAINERS, "the fourth one came too late to begin"
+    render.assert_stopped()
+    _assert_nothing_was_billed_past_its_deadline(render)
+    assert render.job.attempt is not None
+    assert render.job.attempt.runs == ()
+
+
+@pytest.mark.long
+def test_duplicates_that_cannot_check_in(rig: Rig) -> None:
+    """Duplicates that nobody can stop render too; whoever is first delivers, and the others report that one."""
+    _lose_every_answer(rig, forget_keys=True)
+    heard: list[str] = []
+
+    def is_another(event: RenderEvent) -> bool:
+        heard.append(event.run_id)
+        return event.run_id != heard[0]
+
+    rig.gate.shut = is_another
+    render = rig.submit(hold=True)
+    render.wait_for_renders(CONTAINERS)
+    render.go()
+    job = render.wait_for(JobStatus.COMPLETE)
+    rig.gate.shut = lambda _event: False
+    render.assert_delivered_once()
+    assert len(render.calls) == TRIES
+    (attempt,) = job.attempts
+    assert attempt.runs == (heard[0],)
+    assert render.starts == CONTAINERS, "the fourth one found the result"
+    _assert_nothing_was_billed_past_its_deadline(render)

@@ -1,0 +1,329 @@
+"""Does what the reference application did hold here, from end to end?
+
+T1 to T7, H1 and H2 are its truths, each a test of that name: the example application as a real server, the real Modal
+client, ``modal deploy`` and container entry point, Cloudflare's own local R2, and a client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import socket
+import sqlite3
+import time
+import wave
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from chain import Answer, Chain, free_port
+from scenarios import (
+    DISPATCH_STAGES,
+    SEVEN_DAYS_S,
+    answers_at_once,
+    decode,
+    renders_whole,
+    reports_a_failure,
+    reports_a_refused_upload,
+    reports_the_video,
+    signs_for_seven_days,
+)
+
+from conftest import StartChain
+from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
+from renderdispatch.testing import eventually
+from renderdispatch.testing.local_r2 import LocalR2
+from renderdispatch.testing.modal import LoopbackModal, ModalCall
+
+_LONG_BYTES = 64 << 20
+_BROKEN_OFF_AT = 40 << 20
+
+
+def call_of(chain: Chain, modal: LoopbackModal, job_id: str) -> ModalCall:
+    """Return the call of a job's last attempt, as the control plane has it."""
+    call_id = chain.job(job_id).attempts[-1].call_id
+    assert call_id is not None
+    return modal.call(call_id)
+
+
+def order_in(call: ModalCall) -> RenderOrder:
+    """Return the order that went to Modal."""
+    (argument,), named = pickle.loads(call.args)
+    assert named == {}
+    return RenderOrder.model_validate_json(argument)
+
+
+# --- the truths
+
+
+def test_t1_audio_is_uploaded_and_its_signed_url_is_dispatched(
+    chain: Chain, modal: LoopbackModal, r2: LocalR2, song: Path
+) -> None:
+    """The audio stands in the bucket, and the order that Modal gets reads it by a signed URL, without a credential."""
+    job_id = chain.submit(song)
+    assert chain.wait(job_id)["status"] == "complete"
+    call = call_of(chain, modal, job_id)
+    order = order_in(call)
+    audio = chain.job(job_id).audio
+    assert audio is not None
+    assert chain.objects(audio.key) == {audio.key: song.stat().st_size}
+    assert urlsplit(order.audio_url).path.endswith(f"/{r2.buckets[0]}/{audio.key}")
+    query = parse_qs(urlsplit(order.audio_url).query)
+    assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+    assert 0 < int(query["X-Amz-Expires"][0]) <= SEVEN_DAYS_S
+    assert httpx.get(order.audio_url, trust_env=False).content == song.read_bytes()
+    for secret in (r2.secret_access_key, chain.secret, modal.token_secret):
+        assert secret.encode() not in call.args
+
+
+def test_t2_the_container_calls_a_secure_webhook(chain: Chain, song: Path, tmp_path: Path) -> None:
+    """On completion with the key of the video, on failure with the reason; each one signed by its attempt's key."""
+    reports_the_video(chain, song)
+    reports_a_failure(chain, tmp_path)
+
+
+def test_t2_a_forged_webhook_is_refused(chain: Chain, song: Path) -> None:
+    """A completion that nobody signed, or that was changed after it was signed, is answered 401 and changes nothing."""
+    assert chain.tap is not None
+    chain.tap.gate = lambda event: 503 if isinstance(event, Completed) else None
+    job_id = chain.submit(song)
+    deliveries = chain.tap.deliveries
+    assert chain.wait(job_id, lambda _: any(one.final for one in deliveries))["status"] == "processing"
+    real = next(one for one in deliveries if one.final)
+    forged = real.body.replace(b'"frames":30', b'"frames":31')
+    assert forged != real.body
+    unsigned = [pair for pair in real.headers if not pair[0].lower().startswith("webhook-")]
+    before = chain.poll(job_id)
+    for headers, body in ((real.headers, forged), (unsigned, real.body), (unsigned, forged)):
+        refused = chain.client.post("/webhook", headers=dict(headers), content=body)
+        assert refused.status_code == 401, refused.text
+    after = chain.poll(job_id)
+    assert (after["status"], after["stage"]) == (before["status"], before["stage"])
+    chain.tap.gate = lambda _event: None
+    answer = chain.wait(job_id)
+    assert (answer["status"], answer["result"]["frames"]) == ("complete", 30)
+
+
+def test_t3_polling_answers_with_a_url_that_is_good_for_seven_days(chain: Chain, song: Path, tmp_path: Path) -> None:
+    """Once the job is complete, and no sooner; a plain client fetches a clean video by it."""
+    job_id = chain.submit(song)
+    answer: dict[str, object] = {}
+    for answer in chain.polls(job_id):
+        assert ("downloadUrl" in answer) == (answer["status"] == "complete")
+    url = str(answer["downloadUrl"])
+    signs_for_seven_days(url)
+    head = httpx.get(url, trust_env=False, headers={"range": "bytes=0-0"})
+    assert head.headers["content-type"] == "video/mp4"
+    assert decode(chain.download(url, tmp_path / "video.mp4")).frames == 30
+
+
+@pytest.mark.parametrize("modal_is", ["silent", "away"])
+def test_t4_submit_answers_at_once_and_never_waits_for_modal(
+    start_chain: StartChain, song: Path, modal_is: str
+) -> None:
+    """With a control plane that takes connections and never answers, and with none at all, the answer comes."""
+    with contextlib.ExitStack() as stack:
+        if modal_is == "silent":
+            port = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64)).getsockname()[1]
+        else:
+            port = free_port()
+        chain = start_chain(MODAL_SERVER_URL=f"http://127.0.0.1:{port}")
+        first = answers_at_once(chain, song)
+        chain.wait(first, lambda seen: seen["stage"] not in {"queued", *DISPATCH_STAGES} or seen["progress"] >= 27)
+        second = answers_at_once(chain, song)  # while the first one waits for Modal
+        for job_id in (first, second):
+            assert chain.poll(job_id)["status"] in {"pending", "processing"}
+        chain.app.kill()  # its dispatcher still waits
+
+
+def test_t5_polling_shows_each_stage_and_its_percentage(chain: Chain, song: Path) -> None:
+    """A client that polls sees the five documented stages; the job is `processing` until the GPU side reports."""
+    assert chain.tap is not None
+    documented = set(DISPATCH_STAGES.items())
+    seen: set[tuple[str, float]] = set()
+    for _ in range(20):  # on a busy machine two commits may slip by together
+        for answer in step_by_step(chain, song):
+            if answer["stage"] in DISPATCH_STAGES:
+                assert answer["status"] == "processing"
+                seen.add((answer["stage"], answer["progress"]))
+        assert chain.wait(answer["jobId"])["status"] == "complete"
+        if documented <= seen:
+            break
+    assert seen == documented
+
+    refused: list[str] = []
+
+    def refuse_the_end(event: RenderEvent) -> int | None:
+        if not isinstance(event, Completed):
+            return None
+        refused.append(event.event_id)
+        return 503
+
+    chain.tap.gate = refuse_the_end
+    job_id = chain.submit(song)
+    assert chain.wait(job_id, lambda _: bool(refused))["status"] == "processing"
+    assert [chain.poll(job_id)["status"] for _ in range(10)] == ["processing"] * 10
+    chain.tap.gate = lambda _event: None
+    assert chain.wait(job_id)["status"] == "complete"
+
+
+def test_t6_the_container_needs_no_local_file(chain: Chain, modal: LoopbackModal, r2: LocalR2, song: Path) -> None:
+    """Nothing of the order, the environment or the open files of a container is the application's or the client's."""
+    job_id = chain.submit(song, duration=2)
+    assert chain.wait(job_id, lambda seen: seen["stage"] == "rendering")["stage"] == "rendering"
+    call = call_of(chain, modal, job_id)
+    eventually(lambda: len(descendants(call.pids[-1])) >= 2)  # the entry point, and the render
+    processes = [Process(pid) for pid in descendants(call.pids[-1])]
+    ours = [str(chain.home), str(song.parent), r2.secret_access_key, r2.access_key_id, chain.secret]
+    for process in processes:
+        touched = process.touched()
+        assert not [one for one in touched for word in ours if word in one], process.pid
+    order = order_in(call)
+    assert not order.local
+    text = order.model_dump_json()
+    assert "file:" not in text
+    assert not [word for word in ours[:2] if word in text]
+    assert chain.wait(job_id)["status"] == "complete"
+
+
+def test_t7_the_container_streams_the_audio_to_disk(
+    chain: Chain, modal: LoopbackModal, r2: LocalR2, song: Path, tmp_path: Path
+) -> None:
+    """Long audio takes no more memory than a short song, and what stood on disk when the link broke is kept."""
+    long = tmp_path / "long.wav"
+    with wave.open(str(long), "wb") as file:
+        file.setparams((2, 2, 44_100, 0, "NONE", "not compressed"))
+        for _ in range(_LONG_BYTES >> 20):
+            file.writeframesraw(bytes(1 << 20))
+    of_the_song = peaks_of(chain, modal, chain.submit(song))
+    r2.forget()
+    r2.fail("reset", method="GET", key="/audio-", after_bytes=_BROKEN_OFF_AT)
+    of_the_long_one = peaks_of(chain, modal, chain.submit(long))
+    assert r2.counts()["GET reset"] == 1
+    assert r2.counts()["GET 206"] == 1, "only the rest was asked for"
+    for short, other in zip(of_the_song, of_the_long_one, strict=True):
+        assert other < short + _LONG_BYTES / 4
+
+
+# --- H1 and H2
+
+
+def test_h1_the_whole_chain(chain: Chain, song: Path, tmp_path: Path) -> None:
+    """A song goes in, a video comes out: every frame of it, with its sound, by signed URL."""
+    answer = renders_whole(chain, song, tmp_path)
+    assert answer["result"]["encodedBy"] == "libx264"
+
+
+@pytest.mark.parametrize("status", ["403", "500"])
+def test_h2_an_upload_that_fails_in_the_container_is_a_failed_job(
+    chain: Chain, r2: LocalR2, song: Path, status: Literal["403", "500"]
+) -> None:
+    """403 on the signed PUT, and 500 for good: webhook says `failed`, the job is `failed` and says why."""
+    r2.fail(status, method="PUT", key="/video.mp4", times=1000)
+    limits = Limits(max_attempts=1, total_timeout=timedelta(seconds=25))  # 500 is tried again for as long as there is
+    reports_a_refused_upload(chain, song, status=int(status), limits=limits)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_h2_with_the_limits_of_a_job_that_says_none(chain: Chain, r2: LocalR2, song: Path) -> None:
+    """500 for good costs three attempts, each of eight tries at the upload, and then the job has failed."""
+    r2.fail("500", method="PUT", key="/video.mp4", times=1000)
+    answer = reports_a_refused_upload(chain, song, status=500, limits=Limits(), timeout_s=400)
+    assert answer["attempt"] == 3
+    assert answer["error"]["message"].endswith("after 8 tries")
+    assert r2.counts()["PUT 500"] == 24
+
+
+# --- what the tests above look with
+
+
+def peaks_of(chain: Chain, modal: LoopbackModal, job_id: str) -> tuple[int, int]:
+    """See a job through; return the most memory that its container took, and the processes that this started."""
+    container = renders = 0
+    for answer in chain.polls(job_id):  # noqa: B007 - the last one is wanted
+        attempts = chain.job(job_id).attempts
+        call_id = attempts[-1].call_id if attempts else None
+        pids = modal.call(call_id).pids if call_id is not None else ()
+        for pid in pids:
+            container = max(container, Process(pid).peak_bytes())
+            renders = max([renders, *(Process(one).peak_bytes() for one in descendants(pid)[1:])])
+    assert answer["status"] == "complete", answer
+    assert container
+    assert renders
+    return container, renders
+
+
+def step_by_step(chain: Chain, song: Path) -> Iterator[Answer]:
+    """Submit, and poll after each commit to the database until the job was dispatched.
+
+    Its stages may last for less than a poll takes. So there is another user of the database, who has it wait as others
+    do: it holds the write lock while the client polls, lets one commit by, and takes the lock again.
+    """
+    with (
+        contextlib.closing(sqlite3.connect(chain.home / "jobs.db", timeout=30, isolation_level=None)) as database,
+        ThreadPoolExecutor(1) as client,
+    ):
+        database.execute("BEGIN IMMEDIATE")
+        submitting = client.submit(chain.submit, song, duration=0.1)
+        while not wait([submitting], timeout=0.3).done:
+            let_one_by(database)
+        job_id = submitting.result()
+        while True:
+            answer = chain.poll(job_id)
+            yield answer
+            if answer["stage"] not in {"queued", *DISPATCH_STAGES} or answer["stage"] == "dispatched":
+                return
+            let_one_by(database)
+
+
+def let_one_by(database: sqlite3.Connection) -> None:
+    """Release the write lock until somebody has committed, at most for half a second, and take it again."""
+    database.execute("ROLLBACK")
+    before = database.execute("PRAGMA data_version").fetchone()
+    until = time.monotonic() + 0.5  # who waits for the lock looks for it every 100 ms
+    while database.execute("PRAGMA data_version").fetchone() == before and time.monotonic() < until:
+        pass
+    database.execute("BEGIN IMMEDIATE")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it started, as /proc has it."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+class Process:
+    """A process, as /proc shows it; one that is gone touches nothing."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._proc = Path(f"/proc/{pid}")
+
+    def touched(self) -> list[str]:
+        """Its environment, command line, working directory and open files."""
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            for name in ("environ", "cmdline"):
+                found += (self._proc / name).read_bytes().decode(errors="replace").split("\0")
+            for link in (self._proc / "cwd", *(self._proc / "fd").iterdir()):
+                with contextlib.suppress(OSError):
+                    found.append(str(link.readlink()))
+        return found
+
+    def peak_bytes(self) -> int:
+        """The most memory that was resident at once."""
+        with contextlib.suppress(OSError):
+            for line in (self._proc / "status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) << 10
+        return 0

@@ -1,0 +1,92 @@
+"""Does the order stay within what a remote call takes, and is there nothing in it that should not leave?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from renderdispatch import RenderService, StorageKey
+from renderdispatch.messages import MAX_ORDER_BYTES, MAX_PARAMS_BYTES, RenderOrder
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
+from renderdispatch.stores.memory import MemoryJobStore
+from renderdispatch.testing.local_r2 import LocalR2
+
+MASTER = "whsec_" + "QUJD" * 8
+
+
+class Keeping:
+    """A backend far away that keeps the orders."""
+
+    locality = Locality.WORLD
+    slots = None
+
+    def __init__(self) -> None:
+        self.orders: list[RenderOrder] = []
+
+    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+        self.orders.append(order)
+        return BackendCall("call")
+
+    def poll(self, call: BackendCall) -> CallState:
+        return CallState(status=CallStatus.RUNNING)
+
+    def cancel(self, call: BackendCall) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def far(r2: LocalR2) -> Iterator[tuple[RenderService, Keeping]]:
+    """A service with everything as long as it may be: names, keys, the webhook's URL."""
+    backend = Keeping()
+    storage = r2.storage(prefix="p" * 200)
+    url = "https://" + "app." * 40 + "example.com/hooks/" + "x" * 200
+    with RenderService(
+        MemoryJobStore(), storage, backend, secrets=[MASTER], webhook_url=url, worker=False, owned=[storage]
+    ) as service:
+        yield service, backend
+
+
+def test_the_longest_order_fits(far: tuple[RenderService, Keeping]) -> None:
+    """With a long prefix, a long tenant, parameters at their limit and a long webhook, an order is at most 8 KiB."""
+    service, backend = far
+    params = {"text": "x" * (MAX_PARAMS_BYTES - 11)}
+    service.for_tenant("t" * 64).submit(b"RIFF", scene="s" * 64, params=params)
+    service.tick()
+    size = len(backend.orders[0].model_dump_json())
+    assert MAX_ORDER_BYTES / 2 < size <= MAX_ORDER_BYTES
+
+
+def test_an_order_that_does_not_fit_is_told(far: tuple[RenderService, Keeping], r2: LocalR2) -> None:
+    """A storage key that makes the order too long fails the job for good, before anything is sent."""
+    service, backend = far
+    key = "é" * 400
+    storage = r2.storage(prefix="p" * 200)
+    storage.put(key, b"RIFF")
+    handle = service.submit(StorageKey(key), scene="bars", params={"text": "x" * 2000})
+    service.tick()
+    storage.close()
+    error = handle.job.error
+    assert error is not None
+    assert error.code == "order.too-large"
+    assert len(handle.job.attempts) == 1
+    assert not backend.orders
+
+
+def test_no_secret_leaves_but_the_attempts_own(far: tuple[RenderService, Keeping], r2: LocalR2) -> None:
+    """An order holds neither the master secret nor a storage credential; its key is another for each attempt."""
+    service, backend = far
+    for _ in range(2):
+        service.submit(b"RIFF", scene="bars")
+    service.tick()
+    orders = [order.model_dump_json() for order in backend.orders]
+    for order in orders:
+        assert MASTER not in order
+        assert MASTER.removeprefix("whsec_") not in order
+        assert r2.secret_access_key not in order
+    keys = {json.loads(order)["callback"]["key"] for order in orders}
+    assert len(keys) == 2

@@ -1,0 +1,121 @@
+"""What does the sound do at each frame of the video?"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from renderdispatch.render.features import Analyser, Features
+
+RATE = 44_100
+
+
+def analysed(path: Path, sound: NDArray[np.float64], fps: Fraction, *, block: int = 10_000) -> Features:
+    samples = np.atleast_2d(sound).astype(np.float32)
+    with Analyser(path, rate=RATE, fps=fps) as analyser:
+        for at in range(0, samples.shape[1], block):
+            analyser.feed(samples[:, at : at + block])
+        return analyser.finish(round(Fraction(samples.shape[1], RATE) * fps))
+
+
+def noise(seconds: float) -> NDArray[np.float64]:
+    return np.random.default_rng(3).normal(0, 0.1, round(seconds * RATE))
+
+
+def test_row_0_is_what_webaudio_computes(tmp_path: Path) -> None:
+    """The spectrum is the AnalyserNode's of the specification, computed here the long way."""
+    sound, fps = noise(2), Fraction(30)
+    n = np.arange(2048)
+    blackman = 0.42 - 0.5 * np.cos(2 * np.pi * n / 2048) + 0.08 * np.cos(4 * np.pi * n / 2048)
+    smoothed = np.zeros(512)
+    with analysed(tmp_path / "features", sound, fps) as features:
+        padded = np.pad(sound, 4096)
+        for number in range(len(features)):
+            middle = 4096 + (number * 1470 + (number + 1) * 1470) // 2
+            window = padded[middle - 1024 : middle + 1024] * blackman
+            smoothed = 0.8 * smoothed + 0.2 * np.abs(np.fft.rfft(window))[:512] / 2048
+            expected = np.clip(255 / 70 * (20 * np.log10(smoothed) + 100), 0, 255).astype(int)
+            got = features.frame(number).texture[0].astype(int)
+            assert np.abs(got - expected).max() <= 1
+
+
+def test_row_1_is_the_wave(tmp_path: Path) -> None:
+    """The 512 samples around the frame's middle, 128 at rest."""
+    with analysed(tmp_path / "features", np.linspace(-1, 1, RATE), Fraction(30)) as features:
+        frame = features.frame(15)
+    middle = 15 * 1470 + 735
+    expected = np.floor(128 * (1 + np.linspace(-1, 1, RATE)[middle - 256 : middle + 256]))
+    np.testing.assert_allclose(frame.texture[1], expected, atol=1)
+    assert frame.wave.shape == (512,)
+
+
+def test_a_tone_stands_in_its_texel(tmp_path: Path) -> None:
+    """Texel k is k * rate / 2048 Hz."""
+    tone = 0.5 * np.sin(2 * np.pi * 100 * RATE / 2048 * np.arange(RATE) / RATE)
+    with analysed(tmp_path / "features", tone, Fraction(30)) as features:
+        assert int(np.argmax(features.frame(20).texture[0])) in range(99, 102)
+
+
+def test_textures_come_in_slices_too(tmp_path: Path) -> None:
+    """A slice holds what the frames hold: (frames, 2, 512) uint8."""
+    with analysed(tmp_path / "features", noise(1), Fraction(30)) as features:
+        some = features.textures(4, 9)
+        assert some.shape == (5, 2, 512)
+        np.testing.assert_array_equal(some[3], features.frame(7).texture)
+        with pytest.raises(IndexError):
+            features.textures(28, 31)
+
+
+@pytest.mark.parametrize("fps", ["24", "25", "30000/1001", "60", "7/3"])
+def test_the_blocks_do_not_matter(tmp_path: Path, fps: str) -> None:
+    """However the song is cut into blocks, the features are the same."""
+    sound = np.stack([noise(3), noise(3)[::-1]])
+    with (
+        analysed(tmp_path / "a", sound, Fraction(fps), block=997) as small,
+        analysed(tmp_path / "b", sound, Fraction(fps), block=10**9) as whole,
+    ):
+        assert len(small) == len(whole)
+        np.testing.assert_array_equal(small.level, whole.level)
+        np.testing.assert_allclose(small.beat, whole.beat, atol=1e-5)
+        for number in range(len(whole)):
+            one, other = small.frame(number), whole.frame(number)
+            assert np.abs(one.texture.astype(int) - other.texture).max() <= 1
+            np.testing.assert_allclose(one.bands, other.bands, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fps", "seconds"), [("24", 60), ("25", 60), ("30000/1001", 600), ("30", 60), ("60", 60), ("997/31", 60)]
+)
+def test_a_click_lifts_the_level_of_its_frame_alone(tmp_path: Path, fps: str, seconds: int) -> None:
+    """A sample at time t belongs to frame floor(t x fps), ten minutes on as well: nothing drifts."""
+    rate = Fraction(fps)
+    sound = np.zeros(RATE * seconds)
+    clicks = [round(t * RATE) for t in np.linspace(0.5, seconds - 1, 40)]
+    sound[clicks] = 0.9
+    with analysed(tmp_path / "features", sound, rate, block=RATE) as features:
+        assert set(np.flatnonzero(features.level)) == {int(Fraction(click, RATE) * rate) for click in clicks}
+
+
+def test_level_and_beat_stay_within_0_and_1(tmp_path: Path) -> None:
+    """Quiet songs are brought to full scale; noise below hearing is not."""
+    for loudness, lowest, highest in ((0.01, 0.95, 1.0), (1e-6, 0.0, 0.05), (0.0, 0.0, 0.0)):
+        with analysed(tmp_path / "features", loudness * noise(2), Fraction(30)) as features:
+            assert lowest <= features.level.max() <= highest
+            assert 0 <= features.beat.min() <= features.beat.max() <= 1
+
+
+def test_drums_are_beats(tmp_path: Path) -> None:
+    """The beat peaks on each stroke, fades between them, and ignores a sound that goes on."""
+    sound = 0.05 * np.sin(2 * np.pi * 440 * np.arange(5 * RATE) / RATE)
+    for stroke in range(1, 9):
+        sound[stroke * RATE // 2 : stroke * RATE // 2 + 2000] += noise(1)[:2000]
+    with analysed(tmp_path / "features", sound, Fraction(30)) as features:
+        beat = features.beat
+    for stroke in range(1, 9):
+        assert beat[stroke * 15 - 1 : stroke * 15 + 2].max() > 0.7
+        assert beat[stroke * 15 - 4] < 0.4
+    assert beat[3:13].max() < 0.2

@@ -1,0 +1,539 @@
+"""Does a run always answer with an outcome, and with the right one?"""
+
+from __future__ import annotations
+
+import errno
+import math
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from odd_scenes import COUNTS
+
+from renderdispatch.errors import AudioError, GpuUnavailableError, RenderError, SceneError
+from renderdispatch.messages import (
+    Action,
+    CheckedIn,
+    Completed,
+    EventReply,
+    Failed,
+    FaultDomain,
+    Progressed,
+    RenderEvent,
+    RenderOrder,
+    RenderStats,
+    Stage,
+)
+from renderdispatch.protocols import Renderer, Report
+from renderdispatch.runner import InProcessRender, Pace, RunnerIO, SupervisedRender, run_order
+from renderdispatch.runner.reporting import Reporter
+from renderdispatch.storage.fsspec import FsspecStorage
+from renderdispatch.storage.memory import MemoryStorage
+from renderdispatch.testing import FakeRenderer, eventually, make_artifact, make_order, registered_scenes
+from renderdispatch.testing.contracts.backends import Recorder
+
+PACE = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.3, final_s=0.5, backoff_s=0.01, backoff_max_s=0.05)
+STOP = EventReply(action=Action.STOP, reason="cancelled")
+
+
+class Scene:
+    """A renderer made from one function."""
+
+    def __init__(self, render: Callable[[RenderOrder, Path, Path, Report], RenderStats]) -> None:
+        self.render = render
+
+
+def run(
+    order: RenderOrder,
+    *,
+    heard: Recorder | None = None,
+    scene: Renderer | None = None,
+    pace: Pace = PACE,
+    work_dir: Path | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Completed | Failed:
+    """Carry out the order in this process."""
+    render = InProcessRender({"fake": scene or FakeRenderer()})
+    return run_order(order, io=RunnerIO(send=heard or Recorder(), render=render, pace=pace, now=now, work_dir=work_dir))
+
+
+def failure(outcome: Completed | Failed) -> tuple[str, FaultDomain]:
+    """Return the code and the fault of a failure."""
+    assert isinstance(outcome, Failed)
+    return outcome.error.code, outcome.error.fault
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FsspecStorage:
+    return FsspecStorage(tmp_path / "objects")
+
+
+def raising(error: BaseException) -> Scene:
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        raise error
+
+    return Scene(render)
+
+
+class _Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class _Blameless(RenderError):
+    fault = "nobody"  # type: ignore[assignment]
+
+
+def test_a_video_and_its_result(storage: FsspecStorage) -> None:
+    """A run ends as completed: the video stands, and so does the result object, which is the outcome."""
+    order, heard = make_order(storage), Recorder()
+    outcome = run(order, heard=heard)
+    assert isinstance(outcome, Completed)
+    assert storage.stat(order.video.key).size == outcome.artifact.bytes
+    with storage.open(order.result.key) as file:
+        assert Completed.model_validate_json(file.read()) == outcome
+    assert heard.final == outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fault"),
+    [
+        (RuntimeError("boom"), "scene.failed", FaultDomain.SCENE),
+        (SceneError("bad", code="scene.mine"), "scene.mine", FaultDomain.SCENE),
+        (AudioError("noise"), "audio.invalid", FaultDomain.AUDIO),
+        (GpuUnavailableError("none"), "gpu.unavailable", FaultDomain.REQUEST),
+        (OSError(errno.ENOSPC, "full"), "disk.full", FaultDomain.INFRASTRUCTURE),
+        (MemoryError(), "memory.full", FaultDomain.INFRASTRUCTURE),
+        (RuntimeError("\ud800 is no text"), "scene.failed", FaultDomain.SCENE),
+        (RuntimeError("x" * 100_000), "scene.failed", FaultDomain.SCENE),
+        (_Unspeakable(), "scene.failed", FaultDomain.SCENE),
+        (_Blameless("?"), "scene.failed", FaultDomain.SCENE),
+        (SystemExit(3), "scene.failed", FaultDomain.SCENE),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_whatever_a_renderer_raises(
+    storage: FsspecStorage, error: BaseException, code: str, fault: FaultDomain
+) -> None:
+    """Whatever a renderer raises becomes a failure with a code and a fault, and is reported."""
+    heard = Recorder()
+    outcome = run(make_order(storage), heard=heard, scene=raising(error))
+    assert failure(outcome) == (code, fault)
+    assert heard.final == outcome
+    assert len(outcome.model_dump_json()) < 3000
+
+
+def test_a_keyboard_interrupt_passes(storage: FsspecStorage, tmp_path: Path) -> None:
+    """An interrupt is no outcome: it passes, after the temporary files are gone."""
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run(make_order(storage), scene=raising(KeyboardInterrupt()), work_dir=work)
+    assert list(work.iterdir()) == []
+
+
+def test_a_renderer_that_returns_nothing(storage: FsspecStorage) -> None:
+    """A renderer that forgets its stats is at fault, not the infrastructure."""
+    scene = Scene(lambda order, audio, output, report: None)  # type: ignore[arg-type, return-value]
+    assert failure(run(make_order(storage), scene=scene)) == ("scene.failed", FaultDomain.SCENE)
+
+
+def test_a_renderer_that_writes_nothing(storage: FsspecStorage) -> None:
+    """A renderer that writes no video is at fault."""
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        stats = FakeRenderer().render(order, audio, output, report)
+        output.unlink()
+        return stats
+
+    assert failure(run(make_order(storage), scene=Scene(render))) == ("scene.failed", FaultDomain.SCENE)
+
+
+def test_an_unknown_scene(storage: FsspecStorage) -> None:
+    """A scene that nobody registered fails the request, with the near matches."""
+    outcome = run(make_order(storage, scene="brs"))
+    assert failure(outcome) == ("scene.unknown", FaultDomain.REQUEST)
+    assert isinstance(outcome, Failed) and "'bars'" in outcome.error.message
+
+
+def test_the_renderer_sees_no_secret(storage: FsspecStorage) -> None:
+    """What a scene gets holds no token, URL or key."""
+    seen: list[RenderOrder] = []
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        seen.append(order)
+        return FakeRenderer().render(order, audio, output, report)
+
+    order = make_order(storage)
+    run(order, scene=Scene(render))
+    assert order.token not in seen[0].model_dump_json().replace(order.video.key, "").replace(order.result.key, "")
+    assert "file:" not in seen[0].model_dump_json()
+
+
+# --- audio
+
+
+def test_audio_that_is_gone(storage: FsspecStorage) -> None:
+    """Audio that is not in storage any more fails the run as ``audio.missing``."""
+    order = make_order(storage)
+    storage.delete_prefix("jobs")
+    assert failure(run(order))[0] == "audio.missing"
+
+
+@pytest.mark.parametrize("storage_type", [FsspecStorage, MemoryStorage])
+def test_audio_of_another_size(tmp_path: Path, storage_type: type) -> None:
+    """Audio that has another size than was ordered fails the run as ``audio.changed``."""
+    storage = storage_type(tmp_path) if storage_type is FsspecStorage else storage_type()
+    assert failure(run(make_order(storage, audio_size=5)))[0] == "audio.changed"
+
+
+def test_local_urls_from_afar(storage: FsspecStorage) -> None:
+    """An order that came from afar cannot read this machine's files."""
+    assert failure(run(make_order(storage, local=False)))[0] == "order.local-url"
+
+
+# --- deadlines
+
+
+def test_too_late_to_start(storage: FsspecStorage) -> None:
+    """Past the start deadline nothing is downloaded or rendered."""
+    late = make_order(storage, start_by=datetime.now(UTC) - timedelta(seconds=1))
+    assert failure(run(late, scene=raising(AssertionError("rendered")))) == (
+        "deadline.start",
+        FaultDomain.START_TIMEOUT,
+    )
+
+
+def test_out_of_time_in_mid_render(storage: FsspecStorage) -> None:
+    """A render that passes the deadline is stopped, and the failure says so."""
+    order = make_order(storage, finish_by=datetime.now(UTC) + timedelta(seconds=0.3))
+    began = time.monotonic()
+    assert failure(run(order, scene=FakeRenderer(frames=1000, frame_s=0.02))) == (
+        "deadline.total",
+        FaultDomain.DEADLINE,
+    )
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("started_late", [False, True])
+def test_nothing_is_reported_long_past_the_deadline(storage: FsspecStorage, started_late: bool) -> None:
+    """Where no report arrives, a run past its deadline does not wait for that: somebody pays for it."""
+
+    def away(_event: RenderEvent) -> EventReply:
+        raise OSError("nobody is there")
+
+    soon = datetime.now(UTC) + timedelta(seconds=-1 if started_late else 0.5)
+    order = make_order(storage, start_by=soon, finish_by=soon)
+    render = InProcessRender({"fake": FakeRenderer(frames=1000, frame_s=0.02)})
+    began = time.monotonic()
+    outcome = run_order(order, io=RunnerIO(send=away, render=render, pace=Pace(check_in_s=10.0 if started_late else 0)))
+    assert failure(outcome)[0] == ("deadline.start" if started_late else "deadline.total")
+    assert time.monotonic() - began < 9
+
+
+# --- stopping
+
+
+def test_stop_at_the_check_in(storage: FsspecStorage) -> None:
+    """A run that is told to stop at its check-in renders nothing."""
+    heard = Recorder(lambda event: STOP if isinstance(event, CheckedIn) else EventReply())
+    outcome = run(make_order(storage), heard=heard, scene=raising(AssertionError("rendered")))
+    assert failure(outcome)[0] == "render.stopped"
+    assert heard.final == outcome
+
+
+def test_stop_in_mid_render(storage: FsspecStorage) -> None:
+    """An answer of "stop" ends a render at its next report, and nothing is uploaded."""
+    told = threading.Event()
+
+    def answer(event: RenderEvent) -> EventReply:
+        if not isinstance(event, Progressed) or event.stage is not Stage.RENDERING:
+            return EventReply()
+        told.set()
+        return STOP
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        assert told.wait(10)
+        return FakeRenderer(frames=1000, frame_s=0.01).render(order, audio, output, report)
+
+    heard, order = Recorder(answer), make_order(storage)
+    outcome = run(order, heard=heard, scene=Scene(render))
+    assert failure(outcome)[0] == "render.stopped"
+    assert heard.final == outcome
+    assert [info.key for info in storage.list("") if "audio" not in info.key] == []
+
+
+def test_a_stop_that_nobody_asked_for(storage: FsspecStorage) -> None:
+    """A transport that can speak unasked stops a run at its next step."""
+    stops: list[Callable[[str], None]] = []
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        stops[0]("cancelled")
+        return FakeRenderer().render(order, audio, output, report)
+
+    io = RunnerIO(send=Recorder(), render=InProcessRender({"fake": Scene(render)}), pace=PACE, listen=stops.append)
+    assert failure(run_order(make_order(storage), io=io))[0] == "render.stopped"
+
+
+# --- earlier runs (rule J6)
+
+
+def test_an_earlier_result_is_reported(storage: FsspecStorage) -> None:
+    """Where the result object stands, an earlier run delivered: that is reported, and nothing is rendered."""
+    order = make_order(storage)
+    first = run(order)
+    again = run(order, scene=raising(AssertionError("rendered")))
+    assert isinstance(first, Completed) and isinstance(again, Completed)
+    assert again.artifact == first.artifact
+
+
+def test_an_earlier_result_is_reported_however_late(storage: FsspecStorage) -> None:
+    """A run that begins again past the start deadline, after its attempt has delivered, is not too late to say so."""
+    order = make_order(storage)
+    first = run(order)
+    late = run(order.model_copy(update={"start_by": datetime.now(UTC) - timedelta(seconds=1)}))
+    assert isinstance(first, Completed) and isinstance(late, Completed)
+    assert late.artifact == first.artifact
+
+
+def test_an_earlier_video_is_reported(storage: FsspecStorage) -> None:
+    """Where the video stands without a result, it is looked at and reported as it is."""
+    order = make_order(storage)
+    storage.put(order.video.key, b"an earlier run's video, longer")
+    outcome = run(order)
+    assert isinstance(outcome, Completed)
+    assert outcome.artifact.bytes == 30
+    assert outcome.artifact.sha256 is None
+    with storage.open(order.video.key) as file:
+        assert file.read() == b"an earlier run's video, longer"
+
+
+def test_another_run_delivers_meanwhile(storage: FsspecStorage) -> None:
+    """Where another run writes the result first, its result is what this one reports."""
+    order = make_order(storage)
+    theirs = Completed(
+        event_id="e", job_id=order.job_id, token=order.token, run_id="r", artifact=make_artifact(key=order.video.key)
+    )
+
+    def render(asked: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        storage.put(order.result.key, theirs.model_dump_json().encode())
+        return FakeRenderer().render(asked, audio, output, report)
+
+    outcome = run(order, scene=Scene(render))
+    assert isinstance(outcome, Completed)
+    assert outcome.artifact == theirs.artifact
+
+
+def test_a_result_that_no_run_wrote(storage: FsspecStorage) -> None:
+    """A result object that cannot be read is a failure, not an exception."""
+    order = make_order(storage)
+    storage.put(order.result.key, b"{}")
+    assert failure(run(order))[0] == "result.invalid"
+
+
+# --- the disk
+
+
+def test_a_full_disk_at_the_upload(small_disk: Path) -> None:
+    """A storage without space fails the run as ``disk.full``, and leaves no part of the video."""
+    storage = FsspecStorage(small_disk / "objects")
+    order = make_order(storage)
+    outcome = run(order, scene=FakeRenderer(video="x" * (3 << 20)))
+    assert failure(outcome) == ("disk.full", FaultDomain.INFRASTRUCTURE)
+    assert [info.key for info in storage.list("") if "video" in info.key] == []
+
+
+def test_a_full_disk_in_the_render(small_disk: Path, storage: FsspecStorage) -> None:
+    """A scratch disk without space fails the run as ``disk.full``, and its folder is gone."""
+    outcome = run(make_order(storage), scene=FakeRenderer(video="x" * (3 << 20)), work_dir=small_disk)
+    assert failure(outcome) == ("disk.full", FaultDomain.INFRASTRUCTURE)
+    assert list(small_disk.iterdir()) == []
+
+
+# --- reports
+
+
+def test_nobody_listens(storage: FsspecStorage) -> None:
+    """With the way to the service down all the time, the run still ends, within bounds, and delivers."""
+
+    def down(event: RenderEvent) -> EventReply:
+        raise ConnectionError("down")
+
+    order = make_order(storage)
+    began = time.monotonic()
+    outcome = run(order, heard=Recorder(down))
+    assert isinstance(outcome, Completed)
+    assert time.monotonic() - began < PACE.check_in_s + 2 * PACE.final_s + 2
+    assert storage.stat(order.result.key).size > 0
+
+
+def test_a_way_that_breaks_in_strange_ways(storage: FsspecStorage) -> None:
+    """Whatever a transport raises counts as "did not arrive"."""
+    broken = [KeyError("odd"), RuntimeError("odder"), ConnectionError("usual")]
+
+    def answer(event: RenderEvent) -> EventReply:
+        if broken:
+            raise broken.pop()
+        return EventReply()
+
+    heard = Recorder(answer)
+    outcome = run(make_order(storage), heard=heard)
+    assert isinstance(outcome, Completed)
+    assert heard.final == outcome
+
+
+def test_the_service_comes_back_late(storage: FsspecStorage) -> None:
+    """A service that was away from the start hears the check-in before the outcome."""
+    down = threading.Event()
+    down.set()
+
+    def answer(event: RenderEvent) -> EventReply:
+        if down.is_set():
+            raise ConnectionError("down")
+        heard_by_service.append(event)
+        return EventReply()
+
+    heard_by_service: list[RenderEvent] = []
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        stats = FakeRenderer(frames=20, frame_s=0.01).render(order, audio, output, report)
+        down.clear()
+        return stats
+
+    outcome = run(make_order(storage), heard=Recorder(answer), scene=Scene(render))
+    assert heard_by_service[0].type == "checked-in"
+    assert heard_by_service[-1] == outcome
+
+
+def test_progress_is_paced(storage: FsspecStorage) -> None:
+    """However often the renderer reports, progress goes out at the pace, the newest first, and never backwards."""
+    heard = Recorder()
+    pace = Pace(progress_s=0.2, heartbeat_s=5, check_in_s=1, final_s=2)
+    run(make_order(storage), heard=heard, scene=FakeRenderer(frames=500, frame_s=0.002), pace=pace)
+    rendering = [e for e in heard.events if isinstance(e, Progressed) and e.stage is Stage.RENDERING]
+    assert 4 <= len(rendering) <= 12
+    fractions = [e.fraction for e in rendering]
+    assert fractions == sorted(fractions)
+
+
+def test_a_slow_listener_holds_nothing_up(storage: FsspecStorage) -> None:
+    """Rendering never waits for a report: what was not sent in time is dropped."""
+    released = threading.Event()
+
+    def answer(event: RenderEvent) -> EventReply:
+        if isinstance(event, Progressed):
+            released.wait(5)
+        return EventReply()
+
+    frames: list[int] = []
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        def count(done: int, total: int) -> None:
+            frames.append(done)
+            report(done, total)
+
+        stats = FakeRenderer(frames=100).render(order, audio, output, count)
+        released.set()
+        return stats
+
+    began = time.monotonic()
+    assert isinstance(run(make_order(storage), heard=Recorder(answer), scene=Scene(render)), Completed)
+    assert len(frames) == 100
+    assert time.monotonic() - began < 4
+
+
+def test_a_heartbeat(storage: FsspecStorage) -> None:
+    """A renderer that reports nothing for a while is heard of all the same."""
+    heard = Recorder()
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        seen = len(heard.events)
+        deadline = time.monotonic() + 10
+        while len(heard.events) < seen + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return FakeRenderer().render(order, audio, output, report)
+
+    assert isinstance(run(make_order(storage), heard=heard, scene=Scene(render)), Completed)
+
+
+def after(heard: Recorder, events: int) -> None:
+    """Wait until so many more events came."""
+    seen = len(heard.events)
+    eventually(lambda: len(heard.events) >= seen + events)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_renderer_that_counts_oddly(storage: FsspecStorage, count: str) -> None:
+    """Whatever a renderer reports, it renders to the end, and is heard of all the while."""
+    heard = Recorder()
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        report(*COUNTS[count])
+        after(heard, 3)
+        return FakeRenderer().render(order, audio, output, report)
+
+    assert isinstance(run(make_order(storage), heard=heard, scene=Scene(render)), Completed)
+    assert isinstance(heard.final, Completed)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_renderer_that_counts_oddly_is_stopped(storage: FsspecStorage, count: str) -> None:
+    """Whatever a renderer reports, it hears of a stop at its next report."""
+    told = threading.Event()
+    heard = Recorder(lambda _event: STOP if told.is_set() else EventReply())
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        report(*COUNTS[count])
+        after(heard, 1)
+        told.set()
+        after(heard, 2)
+        report(*COUNTS[count])
+        raise AssertionError("rendered on")
+
+    assert failure(run(make_order(storage), heard=heard, scene=Scene(render)))[0] == "render.stopped"
+
+
+def test_progress_that_no_event_can_carry(storage: FsspecStorage) -> None:
+    """It is dropped, and signs of life go on in its place."""
+    heard = Recorder()
+    with Reporter(make_order(storage), heard, pace=PACE) as reporter:
+        reporter.progress(Stage.RENDERING, frames=math.inf)  # type: ignore[arg-type]
+        after(heard, 3)
+        assert {event.type for event in heard.events} == {"checked-in"}
+        reporter.progress(Stage.RENDERING, 0.5, frames=5, frames_total=10)
+        eventually(lambda: isinstance(heard.events[-1], Progressed))
+
+
+# --- in a process of its own
+
+
+@pytest.mark.parametrize("count", ["an unknown total", "no total", "NumPy's floats", "no number"])
+def test_apart_it_may_count_oddly(storage: FsspecStorage, count: str) -> None:
+    """In a process of its own, too, a renderer reports what it likes and renders to the end."""
+    io = RunnerIO(send=Recorder(), render=SupervisedRender({"odd": "odd_scenes:Odd"}), pace=PACE)
+    assert isinstance(run_order(make_order(storage, scene="odd", params={"count": count}), io=io), Completed)
+
+
+def test_a_render_process_that_cannot_be_started(storage: FsspecStorage, refuse_thread: Callable[[str], None]) -> None:
+    """Where there is no room for one more thread, that is no scene's fault, and worth another attempt."""
+    refuse_thread("renderdispatch-log")
+    outcome = run_order(make_order(storage), io=RunnerIO(send=Recorder(), render=SupervisedRender(), pace=PACE))
+    assert failure(outcome) == ("renderer.died", FaultDomain.INFRASTRUCTURE)
+
+
+def test_apart_it_is_the_same(storage: FsspecStorage, tmp_path: Path) -> None:
+    """The same order in a process of its own gives the same video; failures keep their words across the pipe."""
+    with registered_scenes(tmp_path / "scenes"):
+        io = RunnerIO(send=Recorder(), render=SupervisedRender(), pace=PACE)
+        outcome = run_order(make_order(storage, params={"video": "abc"}), io=io)
+        assert isinstance(outcome, Completed) and outcome.artifact.bytes == 3
+        failed = run_order(make_order(storage, params={"fail": "no star"}), io=io)
+        assert isinstance(failed, Failed) and failed.error.message == "no star"
+        assert failure(failed) == ("scene.fake", FaultDomain.SCENE)
+        died = run_order(make_order(storage, params={"die": 11}), io=io)
+        assert failure(died) == ("renderer.died", FaultDomain.INFRASTRUCTURE)
+        assert isinstance(died, Failed) and "SIGSEGV" in died.error.message

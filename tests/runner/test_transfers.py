@@ -1,0 +1,417 @@
+"""Do audio and video get through a network that fails, and do URLs stay secret?"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from renderdispatch.errors import RenderError
+from renderdispatch.messages import (
+    Action,
+    Completed,
+    EventReply,
+    Failed,
+    ObjectUrls,
+    Progressed,
+    RenderEvent,
+    RenderOrder,
+    SignedPut,
+    Stage,
+)
+from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
+from renderdispatch.runner.transfers import Transfers
+from renderdispatch.storage.memory import MemoryStorage
+from renderdispatch.testing import FakeRenderer, make_order
+from renderdispatch.testing.contracts.backends import Recorder
+
+SIGNATURE = "X-Signature=do-not-tell"
+SONG = bytes(range(256)) * 4096  # 1 MiB
+
+
+class Bucket:
+    """What a small HTTP storage holds, and how it misbehaves."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.objects: dict[str, bytes] = {}
+        self.headers: list[dict[str, str]] = []
+        self.statuses: list[int] = []  # answered first, one after the other
+        self.break_after: list[int] = []  # bytes of the next answers, after which the connection breaks
+        self.forget_first_answer = False
+        self.zip = False
+        self.slow_s = 0.0
+        self.trickling_until = 0.0  # answers come a header line at a time, and do not end before
+
+    def url(self, key: str) -> str:
+        return f"{self.root}/{key}?{SIGNATURE}"
+
+    def put_url(self, key: str) -> SignedPut:
+        return SignedPut(url=self.url(key), headers={"Content-Type": "video/mp4", "if-none-match": "*"})
+
+    def urls(self, key: str) -> ObjectUrls:
+        return ObjectUrls(key=key, put=self.put_url(key), get=self.url(key))
+
+    def order(self, **changes: Any) -> RenderOrder:
+        """An order that came over the network."""
+        self.objects["song"] = SONG
+        fields = {"audio_url": self.url("song"), "audio_size": len(SONG), "local": False}
+        return make_order(
+            MemoryStorage(), **{**fields, "video": self.urls("video"), "result": self.urls("result"), **changes}
+        )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    bucket: Bucket
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        while time.monotonic() < self.bucket.trickling_until:
+            self.send_header("X-Wait", "a moment")
+            self.flush_headers()
+            time.sleep(0.05)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        bucket = self.bucket
+        if bucket.break_after:
+            self.wfile.write(body[: bucket.break_after.pop(0)])
+            self.close_connection = True
+            return
+        for start in range(0, len(body), 65536):
+            self.wfile.write(body[start : start + 65536])
+            time.sleep(bucket.slow_s)
+
+    def _misbehaves(self) -> bool:
+        self.bucket.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.bucket.statuses:
+            self._answer(self.bucket.statuses.pop(0), b"<Error>" + self.path.encode() + b"</Error>")
+            self.close_connection = True
+            return True
+        return False
+
+    def do_GET(self) -> None:
+        if self._misbehaves():
+            return
+        body = self.bucket.objects.get(self.path[1:].partition("?")[0])
+        if body is None:
+            self._answer(404)
+            return
+        if self.bucket.zip and "gzip" in self.headers.get("accept-encoding", ""):
+            self._answer(200, gzip.compress(body), Content_Encoding="gzip")
+            return
+        asked = self.headers.get("range")
+        if asked is None:
+            self._answer(200, body, ETag='"tag"')
+            return
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(len(body), int(last) + 1) if last else len(body)
+        if start >= len(body):
+            self._answer(416)
+            return
+        self._answer(206, body[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(body)}", ETag='"tag"')
+
+    def do_PUT(self) -> None:
+        bucket, key = self.bucket, self.path[1:].partition("?")[0]
+        length = int(self.headers["content-length"])
+        body = b""
+        while len(body) < length:
+            body += self.rfile.read(min(65536, length - len(body)))
+            time.sleep(bucket.slow_s)
+        if self._misbehaves():
+            return
+        if key in bucket.objects:
+            self._answer(412)
+            return
+        bucket.objects[key] = body
+        if bucket.forget_first_answer:
+            bucket.forget_first_answer = False
+            self.close_connection = True
+            return
+        self._answer(200, ETag='"tag"')
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is what these tests are about."""
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    class Handler(_Handler):
+        pass
+
+    server = _Server(("127.0.0.1", 0), Handler)
+    Handler.bucket = Bucket(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield Handler.bucket
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No test of this file may leave a signed URL in a log."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    told = [record.getMessage() + (record.exc_text or "") for record in caplog.get_records("call")]
+    assert not [text for text in told if "do-not-tell" in text]
+
+
+@pytest.fixture
+def transfers() -> Iterator[Transfers]:
+    with Transfers(local=False, give_up_at=time.monotonic() + 30) as transfers:
+        yield transfers
+
+
+def silent(_done: int) -> None:
+    pass
+
+
+def refusal(call: Any) -> RenderError:
+    """Return the error of a call, which holds no URL anywhere."""
+    with pytest.raises(RenderError) as caught:
+        call()
+    assert "do-not-tell" not in repr(caught.value) + str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+    return caught.value
+
+
+# --- downloads
+
+
+def test_a_download(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """Bytes come down whole, counted on the way."""
+    bucket.objects["song"] = SONG
+    moved: list[int] = []
+    path = transfers.download(bucket.url("song"), tmp_path / "song", size=len(SONG), moved=moved.append)
+    assert path.read_bytes() == SONG
+    assert moved and moved == sorted(moved) and moved[-1] == len(SONG)
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """After a broken connection only the rest is asked for, and tries that brought something are not counted."""
+    bucket.objects["song"] = SONG
+    bucket.break_after = [100_000] * 9
+    path = transfers.download(bucket.url("song"), tmp_path / "song", size=len(SONG), moved=silent)
+    assert path.read_bytes() == SONG
+    asked = [headers.get("range") for headers in bucket.headers]
+    assert asked[0] is None and all(asked[1:])
+
+
+def test_a_hiccup_of_storage(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """A 500, 503 or 429 is tried again."""
+    bucket.objects["song"] = SONG
+    bucket.statuses = [500, 429]
+    path = transfers.download(bucket.url("song"), tmp_path / "song", size=len(SONG), moved=silent)
+    assert path.read_bytes() == SONG
+
+
+def test_a_refusal_is_final(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """A 403 is not tried again, and the error says what storage answered."""
+    bucket.statuses = [403]
+    error = refusal(lambda: transfers.download(bucket.url("song"), tmp_path / "song", size=1, moved=silent))
+    assert error.code == "audio.download"
+    assert "403" in str(error)
+    assert len(bucket.headers) == 1
+
+
+def test_a_redirect_is_not_followed(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """A signed URL answers for itself: a redirect is a refusal."""
+    bucket.statuses = [302]
+    error = refusal(lambda: transfers.download(bucket.url("a"), tmp_path / "a", size=1, moved=silent))
+    assert "302" in str(error)
+
+
+@pytest.mark.parametrize("size", [len(SONG) - 1, len(SONG) + 1, 1, 10 * len(SONG)])
+def test_audio_of_another_size(bucket: Bucket, tmp_path: Path, size: int) -> None:
+    """An object that is larger or smaller than was ordered is not rendered."""
+    bucket.objects["song"] = SONG
+    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+        error = refusal(lambda: transfers.download(bucket.url("song"), tmp_path / "song", size=size, moved=silent))
+    assert error.code in {"audio.changed", "audio.download"}
+    assert (tmp_path / "song").stat().st_size <= len(SONG)
+
+
+def test_a_storage_that_compresses(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """Nothing is taken compressed: sizes and ranges count the object's own bytes."""
+    bucket.zip = True
+    bucket.objects["song"] = SONG
+    path = transfers.download(bucket.url("song"), tmp_path / "song", size=len(SONG), moved=silent)
+    assert path.read_bytes() == SONG
+    assert transfers.read_small(bucket.url("song")) == SONG
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    """A host that cannot be reached is tried until time is up."""
+    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+        url = f"http://127.0.0.1:9/song?{SIGNATURE}"
+        error = refusal(lambda: transfers.download(url, tmp_path / "song", size=1, moved=silent))
+    assert "ConnectError" in str(error)
+
+
+def test_a_stop_ends_the_waiting(bucket: Bucket, tmp_path: Path) -> None:
+    """A run that is told to stop does not sit out the pause between two tries."""
+    bucket.statuses = [503] * 20
+
+    def check() -> None:
+        if len(bucket.headers) >= 3:
+            raise RenderError("told to stop", code="render.stopped")
+
+    began = time.monotonic()
+    with Transfers(local=False, give_up_at=time.monotonic() + 100, check=check) as transfers:
+        error = refusal(lambda: transfers.download(bucket.url("a"), tmp_path / "a", size=1, moved=silent))
+    assert error.code == "render.stopped"
+    assert time.monotonic() - began < 4
+
+
+# --- uploads
+
+
+def test_an_upload(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """The file goes up with exactly the signed headers and its length, and the etag comes back."""
+    (tmp_path / "video").write_bytes(SONG)
+    moved: list[int] = []
+    assert transfers.upload(bucket.put_url("video"), tmp_path / "video", moved=moved.append) == "tag"
+    assert bucket.objects["video"] == SONG
+    sent = bucket.headers[0]
+    assert (sent["content-type"], sent["if-none-match"], sent["content-length"]) == ("video/mp4", "*", str(len(SONG)))
+    assert "transfer-encoding" not in sent
+    assert moved[-1] == len(SONG)
+
+
+def test_an_upload_after_a_hiccup(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """An upload that failed for a moment is sent again, whole."""
+    (tmp_path / "video").write_bytes(SONG)
+    bucket.statuses = [500]
+    transfers.upload(bucket.put_url("video"), tmp_path / "video", moved=silent)
+    assert bucket.objects["video"] == SONG
+
+
+def test_an_upload_that_is_refused(bucket: Bucket, transfers: Transfers, tmp_path: Path) -> None:
+    """A 403 for an upload is final."""
+    (tmp_path / "video").write_bytes(b"v")
+    bucket.statuses = [403]
+    error = refusal(lambda: transfers.upload(bucket.put_url("video"), tmp_path / "video", moved=silent))
+    assert error.code == "video.upload"
+
+
+def test_looking(bucket: Bucket, transfers: Transfers) -> None:
+    """A look tells size and etag for the price of one byte, or that nothing stands there."""
+    bucket.objects.update(video=SONG, empty=b"")
+    seen = transfers.look(bucket.url("video"))
+    assert seen is not None and (seen.size, seen.etag) == (len(SONG), "tag")
+    empty = transfers.look(bucket.url("empty"))
+    assert empty is not None and empty.size == 0
+    assert transfers.look(bucket.url("none")) is None
+    assert transfers.read_small(bucket.url("none")) is None
+
+
+# --- answers that trickle in
+
+TRANSFERS: dict[str, Callable[[Transfers, Bucket, Path], object]] = {
+    "read": lambda transfers, bucket, _: transfers.read_small(bucket.url("song")),
+    "look": lambda transfers, bucket, _: transfers.look(bucket.url("song")),
+    "download": lambda transfers, bucket, folder: transfers.download(
+        bucket.url("song"), folder / "song", size=len(SONG), moved=silent
+    ),
+    "upload": lambda transfers, bucket, folder: transfers.upload(
+        bucket.put_url("video"), folder / "video", moved=silent
+    ),
+}
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_an_answer_that_trickles_in(bucket: Bucket, tmp_path: Path, transfer: str) -> None:
+    """An answer of which a line comes now and then, so that it never stalls, is cut off soon after the deadline."""
+    (tmp_path / "video").write_bytes(b"v")
+    bucket.objects["song"] = SONG
+    began = time.monotonic()
+    bucket.trickling_until = began + 12
+    with Transfers(local=False, give_up_at=began + 0.2, stall_s=1) as transfers:
+        refusal(lambda: TRANSFERS[transfer](transfers, bucket, tmp_path))
+    assert time.monotonic() - began < 6
+
+
+# --- whole runs
+
+PACE = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.3, final_s=0.5, backoff_s=0.01)
+
+
+def run(order: RenderOrder, answer: Any = lambda _event: EventReply(), **scene: Any) -> Completed | Failed:
+    io = RunnerIO(send=Recorder(answer), render=InProcessRender({"fake": FakeRenderer(**scene)}), pace=PACE)
+    return run_order(order, io=io)
+
+
+def test_a_run_over_the_network(bucket: Bucket) -> None:
+    """Audio comes down, video and result go up, and the result is the outcome."""
+    outcome = run(bucket.order(), video="abc")
+    assert isinstance(outcome, Completed)
+    assert bucket.objects["video"] == b"abc"
+    assert outcome.artifact.etag == "tag"
+    assert Completed.model_validate_json(bucket.objects["result"]) == outcome
+
+
+def test_an_answer_to_an_upload_that_is_lost(bucket: Bucket) -> None:
+    """A 412 on the second try means that the first one delivered: it is looked at and reported."""
+    bucket.forget_first_answer = True
+    outcome = run(bucket.order(), video="abc")
+    assert isinstance(outcome, Completed)
+    assert (outcome.artifact.bytes, outcome.artifact.etag) == (3, "tag")
+
+
+def test_a_second_run(bucket: Bucket) -> None:
+    """A second run of the order reports what the first one delivered, without rendering."""
+    first = run(bucket.order())
+    second = run(bucket.order(), fail="rendered again")
+    assert isinstance(first, Completed) and isinstance(second, Completed)
+    assert second.artifact == first.artifact
+
+
+@pytest.mark.parametrize("stage", [Stage.DOWNLOADING_AUDIO, Stage.UPLOADING_VIDEO])
+def test_stop_in_a_transfer(bucket: Bucket, stage: Stage) -> None:
+    """An answer of "stop" ends a slow download, or a slow upload, in its midst."""
+    bucket.slow_s = 0.05
+
+    def answer(event: RenderEvent) -> EventReply:
+        stops = isinstance(event, Progressed) and event.stage is stage
+        return EventReply(action=Action.STOP, reason="cancelled") if stops else EventReply()
+
+    outcome = run(bucket.order(), answer, video="x" * (4 << 20))
+    assert isinstance(outcome, Failed) and outcome.error.code == "render.stopped"
+    assert "result" not in bucket.objects
+
+
+def test_a_deadline_in_a_transfer(bucket: Bucket) -> None:
+    """A download that would pass the deadline is given up."""
+    bucket.slow_s = 0.2
+    outcome = run(bucket.order(finish_by=datetime.now(UTC) + timedelta(seconds=0.5)))
+    assert isinstance(outcome, Failed) and outcome.error.code == "deadline.total"
+
+
+def test_a_failure_tells_no_url(bucket: Bucket) -> None:
+    """What a run reports of a refused transfer holds no URL."""
+    order = bucket.order()
+    bucket.statuses = [404, 403]  # no result yet, then the audio is refused
+    outcome = run(order)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "audio.download"
+    assert "do-not-tell" not in outcome.model_dump_json() + repr(outcome) + repr(order)

@@ -1,0 +1,30 @@
+"""Does a connection that is cut stay as secret as it was?"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from renderdispatch.runner.http import Wire
+
+
+class _Stream:
+    """A connection as httpcore hands it to its trace extension."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._connected = connected
+
+    def get_extra_info(self, _name: str) -> socket.socket:
+        return self._connected
+
+
+def test_a_cut_takes_nothing_off_the_encryption() -> None:
+    """The peer sees the end, and the TLS layer stays on: what another thread sends then never leaves in the clear."""
+    here, there = socket.socketpair()
+    context = ssl.create_default_context()
+    with there, context.wrap_socket(here, server_hostname="peer", do_handshake_on_connect=False) as encrypted:
+        wire = Wire()
+        wire.watch("connection.start_tls.complete", {"return_value": _Stream(encrypted)})
+        wire.cut()
+        assert there.recv(1) == b""
+        assert encrypted._sslobj is not None  # type: ignore[attr-defined]

@@ -1,0 +1,200 @@
+"""Does the embedded default need nothing, and does the environment say what it says?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import renderdispatch
+from renderdispatch import ConfigurationError, JobStatus, from_settings
+from renderdispatch.protocols import Locality
+from renderdispatch.testing import registered_scenes
+from renderdispatch.wiring import open_storage, read_settings
+
+
+def test_the_embedded_default(tmp_path: Path) -> None:
+    """`local()` makes its home when it is used, keeps everything there, and leaves no thread."""
+    before = set(threading.enumerate())
+    home = tmp_path / "some" / "home"
+    with registered_scenes(tmp_path / "scenes"):
+        with renderdispatch.local(home) as service:
+            handle = service.submit(b"RIFF", scene="fake")
+            assert handle.wait(timeout=30).status is JobStatus.COMPLETE
+        with renderdispatch.local(home, worker=False) as again:
+            assert again.get(handle.id).status is JobStatus.COMPLETE
+            assert again.download_url(handle.id).startswith("file://")
+    assert (home / "jobs.db").exists()
+    assert set(threading.enumerate()) <= before  # others may end meanwhile
+
+
+def test_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``RENDERDISPATCH_...`` variables move the home and choose the parts."""
+    monkeypatch.setenv("RENDERDISPATCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RENDERDISPATCH_STORE", "memory")
+    monkeypatch.setenv("RENDERDISPATCH_BACKENDS", "inline, local")
+    monkeypatch.setenv("RENDERDISPATCH_WORKER", "false")
+    service = from_settings()
+    assert "MemoryJobStore" in repr(service)
+    assert list(service._engine.parts.backends) == ["inline", "local"]
+    service.close()
+
+
+def test_backends_far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``modal`` and ``http`` are made as the settings say; an empty variable is none."""
+    settings = {
+        "HOME": str(tmp_path),
+        "STORE": "memory",
+        "STORAGE": "r2://renders",
+        "R2_ACCOUNT_ID": "0" * 32,
+        "R2_ACCESS_KEY_ID": "someone",
+        "R2_SECRET_ACCESS_KEY": "do-not-tell",
+        "BACKENDS": "modal,http",
+        "MODAL_APP": "ours",
+        "MODAL_FUNCTION": "draw",
+        "MODAL_ENVIRONMENT": "staging",
+        "MODAL_VERSION": "3",
+        "MODAL_GPU": "L4,A10",  # what was deployed
+        "HTTP_URL": "https://gpu.example.com/",
+        "HTTP_TOKEN": "do-not-tell",
+        "HTTP_KEYED": "1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"RENDERDISPATCH_{name}", value)
+    with closing(from_settings(worker=False)) as service:
+        backends = service._engine.parts.backends
+        assert repr(backends["modal"]) == "ModalBackend('ours', 'draw', environment='staging', version=3)"
+        assert type(backends["http"]).__name__ == "KeyedHttpBackend"
+        assert "do-not-tell" not in repr(service) + repr(backends)
+
+
+def test_http_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the variable."""
+    monkeypatch.setenv("RENDERDISPATCH_BACKENDS", "http")
+    with pytest.raises(ConfigurationError, match="RENDERDISPATCH_HTTP_URL"):
+        from_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BACKENDS", "lokal"),
+        ("BACKENDS", ""),
+        ("LEASE_S", "soon"),
+        ("LEASE_S", "0"),
+        ("STORE", "nosuchdb://user:do-not-tell@host/db"),
+        ("STORAGE", "nosuchfs://user:do-not-tell@host/bucket"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A wrong variable is one clear error, which quotes no secret."""
+    monkeypatch.setenv("RENDERDISPATCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(f"RENDERDISPATCH_{name}", value)
+    with pytest.raises((ConfigurationError, renderdispatch.RenderDispatchError)) as refused:
+        from_settings()
+    assert "do-not-tell" not in str(refused.value)
+
+
+def test_importing_is_cheap() -> None:
+    """The service can be imported without any adapter."""
+    code = "import sys, renderdispatch.service; print([m for m in ('sqlalchemy', 'fsspec', 'numpy', 'av') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+_ACCOUNT = "0123456789abcdef" * 2
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"RENDERDISPATCH_{name}", value)
+
+
+_R2 = {
+    "STORAGE": "r2://renders/some/prefix",
+    "R2_ACCOUNT_ID": _ACCOUNT,
+    "R2_ACCESS_KEY_ID": "id",
+    "R2_SECRET_ACCESS_KEY": "do-not-tell",
+}
+
+
+def test_a_bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``r2://bucket/prefix`` and the R2 variables give an `R2Storage`; empty ones are unset."""
+    _set(monkeypatch, HOME=str(tmp_path), **_R2, R2_JURISDICTION="eu", R2_ENDPOINT_URL="", R2_PUBLIC_URL="")
+    settings = read_settings()
+    with closing(open_storage(settings)) as storage:
+        url = f"https://{_ACCOUNT}.eu.r2.cloudflarestorage.com"
+        assert repr(storage) == f"R2Storage('renders', endpoint_url='{url}', prefix='some/prefix/')"
+    assert "do-not-tell" not in repr(settings)
+
+
+@pytest.mark.parametrize("name", ["R2_ACCOUNT_ID", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY"])
+def test_a_bucket_without_all_that_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """The error names the variable that is missing."""
+    _set(monkeypatch, HOME=str(tmp_path), **{**_R2, name: ""})
+    with pytest.raises(ConfigurationError, match=f"needs RENDERDISPATCH_{name}") as refused:
+        from_settings()
+    assert "do-not-tell" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"STORAGE": "r2://id:do-not-tell@renders"}, "RENDERDISPATCH_R2_ENDPOINT_URL"),
+        ({"STORAGE": "r2://"}, "no bucket's name"),
+        ({"STORAGE": "r2://renders/../up"}, "prefix"),
+        ({"R2_JURISDICTION": "us"}, "r2_jurisdiction"),
+        ({"R2_ENDPOINT_URL": "https://s3.example.com"}, "either account_id"),
+        ({"OBJECTS_URL": "https://app.example/objects"}, "leave RENDERDISPATCH_OBJECTS_URL unset"),
+    ],
+    ids=str,
+)
+def test_a_bucket_that_makes_no_sense(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    """What is wrong is said, and no secret is quoted."""
+    _set(monkeypatch, HOME=str(tmp_path), **{**_R2, **changes})
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        from_settings()
+    assert "do-not-tell" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "reach"),
+    [
+        ("https://app.example/objects", Locality.WORLD),
+        ("http://localhost:8000/objects", Locality.MACHINE),
+        ("http://127.0.0.1:8000/objects", Locality.MACHINE),
+        ("http://[::1]:8000/objects", Locality.MACHINE),
+    ],
+)
+def test_signed_urls_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, reach: Locality) -> None:
+    """With ``OBJECTS_URL`` and secrets a folder signs http URLs, which reach as far as their host does."""
+    _set(monkeypatch, HOME=str(tmp_path), OBJECTS_URL=url, OBJECTS_SECRETS=f"{'new' * 8} {'old' * 8}")
+    with closing(open_storage(read_settings())) as storage:
+        assert storage.sign_get("key", expires_in=timedelta(hours=1)).startswith(f"{url}/key?expires=")
+        assert storage.locality is reach
+
+
+@pytest.mark.parametrize(("secrets", "said"), [("", "RENDERDISPATCH_OBJECTS_SECRETS"), ("short", "24 bytes")])
+def test_signed_urls_without_good_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secrets: str, said: str
+) -> None:
+    """URLs are not signed with what can be guessed."""
+    _set(monkeypatch, HOME=str(tmp_path), OBJECTS_URL="https://app.example/objects", OBJECTS_SECRETS=secrets)
+    with pytest.raises(ConfigurationError, match=said):
+        from_settings()
+
+
+def test_wiring_imports_no_s3() -> None:
+    """A service over a folder does not wait for s3fs to be imported."""
+    code = (
+        "import sys, renderdispatch.wiring; print([m for m in ('s3fs', 'aiobotocore', 'botocore') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,534 @@
+"""Does `SqlJobStore` keep the promises of a job store on a SQLite file, and between processes?"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from renderdispatch.errors import (
+    ConfigurationError,
+    JobExistsError,
+    JobUnreadableError,
+    MissingExtraError,
+    StoreUnavailableError,
+)
+from renderdispatch.jobs import Job
+from renderdispatch.messages import RemoteAudio
+from renderdispatch.protocols import JobQuery
+from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
+
+_HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def url(file: Path) -> str:
+    return f"sqlite:///{file}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[SqlJobStore]:
+    store = SqlJobStore(url)
+    yield store
+    store.close()
+
+
+class TestSqlJobStoreOnSQLite(JobStoreContract):
+    @pytest.fixture
+    def store(self, url: str) -> Iterator[SqlJobStore]:
+        store = SqlJobStore(url)
+        yield store
+        store.close()
+
+    @pytest.fixture
+    def second(self, url: str) -> Iterator[SqlJobStore]:
+        second = SqlJobStore(url)
+        yield second
+        second.close()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def _start(work: str, url: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(Path(__file__).with_name("workers.py")), work, url]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _run_in_processes(number: int, work: str, url: str) -> list[list[str]]:
+    """Let ``number`` processes do ``work`` at once; return what each printed."""
+    processes = [_start(work, url) for _ in range(number)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0] * number
+    return outputs
+
+
+def test_processes_claim_each_job_once(url: str, store: SqlJobStore) -> None:
+    """Four processes that claim at once get two hundred jobs, each exactly once."""
+    created = {store.create(make_job()).id for _ in range(200)}
+    claimed = [job_id for mine in _run_in_processes(4, "claim_all", url) for job_id in mine]
+    assert len(claimed) == 200
+    assert set(claimed) == created
+
+
+def test_processes_lose_no_update(url: str, store: SqlJobStore) -> None:
+    """Four processes that each add fifty by compare-and-swap add two hundred in all."""
+    store.create(make_job(id="counter", priority=0))
+    _run_in_processes(4, "count_up", url)
+    assert store.get("counter").priority == 200
+    assert store.get("counter").revision == 201
+
+
+def test_processes_share_the_first_use(url: str, store: SqlJobStore) -> None:
+    """Four processes may be the first to use a database at once."""
+    _run_in_processes(4, "create_one", url)
+    assert len(store.query(JobQuery()).items) == 4
+
+
+def test_threads_share_the_first_use(url: str) -> None:
+    """Eight threads, each with a store of its own, may be the first to use a database at once."""
+    stores = [SqlJobStore(url) for _ in range(8)]
+    in_threads(8, lambda number: stores[number].create(make_job()))
+    assert len(stores[0].query(JobQuery()).items) == 8
+    for store in stores:
+        store.close()
+
+
+def test_a_killed_writer_leaves_a_readable_database(file: Path, url: str, store: SqlJobStore) -> None:
+    """Whatever a writer had been told was stored outlives its SIGKILL, and others go on at once."""
+    process = _start("create_for_ever", url)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    lines = [process.stdout.readline() for _ in range(50)]
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate()[0].splitlines()
+    told = [line.strip() for line in lines[1:]] + [line for line in rest if len(line) == 32]
+    assert store.get_many(told).keys() == set(told)
+    store.create(make_job())
+    store.close()
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+
+# Python 3.12 and later warn of forks beside threads, which is what these tests are about
+_forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _in_a_fork(work: object) -> int:
+    """Run ``work`` in a forked child and return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()  # type: ignore[operator]
+        except BaseException:  # noqa: BLE001 - the child must not return
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@_forks
+def test_parent_and_child_both_go_on_after_a_fork(store: SqlJobStore) -> None:
+    """A store that was in use before a fork works on both sides of it."""
+    before = store.create(make_job())
+
+    def child() -> None:
+        assert store.get(before.id) == before
+        store.create(make_job(id="from-the-child"))
+
+    assert _in_a_fork(child) == 0
+    store.create(make_job(id="from-the-parent"))
+    assert {job.id for job in store.query(JobQuery()).items} == {before.id, "from-the-child", "from-the-parent"}
+
+
+@_forks
+def test_a_fork_carries_no_connection_over(file: Path, store: SqlJobStore) -> None:
+    """The child inherits no open database file: SQLite's locks would not be its own."""
+    store.create(make_job())
+
+    def child() -> None:
+        opened = []
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # the one that lists them
+                opened.append(str(descriptor.readlink()))
+        assert opened
+        assert not [path for path in opened if path.startswith(str(file))]
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    assert _in_a_fork(child) == 0
+
+
+@_forks
+def test_the_child_keeps_what_it_wrote_when_the_parent_leaves(url: str, store: SqlJobStore) -> None:
+    """The last parent connection to close takes no log away under a child that writes."""
+    store.create(make_job())
+    read, write = os.pipe()
+
+    def child() -> None:
+        store.create(make_job(id="first"))
+        os.read(read, 1)  # until the parent closed
+        store.create(make_job(id="second"))
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        except BaseException:  # noqa: BLE001 - the child must not return
+            os._exit(1)
+        os._exit(0)
+    store.get_many(["first"])
+    store.close()
+    os.write(write, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(read)
+    os.close(write)
+    assert store.get_many(["first", "second"]).keys() == {"first", "second"}
+
+
+@_forks
+def test_forks_and_operations_keep_apart(store: SqlJobStore) -> None:
+    """Threads go on writing while others fork, and every child can use the store."""
+    store.create(make_job(id="standing"))
+
+    def work(number: int) -> list[int]:
+        if number < 2:
+            return [_in_a_fork(lambda: store.get("standing")) for _ in range(5)]
+        for _ in range(50):
+            store.create(make_job())
+        return []
+
+    assert [status for found in in_threads(4, work) for status in found] == [0] * 10
+    assert len(store.query(JobQuery(limit=1000)).items) == 101
+
+
+# --- tombstones -----------------------------------------------------------------------------------
+
+
+def test_tombstones_go_after_a_week(file: Path, url: str) -> None:
+    """A deleted job's row is kept for a week, without a word of the record, and then goes."""
+    clock = FakeClock()
+    store = SqlJobStore(url, clock=clock)
+    audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?s3cret"})
+    store.create(make_job(id="old", tenant="acme", request=make_request(audio=audio)))
+    store.delete("old")
+    assert b"s3cret" not in _row(file, "old").encode()
+    clock.advance(timedelta(days=7))
+    store.delete(store.create(make_job(id="new")).id)
+    assert _row(file, "old")
+    clock.advance(timedelta(microseconds=1))
+    store.delete("whatever")
+    assert not _row(file, "old")
+    assert _row(file, "new")
+    store.close()
+
+
+def _row(file: Path, job_id: str) -> str:
+    connection = sqlite3.connect(file)
+    found = connection.execute("SELECT * FROM renderdispatch_jobs WHERE id = ?", (job_id,)).fetchone()
+    connection.close()
+    return repr(found) if found else ""
+
+
+# --- records of a newer version -------------------------------------------------------------------
+
+
+def _make_newer(file: Path, *job_ids: str) -> None:
+    """Give the records a stage that this version does not know."""
+    statement = "UPDATE renderdispatch_jobs SET document = replace(document, ?, ?) WHERE id = ?"
+    connection = sqlite3.connect(file)
+    for job_id in job_ids:
+        assert connection.execute(statement, ('"queued"', '"warming-up"', job_id)).rowcount == 1
+    connection.commit()
+    connection.close()
+
+
+def _five(store: SqlJobStore) -> list[str]:
+    """Create five jobs, which every order has in this order."""
+    now = store.now()
+    ids = ["a", "b", "c", "d", "e"]
+    for job_id in ids:
+        store.create(make_job(id=job_id, created_at=now))
+    return ids
+
+
+def test_a_claim_leaves_out_what_cannot_be_read(file: Path, store: SqlJobStore) -> None:
+    """A record that this version cannot read is claimed by no one, and those beside it are claimed."""
+    _five(store)
+    _make_newer(file, "a", "c")
+    claimed = store.claim(limit=9, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    assert [job.id for job in claimed] == ["b", "d", "e"]
+
+
+def test_one_that_is_asked_for_and_cannot_be_read(file: Path, store: SqlJobStore) -> None:
+    """`get` says that a newer version wrote it, without its content; `get_many` leaves it out."""
+    _five(store)
+    _make_newer(file, "a")
+    with pytest.raises(JobUnreadableError, match="newer") as caught:
+        store.get("a")
+    assert "warming-up" not in str(caught.value)
+    assert set(store.get_many(["a", "b"])) == {"b"}
+
+
+def test_the_log_hears_of_each_once(file: Path, store: SqlJobStore, caplog: pytest.LogCaptureFixture) -> None:
+    """However often a round meets a record that cannot be read, there is one error of it."""
+    caplog.set_level(logging.INFO, logger="renderdispatch.stores.sql")
+    _five(store)
+    _make_newer(file, "a", "c")
+    for _ in range(3):
+        store.query(JobQuery(order="due"))
+        store.get_many(["a", "c"])
+    store.claim(limit=9, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("order", ["newest", "ready", "due"])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, order: str, limit: int) -> None:
+    """Pages leave such a record out, wherever in a page it stands, and go on to the end."""
+    _five(store)
+    _make_newer(file, "a", "b", "d")
+    query = JobQuery(order=order, limit=limit)  # type: ignore[arg-type]
+    found: list[str] = []
+    for _ in range(5):
+        page = store.query(query)
+        found += [job.id for job in page.items]
+        if page.cursor is None:
+            break
+        query = evolve(query, cursor=page.cursor)
+    assert (found, page.cursor) == (["c", "e"], None)
+
+
+# --- speed where it would be lost unseen ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "index"),
+    [
+        (lambda store: store.claim(limit=5, reserve_for=_HOUR, backends={"inline"}, machine="here"), "ready"),
+        (lambda store: store.query(JobQuery(order="ready", ready_by=store.now())), "ready"),
+        (lambda store: store.query(JobQuery(order="due", due_by=store.now())), "due"),
+        (lambda store: store.query(JobQuery()), "newest"),
+        (lambda store: store.query(JobQuery(tenant="acme")), "tenant"),
+        (lambda store: store.counts(), "COVERING INDEX renderdispatch_jobs_newest"),
+        (lambda store: store.counts(tenant="acme"), "COVERING INDEX renderdispatch_jobs_tenant"),
+        (lambda store: store.ahead_of(make_job()), "ready"),
+        (lambda store: store.delete("x"), "deleted"),
+    ],
+)
+def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> None:
+    """No step reads the whole table, and none that goes by an order sorts."""
+    import sqlalchemy as sa
+
+    store.create(make_job())
+    plans: list[str] = []
+    engine = store._ready_engine()
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def explain(connection: object, cursor: sqlite3.Cursor, statement: str, values: object, *_: object) -> None:
+        found = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)  # type: ignore[arg-type]
+        plans.extend(row[3] for row in found)
+
+    ask(store)  # type: ignore[operator]
+    assert any(index in line for line in plans), plans
+    assert not [line for line in plans if line.startswith("SCAN renderdispatch_jobs") and "INDEX" not in line], plans
+    assert not [line for line in plans if "ORDER BY" in line], plans
+
+
+# --- trouble --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_opened_before_the_first_call(file: Path, url: str) -> None:
+    """The constructor touches no file; the first call makes the folder, the file and the table."""
+    store = SqlJobStore(f"sqlite:///{file.parent}/a/b/jobs.db")
+    assert not (file.parent / "a").exists()
+    store.create(make_job())
+    assert (file.parent / "a/b/jobs.db").exists()
+    store.close()
+
+
+def test_a_relative_path_stays_where_it_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative file is the one in the folder where the store was made, wherever the process goes."""
+    monkeypatch.chdir(tmp_path)
+    store = SqlJobStore("sqlite:///jobs.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store.create(make_job())
+    store.close()
+    assert (tmp_path / "jobs.db").exists()
+
+
+def test_a_store_goes_on_after_close(store: SqlJobStore) -> None:
+    """A call after `close` connects again."""
+    job = store.create(make_job())
+    store.close()
+    assert store.get(job.id) == job
+
+
+def _assert_away(store: SqlJobStore, why: str) -> None:
+    """Every call says that the store is away, and why."""
+    job = make_job()
+    for call in (
+        lambda: store.create(job),
+        lambda: store.replace(job, expected_revision=1),
+        lambda: store.delete(job.id),
+        lambda: store.claim(limit=1, reserve_for=_HOUR, backends={"inline"}, machine=None),
+    ):
+        with pytest.raises(StoreUnavailableError, match=why):
+            call()
+
+
+def test_locked_for_too_long(file: Path, url: str, store: SqlJobStore) -> None:
+    """A database that another process keeps locked is `StoreUnavailableError` after the timeout."""
+    store.create(make_job())
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    hasty = SqlJobStore(f"{url}?timeout=0.05")
+    _assert_away(hasty, "locked for too long")
+    assert len(hasty.query(JobQuery()).items) == 1
+    connection.execute("ROLLBACK")
+    connection.close()
+    hasty.create(make_job())
+    hasty.close()
+
+
+def test_locked_at_the_first_use(file: Path, url: str) -> None:
+    """The same, where the table is not there yet."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    store = SqlJobStore(f"{url}?timeout=0.05")
+    with pytest.raises(StoreUnavailableError, match="locked for too long"):
+        store.get("x")
+    connection.execute("ROLLBACK")
+    connection.close()
+    store.create(make_job())
+    store.close()
+
+
+def test_a_folder_in_the_way(tmp_path: Path) -> None:
+    """A file that cannot be opened is `StoreUnavailableError`."""
+    _assert_away(SqlJobStore(f"sqlite:///{tmp_path}"), "cannot be opened")
+
+
+def test_a_file_in_the_way(file: Path) -> None:
+    """A folder that cannot be made is `StoreUnavailableError`."""
+    file.write_text("")
+    _assert_away(SqlJobStore(f"sqlite:///{file}/jobs.db"), "cannot be opened")
+
+
+def test_not_a_database(file: Path, url: str) -> None:
+    """A file that is no SQLite database is `ConfigurationError`, and stays as it is."""
+    file.write_bytes(b"I am a song. " * 1000)
+    store = SqlJobStore(url)
+    with pytest.raises(ConfigurationError, match="not a SQLite database"):
+        store.get("x")
+    assert file.read_bytes() == b"I am a song. " * 1000
+    store.close()
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    """A full disk is `StoreUnavailableError` and says so; with room, the store goes on."""
+    store = SqlJobStore(f"sqlite:///{small_disk}/jobs.db")
+    job = store.create(make_job())
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as out, pytest.raises(OSError, match="No space"):
+        while True:
+            out.write(b"x" * 4096)
+    created: list[Job] = []
+    with pytest.raises(StoreUnavailableError, match=r"full|no space"):
+        while True:
+            created.append(store.create(make_ended_job()))
+    assert store.get(job.id) == job
+    filler.unlink()
+    store.create(make_job())
+    assert store.get_many(stored.id for stored in created).keys() == {stored.id for stored in created}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "jobs.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "sqlite:///jobs.db?timeout=soon",
+        "sqlite://s3cret@host/jobs.db",
+        "sqlite://jobs.db",
+        "mysql://user:s3cret@host/jobs",
+        "nonsense://user:s3cret@host/jobs",
+        "postgresql+nonsense://user:s3cret@host/jobs",
+        "postgresql://user:s3cret@host:port/jobs",
+    ],
+)
+def test_urls_that_cannot_be_used(url: str) -> None:
+    """Such a URL is `ConfigurationError`, which does not quote it."""
+    with pytest.raises(ConfigurationError) as refusal:
+        SqlJobStore(url)
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_a_missing_driver_names_the_extra() -> None:
+    """A PostgreSQL URL without its driver says which extra brings it."""
+    if importlib.util.find_spec("psycopg") is None:
+        with pytest.raises(MissingExtraError, match=r"renderdispatch\[postgres\]"):
+            SqlJobStore("postgresql+psycopg://user:s3cret@host/jobs")
+    else:
+        assert "s3cret" not in repr(SqlJobStore("postgresql+psycopg://user:s3cret@host/jobs?password=s3cret"))
+
+
+def test_errors_hold_no_record(file: Path, url: str) -> None:
+    """An error's text, and that of its causes, quotes no statement and so no URL of a record."""
+    sqlite3.connect(file).close()
+    store = SqlJobStore(f"{url}?timeout=0.01")
+    store.create(make_job())
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?s3cret"})
+    with pytest.raises(StoreUnavailableError) as refusal:
+        store.create(make_job(request=make_request(audio=audio)))
+    error: BaseException | None = refusal.value
+    while error is not None:
+        assert "s3cret" not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    connection.execute("ROLLBACK")
+    connection.close()
+    store.close()
+
+
+def test_create_after_a_duplicate_goes_on(store: SqlJobStore) -> None:
+    """A refused create leaves the connection as usable as before."""
+    job = store.create(make_job())
+    for _ in range(20):
+        with pytest.raises(JobExistsError):
+            store.create(job)
+    assert store.get(job.id) == job
