@@ -11,6 +11,7 @@ import pytest
 
 from renderdispatch.protocols import StorageAdapter
 from renderdispatch.storage.r2 import R2Storage
+from renderdispatch.testing import in_threads
 from renderdispatch.testing.contracts.urls import SignedUrlContract
 from renderdispatch.testing.local_r2 import LocalR2
 
@@ -31,3 +32,12 @@ class TestR2Urls(SignedUrlContract):
         put = storage.sign_put("new", expires_in=_HOUR, content_type="video/mp4")
         assert client.put(put.url, headers=put.headers, content=iter([b"x"])).status_code in {411, 500}
         assert list(storage.list("")) == []
+
+    def test_refusals_side_by_side(self, client: httpx.Client, storage: StorageAdapter) -> None:
+        """Each refused upload is answered, whatever became of the connections of those before it."""
+        url = storage.sign_put("new", expires_in=_HOUR, content_type="video/mp4").url
+
+        def refused(_: int) -> set[int]:
+            return {client.put(url, content=b"x").status_code for _ in range(50)}
+
+        assert set.union(*in_threads(3, refused)) == {403}

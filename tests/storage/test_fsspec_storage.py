@@ -283,6 +283,33 @@ def test_a_put_outlives_whoever_takes_its_folder_away(storage: FsspecStorage, ro
         taker.join()
 
 
+_MAKES_AND_TAKES = """
+    import os, sys
+    print("ready", flush=True)
+    while True:
+        for turn in os.mkdir, os.rmdir:
+            try:
+                turn(sys.argv[1])
+            except OSError:
+                pass
+"""
+
+
+def test_a_folder_that_comes_and_goes_is_no_object(storage: FsspecStorage, root: Path) -> None:
+    """A put beside another process that makes and takes its folder, as fast as it can, is not refused."""
+    storage.put("shared/key", b"x")
+    command = [sys.executable, "-c", textwrap.dedent(_MAKES_AND_TAKES), str(root / "shared")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            for _ in range(300):  # one in seventy was refused
+                storage.put("shared/key", b"x")
+                storage.delete("shared/key")
+        finally:
+            process.kill()
+
+
 def test_files_of_dead_writers_go_after_a_day(root: Path) -> None:
     """A storage's first write removes temporary files that are older than a day, and no younger ones."""
     old, young = root / TEMPORARY / "old", root / TEMPORARY / "young"

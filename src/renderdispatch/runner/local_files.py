@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -160,9 +161,17 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        if any(above.exists() and not above.is_dir() for above in (folder, *folder.parents)):
+        if any(_is_file(above) for above in (folder, *folder.parents)):
             raise NotADirectoryError(errno.ENOTDIR, "an object stands above it") from None
         raise FileNotFoundError(errno.ENOENT, "it was there, and was taken away just now") from None
+
+
+def _is_file(path: Path) -> bool:
+    """Tell by one look: between two, others may take away what stands there."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _to_disk(folder: Path) -> None:
