@@ -31,8 +31,11 @@ def server(deployed: LoopbackModal) -> Iterator[LoopbackModal]:
 
 @pytest.fixture(scope="module")
 def fast() -> Iterator[LoopbackModal]:
-    """A server with the example deployed, where a second is twenty of Modal's."""
-    with LoopbackModal(clock_rate=20) as server:
+    """A server with the example deployed, where a second is six of Modal's: each grace of 30 s takes five.
+
+    So long a container may be held up, and still answers one signal before the next one comes.
+    """
+    with LoopbackModal(clock_rate=6) as server:
         server.secrets["keys"] = {}
         server.deploy("modal_example", cwd=HERE)
         yield server

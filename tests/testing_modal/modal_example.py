@@ -36,8 +36,8 @@ def ids(_order: str) -> str:
 @app.function(timeout=300)
 def wait(folder: str) -> str:
     """Work until the file ``go`` is there, and leave marks of what happened."""
-    _mark(folder, "started")
     try:
+        _mark(folder, "started")  # from here on it may be told to stop
         while not Path(folder, "go").exists():
             time.sleep(0.01)
     except modal.exception.InputCancellation:
@@ -53,8 +53,8 @@ def wait(folder: str) -> str:
 @app.function(timeout=300)
 def swallow(folder: str) -> str:
     """Take a cancel for the end of the work."""
-    _mark(folder, "started")
     try:
+        _mark(folder, "started")
         time.sleep(60)
     except modal.exception.InputCancellation:
         _mark(folder, "cancelled")
@@ -65,9 +65,12 @@ def swallow(folder: str) -> str:
 def deaf(folder: str) -> str:
     """Never stop, and keep a child."""
     child = subprocess.Popen(["/bin/sleep", "120"])
-    _mark(folder, f"started {child.pid}")
+    begun = False
     while True:
         try:
+            if not begun:
+                begun = True
+                _mark(folder, f"started {child.pid}")
             time.sleep(60)
         except BaseException as error:  # noqa: BLE001 - that is what this is about
             _mark(folder, type(error).__name__)

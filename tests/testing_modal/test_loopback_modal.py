@@ -377,7 +377,7 @@ class TestStopping:
 
     def test_a_timeout_is_one(self, fast: LoopbackModal, tmp_path: Path) -> None:
         """A function that is past its timeout sees InputCancellation, and the client FunctionTimeoutError."""
-        handle = fast.function_handle("example", "wait").with_options(timeout=20)
+        handle = fast.function_handle("example", "wait").with_options(timeout=30)
         call = handle.spawn(str(tmp_path))
         with pytest.raises(modal.exception.FunctionTimeoutError):
             call.get(timeout=30)
