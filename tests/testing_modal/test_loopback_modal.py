@@ -54,6 +54,12 @@ def started(server: LoopbackModal, folder: Path, times: int = 1) -> None:
     server.wait(lambda: len([mark for mark in marks(folder) if mark.startswith("started")]) >= times)
 
 
+def idle(server: LoopbackModal, call_id: str) -> None:
+    """Wait until the container that worked on this call last waits for the next input."""
+    last = server.call(call_id).starts[-1].container_id
+    server.wait(lambda: any(one.idle for one in server.containers if one.id == last))
+
+
 class TestDeploying:
     """The real ``modal deploy``."""
 
@@ -153,6 +159,7 @@ class TestCalling:
             calls.append(json.loads(call.get(timeout=30)))
             record = server.call(call.object_id)
             assert calls[-1] == [record.pids[0], record.id, record.input_id]
+            idle(server, call.object_id)
         assert calls[0][0] == calls[1][0]
 
     def test_large_arguments_and_results_go_by_blob(self, server: LoopbackModal) -> None:
@@ -324,6 +331,7 @@ class TestStopping:
             assert record.ended_at is not None and record.cancelled_at is not None
             assert (record.ended_at - record.cancelled_at).total_seconds() < FAST
             pids.append(record.pids)
+            idle(server, call.object_id)
             time.sleep(1.5)  # the client asks again a second after a cancel
         assert pids[0] == pids[1]
 
@@ -409,6 +417,15 @@ class TestLosing:
         assert len(set(record.pids)) == 2
         killed = next(one for one in server.containers if one.id == record.starts[0].container_id)
         assert killed.exit_status == 128 + signal.SIGKILL
+
+    def test_a_container_that_was_just_killed_gets_no_input(self, server: LoopbackModal) -> None:
+        """Though it has not gone yet: what comes next starts once, on another one."""
+        before = server.run("tick")
+        idle(server, before.id)
+        server.kill_containers()
+        after = server.run("tick")
+        assert [start.kind for start in after.starts] == ["first"]
+        assert after.pids != before.pids
 
     def test_a_preempted_input_starts_again(self, server: LoopbackModal, tmp_path: Path) -> None:
         """The function sees KeyboardInterrupt, re-raises it, and runs again elsewhere."""

@@ -140,6 +140,7 @@ class Container:
     waiting: asyncio.Future[api_pb2.FunctionGetInputsItem] | None = None
     asked: bool = False  # for an input, at least once
     draining: bool = False
+    killed: bool = False  # by request, and not seen to be gone yet
     inputs: int = 0
     told: asyncio.Event = field(factory=asyncio.Event)
     failure: api_pb2.GenericResult | None = None
@@ -156,7 +157,7 @@ class Container:
 
     @property
     def idle(self) -> bool:
-        return self.waiting is not None and not self.waiting.done() and not self.draining
+        return self.waiting is not None and not self.waiting.done() and not self.draining and not self.killed
 
     def describe(self) -> ModalContainer:
         return ModalContainer(
@@ -165,6 +166,7 @@ class Container:
             pid=self.pid,
             alive=self.alive,
             exit_status=self.exit_status,
+            idle=self.idle,
             inputs=self.inputs,
             log=self.process.log if self.process is not None else "",
         )
@@ -307,16 +309,16 @@ class Scheduler:
             stopping = start.stopping
             start.end("died")
             self._lost(start.call, stopping, preempted=container.draining)
-        elif not container.asked:
+        elif not container.asked and not container.killed:
             self._start_failed(container, status)
         self._dispatch()
 
     # Containers
 
     def kill(self, container: Container, number: int) -> None:
-        """Send a container a signal."""
-        if container.process is not None:
-            container.process.signal(number)
+        """Send a container a signal; one that this kills gets no other input."""
+        if container.process is not None and container.process.signal(number):
+            container.killed |= number == signal.SIGKILL
 
     def preempt(self, container: Container) -> None:
         """Interrupt a container; it gets no other input, and is killed when it does not end in time."""
@@ -361,7 +363,7 @@ class Scheduler:
         """Start a container, or end an idle one of another function so that one can be started later."""
         alive = [one for one in self.containers.values() if one.exit_status is None]
         if len(alive) >= self._max_containers:
-            if not any(one.draining and one.start is None for one in alive):
+            if not any((one.draining or one.killed) and one.start is None for one in alive):
                 idle = next((one for one in alive if one.idle and one.function is not function), None)
                 if idle is not None:
                     self.stop(idle)

@@ -117,11 +117,13 @@ class ContainerProcess:
             return file.read().decode(errors="replace")
         return ""
 
-    def signal(self, number: int) -> None:
-        """Send the entry point a signal; one that is gone gets none."""
+    def signal(self, number: int) -> bool:
+        """Send the entry point a signal, and return whether there was one: it may not run yet, or be gone."""
         if not self._ended and (pid := self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+                return True
+        return False
 
     def end(self) -> None:
         """Have the supervisor end it and all that descends from it. A second call does nothing."""

@@ -199,6 +199,7 @@ class ModalContainer:
         pid: Of its entry point; 0 until that runs.
         alive: Whether it still runs.
         exit_status: How it ended, 128 + n when signal n killed it; None while it runs.
+        idle: Whether it waits for an input, and would be given the next one of its function.
         inputs: How many it was given.
         log: What it printed, its last 64 KiB.
     """
@@ -208,6 +209,7 @@ class ModalContainer:
     pid: int
     alive: bool
     exit_status: int | None
+    idle: bool
     inputs: int
     log: str = field(repr=False)
 
