@@ -6,7 +6,6 @@ on in a thread of its own, where nothing is thrown: it is asked to leave, sees t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 
@@ -15,19 +14,23 @@ class RunLeft(BaseException):
 
 
 class Leaving:
-    """Says to one run that it is to leave. Safe to share between threads."""
+    """Says to one run that it is to leave. Safe to share between threads.
+
+    No `threading.Event`: what is thrown into `leave` could leave the lock of one behind, and the next call would wait
+    for it for good.
+    """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._asked = False
         self._cuts: list[Callable[[], None]] = []
 
     @property
     def asked(self) -> bool:
-        return self._asked.is_set()
+        return self._asked
 
     def leave(self) -> None:
         """Have the run leave; what it waits for is cut off. A second call does no harm."""
-        self._asked.set()
+        self._asked = True
         for cut in tuple(self._cuts):
             cut()
 
