@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
@@ -36,12 +36,12 @@ from scenarios import (
 
 from conftest import StartChain
 from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
-from renderdispatch.testing import eventually
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
 
 _LONG_BYTES = 64 << 20
 _BROKEN_OFF_AT = 40 << 20
+_LAST_LOOK_S = 0.5
 
 
 def call_of(chain: Chain, modal: LoopbackModal, job_id: str) -> ModalCall:
@@ -174,21 +174,25 @@ def test_t5_polling_shows_each_stage_and_its_percentage(chain: Chain, song: Path
 
 def test_t6_the_container_needs_no_local_file(chain: Chain, modal: LoopbackModal, r2: LocalR2, song: Path) -> None:
     """Nothing of the order, the environment or the open files of a container is the application's or the client's."""
-    job_id = chain.submit(song, duration=2)
-    assert chain.wait(job_id, lambda seen: seen["stage"] == "rendering")["stage"] == "rendering"
-    call = call_of(chain, modal, job_id)
-    eventually(lambda: len(descendants(call.pids[-1])) >= 2)  # the entry point, and the render
-    processes = [Process(pid) for pid in descendants(call.pids[-1])]
+    for _ in range(10):  # on a busy machine a render may be over before it is looked at
+        job_id = chain.submit(song, duration=2)
+        processes: list[list[str]] = []
+        for answer in chain.polls(job_id):
+            if answer["stage"] == "rendering" and len(processes) < 2:  # the entry point, and the render
+                found = descendants(call_of(chain, modal, job_id).pids[-1])
+                processes = [touched for pid in found if (touched := Process(pid).touched())]
+        assert answer["status"] == "complete", answer
+        if len(processes) >= 2:
+            break
+    assert len(processes) >= 2
     ours = [str(chain.home), str(song.parent), r2.secret_access_key, r2.access_key_id, chain.secret]
-    for process in processes:
-        touched = process.touched()
-        assert not [one for one in touched for word in ours if word in one], process.pid
-    order = order_in(call)
+    for touched in processes:
+        assert not [one for one in touched for word in ours if word in one]
+    order = order_in(call_of(chain, modal, job_id))
     assert not order.local
     text = order.model_dump_json()
     assert "file:" not in text
     assert not [word for word in ours[:2] if word in text]
-    assert chain.wait(job_id)["status"] == "complete"
 
 
 def test_t7_the_container_streams_the_audio_to_disk(
@@ -200,10 +204,14 @@ def test_t7_the_container_streams_the_audio_to_disk(
         file.setparams((2, 2, 44_100, 0, "NONE", "not compressed"))
         for _ in range(_LONG_BYTES >> 20):
             file.writeframesraw(bytes(1 << 20))
-    of_the_song = peaks_of(chain, modal, chain.submit(song))
-    r2.forget()
-    r2.fail("reset", method="GET", key="/audio-", after_bytes=_BROKEN_OFF_AT)
-    of_the_long_one = peaks_of(chain, modal, chain.submit(long))
+
+    def submit_long() -> str:
+        r2.forget()
+        r2.fail("reset", method="GET", key="/audio-", after_bytes=_BROKEN_OFF_AT)
+        return chain.submit(long)
+
+    of_the_song = peaks_of(chain, modal, lambda: chain.submit(song))
+    of_the_long_one = peaks_of(chain, modal, submit_long)
     assert r2.counts()["GET reset"] == 1
     assert r2.counts()["GET 206"] == 1, "only the rest was asked for"
     for short, other in zip(of_the_song, of_the_long_one, strict=True):
@@ -243,20 +251,32 @@ def test_h2_with_the_limits_of_a_job_that_says_none(chain: Chain, r2: LocalR2, s
 # --- what the tests above look with
 
 
-def peaks_of(chain: Chain, modal: LoopbackModal, job_id: str) -> tuple[int, int]:
-    """See a job through; return the most memory that its container took, and the processes that this started."""
-    container = renders = 0
-    for answer in chain.polls(job_id):  # noqa: B007 - the last one is wanted
-        attempts = chain.job(job_id).attempts
-        call_id = attempts[-1].call_id if attempts else None
-        pids = modal.call(call_id).pids if call_id is not None else ()
-        for pid in pids:
-            container = max(container, Process(pid).peak_bytes())
-            renders = max([renders, *(Process(one).peak_bytes() for one in descendants(pid)[1:])])
-    assert answer["status"] == "complete", answer
-    assert container
-    assert renders
-    return container, renders
+def peaks_of(chain: Chain, modal: LoopbackModal, submit: Callable[[], str]) -> tuple[int, int]:
+    """See a job through; return the most memory that its container took, and the processes that this started.
+
+    These are looked at while they live. On a busy machine the last look may come long before their end, and tell too
+    little: then there is another job.
+    """
+    for _ in range(5):
+        job_id = submit()
+        container = renders = 0
+        seen_at = gone_at = 0.0
+        for answer in chain.polls(job_id):  # noqa: B007 - the last one is wanted
+            attempts = chain.job(job_id).attempts
+            call_id = attempts[-1].call_id if attempts else None
+            pids = modal.call(call_id).pids if call_id is not None else ()
+            now = time.monotonic()
+            for pid in pids:
+                container = max(container, Process(pid).peak_bytes())
+                if taken := max((Process(one).peak_bytes() for one in descendants(pid)[1:]), default=0):
+                    renders, seen_at, gone_at = max(renders, taken), now, 0.0
+            if seen_at < now:
+                gone_at = gone_at or now
+        assert answer["status"] == "complete", answer
+        assert container
+        if renders and gone_at - seen_at < _LAST_LOOK_S:
+            return container, renders
+    raise AssertionError("no render was looked at shortly before its end")
 
 
 def step_by_step(chain: Chain, song: Path) -> Iterator[Answer]:
