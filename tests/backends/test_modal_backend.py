@@ -326,8 +326,8 @@ def test_a_server_that_is_away_for_a_moment(
 @pytest.mark.parametrize("where", ["refused", "silent"])
 def test_an_unreachable_control_plane(plain: Callable[..., RenderOrder], where: str) -> None:
     """Where nothing answers, each call ends within seconds: the start surely was none, and may be tried again."""
-    with silent_server() as silent:
-        url = silent if where == "silent" else closed_port()
+    with silent_server() as silent, closed_port() as closed:
+        url = silent if where == "silent" else closed
         with environment({"MODAL_SERVER_URL": url, "MODAL_TOKEN_ID": "ak-1", "MODAL_TOKEN_SECRET": "as-1"}):
             backend = ModalBackend(connect_timeout=SHORT)
             call, known = BackendCall("fc-1"), []
@@ -544,7 +544,7 @@ def test_a_wrong_token(server: LoopbackModal, plain: Callable[..., RenderOrder])
 
 def test_no_token_at_all(plain: Callable[..., RenderOrder]) -> None:
     """Without credentials a start fails for good, and says how to get some."""
-    with environment({"MODAL_SERVER_URL": closed_port()}):
+    with closed_port() as url, environment({"MODAL_SERVER_URL": url}):
         backend = ModalBackend()
         with pytest.raises(BackendError, match="modal token new") as refused:
             backend.start(plain(), on_event=Recorder())

@@ -108,7 +108,7 @@ class Chain:
 
     def close(self) -> None:
         """Stop the application, the tap and the client. A second call does nothing."""
-        self.app.stop()
+        self.app.close()
         self.client.close()
         if self.tap is not None:
             self.tap.close()
@@ -262,9 +262,9 @@ class AppProcess:
     def __init__(self, variables: Mapping[str, str], *, home: Path) -> None:
         self._variables = variables
         self._log = home / "app.log"
-        self._port = free_port()
+        self._port = ReservedPort()
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{self._port.number}"
 
     @property
     def running(self) -> bool:
@@ -286,7 +286,7 @@ class AppProcess:
         command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(EXAMPLE)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--port", str(self._port), "--log-level", "warning"],
+                [*command, "--port", str(self._port.number), "--log-level", "warning"],
                 cwd=self._log.parent,
                 env={**inherited, "HOME": str(self._log.parent), **self._variables},
                 stdin=subprocess.DEVNULL,
@@ -314,8 +314,13 @@ class AppProcess:
             self._process.kill()
             self._process.wait()
 
+    def close(self) -> None:
+        """Stop it for good, and give its port back. A second call does nothing."""
+        self.stop()
+        self._port.close()
+
     def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port.number), timeout=1):
             return True
         return False
 
@@ -454,11 +459,30 @@ def settings_of(variables: Mapping[str, str]) -> Settings:
     return Settings.model_validate(ours)
 
 
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
+class ReservedPort:
+    """A port that no other process is given, and on which nobody listens unless the server that it is for does.
+
+    A socket that is bound, and does not listen, holds it; a server that allows itself to use an address again (all that
+    asyncio makes do) still may listen there. Only Linux takes it so: elsewhere the port is free, and hopefully stays it.
+    """
+
+    def __init__(self) -> None:
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.number: int = self._held.getsockname()[1]
+        if sys.platform != "linux":
+            self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give it back. A second call does nothing."""
+        self._held.close()
 
 
 def is_loopback(url: str) -> bool:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import doubles, free_port
+from chain import ReservedPort, doubles
 from live import PAGE, PATIENCE_S, RENDER_S, RENDERS, estimate, missing, prices
 
 from renderdispatch.testing.local_r2 import LocalR2
@@ -100,11 +100,11 @@ def test_they_pass_where_the_accounts_are_doubles(
 ) -> None:
     """All but the one that needs a read-only token; their cost is announced first, and the bucket is left empty."""
     variables = {**doubles(modal, r2), "RENDERDISPATCH_STORAGE": f"r2://{r2.buckets[0]}/live"}
-    if webhook:
-        port = str(free_port())
-        variables["RENDERDISPATCH_LIVE_WEBHOOK_URL"] = f"http://127.0.0.1:{port}/some/path"
-        variables["RENDERDISPATCH_LIVE_WEBHOOK_PORT"] = port
-    said = run_live(tmp_path, "-q", "-rs", **variables)
+    with ReservedPort() as port:
+        if webhook:
+            variables["RENDERDISPATCH_LIVE_WEBHOOK_URL"] = f"http://127.0.0.1:{port.number}/some/path"
+            variables["RENDERDISPATCH_LIVE_WEBHOOK_PORT"] = str(port.number)
+        said = run_live(tmp_path, "-q", "-rs", **variables)
     assert re.search(r"\b4 passed, 1 skipped", said), said
     assert estimate(variables) in said.partition("passed")[0], said
     assert "RENDERDISPATCH_LIVE_READ_ONLY_ACCESS_KEY_ID" in said

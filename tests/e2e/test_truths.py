@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from chain import Answer, Chain, free_port
+from chain import Answer, Chain, ReservedPort
 from scenarios import (
     DISPATCH_STAGES,
     SEVEN_DAYS_S,
@@ -131,7 +131,7 @@ def test_t4_submit_answers_at_once_and_never_waits_for_modal(
         if modal_is == "silent":
             port = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64)).getsockname()[1]
         else:
-            port = free_port()
+            port = stack.enter_context(ReservedPort()).number
         chain = start_chain(MODAL_SERVER_URL=f"http://127.0.0.1:{port}")
         first = answers_at_once(chain, song)
         chain.wait(first, lambda seen: seen["stage"] not in {"queued", *DISPATCH_STAGES} or seen["progress"] >= 27)
