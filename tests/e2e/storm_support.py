@@ -66,6 +66,9 @@ LIMITS: Final = Limits(
     max_attempts=20,
 )
 
+_COME_AND_GO_S: Final = 30.0
+"""What a container may take to start, or to end."""
+
 How = Literal["pass", "slow", "drop", "lose answer", "cut answer", "double", "late", "500", "503"]
 
 
@@ -656,9 +659,18 @@ class Storm:
         return [f"{words!r} stands in the log of {who}" for who, log in logs.items() for words in never if words in log]
 
     def left_over(self) -> list[str]:
-        """Return the processes of containers that are neither one that is alive nor its supervisor (on Linux)."""
+        """Return the processes of containers that are neither one that is alive nor its supervisor (on Linux).
+
+        Containers that start or end just now are looked at again: what is left behind stays.
+        """
         if not Path("/proc/self/environ").exists():
             return []
+        deadline = time.monotonic() + _COME_AND_GO_S
+        while (found := self._left_over()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+    def _left_over(self) -> list[str]:
         alive = {container.pid for container in self.modal.containers if container.alive}
         marked = dict(_processes_with(f"{MARK}={self._prefix}"))
         found = [f"container {pid} cannot be told by its mark" for pid in alive - set(marked)]
