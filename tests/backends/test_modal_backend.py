@@ -51,8 +51,10 @@ def backend(server: LoopbackModal) -> Iterator[ModalBackend]:
     yield backend
     backend.close()
     server.faults.clear()
-    running = [call.id for call in server.calls if not call.status.ended or call.running]
-    if running:
+    left = [call.id for call in server.calls if not call.status.ended or call.running]
+    for call_id in left:
+        server.lose(call_id)  # else what is killed starts again
+    if left:
         server.kill_containers()
 
 

@@ -123,7 +123,10 @@ class Rig:
                 self.service.cancel(render.id)
             render.go()
         mine = {attempt.call_id for render in self.renders for attempt in render.job.attempts}
-        if any(call.running for call in self.modal.calls if call.id in mine or not call.status.ended):
+        left = [call for call in self.modal.calls if call.id in mine or not call.status.ended]
+        for call in left:
+            self.modal.lose(call.id)  # else what is killed starts again
+        if any(call.running for call in left):
             self.modal.kill_containers()
 
 

@@ -17,7 +17,7 @@ from mishaps_support import CONTAINERS, Render, Rig
 from renderdispatch.jobs import CHECK_INTERVAL
 from renderdispatch.messages import JobStatus
 from renderdispatch.runner import Pace
-from renderdispatch.testing.modal import CallStatus
+from renderdispatch.testing.modal import CallStatus, ModalCall
 
 SLACK: Final = timedelta(seconds=20)
 """Rounds of reconciling are two seconds apart; the rest is for slow machines."""
@@ -27,19 +27,28 @@ def _lose_every_webhook(rig: Rig) -> None:
     rig.gate.swallow = lambda _event: True
 
 
+def _end_with_result_hidden(render: Render) -> ModalCall:
+    """Let a render that is held go on to its end, while nobody can read its result; return the call then."""
+    render.wait_for_renders(1)
+    render.rig.r2.fail("503", method="GET", key="result.json", times=1000)
+    render.go()
+    return render.rig.modal.wait_for_end(render.call.id)
+
+
 def _take_result_away(render: Render) -> None:
     render.wait_for_objects(2)
     (result,) = (key for key in render.objects if key.endswith("result.json"))
     render.rig.storage.delete(result)
+    render.rig.r2.forget()
 
 
 def test_modals_answer(rig: Rig) -> None:
     """The job completes from what the call returned, though nothing else says that it did."""
     _lose_every_webhook(rig)
-    render = rig.submit()
-    assert rig.modal.wait_for_end(render.call.id).status is CallStatus.SUCCEEDED
-    _take_result_away(render)
+    render = rig.submit(hold=True)
+    assert _end_with_result_hidden(render).status is CallStatus.SUCCEEDED
     assert render.job.status is JobStatus.PROCESSING
+    _take_result_away(render)
     job = render.look()
     assert job.status is JobStatus.COMPLETE
     assert job.artifact is not None
@@ -75,8 +84,8 @@ def test_neither_answer_nor_result(rig: Rig) -> None:
     """A call whose answer was forgotten, and that left no result, is made again."""
     _lose_every_webhook(rig)
     rig.modal.faults.expired_results = 1.0
-    render = rig.submit()
-    rig.modal.wait_for_end(render.call.id)
+    render = rig.submit(hold=True)
+    _end_with_result_hidden(render)
     _take_result_away(render)
     job = render.look()
     assert job.attempts[0].error is not None
