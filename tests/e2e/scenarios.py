@@ -20,6 +20,7 @@ from attrs import frozen
 from chain import Answer, Chain, is_loopback
 
 from renderdispatch.messages import Completed, Failed, Limits
+from renderdispatch.testing import eventually
 from renderdispatch.webhooks import AttemptKeys, EventId, WebhookVerifier
 
 DISPATCH_STAGES: Final[Mapping[str, float]] = {
@@ -136,6 +137,8 @@ def reports_securely(chain: Chain, job_id: str) -> Completed | Failed:
     """Each webhook of a job is signed by the key of its attempt alone; return the last event, which is final."""
     assert chain.tap is not None
     verify = WebhookVerifier(AttemptKeys(chain.secret)).verify
+    # the application has answered, but who passes the answer on may not have taken note of it yet
+    eventually(lambda: any(isinstance(event, Completed | Failed) for event in chain.events(job_id)))
     seen = [one for one in chain.tap.deliveries if one.event.job_id == job_id]
     assert seen, "no webhook came"
     attempts = chain.job(job_id).attempts
