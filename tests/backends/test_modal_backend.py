@@ -370,7 +370,7 @@ def test_a_server_that_falls_silent(server: LoopbackModal, plain: Callable[..., 
         """Whether the start that came next was sent: not where a busy machine let five seconds pass before it."""
         server.faults.slow_s = 0.0
         eventually(lambda: started(backend, plain(params={"quirk": "number"})))
-        server.faults.slow_s = 30
+        server.faults.slow_s = 10
         return not is_known()
 
     eventually(sent_into_the_silence)
