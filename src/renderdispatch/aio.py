@@ -16,13 +16,13 @@ import anyio
 from anyio import to_thread
 from pydantic import JsonValue
 
-from renderdispatch.intake import AudioSource
+from renderdispatch.engine.inbox import WebhookResponse
+from renderdispatch.engine.intake import AudioSource
+from renderdispatch.engine.watching import Pause, what_shows
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant
 from renderdispatch.protocols import Page
-from renderdispatch.receiver import WebhookResponse
 from renderdispatch.service import JobHandle, RenderService
-from renderdispatch.watching import Pause, what_shows
 from renderdispatch.webhooks import Headers
 
 _P = ParamSpec("_P")

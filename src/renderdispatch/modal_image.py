@@ -1,41 +1,5 @@
-"""What does an image on Modal need, so that orders can be carried out in it?
+"""Build images for Modal in which orders can be carried out; see `renderdispatch.modal_app.image`."""
 
-The same lines are read in the containers, where nothing is built.
-"""
+from renderdispatch.modal_app.image import base_image, with_source
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from renderdispatch.deployment import APT_PACKAGES, PYTHON_VERSION, pip_requirements
-from renderdispatch.errors import MissingExtraError
-
-try:
-    import modal
-except ImportError:
-    raise MissingExtraError.of("renderdispatch.modal_image", "modal") from None
-
-
-def base_image(*extras: str) -> modal.Image:
-    """Return an image with what this package and these extras of it need, but for its own source.
-
-    Add your own packages to it, and the source last, by `with_source`: it changes most often.
-    """
-    image = modal.Image.debian_slim(python_version=PYTHON_VERSION)
-    if "render" in extras:
-        # "all" brings the driver's OpenGL and its video encoder into the container
-        image = image.env({"NVIDIA_DRIVER_CAPABILITIES": "all"}).apt_install(*APT_PACKAGES)
-    # in a container the package has no metadata to ask
-    return image.pip_install(*pip_requirements(*extras)) if modal.is_local() else image
-
-
-def with_source(image: modal.Image, *modules: str, environment: Mapping[str, str] | None = None) -> modal.Image:
-    """Return the image with the source of this package, as it is imported here, and of ``modules`` beside it.
-
-    Args:
-        modules: Packages or modules that can be imported here.
-        environment: Variables to set.
-    """
-    if environment:
-        image = image.env(dict(environment))
-    return image.add_local_python_source("renderdispatch", *modules, ignore=[])
+__all__ = ["base_image", "with_source"]

@@ -18,9 +18,13 @@ from typing import BinaryIO, Final
 from attrs import evolve
 from pydantic import JsonValue
 
-from renderdispatch import intake, layout
-from renderdispatch.commit import commit
-from renderdispatch.engine import Closable, Engine, Parts
+from renderdispatch.engine import intake, layout
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import CancelRequested
+from renderdispatch.engine.inbox import WebhookResponse
+from renderdispatch.engine.intake import AudioSource
+from renderdispatch.engine.runtime import Closable, Engine, Parts
+from renderdispatch.engine.watching import Pause, show_html, what_shows
 from renderdispatch.errors import (
     ConfigurationError,
     IdempotencyConflictError,
@@ -35,8 +39,7 @@ from renderdispatch.errors import (
     StoreUnavailableError,
     UnknownNameError,
 )
-from renderdispatch.intake import AudioSource
-from renderdispatch.jobs import CancelRequested, Job
+from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     Audio,
     JobStatus,
@@ -51,6 +54,7 @@ from renderdispatch.messages import (
     UploadGrant,
     read_output,
 )
+from renderdispatch.plumbing.files import write_file
 from renderdispatch.protocols import (
     AudioFetcher,
     JobQuery,
@@ -62,9 +66,6 @@ from renderdispatch.protocols import (
     SupportsCounts,
     SupportsWebhook,
 )
-from renderdispatch.receiver import WebhookResponse
-from renderdispatch.runner.local_files import write_file
-from renderdispatch.watching import Pause, show_html, what_shows
 from renderdispatch.webhooks import AttemptKeys, Headers
 
 DOWNLOAD_URL_LIFE: Final = timedelta(days=7)

@@ -19,10 +19,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
-from renderdispatch.engine import Closable
+from renderdispatch.engine.intake import describe_validation
+from renderdispatch.engine.runtime import Closable
 from renderdispatch.errors import ConfigurationError, UnknownNameError
-from renderdispatch.fetch import GuardedFetcher
-from renderdispatch.intake import describe_validation
+from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
 from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage

@@ -8,9 +8,11 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
-from renderdispatch.commit import commit
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import CancelRequested, Claimed
+from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import JobNotFoundError, RevisionConflictError, StoreUnavailableError
-from renderdispatch.jobs import CancelRequested, Claimed, Job, Verdict
+from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeClock, in_threads

@@ -9,9 +9,9 @@ import attrs
 import pytest
 from pydantic import ValidationError
 
+from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import PROTOCOL, JobStatus, RemoteAudio, Stage
-from renderdispatch.records import dump_job, load_job
 from renderdispatch.testing import make_ended_job, make_job, make_request
 
 

@@ -8,11 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from renderdispatch.jobs import (
-    CLOCK_SLACK,
-    HANDED_BACK,
-    MAX_RUNS,
-    VIDEO_GRACE,
+from renderdispatch.engine.events import (
     AttemptFailed,
     AudioDropped,
     AudioStored,
@@ -20,21 +16,19 @@ from renderdispatch.jobs import (
     CancelConfirmed,
     CancelRequested,
     CleanedUp,
-    CleanUp,
     ClockAdvanced,
     Dispatched,
-    Job,
     LeaseLapsed,
     LeaseRenewed,
     ResultFound,
     StageEntered,
-    Verdict,
     VideoMissing,
     VideoSeen,
-    decide,
-    retry_delay,
-    transition,
 )
+from renderdispatch.engine.records import dump_job
+from renderdispatch.engine.rules import CLOCK_SLACK, HANDED_BACK, MAX_RUNS, VIDEO_GRACE, retry_delay
+from renderdispatch.engine.transitions import Verdict, decide, transition
+from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import (
     Action,
     FaultDomain,
@@ -46,7 +40,6 @@ from renderdispatch.messages import (
     Stage,
     StoredAudio,
 )
-from renderdispatch.records import dump_job
 from renderdispatch.testing import make_artifact, make_job, make_request
 from renderdispatch.testing.histories import (
     HISTORIES,

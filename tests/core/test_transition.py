@@ -9,21 +9,12 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from renderdispatch.jobs import (
-    STAGE_PROGRESS,
-    TRANSITIONS,
-    AudioDropped,
-    Claimed,
-    CleanedUp,
-    CleanUp,
-    ClockAdvanced,
-    Job,
-    Verdict,
-    decide,
-    transition,
-)
+from renderdispatch.engine.events import AudioDropped, Claimed, CleanedUp, ClockAdvanced
+from renderdispatch.engine.records import dump_job, load_job
+from renderdispatch.engine.rules import STAGE_PROGRESS
+from renderdispatch.engine.transitions import TRANSITIONS, Verdict, decide, transition
+from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import CheckedIn, JobStatus, Stage
-from renderdispatch.records import dump_job, load_job
 from renderdispatch.testing.histories import (
     HISTORIES,
     START,

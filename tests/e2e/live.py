@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.deployment import Deployment
+from renderdispatch.modal_app.deployment import Deployment
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "how-to" / "live-tests.md"
 

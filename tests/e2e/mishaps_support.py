@@ -27,11 +27,11 @@ from mishaps_scenes import TROUBLE
 
 from renderdispatch import RenderService, layout
 from renderdispatch.backends.modal import ModalBackend
+from renderdispatch.engine.inbox import WebhookResponse
+from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.jobs import Job
 from renderdispatch.messages import RENDER_EVENT, JobStatus, Limits, Output, RenderEvent, Stage
 from renderdispatch.protocols import RenderBackend
-from renderdispatch.receiver import WebhookResponse
-from renderdispatch.reconcile import Reconciler
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import registered_scenes

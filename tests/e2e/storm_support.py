@@ -40,10 +40,10 @@ from attrs import define, field, frozen
 from storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, StormRenderer, video_of
 
 from renderdispatch.backends.modal import ModalBackend
+from renderdispatch.engine.intake import keyed_id
+from renderdispatch.engine.layout import attempt_prefix, job_prefix
 from renderdispatch.errors import StorageError
-from renderdispatch.intake import keyed_id
 from renderdispatch.jobs import CleanUp, Job
-from renderdispatch.layout import attempt_prefix, job_prefix
 from renderdispatch.messages import Completed, FaultDomain, JobStatus, Limits, Output, StoredAudio
 from renderdispatch.service import JobHandle, RenderService
 from renderdispatch.stores.sql import SqlJobStore

@@ -13,9 +13,9 @@ from mishaps_support import Rig
 
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.modal import ModalBackend
+from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, CallAnswer, Completed, FaultDomain, JobStatus, Limits, RenderOrder
-from renderdispatch.reconcile import Reconciler
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import make_order
 from renderdispatch.testing.modal import LoopbackModal

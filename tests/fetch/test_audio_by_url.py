@@ -12,11 +12,11 @@ from targets import Answer, Target, redirects, says, target
 
 from renderdispatch import AudioUrl, from_settings, local
 from renderdispatch.backends.inline import InlineBackend
+from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, JobStatus, Limits, RemoteAudio, Stage, StoredAudio
-from renderdispatch.records import dump_job
+from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore

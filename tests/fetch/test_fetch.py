@@ -13,7 +13,7 @@ import pytest
 from targets import Answer, Target, redirects, says, target
 
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderDispatchError, StorageUnavailableError
-from renderdispatch.fetch import GuardedFetcher
+from renderdispatch.plumbing.fetch import GuardedFetcher
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 

@@ -9,7 +9,7 @@ import pytest
 from targets import Target, redirects, says, target
 
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, StorageUnavailableError
-from renderdispatch.fetch import GuardedFetcher, is_public
+from renderdispatch.plumbing.fetch import GuardedFetcher, is_public
 
 PORT = "{port}"
 

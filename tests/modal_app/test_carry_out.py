@@ -19,8 +19,8 @@ import pytest
 from container_support import RENDERERS, Objects, marked, read, serve_objects
 
 from renderdispatch.messages import PROTOCOL, CallAnswer, Callback, Completed, Failed, FaultDomain
+from renderdispatch.plumbing.stop import Leaving
 from renderdispatch.runner.container import carry_out
-from renderdispatch.runner.leaving import Leaving
 from renderdispatch.testing import eventually
 
 SECONDS: Final = 10.0

@@ -17,8 +17,8 @@ import pytest
 from container_support import Objects, read, serve_objects, song
 
 import renderdispatch
-from renderdispatch.deployment import APT_PACKAGES, RENDER_EXTRAS, pip_requirements
 from renderdispatch.messages import Completed, Output
+from renderdispatch.modal_app.deployment import APT_PACKAGES, RENDER_EXTRAS, pip_requirements
 from renderdispatch.testing.modal import LoopbackModal
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]

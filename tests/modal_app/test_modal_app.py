@@ -12,8 +12,8 @@ import httpx
 import pytest
 from container_support import Objects, read, serve_objects, song
 
-from renderdispatch.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
 from renderdispatch.messages import CallAnswer, Completed, JobStatus, LocalAudio, Output
+from renderdispatch.modal_app.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
 from renderdispatch.testing import eventually
 from renderdispatch.testing.modal import CallStatus, DeployFailedError, LoopbackModal
 from renderdispatch.wiring import Settings, from_settings

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from renderdispatch.deployment import GPUS, Deployment, read_gpus
 from renderdispatch.errors import ConfigurationError, UnknownNameError
+from renderdispatch.modal_app.deployment import GPUS, Deployment, read_gpus
 from renderdispatch.testing.modal import LoopbackModal
 
 COMMAND = [sys.executable, "-m", "renderdispatch.cli"]

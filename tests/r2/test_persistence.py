@@ -9,7 +9,7 @@ import pytest
 from attrs import define
 
 from renderdispatch.errors import StorageUnavailableError
-from renderdispatch.s3 import S3, THROTTLED, Endpoint
+from renderdispatch.plumbing.s3 import S3, THROTTLED, Endpoint
 from renderdispatch.testing import FakeClock
 
 _AWAY = "storage.unavailable"

@@ -17,12 +17,12 @@ from attrs import define, field
 from renderdispatch import AudioUrl, RenderService
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import RenderDispatchError
-from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits
+from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.protocols import RenderBackend
-from renderdispatch.records import dump_job
 from renderdispatch.runner import Pace
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.stores.sql import SqlJobStore
@@ -196,7 +196,7 @@ def test_a_storage_that_refuses_everything(
     told: Told, r2: LocalR2, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What every call raises is told with all that it chains."""
-    monkeypatch.setattr("renderdispatch.s3._MAX_FAILURES", 2)
+    monkeypatch.setattr("renderdispatch.plumbing.s3._MAX_FAILURES", 2)
     storage = r2.storage(**options)
     told.value(storage)
     path = tmp_path / "song"

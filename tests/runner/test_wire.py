@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from renderdispatch.runner.http import Wire
+from renderdispatch.plumbing.net import Wire
 
 
 class _Stream:

@@ -21,8 +21,10 @@ from pydantic import SecretStr
 from renderdispatch import JobStatus, Limits, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine.records import dump_job
+from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, InvalidRequestError, StorageUnavailableError, StoreUnavailableError
-from renderdispatch.jobs import CleanUp, Decision, Job, Verdict
+from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import (
     Action,
     CheckedIn,
@@ -51,7 +53,6 @@ from renderdispatch.protocols import (
     Report,
     StorageAdapter,
 )
-from renderdispatch.records import dump_job
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
@@ -572,7 +573,7 @@ def test_j11_a_clean_up_that_always_fails_holds_no_delivery_up(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next attempt's video completes the job, while the clean-up of the one before stays owed."""
-    caplog.set_level(logging.CRITICAL, logger="renderdispatch.reconcile")
+    caplog.set_level(logging.CRITICAL, logger="renderdispatch.engine.reconcile")
     world = World(DeafRemote(error))
     job_id = world.submit(limits=Limits(start_timeout=timedelta(minutes=5)))
     world.tick()
@@ -706,7 +707,7 @@ def test_a_backend_that_is_away_outlasts_no_deadline(
     cancelled: bool, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job whose backend answers nothing any more ends at its total deadline, and nobody claims that it stopped."""
-    caplog.set_level(logging.CRITICAL, logger="renderdispatch.reconcile")
+    caplog.set_level(logging.CRITICAL, logger="renderdispatch.engine.reconcile")
     world = World(GoneRemote(error))
     job_id = world.submit(limits=Limits(total_timeout=timedelta(minutes=10)))
     world.tick()
@@ -1091,7 +1092,7 @@ def test_one_broken_job_does_not_stop_the_others(caplog: pytest.LogCaptureFixtur
                 raise KeyError("odd")
             return super().poll(call)
 
-    caplog.set_level(logging.CRITICAL, logger="renderdispatch.reconcile")
+    caplog.set_level(logging.CRITICAL, logger="renderdispatch.engine.reconcile")
     world = World(Breaks())
     ids = [world.submit(), world.submit()]
     world.tick()

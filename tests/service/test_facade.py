@@ -34,12 +34,12 @@ from renderdispatch import (
 )
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine.intake import AudioSource
+from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StoreUnavailableError, UnknownNameError
-from renderdispatch.intake import AudioSource
 from renderdispatch.jobs import Job
 from renderdispatch.messages import LocalAudio, StoredAudio
 from renderdispatch.protocols import JobQuery
-from renderdispatch.records import dump_job
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeRenderer, eventually, in_threads, make_job, make_request

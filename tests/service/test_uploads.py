@@ -11,12 +11,12 @@ import pytest
 
 from renderdispatch import AsyncRenderService, RenderService, StorageKey, UploadGrant, layout
 from renderdispatch.backends.inline import InlineBackend
+from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.errors import InvalidRequestError, ObjectNotFoundError, StorageDeniedError, StorageUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, StoredAudio
+from renderdispatch.plumbing import local_urls
 from renderdispatch.protocols import ObjectInfo
-from renderdispatch.reconcile import Reconciler
-from renderdispatch.runner import local_urls
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeClock, FakeRenderer, eventually, in_threads

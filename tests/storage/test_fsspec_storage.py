@@ -25,9 +25,9 @@ from renderdispatch.errors import (
     StorageDeniedError,
     StorageFullError,
 )
+from renderdispatch.plumbing import local_urls
+from renderdispatch.plumbing.files import TEMPORARY
 from renderdispatch.protocols import Locality
-from renderdispatch.runner import local_urls
-from renderdispatch.runner.local_files import TEMPORARY
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import StorageContract, in_threads
 
@@ -454,7 +454,7 @@ def test_a_killed_writer_leaves_no_half_object(storage: FsspecStorage, root: Pat
 _LARGE_PUT = """
     import resource, sys
     from renderdispatch.storage.fsspec import FsspecStorage
-    from renderdispatch.runner import local_urls
+    from renderdispatch.plumbing import local_urls
     storage = FsspecStorage(sys.argv[1])
     storage.put("warm", b"up")
     def peak():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from renderdispatch.errors import StorageDeniedError
-from renderdispatch.runner import local_urls
+from renderdispatch.plumbing import local_urls
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import FakeClock, StorageContract
 

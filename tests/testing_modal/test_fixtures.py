@@ -11,7 +11,7 @@ from typing import Any
 import modal
 import pytest
 
-from renderdispatch.receiver import WebhookResponse
+from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal
 from renderdispatch.testing.webhook_server import WebhookServer

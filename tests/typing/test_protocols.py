@@ -14,7 +14,7 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
 
 if TYPE_CHECKING:
-    from renderdispatch.runner.local_urls import Endpoint
+    from renderdispatch.plumbing.local_urls import Endpoint
     from renderdispatch.storage.fsspec import FsspecStorage
     from renderdispatch.storage.memory import MemoryStorage
 

@@ -19,11 +19,12 @@ from webhook_support import NEW_SECRET, SECRET, Run, Signed, dispatched, redispa
 
 from renderdispatch.aio import AsyncRenderService
 from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.commit import commit
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import CancelRequested
+from renderdispatch.engine.inbox import MAX_BODY_BYTES, WebhookResponse
 from renderdispatch.errors import ConfigurationError, StoreUnavailableError
-from renderdispatch.jobs import CancelRequested, Job
+from renderdispatch.jobs import Job
 from renderdispatch.messages import Action, EventReply, JobStatus, Stage
-from renderdispatch.receiver import MAX_BODY_BYTES, WebhookResponse
 from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore

@@ -23,8 +23,9 @@ from callback_support import PeakMemory
 from server_support import SERVERS, Server, serving, store_in
 from webhook_support import SECRET, Run, Signed, dispatched, redispatched
 
-from renderdispatch.commit import commit
-from renderdispatch.jobs import CancelRequested, RunEvent, stage_progress
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import CancelRequested, RunEvent
+from renderdispatch.engine.rules import stage_progress
 from renderdispatch.messages import Callback, JobStatus, RenderOrder, Stage
 from renderdispatch.runner import Pace
 from renderdispatch.runner.reporting import NotDeliveredError, Reporter

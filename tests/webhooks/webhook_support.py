@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from renderdispatch.commit import commit
-from renderdispatch.jobs import AttemptFailed, Claimed, Dispatched, DispatchIntended, Job
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import AttemptFailed, Claimed, Dispatched, DispatchIntended
+from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     CheckedIn,
     Completed,

@@ -68,9 +68,9 @@ import httpx
 from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
-from renderdispatch.backends.exchange import Answer, Client, NoAnswerError, NotSentError
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import CallAnswer, Message, RenderOrder
+from renderdispatch.plumbing.exchange import Answer, Client, NoAnswerError, NotSentError
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
 MAX_ANSWER_BYTES: Final = 1 << 20

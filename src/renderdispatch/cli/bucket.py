@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from renderdispatch.cli.finding import Finding, found
 from renderdispatch.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from renderdispatch.messages import SignedPut
-from renderdispatch.runner.http import new_client
+from renderdispatch.plumbing.net import new_client
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import click
 from renderdispatch.backends.modal_faults import LOG_IN, Unanswered, how_to_deploy, refusal
 from renderdispatch.cli.finding import Finding, found, show
 from renderdispatch.cli.options import json_option
-from renderdispatch.deployment import GPUS, SUGGESTED_GPUS, Deployment, read_gpus
 from renderdispatch.errors import ConfigurationError, MissingExtraError, RenderDispatchError
+from renderdispatch.modal_app.deployment import GPUS, SUGGESTED_GPUS, Deployment, read_gpus
 from renderdispatch.protocols import Locality
 from renderdispatch.wiring import Settings, open_storage, read_settings
 

@@ -25,6 +25,8 @@ from renderdispatch.cli.display import ProgressBar, artifact_as_json, print_resu
 from renderdispatch.cli.failures import tell_error
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options
+from renderdispatch.engine.intake import describe_validation
+from renderdispatch.engine.watching import Pause
 from renderdispatch.errors import (
     InvalidRequestError,
     MissingExtraError,
@@ -32,11 +34,9 @@ from renderdispatch.errors import (
     StorageError,
     WaitTimeoutError,
 )
-from renderdispatch.intake import describe_validation
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PRESETS, JobStatus, Output, read_output
 from renderdispatch.service import JobHandle, RenderService
-from renderdispatch.watching import Pause
 from renderdispatch.wiring import from_settings
 
 _CANCEL_S: Final = 5.0

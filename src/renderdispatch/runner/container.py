@@ -32,8 +32,8 @@ from renderdispatch.messages import (
     JobError,
     RenderOrder,
 )
-from renderdispatch.runner.faults import job_error
-from renderdispatch.runner.leaving import Leaving, RunLeft
+from renderdispatch.plumbing.failures import job_error
+from renderdispatch.plumbing.stop import Leaving, RunLeft
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.run import RunnerIO, run_order
 from renderdispatch.runner.ways import way_of

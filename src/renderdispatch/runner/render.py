@@ -18,8 +18,8 @@ from pydantic import Field, JsonValue, TypeAdapter
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
+from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
-from renderdispatch.runner.faults import is_disk_full, job_error
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import find_renderer, load_renderer
 

@@ -32,7 +32,7 @@ from renderdispatch.messages import (
     RenderOrder,
     RunStage,
 )
-from renderdispatch.runner.leaving import Leaving
+from renderdispatch.plumbing.stop import Leaving
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from renderdispatch.errors import FaultName, ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, RenderOrder, RenderStats, Stage
-from renderdispatch.runner.faults import job_error
-from renderdispatch.runner.leaving import Leaving
+from renderdispatch.plumbing.failures import job_error
+from renderdispatch.plumbing.stop import Leaving
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send
 from renderdispatch.runner.transfers import Transfers, md5_of, sha256_of

@@ -20,8 +20,8 @@ from attrs import frozen
 
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, RenderError
 from renderdispatch.messages import SignedPut
-from renderdispatch.runner import local_urls
-from renderdispatch.runner.http import PIECE_BYTES, STALL_S, Wire, etag_of, new_client
+from renderdispatch.plumbing import local_urls
+from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, Wire, etag_of, new_client
 
 if TYPE_CHECKING:
     import httpx

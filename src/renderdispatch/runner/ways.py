@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from renderdispatch.messages import RenderOrder
-from renderdispatch.runner.leaving import Leaving
+from renderdispatch.plumbing.stop import Leaving
 from renderdispatch.runner.reporting import Send
 
 

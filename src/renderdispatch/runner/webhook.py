@@ -19,7 +19,7 @@ import httpx
 from pydantic import ValidationError
 
 from renderdispatch.messages import Callback, EventReply, RenderEvent, RenderOrder
-from renderdispatch.runner.http import Wire
+from renderdispatch.plumbing.net import Wire
 from renderdispatch.runner.reporting import NotDeliveredError
 from renderdispatch.webhooks import EventId, WebhookSigner
 

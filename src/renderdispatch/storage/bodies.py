@@ -13,8 +13,8 @@ from typing import BinaryIO, Final, cast
 from attrs import field, frozen
 
 from renderdispatch.errors import StorageError
+from renderdispatch.plumbing.net import PIECE_BYTES
 from renderdispatch.protocols import Source
-from renderdispatch.runner.http import PIECE_BYTES
 
 _HOW: Final = "a source is bytes, a Path, an open binary file or chunks"
 

@@ -19,8 +19,8 @@ from typing import BinaryIO, Final
 
 from renderdispatch.errors import ObjectNotFoundError, StorageDeniedError
 from renderdispatch.messages import SignedPut
+from renderdispatch.plumbing.files import TEMPORARY, storage_error, write_file
 from renderdispatch.protocols import Locality, ObjectInfo
-from renderdispatch.runner.local_files import TEMPORARY, storage_error, write_file
 from renderdispatch.storage.keys import check_key
 
 _STALE_S: Final = 86400.0
@@ -151,7 +151,7 @@ class Folder:
         return self.path(key).as_uri()
 
     def sign_put(self, key: str, size: int | None) -> SignedPut:
-        """Return the ``file:`` URL under which `renderdispatch.runner.local_urls` writes the object once."""
+        """Return the ``file:`` URL under which `renderdispatch.plumbing.local_urls` writes the object once."""
         url = self.path(key).as_uri()
         self.prepare()
         return SignedPut(url=url if size is None else f"{url}?size={size}")

@@ -31,8 +31,8 @@ from renderdispatch.errors import (
     StorageUnavailableError,
 )
 from renderdispatch.messages import SignedPut
+from renderdispatch.plumbing.files import CHUNK_BYTES, storage_error
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.runner.local_files import CHUNK_BYTES, storage_error
 from renderdispatch.storage.folder import Folder
 from renderdispatch.storage.keys import check_expiry, check_key, check_prefix, check_put_size
 from renderdispatch.storage.signing import SignedUrls

@@ -22,8 +22,8 @@ from attrs import field, frozen
 
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError
 from renderdispatch.messages import SignedPut
+from renderdispatch.plumbing import local_urls
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.runner import local_urls
 from renderdispatch.storage.keys import check_expiry, check_key, check_prefix, check_put_size
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.storage.sources import chunks_of
@@ -155,7 +155,7 @@ class MemoryStorage:
         return unquote(parts.path.removeprefix("/")), bounds
 
     def open_url(self, url: str) -> BinaryIO:
-        """Open the object that a URL of `sign_get` names; see `renderdispatch.runner.local_urls`."""
+        """Open the object that a URL of `sign_get` names; see `renderdispatch.plumbing.local_urls`."""
         key, _ = self._admit("get", url)
         return io.BytesIO(self._find(key).data)
 

@@ -27,9 +27,9 @@ from renderdispatch.errors import (
     StorageError,
 )
 from renderdispatch.messages import SignedPut
+from renderdispatch.plumbing.net import STALL_S, etag_of
+from renderdispatch.plumbing.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.runner.http import STALL_S, etag_of
-from renderdispatch.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
 from renderdispatch.storage.bodies import Body, body_of, equal_parts, spool
 from renderdispatch.storage.keys import (
     MAX_KEY_BYTES,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from renderdispatch.plumbing.files import CHUNK_BYTES, read_chunks
 from renderdispatch.protocols import Source
-from renderdispatch.runner.local_files import CHUNK_BYTES, read_chunks
 
 
 def chunks_of(source: Source) -> Iterator[bytes]:

@@ -29,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.errors import (
     ConfigurationError,
     JobExistsError,
@@ -41,9 +42,8 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
+from renderdispatch.plumbing.per_process import ForkGate
 from renderdispatch.protocols import JobQuery, Page
-from renderdispatch.records import dump_job, load_job
-from renderdispatch.stores.forks import ForkGate
 from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
 
 _log: Final = logging.getLogger("renderdispatch.stores.sql")

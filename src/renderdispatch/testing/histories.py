@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 
-from renderdispatch.jobs import (
+from renderdispatch.engine.events import (
     AttemptFailed,
     AudioDropped,
     AudioStored,
@@ -26,7 +26,6 @@ from renderdispatch.jobs import (
     ClockAdvanced,
     Dispatched,
     DispatchIntended,
-    Job,
     JobEvent,
     LeaseLapsed,
     LeaseRenewed,
@@ -35,8 +34,9 @@ from renderdispatch.jobs import (
     StageEntered,
     VideoMissing,
     VideoSeen,
-    transition,
 )
+from renderdispatch.engine.transitions import transition
+from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     Artifact,
     CheckedIn,

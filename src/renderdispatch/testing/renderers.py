@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from renderdispatch import layout
+from renderdispatch.engine import layout
 from renderdispatch.errors import AudioError, SceneError
 from renderdispatch.messages import ObjectUrls, Output, RenderOrder, RenderStats
 from renderdispatch.protocols import Report, StorageAdapter

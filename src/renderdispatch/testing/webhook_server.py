@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol
 
 from attrs import define, field, frozen
 
-from renderdispatch.receiver import WebhookResponse
+from renderdispatch.engine.inbox import WebhookResponse
 
 WebhookFault = Literal["refuse", "drop", "lose-answer"]
 """Answer 503; break off without a word; take the webhook, then break off without a word."""

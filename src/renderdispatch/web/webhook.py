@@ -15,8 +15,8 @@ from typing import Final
 
 from anyio import to_thread
 
+from renderdispatch.engine.inbox import MAX_BODY_BYTES, WebhookResponse
 from renderdispatch.errors import ConfigurationError
-from renderdispatch.receiver import MAX_BODY_BYTES, WebhookResponse
 from renderdispatch.service import RenderService
 from renderdispatch.web.gateways import (
     AsgiApp,

@@ -29,8 +29,8 @@ from renderdispatch.errors import (
     StorageError,
 )
 from renderdispatch.messages import SignedPut
+from renderdispatch.plumbing import local_urls
 from renderdispatch.protocols import Locality, StorageAdapter
-from renderdispatch.runner import local_urls
 from renderdispatch.testing.builders import eventually, in_threads
 
 _HOUR = timedelta(hours=1)

@@ -19,8 +19,22 @@ from typing import Final
 from attrs import define
 from pydantic import ValidationError
 
-from renderdispatch import layout
-from renderdispatch.commit import commit
+from renderdispatch.engine import layout
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import (
+    AttemptFailed,
+    AudioDropped,
+    CallMissing,
+    CancelConfirmed,
+    CleanedUp,
+    ClockAdvanced,
+    JobEvent,
+    LeaseLapsed,
+    ResultFound,
+    VideoMissing,
+    VideoSeen,
+)
+from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.errors import (
     BackendError,
     JobNotFoundError,
@@ -28,23 +42,7 @@ from renderdispatch.errors import (
     StorageError,
     StoreUnavailableError,
 )
-from renderdispatch.jobs import (
-    CLOCK_SLACK,
-    Attempt,
-    AttemptFailed,
-    AudioDropped,
-    CallMissing,
-    CancelConfirmed,
-    CleanedUp,
-    CleanUp,
-    ClockAdvanced,
-    Job,
-    JobEvent,
-    LeaseLapsed,
-    ResultFound,
-    VideoMissing,
-    VideoSeen,
-)
+from renderdispatch.jobs import Attempt, CleanUp, Job
 from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, JobError, Stage
 from renderdispatch.protocols import (
     BackendCall,
@@ -57,7 +55,7 @@ from renderdispatch.protocols import (
     SupportsFind,
 )
 
-_log: Final = logging.getLogger("renderdispatch.reconcile")
+_log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 _PAGE: Final = 100
 _MAX_RESULT_BYTES: Final = 1 << 20

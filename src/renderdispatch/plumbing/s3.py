@@ -32,14 +32,14 @@ from renderdispatch.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
-from renderdispatch.runner.http import PIECE_BYTES, STALL_S, new_client
+from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, new_client
 
 if TYPE_CHECKING:
     import asyncio
 
     import httpx
 
-_log: Final = logging.getLogger("renderdispatch.s3")
+_log: Final = logging.getLogger("renderdispatch.plumbing.s3")
 
 _T = TypeVar("_T")
 

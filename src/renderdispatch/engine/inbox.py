@@ -17,13 +17,13 @@ from typing import Final
 from attrs import field, frozen
 from pydantic import ValidationError
 
+from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     JobNotFoundError,
     RenderDispatchError,
     WebhookRefusal,
     WebhookVerificationError,
 )
-from renderdispatch.jobs import Decision, Verdict
 from renderdispatch.messages import RENDER_EVENT, Action, EventReply, RenderEvent
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier

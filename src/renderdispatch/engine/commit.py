@@ -13,11 +13,13 @@ from typing import Final
 
 from attrs import evolve
 
+from renderdispatch.engine.events import JobEvent
+from renderdispatch.engine.transitions import Decision, Verdict, decide
 from renderdispatch.errors import RevisionConflictError
-from renderdispatch.jobs import Decision, Job, JobEvent, Verdict, decide
+from renderdispatch.jobs import Job
 from renderdispatch.protocols import JobStore
 
-_log: Final = logging.getLogger("renderdispatch.commit")
+_log: Final = logging.getLogger("renderdispatch.engine.commit")
 
 _TRIES: Final = 200
 

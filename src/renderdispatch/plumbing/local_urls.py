@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, NoReturn, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from renderdispatch.errors import StorageDeniedError
-from renderdispatch.runner.local_files import read_chunks, storage_error, write_file
+from renderdispatch.plumbing.files import read_chunks, storage_error, write_file
 
 
 class Endpoint(Protocol):

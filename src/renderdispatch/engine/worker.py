@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
-from renderdispatch.dispatch import Dispatcher
+from renderdispatch.engine.dispatch import Dispatcher
+from renderdispatch.engine.leases import LeaseKeeper
+from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.errors import StoreUnavailableError
-from renderdispatch.leases import LeaseKeeper
 from renderdispatch.messages import Callback
 from renderdispatch.protocols import AudioFetcher, JobStore, RenderBackend, StorageAdapter
-from renderdispatch.reconcile import Reconciler
 
-_log: Final = logging.getLogger("renderdispatch.worker")
+_log: Final = logging.getLogger("renderdispatch.engine.worker")
 
 _POLL_S: Final = 0.5
 _WIND_UP_S: Final = 0.05

@@ -2,8 +2,8 @@
 
 An app with one function, ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
 It takes a `RenderOrder` and answers with a `CallAnswer`, both as JSON, and it gets no secret: an order holds signed
-URLs and the key of its own attempt, nothing else. What can be chosen stands in `renderdispatch.deployment`, and comes
-from the environment of whoever deploys.
+URLs and the key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be
+chosen; it comes from the environment of whoever deploys.
 
 With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also carries a worker for applications that have none: ``tick``,
 scheduled, dispatches and reconciles; ``webhook`` takes what renders report. These two get the Modal Secret that
@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from renderdispatch.deployment import RENDER_EXTRAS, WORKER_EXTRAS, Deployment
 from renderdispatch.errors import ConfigurationError, MissingExtraError
-from renderdispatch.modal_image import base_image, with_source
+from renderdispatch.modal_app.deployment import RENDER_EXTRAS, WORKER_EXTRAS, Deployment
+from renderdispatch.modal_app.image import base_image, with_source
 from renderdispatch.runner.container import carry_out
 
 try:

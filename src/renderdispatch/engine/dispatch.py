@@ -18,8 +18,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Final, assert_never
 
-from renderdispatch import layout
-from renderdispatch.commit import commit
+from renderdispatch.engine import layout
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import (
+    AttemptFailed,
+    AudioStored,
+    CancelConfirmed,
+    Claimed,
+    ClockAdvanced,
+    Dispatched,
+    DispatchIntended,
+    JobEvent,
+    StageEntered,
+)
+from renderdispatch.engine.leases import Held, LeaseKeeper
+from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     AudioError,
     BackendError,
@@ -30,21 +43,7 @@ from renderdispatch.errors import (
     RenderDispatchError,
     StoreUnavailableError,
 )
-from renderdispatch.jobs import (
-    AttemptFailed,
-    AudioStored,
-    CancelConfirmed,
-    Claimed,
-    ClockAdvanced,
-    Decision,
-    Dispatched,
-    DispatchIntended,
-    Job,
-    JobEvent,
-    StageEntered,
-    Verdict,
-)
-from renderdispatch.leases import Held, LeaseKeeper
+from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     MAX_ORDER_BYTES,
     Action,
@@ -61,6 +60,7 @@ from renderdispatch.messages import (
     Stage,
     StoredAudio,
 )
+from renderdispatch.plumbing.failures import job_error
 from renderdispatch.protocols import (
     AudioFetcher,
     BackendCall,
@@ -72,9 +72,8 @@ from renderdispatch.protocols import (
     SupportsClaim,
     SupportsWebhook,
 )
-from renderdispatch.runner.faults import job_error
 
-_log: Final = logging.getLogger("renderdispatch.dispatch")
+_log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 _BATCH: Final = 10
 _URL_SLACK: Final = timedelta(minutes=10)

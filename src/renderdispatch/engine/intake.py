@@ -23,7 +23,7 @@ from typing import IO, Any, Final, Protocol
 from attrs import define, frozen
 from pydantic import SecretStr, ValidationError
 
-from renderdispatch import layout
+from renderdispatch.engine import layout
 from renderdispatch.errors import InvalidRequestError, ObjectNotFoundError
 from renderdispatch.messages import (
     FOR_THE_RECORD,

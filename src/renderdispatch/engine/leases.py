@@ -16,7 +16,10 @@ from typing import Final
 
 from attrs import define
 
-from renderdispatch.commit import commit
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import AttemptFailed, CancelConfirmed, LeaseRenewed
+from renderdispatch.engine.rules import HANDED_BACK
+from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import (
     BackendError,
     JobNotFoundError,
@@ -24,11 +27,11 @@ from renderdispatch.errors import (
     RenderDispatchError,
     StoreUnavailableError,
 )
-from renderdispatch.jobs import HANDED_BACK, AttemptFailed, CancelConfirmed, Job, LeaseRenewed, Verdict
+from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, JobError, Stage
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
-_log: Final = logging.getLogger("renderdispatch.leases")
+_log: Final = logging.getLogger("renderdispatch.engine.leases")
 
 _STOP_S: Final = 10.0
 """How long a closing worker waits for its renders to end."""

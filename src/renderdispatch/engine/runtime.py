@@ -15,13 +15,14 @@ from typing import Final, Protocol
 
 from attrs import frozen
 
+from renderdispatch.engine.inbox import WebhookReceiver
+from renderdispatch.engine.transitions import Decision
+from renderdispatch.engine.worker import Worker
 from renderdispatch.errors import ConfigurationError
-from renderdispatch.jobs import Decision, Job
+from renderdispatch.jobs import Job
 from renderdispatch.messages import Callback, RenderEvent, RenderRequest
 from renderdispatch.protocols import AudioFetcher, JobStore, RenderBackend, StorageAdapter
-from renderdispatch.receiver import WebhookReceiver
 from renderdispatch.webhooks import AttemptKeys
-from renderdispatch.worker import Worker
 
 
 class Closable(Protocol):

@@ -1,0 +1,20 @@
+"""What users deploy to Modal: ``modal deploy -m renderdispatch.modal_app``, or ``renderdispatch modal deploy``.
+
+The app and its functions stand in `renderdispatch.modal_app.functions`. They are imported when they are first used, for
+that takes Modal's client, and the choices of a deployment (`renderdispatch.modal_app.deployment`) do not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["app", "render", "tick", "webhook"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the app, or one of its functions, when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'renderdispatch.modal_app' has no attribute {name!r}")
+    from renderdispatch.modal_app import functions
+
+    return getattr(functions, name)
