@@ -1,11 +1,38 @@
-"""Whose fault was it, and how does it read?"""
+"""What does a foreign error mean here, and whose fault was it?
+
+`translated` is the one way by which errors of other libraries become ours: each adapter gives it a table. `job_error`
+says how an exception reads as the error of a job.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, RenderError, StorageError, StorageFullError
 from renderdispatch.messages import FaultDomain, JobError
+
+Translation = Mapping[type[BaseException], Callable[[Any], BaseException]]
+"""Foreign classes, each with what makes an error of ours of one; a function that returns its argument lets it pass."""
+
+
+@contextmanager
+def translated(table: Translation, *, chain: bool = False) -> Iterator[None]:
+    """Raise what ``table`` makes of a foreign error that the block raises; the nearest class of its ancestry counts.
+
+    Args:
+        table: Which classes, and what each becomes.
+        chain: Whether the foreign error stays visible as the cause. Off by default: its text may hold a URL.
+    """
+    try:
+        yield
+    except tuple(table) as error:
+        ours = next(table[kind] for kind in type(error).__mro__ if kind in table)(error)
+        if ours is error:
+            raise
+        raise ours from (error if chain else None)
 
 
 def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:

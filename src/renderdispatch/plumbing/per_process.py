@@ -1,8 +1,12 @@
-"""How does a process that holds database connections fork?
+"""What must each process have for itself, and how does one fork?
 
-Without them. SQLite keeps its file locks per process, and a child that inherits the library's memory believes that it
-holds locks which only its parent has: another process may then take the log away under its writes. So a fork waits for
-the operations in progress (each is one statement), closes every connection, and both sides connect afresh.
+Connections, threads and locks that are held do not survive a fork. `PerProcess` holds a value for each process id; a
+child makes its own at its first use.
+
+A process that holds database connections forks without them (`ForkGate`). SQLite keeps its file locks per process, and
+a child that inherits the library's memory believes that it holds locks which only its parent has: another process may
+then take the log away under its writes. So a fork waits for the operations in progress (each is one statement), closes
+every connection, and both sides connect afresh.
 """
 
 from __future__ import annotations
@@ -12,10 +16,60 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+_T = TypeVar("_T")
 
 _PATIENCE_S: Final = 60.0
 """A fork waits no longer: a signal handler that forks in the middle of an operation would wait for itself."""
+
+
+class PerProcess(Generic[_T]):
+    """A value for each process id, made at its first use. Safe to share between threads, and across forks.
+
+    What came along in a fork is kept, for even its destructor could harm the parent, or is handed to ``inherited``.
+
+    Args:
+        make: Makes the value of this process.
+        inherited: Called in a child with the parent's value, before the child makes its own.
+    """
+
+    def __init__(self, make: Callable[[], _T], *, inherited: Callable[[_T], None] | None = None) -> None:
+        self._make = make
+        self._inherited = inherited
+        self._values: dict[int, _T] = {}
+        self._kept: list[_T] = []
+        self._locks: dict[int, threading.Lock] = {}  # by process: a lock that was held at the fork stays locked
+
+    def get(self) -> _T:
+        """Return this process's value; make it where there is none."""
+        process = os.getpid()
+        try:
+            return self._values[process]
+        except KeyError:
+            pass
+        with self._locks.setdefault(process, threading.Lock()):
+            if process not in self._values:
+                self._leave_behind(process)
+                self._values[process] = self._make()
+            return self._values[process]
+
+    def peek(self) -> _T | None:
+        """Return this process's value; None where it was not made yet."""
+        return self._values.get(os.getpid())
+
+    def take(self) -> _T | None:
+        """Return this process's value and forget it, so that its taker can close it. A later `get` makes another."""
+        process = os.getpid()
+        with self._locks.setdefault(process, threading.Lock()):
+            return self._values.pop(process, None)
+
+    def _leave_behind(self, process: int) -> None:
+        for other in [key for key in self._values if key != process]:
+            value = self._values.pop(other)
+            self._kept.append(value)
+            if self._inherited is not None:
+                self._inherited(value)
 
 
 class ForkGate:
