@@ -211,7 +211,7 @@ def test_a_try_is_bounded(order: RenderOrder, run: Run, answer: Answer) -> None:
     """A callback that misbehaves costs a try, seconds at most and little memory; the next try works."""
     with callback(answer) as seen, sender_to(seen.url, order, try_s=0.3) as send:
         began = time.monotonic()
-        with PeakMemory() as memory, pytest.raises(NotDeliveredError, match="cannot be reached"):
+        with PeakMemory() as memory, pytest.raises(NotDeliveredError, match=r"callback (could|did|cannot|broke)"):
             send(run.check_in())
         assert time.monotonic() - began < 2.5
         assert memory.grown < 16 * MIB
@@ -242,7 +242,7 @@ def test_a_try_is_bounded_over_tls(order: RenderOrder, run: Run, tls: ssl.SSLCon
     """The same holds over https, where the socket changes under way; the next try works."""
     with callback(MISBEHAVING[way], tls=tls) as seen, sender_to(seen.url, order, try_s=0.3) as send:
         began = time.monotonic()
-        with pytest.raises(NotDeliveredError, match="cannot be reached"):
+        with pytest.raises(NotDeliveredError, match=r"callback (could|did|cannot|broke)"):
             send(run.check_in())
         assert time.monotonic() - began < 2.5
         assert len(seen.requests) == 1

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from renderdispatch.errors import FaultName, ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, RenderOrder, RenderStats, Stage
 from renderdispatch.plumbing.failures import job_error
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.stop import Leaving, Stop
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send
-from renderdispatch.runner.transfers import Transfers, md5_of, sha256_of
+from renderdispatch.runner.transfers import Transfers, md5_of, open_transfers, sha256_of
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
@@ -99,12 +99,24 @@ def _carry_out(order: RenderOrder, io: RunnerIO, reporter: Reporter) -> Complete
         if time.monotonic() > give_up_at:
             raise _OutOfTime("the render did not finish before its deadline")
 
+    def why_stopped(reason: str) -> BaseException:
+        try:
+            reporter.raise_if_stopped()
+        except BaseException as error:  # noqa: BLE001 - it is raised by the stop
+            return error
+        return RenderError(reason)
+
+    stop = Stop(
+        timeout_s=left_s,
+        error=why_stopped,
+        late=lambda _: _OutOfTime("the render did not finish before its deadline"),
+    )
     with (
         tempfile.TemporaryDirectory(prefix="renderdispatch-", dir=io.work_dir) as folder,
-        Transfers(local=order.local, give_up_at=give_up_at, check=reporter.raise_if_stopped) as transfers,
+        open_transfers(local=order.local, stop=stop) as transfers,
     ):
-        io.leaving.on_leave(transfers.cut)
-        reporter.on_stop(transfers.cut)  # nothing else ends a transfer in which nothing moves
+        io.leaving.on_leave(lambda: stop.request("the run is to leave"))
+        reporter.on_stop(lambda: stop.request("the run is to stop"))
         if (delivered := _earlier_result(order, transfers)) is not None:
             return reporter.completed(delivered)
         if now > order.start_by:
@@ -153,7 +165,7 @@ def _deliver(
     try:
         etag = transfers.upload(order.video.put, video, moved=uploading)
     except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
-        seen = transfers.look(order.video.get)
+        seen = transfers.stat(order.video.get)
         if seen is None:
             raise RenderError("the write-once video stands and cannot be seen", code="video.upload") from None
         # two renders of one scene may well have one size: only an etag that says so makes the bytes the same

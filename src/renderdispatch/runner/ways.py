@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from renderdispatch.messages import RenderOrder
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.stop import Leaving, Stop
 from renderdispatch.runner.reporting import Send
 
 
@@ -18,7 +18,8 @@ def way_of(order: RenderOrder, *, otherwise: Send, leaving: Leaving | None = Non
         return
     from renderdispatch.runner.webhook import WebhookSender
 
-    with WebhookSender(order, order.callback) as webhook:
+    stop = Stop()
+    with WebhookSender(order, order.callback, stop=stop) as webhook:
         if leaving is not None:
-            leaving.on_leave(webhook.cut)
+            leaving.on_leave(lambda: stop.request("the run is to leave"))
         yield webhook
