@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mishaps_scenes import TROUBLE
-from mishaps_support import Rig
 
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.modal import ModalBackend
@@ -19,14 +17,15 @@ from renderdispatch.messages import PROTOCOL, CallAnswer, Completed, FaultDomain
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import make_order
 from renderdispatch.testing.modal import LoopbackModal
-
-BACKENDS_TESTS = Path(__file__).parents[1] / "backends"
+from tests.support import SUPPORT
+from tests.support.mishaps import Rig
+from tests.support.mishaps_scenes import TROUBLE
 
 
 @pytest.fixture(scope="module")
 def odd_modal(troubled_modal: LoopbackModal) -> LoopbackModal:
     """The loopback Modal, on which a user has deployed a function that breaks every promise, too."""
-    troubled_modal.deploy("modal_renders", cwd=BACKENDS_TESTS)
+    troubled_modal.deploy("modal_renders", cwd=SUPPORT)
     return troubled_modal
 
 
