@@ -352,7 +352,6 @@ class RenderOrder(Message):
     result: ObjectUrls
     scene: str
     params: Mapping[str, JsonValue] = Field(default_factory=dict)
-    assets: Mapping[str, str] = Field(default_factory=dict, repr=False)
     output: Output
     start: float = 0.0
     duration: float | None = None
@@ -362,7 +361,6 @@ class RenderOrder(Message):
     finish_by: AwareDatetime
     callback: Callback | None = None
     local: bool = False
-    trace: Mapping[str, str] = Field(default_factory=dict)
 
     def without_secrets(self) -> RenderOrder:
         """Return the order as renderers see it: no token, no URL, no key."""
@@ -373,7 +371,6 @@ class RenderOrder(Message):
                 "audio_url": "",
                 "video": ObjectUrls(key=self.video.key, put=blank, get=""),
                 "result": ObjectUrls(key=self.result.key, put=blank, get=""),
-                "assets": {},
                 "callback": None,
             }
         )

@@ -63,7 +63,6 @@ def _order() -> RenderOrder:
         result=ObjectUrls(key="result.json", put=put, get="https://r2/s3cret-url"),
         scene="bars",
         params={"colour": "red"},
-        assets={"cover": "https://r2/s3cret-url"},
         output=PRESETS["flat-1080p-landscape"],
         start_by=_NOW,
         finish_by=_NOW,
@@ -131,6 +130,12 @@ def test_unknown_fields_are_ignored(message: Message) -> None:
     """A newer peer may send more than is known here."""
     document = {**json.loads(message.model_dump_json(context=FOR_THE_RECORD)), "fromTheFuture": 1}
     assert type(message).model_validate(document) == message
+
+
+def test_orders_of_the_version_before_are_understood() -> None:
+    """An order may still carry fields that are gone: `assets` and `trace`."""
+    document = {**json.loads(_order().model_dump_json()), "assets": {"cover": "https://r2/s3cret-url"}, "trace": {}}
+    assert RenderOrder.model_validate(document) == _order()
 
 
 def test_the_words_of_a_poll() -> None:
