@@ -76,6 +76,8 @@ class Job:
     """The record of a job; a value, so a change is a new `Job`.
 
     Args:
+        incarnation: Names this life of the id, at random: a job that is created after a delete has another one. Its
+            objects stand under it (rule J15).
         progress: 0 to 100; never falls within an attempt.
         ready_at: From when a dispatcher may claim it; None when it is not claimable.
         finish_by: When it fails unless it has ended.
@@ -86,6 +88,7 @@ class Job:
     """
 
     id: str
+    incarnation: str
     tenant: str | None = None
     request: RenderRequest
     fingerprint: str
