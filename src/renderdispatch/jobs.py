@@ -13,7 +13,16 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.messages import Artifact, JobError, JobStatus, LocalAudio, RenderRequest, Stage, StoredAudio
+from renderdispatch.messages import (
+    PROTOCOL,
+    Artifact,
+    JobError,
+    JobStatus,
+    LocalAudio,
+    RenderRequest,
+    Stage,
+    StoredAudio,
+)
 
 CHECK_INTERVAL: Final = timedelta(seconds=15)
 """How long a remote attempt may be silent before the reconciler asks its backend."""
@@ -85,6 +94,7 @@ class Job:
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
         compute_stopped_at: When a cancelled job's computing stopped; None where that is not known.
         revision: Rises by one at each write; set by the store.
+        protocol: Of the version that wrote the record; set by the store. Versions with a lower one leave it alone.
     """
 
     id: str
@@ -111,6 +121,7 @@ class Job:
     finalizing_at: datetime | None = None
     ended_at: datetime | None = None
     revision: int = 0
+    protocol: int = PROTOCOL
 
     @property
     def attempt(self) -> Attempt | None:
