@@ -162,7 +162,7 @@ class Render:
     @property
     def objects(self) -> dict[str, int]:
         """The sizes of what the job's attempts have in storage, by key."""
-        infos = self.rig.storage.list(layout.job_prefix(None, self.id))
+        infos = self.rig.storage.list(f"jobs/{self.id}/")
         return {info.key: info.size for info in infos if "audio" not in info.key}
 
     @property

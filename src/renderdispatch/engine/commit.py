@@ -15,7 +15,7 @@ from attrs import evolve
 
 from renderdispatch.engine.events import JobEvent
 from renderdispatch.engine.transitions import Decision, Verdict, decide
-from renderdispatch.errors import RevisionConflictError
+from renderdispatch.errors import JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
 from renderdispatch.protocols import JobStore
 
@@ -33,7 +33,7 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
         event: What happened.
 
     Raises:
-        JobNotFoundError: There is no such job (any more).
+        JobNotFoundError: There is no such job (any more); a later job of the same id is another one.
         StoreUnavailableError: The store is away; whether the write happened is not known, and a second call is safe.
         RevisionConflictError: Others wrote first a great many times in a row.
     """
@@ -42,6 +42,8 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
     for attempt in range(_TRIES):
         given, known = known, None
         current = given if given is not None else store.get(job_id)
+        if isinstance(job, Job) and current.incarnation != job.incarnation:  # rule J15
+            raise JobNotFoundError(f"job {job_id} was deleted, and a later job has its id")
         decision = decide(current, event, store.now())
         if decision.verdict is not Verdict.APPLIED:
             if given is not None:  # it may be stale: only what the store says now may refuse an event
