@@ -11,7 +11,7 @@ from typing import Final
 
 from renderdispatch.engine.events import JobEvent
 from renderdispatch.engine.transitions import Decision, Verdict, decide
-from renderdispatch.errors import RevisionConflictError, StoreUnavailableError
+from renderdispatch.errors import JobNotFoundError, RevisionConflictError, StoreUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.plumbing.stop import Stop
@@ -32,7 +32,7 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
         event: What happened.
 
     Raises:
-        JobNotFoundError: There is no such job (any more).
+        JobNotFoundError: There is no such job (any more); a later job of the same id is another one.
         StoreUnavailableError: The store is away; whether the write happened is not known, and a second call is safe.
         RevisionConflictError: Others wrote first a great many times in a row.
     """
@@ -47,7 +47,10 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
             pass  # what was read may be stale: only what the store has now may refuse an event
 
     def attempt() -> Decision:
-        return _write(store, store.get(job_id), event)
+        current = store.get(job_id)
+        if not isinstance(job, str) and current.incarnation != job.incarnation:  # rule J15
+            raise JobNotFoundError(f"job {job_id} was deleted, and a later job has its id")
+        return _write(store, current, event)
 
     try:
         decision = retry(attempt, _CROWD, trouble=_conflict)

@@ -356,7 +356,7 @@ class Dispatcher:
             raise AudioError("the audio in storage has changed since submit", code="audio.changed")
 
     def _upload(self, job: Job, held: Held, path: Path) -> StoredAudio:
-        key = layout.audio_key(job.tenant, job.id, f"audio-{held.token}", path.name)
+        key = layout.audio_key(layout.prefix_of(job), f"audio-{held.token}", path.name)
         try:
             with path.open("rb") as file:
                 info = self._storage.put(key, _while_wanted(file, held))
@@ -372,7 +372,7 @@ class Dispatcher:
         if self._fetcher is None:
             raise InvalidRequestError("audio by URL needs a fetcher, and this worker has none", code="audio.no-fetcher")
         with self._fetcher.fetch(source.url.get_secret_value()) as fetched:
-            key = layout.audio_key(job.tenant, job.id, f"audio-{held.token}", fetched.filename or "")
+            key = layout.audio_key(layout.prefix_of(job), f"audio-{held.token}", fetched.filename or "")
             info = self._storage.put(key, _chunks_while_wanted(fetched.chunks, held))
         return StoredAudio(key=key, size=info.size)
 
@@ -388,6 +388,7 @@ class Dispatcher:
         now = self._store.now()
         expires_in = min(job.finish_by - now + _URL_SLACK, _MAX_URL)
         request = job.request
+        prefix = layout.prefix_of(job)
         attempt = job.attempt
         assert attempt is not None
 
@@ -401,8 +402,8 @@ class Dispatcher:
             token=held.token,
             audio_url=self._storage.sign_get(audio.key, expires_in=expires_in),
             audio_size=audio.size,
-            video=urls(layout.video_key(job.tenant, job.id, held.token), "video/mp4"),
-            result=urls(layout.result_key(job.tenant, job.id, held.token), "application/json"),
+            video=urls(layout.video_key(prefix, held.token), "video/mp4"),
+            result=urls(layout.result_key(prefix, held.token), "application/json"),
             scene=request.scene,
             params=request.params,
             output=request.output,
