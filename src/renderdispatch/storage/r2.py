@@ -260,6 +260,7 @@ class R2Storage:
         return self._s3.sign("GET", path, expires_s=expires_s)
 
     def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+        path, expires_s = self._path(key), _seconds(expires_in)
         headers = {
             "content-type": _check_content_type(content_type),
             "content-disposition": content_disposition(key, content_type),
@@ -267,8 +268,7 @@ class R2Storage:
         }
         if check_put_size(size) is not None:
             headers["content-length"] = str(size)
-        url = self._s3.sign("PUT", self._path(key), expires_s=_seconds(expires_in), headers=headers)
-        return SignedPut(url=url, headers=headers)
+        return SignedPut(url=self._s3.sign("PUT", path, expires_s=expires_s, headers=headers), headers=headers)
 
     def close(self) -> None:
         self._s3.close()
