@@ -26,7 +26,6 @@ from attrs import define, field, frozen
 
 from renderdispatch import RenderService
 from renderdispatch.backends.modal import ModalBackend
-from renderdispatch.engine import layout
 from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.jobs import Job
