@@ -103,6 +103,7 @@ class Connection(httpcore.NetworkStream):
     def __init__(self, connected: socket.socket, exchange: Exchange) -> None:
         self._socket = connected
         self._exchange = exchange
+        self._asked = False
 
     @classmethod
     def open(cls, address: str, port: int, timeout: float, exchange: Exchange) -> Connection:
@@ -137,12 +138,17 @@ class Connection(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what arrives next; empty at the end."""
         with self._wait(timeout, httpcore.ReadTimeout, httpcore.ReadError):
+            if self._asked and hasattr(socket, "TCP_QUICKACK"):
+                # A server whose sockets lack TCP_NODELAY (uvicorn's, with several workers) sends the body of a response
+                # only once its headers were acknowledged, and Linux delays that by 40 ms.
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            self._asked = False
             return self._socket.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of ``buffer``; ``timeout`` bounds the time in which nothing moves."""
         with self._wait(timeout, httpcore.WriteTimeout, httpcore.WriteError) as exchange:
-            exchange.sent = exchange.sent or bool(buffer)
+            exchange.sent, self._asked = exchange.sent or bool(buffer), True
             rest = memoryview(buffer)
             while rest:
                 rest = rest[self._socket.send(rest) :]

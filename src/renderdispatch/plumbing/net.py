@@ -15,7 +15,7 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -86,6 +86,15 @@ class Stream:
     headers: Mapping[str, str] = field(repr=False)
     pieces: Iterator[bytes] = field(repr=False)
 
+    def read(self, max_bytes: int) -> Response:
+        """Return the response with at most ``max_bytes`` of its body."""
+        body = bytearray()
+        for piece in self.pieces:
+            body += piece
+            if len(body) > max_bytes:
+                break
+        return Response(self.status, self.headers, bytes(body[:max_bytes]), whole=len(body) <= max_bytes)
+
 
 class Client:
     """Makes requests. Safe to share between threads, and across forks.
@@ -136,13 +145,8 @@ class Client:
         max_bytes: int = 1 << 20,
     ) -> Response:
         """Make one request, once, and return the response with at most ``max_bytes`` of its body; see `stream`."""
-        content = bytearray()
         with self.stream(method, url, headers=headers, body=body, fresh=fresh, stop=stop) as stream:
-            for piece in stream.pieces:
-                content += piece
-                if len(content) > max_bytes:
-                    break
-        return Response(stream.status, stream.headers, bytes(content[:max_bytes]), whole=len(content) <= max_bytes)
+            return stream.read(max_bytes)
 
     @contextmanager
     def stream(
@@ -170,6 +174,8 @@ class Client:
             NotSentError: The service never heard of it.
             NoResponseError: It may have.
         """
+        import httpcore
+
         from renderdispatch.plumbing.connector import Exchange
 
         target, login = _read_url(url)
@@ -179,7 +185,8 @@ class Client:
         with Stop(timeout_s=self._total_s, parent=stop) as bound:
             exchange = Exchange(bound)
             bound.on_request(exchange.cut)
-            table = _table(lambda error: _failure(error, exchange))
+            kinds = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError)
+            table: Translation = dict.fromkeys(kinds, lambda error: _failure(error, exchange))
             with (
                 translated(table),
                 self.pool(target, fresh=fresh).stream(
@@ -225,71 +232,12 @@ class Client:
         return cast("httpcore.ConnectionPool", kind(proxy_url=target, proxy_auth=login, **options))
 
 
-def new_client(*, stall_s: float = STALL_S) -> httpx.Client:
-    """Return an httpx client over such connections, for large bodies. It keeps no cookies and logs no URLs.
-
-    Args:
-        stall_s: Seconds in which nothing moves.
-    """
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-    import httpcore
-    import httpx
-
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs
-    client = Client(proxies=True)
-    table = _table(lambda error: getattr(httpx, type(error).__name__)(str(error)))
-
-    class Body(httpx.SyncByteStream):
-        def __init__(self, response: httpcore.Response) -> None:
-            self._response = response
-
-        def __iter__(self) -> Iterator[bytes]:
-            return _pieces(self._response, table)
-
-        def close(self) -> None:
-            self._response.close()
-
-    class Transport(httpx.BaseTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            target, _ = _read_url(request.url)
-            asked = httpcore.Request(
-                request.method,
-                target,
-                headers=request.headers.raw,
-                content=cast("Iterable[bytes]", request.stream),
-                extensions=request.extensions,
-            )
-            with translated(table):
-                response = client.pool(target).handle_request(asked)
-            return httpx.Response(response.status, headers=response.headers, stream=Body(response))
-
-        def close(self) -> None:
-            client.close()
-
-    return httpx.Client(
-        transport=Transport(),
-        timeout=httpx.Timeout(stall_s, connect=CONNECT_S),
-        follow_redirects=False,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"accept-encoding": "identity"},  # sizes and ranges count the object's own bytes
-    )
-
-
 def etag_of(value: str | None) -> str | None:
     """Return the etag that a header holds, without quotes."""
     return value.removeprefix("W/").strip('"') if value else None
 
 
 # --- parts ----------------------------------------------------------------------------------------
-
-
-def _table(make: Callable[[Any], Exception]) -> Translation:
-    """Return the table that makes an error of ours of each of httpcore's."""
-    import httpcore
-
-    kinds = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError)
-    return dict.fromkeys(kinds, make)
 
 
 def _failure(error: Exception, exchange: Exchange) -> NetError:
