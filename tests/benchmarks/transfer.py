@@ -14,6 +14,7 @@ by pip into a folder that is removed afterwards.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -42,7 +43,8 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
     """Return what is timed, after its imports and a first small call."""
     if name.startswith("boto3"):
         return _boto3(name, endpoint, source, target)
-    from renderdispatch.runner.transfers import Transfers
+    from renderdispatch.plumbing.stop import Stop
+    from renderdispatch.runner.transfers import open_transfers
     from renderdispatch.storage.r2 import R2Storage
 
     storage = R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
@@ -59,9 +61,9 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
 
         return download
     put = storage.sign_put("runner", expires_in=timedelta(hours=1), content_type="video/mp4")
-    transfers = Transfers(local=False, give_up_at=time.monotonic() + 3600)
+    transfers = contextlib.ExitStack().enter_context(open_transfers(local=False, stop=Stop()))
     small = storage.sign_get("small", expires_in=timedelta(hours=1))
-    assert transfers.look(small) is not None
+    assert transfers.stat(small) is not None
     return lambda: transfers.upload(put, source, moved=lambda _: None)
 
 

@@ -27,10 +27,12 @@ from renderdispatch.messages import (
     SignedPut,
     Stage,
 )
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
-from renderdispatch.runner.transfers import Transfers
+from renderdispatch.runner.reporting import told_to_stop
+from renderdispatch.runner.transfers import Transfers, open_transfers
 from renderdispatch.storage.memory import MemoryStorage
-from renderdispatch.testing import FakeRenderer, make_order
+from renderdispatch.testing import FakeRenderer, eventually, make_order
 from renderdispatch.testing.contracts.backends import Recorder
 
 SIGNATURE = "X-Signature=do-not-tell"
@@ -178,7 +180,7 @@ def no_secret_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def transfers() -> Iterator[Transfers]:
-    with Transfers(local=False, give_up_at=time.monotonic() + 30) as transfers:
+    with open_transfers(local=False, stop=Stop(timeout_s=30)) as transfers:
         yield transfers
 
 
@@ -245,7 +247,7 @@ def test_a_redirect_is_not_followed(bucket: Bucket, transfers: Transfers, tmp_pa
 def test_audio_of_another_size(bucket: Bucket, tmp_path: Path, size: int) -> None:
     """An object that is larger or smaller than was ordered is not rendered."""
     bucket.objects["song"] = SONG
-    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+    with open_transfers(local=False, stop=Stop(timeout_s=1)) as transfers:
         error = refusal(lambda: transfers.download(bucket.url("song"), tmp_path / "song", size=size, moved=silent))
     assert error.code in {"audio.changed", "audio.download"}
     assert (tmp_path / "song").stat().st_size <= len(SONG)
@@ -262,7 +264,7 @@ def test_a_storage_that_compresses(bucket: Bucket, transfers: Transfers, tmp_pat
 
 def test_nobody_answers(tmp_path: Path) -> None:
     """A host that cannot be reached is tried until time is up."""
-    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+    with open_transfers(local=False, stop=Stop(timeout_s=1)) as transfers:
         url = f"http://127.0.0.1:9/song?{SIGNATURE}"
         error = refusal(lambda: transfers.download(url, tmp_path / "song", size=1, moved=silent))
     assert "ConnectError" in str(error)
@@ -271,14 +273,18 @@ def test_nobody_answers(tmp_path: Path) -> None:
 def test_a_stop_ends_the_waiting(bucket: Bucket, tmp_path: Path) -> None:
     """A run that is told to stop does not sit out the pause between two tries."""
     bucket.statuses = [503] * 20
+    stop = Stop(timeout_s=100, error=told_to_stop)
 
-    def check() -> None:
-        if len(bucket.headers) >= 3:
-            raise RenderError("told to stop", code="render.stopped")
+    def after_some_tries() -> None:
+        eventually(lambda: len(bucket.headers) >= 3)
+        stop.request("cancelled")
 
     began = time.monotonic()
-    with Transfers(local=False, give_up_at=time.monotonic() + 100, check=check) as transfers:
+    thread = threading.Thread(target=after_some_tries)
+    thread.start()
+    with open_transfers(local=False, stop=stop) as transfers:
         error = refusal(lambda: transfers.download(bucket.url("a"), tmp_path / "a", size=1, moved=silent))
+    thread.join()
     assert error.code == "render.stopped"
     assert time.monotonic() - began < 4
 
@@ -317,11 +323,11 @@ def test_an_upload_that_is_refused(bucket: Bucket, transfers: Transfers, tmp_pat
 def test_looking(bucket: Bucket, transfers: Transfers) -> None:
     """A look tells size and etag for the price of one byte, or that nothing stands there."""
     bucket.objects.update(video=SONG, empty=b"")
-    seen = transfers.look(bucket.url("video"))
+    seen = transfers.stat(bucket.url("video"))
     assert seen is not None and (seen.size, seen.etag) == (len(SONG), "tag")
-    empty = transfers.look(bucket.url("empty"))
+    empty = transfers.stat(bucket.url("empty"))
     assert empty is not None and empty.size == 0
-    assert transfers.look(bucket.url("none")) is None
+    assert transfers.stat(bucket.url("none")) is None
     assert transfers.read_small(bucket.url("none")) is None
 
 
@@ -329,7 +335,7 @@ def test_looking(bucket: Bucket, transfers: Transfers) -> None:
 
 TRANSFERS: dict[str, Callable[[Transfers, Bucket, Path], object]] = {
     "read": lambda transfers, bucket, _: transfers.read_small(bucket.url("song")),
-    "look": lambda transfers, bucket, _: transfers.look(bucket.url("song")),
+    "stat": lambda transfers, bucket, _: transfers.stat(bucket.url("song")),
     "download": lambda transfers, bucket, folder: transfers.download(
         bucket.url("song"), folder / "song", size=len(SONG), moved=silent
     ),
@@ -346,7 +352,7 @@ def test_an_answer_that_trickles_in(bucket: Bucket, tmp_path: Path, transfer: st
     bucket.objects["song"] = SONG
     began = time.monotonic()
     bucket.trickling_until = began + 12
-    with Transfers(local=False, give_up_at=began + 0.2, stall_s=1) as transfers:
+    with open_transfers(local=False, stop=Stop(timeout_s=0.2), stall_s=1) as transfers:
         refusal(lambda: TRANSFERS[transfer](transfers, bucket, tmp_path))
     assert time.monotonic() - began < 6
 

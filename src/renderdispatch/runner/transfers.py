@@ -22,6 +22,7 @@ from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, Render
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, Wire, etag_of, new_client
+from renderdispatch.plumbing.stop import Stop
 
 if TYPE_CHECKING:
     import httpx
@@ -48,22 +49,30 @@ class Seen:
     etag: str | None
 
 
-class Transfers:
-    """Moves objects by URL. Use it as a context manager.
+@contextlib.contextmanager
+def open_transfers(*, local: bool, stop: Stop, stall_s: float = STALL_S) -> Iterator[Transfers]:
+    """Open what moves objects by URL.
 
     Args:
         local: Whether ``file:`` and ``memory:`` URLs may be used.
-        give_up_at: When to stop trying, by ``time.monotonic()``; what trickles on is cut off ``stall_s`` after that.
-        check: Called every now and then between two tries; what it raises ends the transfer.
+        stop: Ends a transfer.
         stall_s: After how many seconds in which nothing moves a try has failed.
     """
+    with Transfers(local=local, stop=stop, stall_s=stall_s) as transfers:
+        stop.on_request(transfers.cut)
+        try:
+            yield transfers
+        finally:
+            stop.forget(transfers.cut)
 
-    def __init__(
-        self, *, local: bool, give_up_at: float, check: Callable[[], None] = lambda: None, stall_s: float = STALL_S
-    ) -> None:
+
+class Transfers:
+    """Moves objects by URL. Use it as a context manager."""
+
+    def __init__(self, *, local: bool, stop: Stop, stall_s: float = STALL_S) -> None:
         self._local = local
-        self._give_up_at = give_up_at
-        self._check = check
+        self._give_up_at = time.monotonic() + stop.remaining_s
+        self._check = stop.check
         self._stall_s = stall_s
         self._wire = Wire()
         self._client: httpx.Client | None = None
@@ -119,7 +128,7 @@ class Transfers:
             return None
         return self._persist(lambda: self._put(put, path, moved), "video.upload", "upload the video")
 
-    def look(self, url: str) -> Seen | None:
+    def stat(self, url: str) -> Seen | None:
         """Return what stands behind a read URL, None when nothing does; asks for one byte.
 
         Raises:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from renderdispatch.messages import Callback, EventReply, RenderEvent, RenderOrder
 from renderdispatch.plumbing.net import Wire
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.reporting import NotDeliveredError
 from renderdispatch.webhooks import EventId, WebhookSigner
 
@@ -45,6 +46,7 @@ class WebhookSender:
         order: RenderOrder,
         callback: Callback,
         *,
+        stop: Stop | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         try_s: float = _TRY_S,
     ) -> None:
@@ -57,6 +59,8 @@ class WebhookSender:
         self._try_s = try_s
         self._offset = timedelta(0)
         self._wire = Wire()
+        self._stop = stop or Stop()
+        self._stop.on_request(self.cut)
         self._client = httpx.Client(
             timeout=httpx.Timeout(try_s, connect=min(try_s, _CONNECT_S)),
             limits=httpx.Limits(max_connections=1),
@@ -90,6 +94,7 @@ class WebhookSender:
 
     def __exit__(self, *_: object) -> None:
         """Close the connection; a try in another thread is cut off."""
+        self._stop.forget(self.cut)
         self.cut()
         self._client.close()
 
