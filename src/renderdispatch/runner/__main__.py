@@ -9,6 +9,7 @@ it is not, 2 for an order that cannot be read.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import sys
@@ -83,30 +84,34 @@ def _leave(_signal: int, _frame: object) -> None:
 
 def main() -> int:
     """Carry out one order; return the exit status."""
-    signal.signal(signal.SIGTERM, _leave)
-    # Unbuffered: at its end the interpreter waits for the lock of a buffer that a thread reads from, and aborts.
-    stdin = FileIO(0, closefd=False)
-    try:
-        order = RenderOrder.model_validate_json(stdin.readline())
-    except ValidationError as error:
-        sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
-        return 2
-    outcome = _run(order, stdin)
-    return 0 if isinstance(outcome, Completed) else 1
+    with SupervisedRender() as render:
+        render.fork()  # first: there is one thread, and the order with its secrets was not read yet
+        signal.signal(signal.SIGTERM, _leave)
+        # Unbuffered: at its end the interpreter waits for the lock of a buffer that a thread reads from, and aborts.
+        stdin = FileIO(0, closefd=False)
+        try:
+            order = RenderOrder.model_validate_json(stdin.readline())
+        except ValidationError as error:
+            sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
+            return 2
+        render.prepare(order.scene)
+        return 0 if isinstance(_run(order, stdin, render), Completed) else 1
 
 
-def _run(order: RenderOrder, stdin: RawIOBase) -> Completed | Failed:
+def _run(order: RenderOrder, stdin: RawIOBase, render: SupervisedRender) -> Completed | Failed:
     stop = Stop(error=told_to_stop)
     parent: _Parent | None = None
     with contextlib.suppress(KeyError):  # from a shell, there is none
         parent = _Parent(stdin, events_pipe(), stop)
         threading.Thread(target=parent.read_replies, name="renderdispatch-replies", daemon=True).start()
     with reporting_by(order, otherwise=_print_event if parent is None else parent.send) as send:
-        outcome = run_order(order, io=RunnerIO(send=send, render=SupervisedRender(), stop=stop))
+        outcome = run_order(order, io=RunnerIO(send=send, render=render, stop=stop))
     if parent is not None and order.callback is not None:
         parent.tell(outcome)
     return outcome
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # taking the interpreter down costs as much as starting it, and there is nothing left to do
