@@ -17,19 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_services import (
-    TOKEN,
-    Asked,
-    Behaviour,
-    Service,
-    answering,
-    dripping,
-    far_order,
-    rendering,
-    saying,
-    service,
-    stored_behind_http,
-)
 
 from renderdispatch.backends.http import MAX_ANSWER_BYTES, HttpBackend, KeyedHttpBackend
 from renderdispatch.backends.local import LocalGpuBackend
@@ -48,6 +35,19 @@ from renderdispatch.protocols import BackendCall, CallStatus, Locality, Supports
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import RenderBackendContract, in_threads, make_artifact, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import OrderFactory
+from tests.support.http_services import (
+    TOKEN,
+    Asked,
+    Behaviour,
+    Service,
+    answering,
+    dripping,
+    far_order,
+    rendering,
+    saying,
+    service,
+    stored_behind_http,
+)
 
 SHORT = timedelta(seconds=1)
 

@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
-from mishaps_support import CONTAINERS, Render, Rig
 
 from renderdispatch.jobs import CHECK_INTERVAL
 from renderdispatch.messages import JobStatus
 from renderdispatch.runner import Pace
 from renderdispatch.testing.modal import CallStatus, ModalCall
+from tests.support.mishaps import CONTAINERS, Render, Rig
 
 SLACK: Final = timedelta(seconds=20)
 """Rounds of reconciling are two seconds apart; the rest is for slow machines."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from mishaps_support import CONTAINERS, Render, Rig
 
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import CONTAINERS, Render, Rig
 
 STOPS_WITHIN = timedelta(seconds=10)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mishaps_support import Rig, processes_in
-
 from renderdispatch.messages import Stage
+from tests.support.mishaps import Rig, processes_in
 
 
 def test_no_credential_reaches_a_container(rig: Rig) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from mishaps_support import CONTAINERS, Render, Rig
 
 from renderdispatch.messages import CallAnswer, Failed, JobStatus, Limits, RenderEvent
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import CONTAINERS, Render, Rig
 
 TRIES = 4
 SOON = timedelta(seconds=10)

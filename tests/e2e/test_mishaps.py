@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mishaps_support import Rig
-
 from renderdispatch.messages import FaultDomain, JobStatus, Limits, Stage
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import Rig
 
 
 def test_a_render_that_raises(rig: Rig) -> None:

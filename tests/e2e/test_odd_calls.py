@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mishaps_scenes import TROUBLE
-from mishaps_support import Rig
 
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.modal import ModalBackend
@@ -19,14 +17,15 @@ from renderdispatch.messages import PROTOCOL, CallAnswer, Completed, FaultDomain
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import make_order
 from renderdispatch.testing.modal import LoopbackModal
-
-BACKENDS_TESTS = Path(__file__).parents[1] / "backends"
+from tests.support import SUPPORT
+from tests.support.mishaps import Rig
+from tests.support.mishaps_scenes import TROUBLE
 
 
 @pytest.fixture(scope="module")
 def odd_modal(troubled_modal: LoopbackModal) -> LoopbackModal:
     """The loopback Modal, on which a user has deployed a function that breaks every promise, too."""
-    troubled_modal.deploy("modal_renders", cwd=BACKENDS_TESTS)
+    troubled_modal.deploy("modal_renders", cwd=SUPPORT)
     return troubled_modal
 
 
@@ -88,7 +87,7 @@ def order(rig: Rig, tmp_path: Path) -> RenderOrder:
 def test_an_order_of_the_version_before(answer_to: Callable[[str], CallAnswer], order: RenderOrder) -> None:
     """An order that lacks what came later is carried out."""
     fields = json.loads(order.model_dump_json())
-    for later in ("gpu", "requireGpu", "assets", "trace", "start", "duration", "callback", "local"):
+    for later in ("gpu", "requireGpu", "start", "duration", "callback", "local"):
         del fields[later]
     answer = answer_to(json.dumps({**fields, "protocol": PROTOCOL - 1}))
     assert isinstance(answer.outcome, Completed)

@@ -14,9 +14,9 @@ import secrets
 from pathlib import Path
 
 import pytest
-from storm_support import Dice, Storm, stormy_modal, wishes
 
 from renderdispatch.testing.local_r2 import LocalR2
+from tests.support.storm import Dice, Storm, stormy_modal, wishes
 
 SEED = "RENDERDISPATCH_STORM_SEED"
 

@@ -21,8 +21,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from chain import Answer, Chain, ReservedPort
-from scenarios import (
+
+from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
+from renderdispatch.testing.local_r2 import LocalR2
+from renderdispatch.testing.modal import LoopbackModal, ModalCall
+from tests.support.chain import Answer, Chain, ReservedPort, StartChain
+from tests.support.scenarios import (
     DISPATCH_STAGES,
     SEVEN_DAYS_S,
     answers_at_once,
@@ -33,11 +37,6 @@ from scenarios import (
     reports_the_video,
     signs_for_seven_days,
 )
-
-from conftest import StartChain
-from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
-from renderdispatch.testing.local_r2 import LocalR2
-from renderdispatch.testing.modal import LoopbackModal, ModalCall
 
 _LONG_BYTES = 64 << 20
 _BROKEN_OFF_AT = 40 << 20

@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Final
 
 import pytest
-from container_support import RENDERERS, Objects, marked, read, serve_objects
 
 from renderdispatch.messages import PROTOCOL, CallAnswer, Callback, Completed, Failed, FaultDomain
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.container import carry_out
 from renderdispatch.runner.run import RunLeft
 from renderdispatch.testing import eventually
+from tests.support.containers import RENDERERS, Objects, marked, read, serve_objects
 
 SECONDS: Final = 10.0
 """How soon nothing may be left."""

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from odd_scenes import COUNTS
 
 from renderdispatch.errors import AudioError, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import (
@@ -36,6 +35,7 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import FakeRenderer, eventually, make_artifact, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import Recorder
+from tests.support.odd_scenes import COUNTS
 
 PACE = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.3, final_s=0.5, backoff_s=0.01, backoff_max_s=0.05)
 STOP = EventReply(action=Action.STOP, reason="cancelled")
@@ -553,7 +553,7 @@ def test_progress_that_no_event_can_carry(storage: FsspecStorage) -> None:
 @pytest.mark.parametrize("count", ["an unknown total", "no total", "NumPy's floats", "no number"])
 def test_apart_it_may_count_oddly(storage: FsspecStorage, count: str) -> None:
     """In a process of its own, too, a renderer reports what it likes and renders to the end."""
-    io = RunnerIO(send=Recorder(), render=SupervisedRender({"odd": "odd_scenes:Odd"}), pace=PACE)
+    io = RunnerIO(send=Recorder(), render=SupervisedRender({"odd": "tests.support.odd_scenes:Odd"}), pace=PACE)
     assert isinstance(run_order(make_order(storage, scene="odd", params={"count": count}), io=io), Completed)
 
 

@@ -18,7 +18,6 @@ from wsgiref.simple_server import WSGIServer
 import httpx
 import pytest
 import uvicorn
-from object_servers import KINDS, SECRET, ObjectServer, Quiet, object_server
 
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.messages import JobStatus, StorageKey
@@ -33,6 +32,7 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import StorageContract, eventually, registered_scenes
 from renderdispatch.testing.contracts.urls import SignedUrlContract
 from renderdispatch.web.objects import asgi_app, wsgi_app
+from tests.support.object_servers import KINDS, SECRET, ObjectServer, Quiet, object_server
 
 _HOUR = timedelta(hours=1)
 _MIB = 1 << 20

@@ -12,10 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from callback_support import Answer, Request, answering, callback, closing, endless, hanging, saying
-from far_support import QUICK, FarBackend, WorldStorage, free_port, network, receiving
 from pydantic import JsonValue
-from webhook_support import NEW_SECRET, SECRET
 
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.messages import JobStatus, Limits, Output, Stage
@@ -27,6 +24,10 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, registered_scenes
+from renderdispatch.testing.world import WorldStorage
+from tests.support.callbacks import Answer, Request, answering, callback, closing, endless, hanging, saying
+from tests.support.far_renders import QUICK, FarBackend, free_port, network, receiving
+from tests.support.webhooks import NEW_SECRET, SECRET
 
 TINY = Output(width=16, height=16)
 

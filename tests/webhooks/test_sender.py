@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callback_support import Answer, PeakMemory, Request, answering, callback, closing, endless, hanging, saying
-from webhook_support import SECRET, Run
 
 from renderdispatch.errors import RenderStopped
 from renderdispatch.messages import (
@@ -40,6 +38,8 @@ from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer, make_order
 from renderdispatch.webhooks import WebhookVerifier, derive_key
+from tests.support.callbacks import Answer, PeakMemory, Request, answering, callback, closing, endless, hanging, saying
+from tests.support.webhooks import SECRET, Run
 
 QUICK = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.1, final_s=0.2, backoff_s=0.02, backoff_max_s=0.1)
 MIB = 1 << 20

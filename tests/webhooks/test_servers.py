@@ -19,9 +19,6 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from callback_support import PeakMemory
-from server_support import SERVERS, Server, serving, store_in
-from webhook_support import SECRET, Run, Signed, dispatched, redispatched
 
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import CancelRequested, RunEvent
@@ -34,6 +31,9 @@ from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.renderers import make_order
 from renderdispatch.webhooks import derive_key
+from tests.support.callbacks import PeakMemory
+from tests.support.webhook_servers import SERVERS, Server, serving, store_in
+from tests.support.webhooks import SECRET, Run, Signed, dispatched, redispatched
 
 MIB = 1 << 20
 

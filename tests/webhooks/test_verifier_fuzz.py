@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 
 from renderdispatch.errors import WebhookVerificationError
 from renderdispatch.webhooks import BearerVerifier
-
-sys.path.insert(0, str(Path(__file__).parent))
-import forgeries
+from tests.support import forgeries
 
 quick = settings(max_examples=1000, deadline=None)
 thorough = settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))

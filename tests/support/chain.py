@@ -51,6 +51,9 @@ _POLL_S: Final = 0.02
 Answer = dict[str, Any]
 """What a poll answers, as JSON."""
 
+StartChain = Callable[..., "Chain"]
+"""``start_chain(webhook=False, RENDERDISPATCH_LEASE_S="5")``: options of `Chain`, and variables of the application."""
+
 
 class Chain:
     """The application in a process of its own, a tap on its webhook, and a client. Use it as a context manager.

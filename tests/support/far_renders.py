@@ -16,8 +16,6 @@ from typing import Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from attrs import define, field
-from callback_support import Callback, Request, callback
-from webhook_support import Signed
 
 from renderdispatch.backends.executor import Executor, ThreadTask
 from renderdispatch.messages import Completed, EventReply, Failed, RenderEvent, RenderOrder, RenderStats
@@ -25,20 +23,13 @@ from renderdispatch.protocols import BackendCall, CallState, CallStatus, Localit
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
 from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.service import RenderService
-from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer
 from renderdispatch.web.webhook import wsgi_app
+from tests.support.callbacks import Callback, Request, callback
+from tests.support.webhooks import Signed
 
 QUICK: Final = Pace(progress_s=0.05, heartbeat_s=0.5, check_in_s=0.5, final_s=3.0, backoff_s=0.03, backoff_max_s=0.2)
 TRY_S: Final = 0.5
-
-
-class WorldStorage(MemoryStorage):
-    """A storage that a far backend accepts."""
-
-    @property
-    def locality(self) -> Locality:
-        return Locality.WORLD
 
 
 class WatchedRenderer:

@@ -23,9 +23,8 @@ from typing import Any, Final
 
 import pytest
 from attrs import define, field, frozen
-from mishaps_scenes import TROUBLE
 
-from renderdispatch import RenderService, layout
+from renderdispatch import RenderService
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.reconcile import Reconciler
@@ -38,8 +37,9 @@ from renderdispatch.testing import registered_scenes
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
 from renderdispatch.testing.webhook_server import webhook_server
+from tests.support import ROOT
+from tests.support.mishaps_scenes import TROUBLE, Trouble
 
-HERE: Final = Path(__file__).parent
 PATIENCE_S: Final = 60.0
 CONTAINERS: Final = 3
 SMALL: Final = Output(width=64, height=64)
@@ -161,7 +161,7 @@ class Render:
     @property
     def objects(self) -> dict[str, int]:
         """The sizes of what the job's attempts have in storage, by key."""
-        infos = self.rig.storage.list(layout.job_prefix(None, self.id))
+        infos = self.rig.storage.list(f"jobs/{self.id}/")
         return {info.key: info.size for info in infos if "audio" not in info.key}
 
     @property
@@ -273,9 +273,9 @@ def _eventually(look: Callable[[], bool], what: Callable[[], str]) -> None:
 def troubled_modal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackModal]:
     """A loopback Modal with the real app, whose containers know the scene `Trouble`."""
     folder = tmp_path_factory.mktemp("scenes")
-    with registered_scenes(folder, {TROUBLE: "mishaps_scenes:Trouble"}):
+    with registered_scenes(folder, {TROUBLE: f"{Trouble.__module__}:{Trouble.__name__}"}):
         pass  # what it wrote stays
-    path = os.pathsep.join([str(folder), str(HERE)])
+    path = os.pathsep.join([str(folder), str(ROOT)])
     with LoopbackModal(max_containers=CONTAINERS, container_env={"PYTHONPATH": path}) as server:
         server.deploy("renderdispatch.modal_app")
         yield server

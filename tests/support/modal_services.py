@@ -15,7 +15,6 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.web.objects import wsgi_app
 
-HERE = Path(__file__).parent
 SECRET = "a secret of at least 24 bytes"
 
 
