@@ -297,7 +297,7 @@ def test_the_sender_comes_back_when_the_store_does(server: Server, store: SqlJob
             assert store.get(run.job_id).stage is Stage.DISPATCHED
             away.unlink()
             assert wishes[0] == 5
-            assert reporter.finish(reporter.completed(run.completed().artifact))
+            assert reporter.finish(reporter.events.completed(run.completed().artifact))
     assert store.get(run.job_id).stage is Stage.FINALIZING
 
 
