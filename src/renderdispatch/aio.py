@@ -16,8 +16,8 @@ import anyio
 from anyio import to_thread
 from pydantic import JsonValue
 
+from renderdispatch.engine.audio import AudioSource
 from renderdispatch.engine.inbox import WebhookResponse
-from renderdispatch.engine.intake import AudioSource
 from renderdispatch.engine.watching import Pause, what_shows
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant
