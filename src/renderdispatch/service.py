@@ -91,7 +91,7 @@ class RenderService:
         self._engine = engine
         self._tenant = tenant
         self._views = Views(engine.parts, tenant)
-        self._submissions = Submissions(engine.parts, tenant, created=engine.created)
+        self._submissions = Submissions(engine.parts, tenant, engine.created)
 
     def __repr__(self) -> str:
         parts = self._engine.parts

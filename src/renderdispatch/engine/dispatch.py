@@ -103,7 +103,7 @@ class Dispatcher:
         if job.attempt is None or job.attempt.token != claim.token:  # ours also if the answer to a first try was lost
             return False
         held = self._keeper.hold(job, self._closing.child())
-        preparation = Preparation(self._parts, self._keeper, self._inbox, job=job, held=held, closing=self._closing)
+        preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
         future = self._pool.submit(preparation.run)
         with self._lock:
             self._busy.add(future)

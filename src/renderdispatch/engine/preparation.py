@@ -10,6 +10,8 @@ import logging
 from functools import partial
 from typing import Final
 
+from attrs import frozen
+
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
@@ -32,11 +34,12 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality
+from renderdispatch.protocols import BackendCall, Locality, RenderBackend
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 
+@frozen(eq=False)
 class Preparation:
     """Takes one claimed attempt to its backend.
 
@@ -46,14 +49,16 @@ class Preparation:
         closing: Requested when the worker closes. An attempt that is given up for that stays held, to be handed back.
     """
 
-    def __init__(self, parts: Parts, keeper: LeaseKeeper, inbox: Inbox, *, job: Job, held: Held, closing: Stop) -> None:
-        self._parts = parts
-        self._keeper = keeper
-        self._inbox = inbox
-        self._job = job
-        self._held = held
-        self._closing = closing
-        self._backend = parts.backends[held.backend]
+    _parts: Parts
+    _keeper: LeaseKeeper
+    _inbox: Inbox
+    _job: Job
+    _held: Held
+    _closing: Stop
+
+    @property
+    def _backend(self) -> RenderBackend:
+        return self._parts.backends[self._held.backend]
 
     def run(self) -> None:
         """Prepare and start the attempt; whatever goes wrong becomes the attempt's error."""

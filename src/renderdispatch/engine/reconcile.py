@@ -180,16 +180,16 @@ class Reconciler:
             if attempt.called:
                 job = self._find_result(job, attempt)
             return self._commit(job, LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
-        if attempt.called:
-            try:
-                job = self._ask(job, attempt)
-            except (JobNotFoundError, StoreUnavailableError, StorageError):  # storage may hold the result
-                raise
-            except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
-                _log_error(error, "job %s: its backend is asked again", job.id)
-            if job.stage is Stage.FINALIZING:
-                return self._finalize(job, attempt)
-        return self._commit(job, ClockAdvanced())
+        return self._check_call(job, attempt) if attempt.called else self._commit(job, ClockAdvanced())
+
+    def _check_call(self, job: Job, attempt: Attempt) -> Job:
+        try:
+            job = self._ask(job, attempt)
+        except (JobNotFoundError, StoreUnavailableError, StorageError):  # storage may hold the result
+            raise
+        except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
+            _log_error(error, "job %s: its backend is asked again", job.id)
+        return self._finalize(job, attempt) if job.stage is Stage.FINALIZING else self._commit(job, ClockAdvanced())
 
     def _finalize(self, job: Job, attempt: Attempt) -> Job:
         """Complete the job once storage shows its video (rule J7)."""

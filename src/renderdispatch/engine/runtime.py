@@ -110,7 +110,7 @@ class Engine:
     def _new_receiver(self) -> WebhookReceiver:
         if self.parts.keys is None:
             raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
-        return WebhookReceiver(Inbox(self.parts.store, over=self._run_over, check=self.check_open), self.parts.keys)
+        return WebhookReceiver(Inbox(self.parts.store, self._run_over, self.check_open), self.parts.keys)
 
     def _run_over(self, token: str) -> None:
         if (worker := self._worker.peek()) is not None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+from attrs import frozen
+
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import AudioSource, Streamed, examine
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request
@@ -34,6 +36,7 @@ UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 _NO_AUDIO: Final = StoredAudio(key="", size=0)
 
 
+@frozen
 class Submissions:
     """Records jobs, for one tenant or for the service without tenants.
 
@@ -41,10 +44,9 @@ class Submissions:
         created: Called after a job was recorded.
     """
 
-    def __init__(self, parts: Parts, tenant: str | None, *, created: Callable[[], None]) -> None:
-        self._parts = parts
-        self._tenant = tenant
-        self._created = created
+    _parts: Parts
+    _tenant: str | None
+    _created: Callable[[], None]
 
     def submit(
         self,

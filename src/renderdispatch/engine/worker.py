@@ -40,7 +40,7 @@ class Worker:
         holder = f"{parts.machine}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stop = Stop()
         self.keeper = LeaseKeeper(parts.store, parts.backends, holder=holder, lease=parts.lease)
-        self.inbox = Inbox(parts.store, over=self.run_over)
+        self.inbox = Inbox(parts.store, self.run_over)
         self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, wake=self.wake_all)
         self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, stop=self._stop)
         self._renew_s = lease_s / 3
