@@ -29,7 +29,7 @@ from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.web.webhook import asgi_app, wsgi_app
-from renderdispatch.webhooks import WebhookSigner, derive_key
+from renderdispatch.webhooks import AttemptKeys, WebhookSigner
 
 
 class SometimesAway(MemoryJobStore):
@@ -250,7 +250,7 @@ def test_a_key_speaks_for_no_other_job(service: RenderService, store: MemoryJobS
     under_its_own = leaked.sign_body(event.model_dump_json().encode())
     response = send(service, under_its_own)
     assert (response.status, code_of(response)) == (401, "webhook.wrong-attempt")
-    forged = WebhookSigner(derive_key(SECRET, job_id=leaked.job_id, attempt=1))
+    forged = WebhookSigner(AttemptKeys(SECRET).secret(job_id=leaked.job_id, attempt=1))
     headers, body = other.sign(event)
     response = service.handle_webhook(forged.sign(headers["webhook-id"], body, now=datetime.now(UTC)), body)
     assert (response.status, code_of(response)) == (401, "webhook.wrong-signature")
@@ -353,7 +353,7 @@ def test_refusals_log_no_secret(
         send(service, run.sign(run.check_in(), now=datetime.now(UTC) - timedelta(hours=1))),
         send(service, Run(run.job_id, 2, run.token).sign(run.check_in())),
     ]
-    key = derive_key(SECRET, job_id=run.job_id, attempt=1)
+    key = AttemptKeys(SECRET).secret(job_id=run.job_id, attempt=1)
     said = caplog.text + "".join(map(repr, answers)) + repr(service) + repr(run.check_in())
     for secret in (SECRET[6:], key[6:], run.token, headers["webhook-signature"][3:]):
         assert secret not in said
