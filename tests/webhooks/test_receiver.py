@@ -36,8 +36,10 @@ class SometimesAway(MemoryJobStore):
     """A store that answers nobody while ``away`` is set."""
 
     away = False
+    reads = 0
 
     def get(self, job_id: str) -> Job:
+        self.reads += 1
         if self.away:
             raise StoreUnavailableError("the store does not answer")
         return super().get(job_id)
@@ -83,6 +85,14 @@ def test_a_check_in_is_applied(service: RenderService, store: MemoryJobStore) ->
     attempt = store.get(run.job_id).attempt
     assert attempt is not None and attempt.runs == (run.run_id,)
     assert service.webhook_counts() == {"applied": 1}
+
+
+def test_a_job_is_read_once(service: RenderService, store: SometimesAway) -> None:
+    """An event that is applied costs one read of its job, and one write."""
+    run = dispatched(store)
+    reads, revision = store.reads, store._jobs[run.job_id].revision
+    reply_of(send(service, run.sign(run.check_in())))
+    assert (store.reads - reads, store._jobs[run.job_id].revision - revision) == (1, 1)
 
 
 def test_a_replay_changes_nothing(service: RenderService, store: MemoryJobStore) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, WebhookVerificationError
-from renderdispatch.webhooks import AttemptKeys, EventId, WebhookSigner, WebhookVerifier, parse_secret
+from renderdispatch.webhooks import RECENT_ATTEMPTS, AttemptKeys, EventId, WebhookSigner, WebhookVerifier, parse_secret
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLD, NEW = ("whsec_" + base64.b64encode(byte * 32).decode() for byte in (b"o", b"n"))
@@ -144,3 +144,16 @@ def test_masters_that_are_missing_or_malformed_are_refused(masters: Any) -> None
 def test_repr_shows_no_master() -> None:
     """It stands in logs."""
     assert NEW[6:] not in repr(AttemptKeys(NEW)) and "nnnn" not in repr(AttemptKeys(NEW))
+
+
+def test_the_keys_of_recent_attempts_are_kept_in_bounds() -> None:
+    """Each attempt's key is derived once while it is recent; strangers' ids cost no more memory than a constant."""
+    keys = AttemptKeys([NEW, OLD])
+    first = keys.prepared("rd:job-1:1:e1")
+    assert keys.prepared("rd:job-1:1:e2") is first and len(first) == 2
+    assert keys.prepared("rd:job-1:2:e1") is not first
+    for number in range(2 * RECENT_ATTEMPTS):
+        keys.prepared(f"rd:stranger-{number}:1:e")
+    assert keys._recent.cache_info().currsize == RECENT_ATTEMPTS
+    event = EventId("job-1", 1, "e3")
+    assert verify(WebhookVerifier(keys), keys.secret(job_id="job-1", attempt=1), event) == event

@@ -6,13 +6,15 @@ attempts and the reconciler use it alike. It is pure.
 
 from __future__ import annotations
 
-from renderdispatch.engine.events import AttemptFailed, CallMissing, CancelConfirmed, JobEvent, ResultFound
+from renderdispatch.engine.events import AttemptFailed, CallMissing, CancelConfirmed, ResultFound
 from renderdispatch.jobs import Attempt
 from renderdispatch.messages import Completed, Failed, FaultDomain, JobError
 from renderdispatch.protocols import CallState, CallStatus
 
+CallEvent = AttemptFailed | CallMissing | CancelConfirmed | ResultFound
 
-def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> JobEvent | None:
+
+def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> CallEvent | None:
     """Return what the state of an attempt's call means for its job; None where it means nothing new.
 
     Args:

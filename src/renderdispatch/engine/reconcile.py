@@ -28,7 +28,7 @@ from renderdispatch.engine.events import (
     VideoMissing,
     VideoSeen,
 )
-from renderdispatch.engine.outcomes import call_event
+from renderdispatch.engine.outcomes import CallEvent, call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.errors import (
     BackendError,
@@ -213,7 +213,7 @@ class Reconciler:
                 return found
         return job if event is None else self._commit(job, event)
 
-    def _ask_backend(self, job: Job, attempt: Attempt) -> JobEvent | None:
+    def _ask_backend(self, job: Job, attempt: Attempt) -> CallEvent | None:
         """Return what the backend knows of the attempt's call, as an event; tell it to stop if the job is cancelled."""
         backend = self._backends.get(attempt.backend)
         if backend is None:
