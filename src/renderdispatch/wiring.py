@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.engine.intake import describe_validation
-from renderdispatch.engine.runtime import Closable
+from renderdispatch.engine.parts import Closable
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter

@@ -37,9 +37,9 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer, make_order
-from renderdispatch.webhooks import WebhookVerifier, derive_key
 from tests.support.callbacks import Answer, PeakMemory, Request, answering, callback, closing, endless, hanging, saying
 from tests.support.webhooks import SECRET, Run
+from renderdispatch.webhooks import AttemptKeys, WebhookVerifier
 
 QUICK = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.1, final_s=0.2, backoff_s=0.02, backoff_max_s=0.1)
 MIB = 1 << 20
@@ -56,7 +56,7 @@ def run(order: RenderOrder) -> Run:
 
 
 def key_of(order: RenderOrder) -> str:
-    return derive_key(SECRET, job_id=order.job_id, attempt=order.attempt)
+    return AttemptKeys(SECRET).secret(job_id=order.job_id, attempt=order.attempt)
 
 
 def sender_to(url: str, order: RenderOrder, **options: Any) -> WebhookSender:
@@ -479,7 +479,7 @@ def test_a_whole_run_logs_no_secret(
         with WebhookSender(order, order.callback) as send:
             said = caplog.text + repr(outcome) + repr(order) + repr(send) + "".join(capfd.readouterr())
         job_id = json.loads(seen.requests[0].body)["jobId"]
-        secrets = [derive_key(SECRET, job_id=job_id, attempt=1)[6:], order.callback.key[6:]]
+        secrets = [AttemptKeys(SECRET).secret(job_id=job_id, attempt=1)[6:], order.callback.key[6:]]
         secrets += [r.headers["webhook-signature"][3:] for r in seen.requests]
         assert len(seen.requests) > 4
         for secret in (*secrets, "do-not-log", SECRET[6:]):
