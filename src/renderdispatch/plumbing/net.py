@@ -92,6 +92,12 @@ class Wire:
 
     def watch(self, event: str, info: Mapping[str, object]) -> None:
         """Follow connections from plain to TLS, as httpcore's trace extension tells of them."""
+        if event == "http11.send_request_body.complete" and hasattr(socket, "TCP_QUICKACK"):
+            # A server whose sockets lack TCP_NODELAY (uvicorn's, with several workers) sends the body of a response
+            # once its headers were acknowledged, which Linux else delays by 40 ms.
+            with self._lock, contextlib.suppress(OSError):
+                for connected in self._sockets:
+                    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
             with self._lock:
                 self._sockets = [known for known in self._sockets if known.fileno() != -1]
