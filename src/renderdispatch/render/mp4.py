@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
     from renderdispatch.render.audio import Samples
-    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.paint import Canvas
 
     AnyPacket = Packet[Stream]
 
