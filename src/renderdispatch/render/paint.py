@@ -6,18 +6,18 @@ Soft light is computed on a small picture and scaled up. Sharp shapes are drawn 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from renderdispatch.render.features import Floats
 from renderdispatch.render.params import LightParams
 
 Canvas = NDArray[np.uint8]
 """The picture: (height, width, 3) uint8, RGB with full range. It holds an older frame: paint all of it."""
-Floats = NDArray[np.floating[Any]]
 
 _SMALL_PIXELS: Final = 160 * 90
 

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from renderdispatch.render.features import Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Floats, Spring, gradient, softened, spectrum
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, softened, spectrum
 from renderdispatch.render.params import BarsParams
 from renderdispatch.render.scene import Scene
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from renderdispatch.render.features import Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Floats, Spring, gradient, smoothstep, softened, spectrum
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep, softened, spectrum
 from renderdispatch.render.params import RadialParams
 from renderdispatch.render.scene import Scene
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from renderdispatch.render.features import Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Floats, Spring, gradient, smoothstep
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep
 from renderdispatch.render.params import WaveParams
 from renderdispatch.render.scene import Scene
 
