@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a test of chance draws from: the same in each run, another one in each soak. A variable replays a failure."""
+    name, soaks = "RENDERDISPATCH_TEST_SEED", request.node.get_closest_marker("soak") is not None
+    chosen = int(os.environ.get(name) or (secrets.randbelow(1 << 32) if soaks else 1))
+    print(f"{name}={chosen} replays this")
+    return chosen
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def _assert_adopted_and_delivered_once(render: Render, *, duplicates: bool) -> N
     [
         (6, False),
         (3, True),
-        pytest.param(100, False, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
-        pytest.param(100, True, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(100, False, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+        pytest.param(100, True, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
 )
 def test_lost_answers(rig: Rig, jobs: int, forget_keys: bool) -> None:

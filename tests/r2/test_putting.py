@@ -19,6 +19,7 @@ from renderdispatch.protocols import Source
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 from renderdispatch.testing import in_threads
 from renderdispatch.testing.local_r2 import FaultKind, LocalR2
+from tests.support.lengths import lengths
 
 _HOUR = timedelta(hours=1)
 _WRITERS = 8
@@ -115,14 +116,13 @@ class TestIfAbsent:
         with pytest.raises(ObjectExistsError, match="write-once"):
             storage.put("key", b"same", if_absent=True)
 
-    @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("rounds", lengths(10, soak=100, timeout_s=300))
     def test_small_objects_have_one_winner(self, storage: R2Storage, rounds: int) -> None:
         """Of eight writers of the same bytes, one wins, in every round."""
         for number in range(rounds):
             self._one_winner(storage, f"key-{number}", lambda _: b"the same")
 
-    @pytest.mark.timeout(900)
-    @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("rounds", lengths(1, long=10, soak=100, timeout_s=1800))
     def test_large_objects_have_one_winner(self, storage: R2Storage, rounds: int) -> None:
         """Of eight writers of chunks that are too many for one part, one wins, in every round."""
         data = [bytes([65 + index]) * (PART_BYTES + 1) for index in range(_WRITERS)]

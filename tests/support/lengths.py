@@ -1,0 +1,24 @@
+"""How often is a test of chance repeated?
+
+Each run of the tests takes a few rounds, CI about a tenth of all (``-m long``), and ``make test-soak`` all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+
+def lengths(*quick: int, long: int | None = None, soak: int, timeout_s: float) -> Sequence[Any]:
+    """Return the values of a parameter that says how often.
+
+    Args:
+        quick: In each run. These have the usual time limit.
+        long: In CI.
+        soak: In a soak.
+        timeout_s: The time limit of a soak.
+    """
+    tenth = [] if long is None else [pytest.param(long, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+    return [*quick, *tenth, pytest.param(soak, marks=[pytest.mark.soak, pytest.mark.timeout(timeout_s)])]
