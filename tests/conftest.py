@@ -10,6 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis: few examples while developing (dev), all of them in CI (ci), where each run draws the same ones and a
+# failure prints how to replay it. HYPOTHESIS_PROFILE chooses one. How long an example takes is the machine's affair.
+_ANY_TIME = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors]
+settings.register_profile(
+    "dev", max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=_ANY_TIME
+)
+settings.register_profile(
+    "ci", settings.get_profile("dev"), max_examples=100, derandomize=True, print_blob=True, database=None
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
 @pytest.fixture

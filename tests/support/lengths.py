@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 
 def lengths(*quick: int, long: int | None = None, soak: int, timeout_s: float) -> Sequence[Any]:
@@ -22,3 +23,8 @@ def lengths(*quick: int, long: int | None = None, soak: int, timeout_s: float) -
     """
     tenth = [] if long is None else [pytest.param(long, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
     return [*quick, *tenth, pytest.param(soak, marks=[pytest.mark.soak, pytest.mark.timeout(timeout_s)])]
+
+
+def examples(number: int) -> settings:
+    """Return Hypothesis settings for this many examples in CI, and for as many fewer elsewhere as the profile has."""
+    return settings(max_examples=number * settings().max_examples // 100)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 from renderdispatch.errors import WebhookVerificationError
 from renderdispatch.webhooks import BearerVerifier
 from tests.support import SUPPORT, forgeries
-from tests.support.lengths import lengths
+from tests.support.lengths import examples, lengths
 
-quick = settings(max_examples=1000, deadline=None)
+quick = examples(1000)
 
 
 class _Drawn:
@@ -49,11 +50,11 @@ def test_forgeries_are_refused() -> None:
     quick(given(st.data())(_refuses_forgeries))()
 
 
-@pytest.mark.parametrize("examples", lengths(long=10_000, soak=100_000, timeout_s=3600))
-def test_very_many_forgeries_are_refused(examples: int) -> None:
+@pytest.mark.parametrize("number", lengths(long=10_000, soak=100_000, timeout_s=3600))
+def test_very_many_forgeries_are_refused(number: int, seed: int) -> None:
     """The same at length."""
-    thorough = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-    thorough(given(st.data())(_refuses_forgeries))()
+    thorough = settings(max_examples=number, suppress_health_check=list(HealthCheck))
+    thorough(hypothesis.seed(seed)(given(st.data())(_refuses_forgeries)))()
 
 
 _values = st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text(), max_size=2)
