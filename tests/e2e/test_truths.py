@@ -25,7 +25,8 @@ import pytest
 from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
-from tests.support.chain import Answer, Chain, ReservedPort, StartChain
+from tests.support.chain import Answer, Chain, StartChain
+from tests.support.ports import ReservedPort
 from tests.support.scenarios import (
     DISPATCH_STAGES,
     SEVEN_DAYS_S,

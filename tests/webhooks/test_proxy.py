@@ -26,8 +26,9 @@ from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, registered_scenes
 from renderdispatch.testing.world import WorldStorage
 from tests.support.callbacks import Answer, Request, answering, callback, closing, endless, hanging, saying
-from tests.support.far_renders import QUICK, FarBackend, free_port, network, receiving
+from tests.support.far_renders import QUICK, FarBackend, network, receiving
 from tests.support.lengths import lengths
+from tests.support.ports import free_port
 from tests.support.webhooks import NEW_SECRET, SECRET
 
 TINY = Output(width=16, height=16)
