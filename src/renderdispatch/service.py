@@ -268,17 +268,18 @@ class RenderService:
         )
         if idempotency_key is not None and (existing := self._existing(job_id)) is not None:
             return self._same(existing, request, incoming.describe(), idempotency_key, routed=not backend)
-        stored = incoming.store(job_id)
+        incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
+        stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
         request = request.model_copy(update={"audio": stored})
         try:
-            job = self._create(request, job_id, tenant=self._tenant, priority=priority)
+            job = self._create(request, job_id, incarnation, tenant=self._tenant, priority=priority)
         except JobExistsError:
             incoming.discard()
             if idempotency_key is None:
                 raise
             return self._same(parts.store.get(job_id), request, stored, idempotency_key, routed=not backend)
         except BaseException:
-            if self._surely_absent(job_id):  # a create whose answer was lost may stand, and then needs its audio
+            if self._surely_absent(job_id, incarnation):  # a create whose answer was lost may stand: it needs its audio
                 incoming.discard()
             raise
         return JobHandle(self, job.id)
@@ -305,12 +306,20 @@ class RenderService:
         return UploadGrant(key=key, put=put, expires_at=now + UPLOAD_GRANT_LIFE)
 
     def _create(
-        self, request: RenderRequest, job_id: str, *, tenant: str | None, priority: int, retry_of: str | None = None
+        self,
+        request: RenderRequest,
+        job_id: str,
+        incarnation: str,
+        *,
+        tenant: str | None,
+        priority: int,
+        retry_of: str | None = None,
     ) -> Job:
         store = self._engine.parts.store
         now = store.now()
         job = Job(
             id=job_id,
+            incarnation=incarnation,
             tenant=tenant,
             request=request,
             fingerprint=intake.fingerprint(request),
@@ -341,11 +350,12 @@ class RenderService:
         except JobNotFoundError:
             return None
 
-    def _surely_absent(self, job_id: str) -> bool:
+    def _surely_absent(self, job_id: str, incarnation: str) -> bool:
         try:
-            return self._existing(job_id) is None
+            existing = self._existing(job_id)
         except StoreUnavailableError:
             return False
+        return existing is None or existing.incarnation != incarnation
 
     def _same(self, job: Job, request: RenderRequest, audio: Audio, key: str, *, routed: bool) -> JobHandle:
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
@@ -542,23 +552,24 @@ class RenderService:
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be tried again"
             raise InvalidRequestError(message, code="job.not-retryable")
-        new_id = uuid.uuid4().hex
+        new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         request = job.request
-        passing = (layout.job_prefix(job.tenant, job.id), layout.UPLOADS)  # what may go before the new job ends
+        passing = (layout.prefix_of(job), layout.UPLOADS)  # what may go before the new job ends
         if isinstance(request.audio, StoredAudio) and request.audio.key.startswith(passing):
-            request = request.model_copy(update={"audio": self._copy_audio(request.audio, job.tenant, new_id)})
+            copy = self._copy_audio(request.audio, layout.job_prefix(job.tenant, new_id, incarnation))
+            request = request.model_copy(update={"audio": copy})
         elif isinstance(request.audio, StoredAudio) and not request.audio.key:
             raise InvalidRequestError(
                 f"the audio of job {job.id} was never stored; submit it again", code="audio.missing"
             )
-        again = self._create(request, new_id, tenant=job.tenant, priority=job.priority, retry_of=job.id)
+        again = self._create(request, new_id, incarnation, tenant=job.tenant, priority=job.priority, retry_of=job.id)
         return JobHandle(self, again.id)
 
-    def _copy_audio(self, audio: StoredAudio, tenant: str | None, new_id: str) -> StoredAudio:
+    def _copy_audio(self, audio: StoredAudio, prefix: str) -> StoredAudio:
         storage = self._engine.parts.storage
         try:
             with storage.open(audio.key) as source:
-                return intake.Streamed(storage, tenant, source, audio.key).store(new_id)
+                return intake.Streamed(storage, source, audio.key).store(prefix)
         except ObjectNotFoundError:
             raise InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
 
@@ -579,7 +590,7 @@ class RenderService:
         if any(not a.stopped and not a.local and a.clean_up == "owed" for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
-        parts.storage.delete_prefix(layout.job_prefix(job.tenant, job.id))
+        parts.storage.delete_prefix(layout.prefix_of(job))
         parts.store.delete(job.id)
 
 

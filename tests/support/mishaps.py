@@ -26,7 +26,6 @@ from attrs import define, field, frozen
 
 from renderdispatch import RenderService
 from renderdispatch.backends.modal import ModalBackend
-from renderdispatch.engine import layout
 from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.jobs import Job
@@ -162,7 +161,7 @@ class Render:
     @property
     def objects(self) -> dict[str, int]:
         """The sizes of what the job's attempts have in storage, by key."""
-        infos = self.rig.storage.list(layout.job_prefix(None, self.id))
+        infos = self.rig.storage.list(f"jobs/{self.id}/")
         return {info.key: info.size for info in infos if "audio" not in info.key}
 
     @property

@@ -40,7 +40,7 @@ from attrs import define, field, frozen
 
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.intake import keyed_id
-from renderdispatch.engine.layout import attempt_prefix, job_prefix
+from renderdispatch.engine.layout import attempt_prefix, prefix_of
 from renderdispatch.errors import StorageError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import Completed, FaultDomain, JobStatus, Limits, Output, StoredAudio
@@ -579,7 +579,7 @@ class Storm:
         for wish in self.wishes:
             job = self.store.get(wish.id)
             found += [f"job {wish.number}: {problem}" for problem in self._problems_of(wish, job, objects)]
-            objects = {key: size for key, size in objects.items() if not key.startswith(job_prefix(None, job.id))}
+            objects = {key: size for key, size in objects.items() if not key.startswith(prefix_of(job))}
         found += [f"an object of no job: {key}" for key in objects]
         return found
 
@@ -593,10 +593,10 @@ class Storm:
         if job.artifact is not None and job.attempt is not None and job.status is JobStatus.COMPLETE:
             assert job.attempt.result_key is not None
             expected |= {job.artifact.key, job.attempt.result_key}
-            if not job.artifact.key.startswith(attempt_prefix(None, job.id, job.attempt.token)):
+            if not job.artifact.key.startswith(attempt_prefix(prefix_of(job), job.attempt.token)):
                 yield f"its video is of another attempt: {_history(job)}"
             yield from self._problems_of_video(wish, job)
-        standing = {key for key in objects if key.startswith(job_prefix(None, job.id))}
+        standing = {key for key in objects if key.startswith(prefix_of(job))}
         for key in sorted(standing - expected):
             yield f"an object too many: {key}; {job.status}; {_history(job)}"
         for key in sorted(expected - standing):

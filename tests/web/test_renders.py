@@ -29,7 +29,8 @@ from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import eventually, in_threads, make_order, registered_scenes
 from renderdispatch.web import objects, renders, webhook
-from renderdispatch.web.gateways import AsgiApp, Environ, Receive, Scope, Send, StartResponse
+from renderdispatch.web.asgi import AsgiApp, Receive, Scope, Send
+from renderdispatch.web.wsgi import Environ, StartResponse
 from tests.support.object_servers import SECRET, Quiet
 
 TOKEN = "a-token-that-is-secret"

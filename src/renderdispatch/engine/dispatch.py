@@ -31,6 +31,7 @@ from renderdispatch.engine.events import (
     JobEvent,
     StageEntered,
 )
+from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import Held, LeaseKeeper
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
@@ -46,16 +47,13 @@ from renderdispatch.errors import (
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     MAX_ORDER_BYTES,
-    Action,
     Audio,
     Callback,
-    EventReply,
     FaultDomain,
     JobError,
     LocalAudio,
     ObjectUrls,
     RemoteAudio,
-    RenderEvent,
     RenderOrder,
     Stage,
     StoredAudio,
@@ -104,6 +102,7 @@ class Dispatcher:
         storage: StorageAdapter,
         backends: Mapping[str, RenderBackend],
         keeper: LeaseKeeper,
+        inbox: Inbox,
         *,
         machine: str,
         fetcher: AudioFetcher | None = None,
@@ -115,6 +114,7 @@ class Dispatcher:
         self._storage = storage
         self._backends = backends
         self._keeper = keeper
+        self._inbox = inbox
         self._patience_s = keeper.lease.total_seconds()
         self._machine = machine
         self._fetcher = fetcher
@@ -147,26 +147,6 @@ class Dispatcher:
         self._closing.set()
         self._keeper.let_go()
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def receive(self, event: RenderEvent) -> Decision:
-        """Apply what a run said; the decision holds the answer."""
-        try:
-            decision = commit(self._store, event.job_id, event)
-        except JobNotFoundError:
-            self._keeper.release(event.token)
-            raise
-        job = decision.job
-        if job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
-            self._keeper.release(event.token)
-            self._wake()
-        return decision
-
-    def _answer(self, event: RenderEvent) -> EventReply:
-        """Take an event of a local run; a job that was deleted meanwhile needs no render."""
-        try:
-            return self.receive(event).reply
-        except JobNotFoundError:
-            return EventReply(action=Action.STOP, reason="deleted")
 
     # --- claiming
 
@@ -276,7 +256,7 @@ class Dispatcher:
 
     def _start(self, held: Held, backend: RenderBackend, order: RenderOrder) -> None:
         try:
-            call = backend.start(order, on_event=self._answer)
+            call = backend.start(order, on_event=self._inbox.on_event)
         except BackendError as error:
             if error.outcome_known:
                 raise
@@ -376,7 +356,7 @@ class Dispatcher:
             raise AudioError("the audio in storage has changed since submit", code="audio.changed")
 
     def _upload(self, job: Job, held: Held, path: Path) -> StoredAudio:
-        key = layout.audio_key(job.tenant, job.id, f"audio-{held.token}", path.name)
+        key = layout.audio_key(layout.prefix_of(job), f"audio-{held.token}", path.name)
         try:
             with path.open("rb") as file:
                 info = self._storage.put(key, _while_wanted(file, held))
@@ -392,7 +372,7 @@ class Dispatcher:
         if self._fetcher is None:
             raise InvalidRequestError("audio by URL needs a fetcher, and this worker has none", code="audio.no-fetcher")
         with self._fetcher.fetch(source.url.get_secret_value()) as fetched:
-            key = layout.audio_key(job.tenant, job.id, f"audio-{held.token}", fetched.filename or "")
+            key = layout.audio_key(layout.prefix_of(job), f"audio-{held.token}", fetched.filename or "")
             info = self._storage.put(key, _chunks_while_wanted(fetched.chunks, held))
         return StoredAudio(key=key, size=info.size)
 
@@ -408,6 +388,7 @@ class Dispatcher:
         now = self._store.now()
         expires_in = min(job.finish_by - now + _URL_SLACK, _MAX_URL)
         request = job.request
+        prefix = layout.prefix_of(job)
         attempt = job.attempt
         assert attempt is not None
 
@@ -421,8 +402,8 @@ class Dispatcher:
             token=held.token,
             audio_url=self._storage.sign_get(audio.key, expires_in=expires_in),
             audio_size=audio.size,
-            video=urls(layout.video_key(job.tenant, job.id, held.token), "video/mp4"),
-            result=urls(layout.result_key(job.tenant, job.id, held.token), "application/json"),
+            video=urls(layout.video_key(prefix, held.token), "video/mp4"),
+            result=urls(layout.result_key(prefix, held.token), "application/json"),
             scene=request.scene,
             params=request.params,
             output=request.output,

@@ -11,7 +11,6 @@ import io
 import json
 import platform
 import re
-import secrets
 import stat
 import sys
 import uuid
@@ -157,8 +156,12 @@ class Incoming(Protocol):
     def describe(self) -> Audio:
         """Return what the record would hold, without storing anything."""
 
-    def store(self, job_id: str) -> Audio:
-        """See that a worker can get at the audio; return what the record holds."""
+    def store(self, prefix: str) -> Audio:
+        """Put the audio where a worker can read it; return what the record holds.
+
+        Args:
+            prefix: Of the job's objects.
+        """
 
     def discard(self) -> None:
         """Remove what `store` stored, if anything."""
@@ -173,7 +176,7 @@ class _InPlace:
     def describe(self) -> Audio:
         return self.audio
 
-    def store(self, job_id: str) -> Audio:  # noqa: ARG002 - the protocol's
+    def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
         return self.audio
 
     def discard(self) -> None:
@@ -189,7 +192,6 @@ class Streamed:
     """
 
     storage: StorageAdapter
-    tenant: str | None
     source: Path | bytes | IO[bytes]
     name: str
     _key: str | None = None
@@ -200,8 +202,8 @@ class Streamed:
             pass
         return StoredAudio(key="", size=counted.size, sha256=counted.sha256.hexdigest())
 
-    def store(self, job_id: str) -> StoredAudio:
-        key = layout.audio_key(self.tenant, job_id, f"audio-{secrets.token_hex(8)}", self.name)
+    def store(self, prefix: str) -> StoredAudio:
+        key = layout.audio_key(prefix, "audio", self.name)
         counted = _Counted(self.source)
         self.storage.put(key, counted)
         self._key = key
@@ -265,11 +267,11 @@ def look_at(
             found = _look_at_file(audio, machine)
             # a record is UTF-8, and a file's name may be no text: then the file is read now, as where no worker runs
             in_place = leave_files and _is_text(found.path)
-            return _InPlace(found) if in_place else Streamed(storage, tenant, audio, audio.name)
+            return _InPlace(found) if in_place else Streamed(storage, audio, audio.name)
         case bytes():
             if not audio:
                 raise InvalidRequestError("the audio is empty", code="audio.empty")
-            return Streamed(storage, tenant, audio, "")
+            return Streamed(storage, audio, "")
         case StorageKey():
             if not layout.may_read(tenant, audio.key):
                 raise InvalidRequestError("this storage key is not yours", code="audio.denied")
@@ -290,7 +292,7 @@ def look_at(
             raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
-            return Streamed(storage, tenant, audio, name if isinstance(name, str) else "")
+            return Streamed(storage, audio, name if isinstance(name, str) else "")
     raise InvalidRequestError(f"a {type(audio).__name__} is no audio: {_WANTED}", code="audio.invalid")
 
 

@@ -292,7 +292,7 @@ class Reconciler:
         """Stop the calls of ended attempts, remove their objects, and the stored copy of a local file."""
         for attempt in job.attempts:
             if attempt.clean_up is CleanUp.OWED and self._is_stopped(job, attempt):
-                self._storage.delete_prefix(layout.attempt_prefix(job.tenant, job.id, attempt.token))
+                self._storage.delete_prefix(layout.attempt_prefix(layout.prefix_of(job), attempt.token))
                 job = self._commit(job, CleanedUp(token=attempt.token))
         if job.audio_clean_up is CleanUp.OWED:
             if job.audio is not None:

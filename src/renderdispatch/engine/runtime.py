@@ -15,12 +15,11 @@ from typing import Final, Protocol
 
 from attrs import frozen
 
-from renderdispatch.engine.inbox import WebhookReceiver
-from renderdispatch.engine.transitions import Decision
+from renderdispatch.engine.inbox import Inbox, WebhookReceiver
 from renderdispatch.engine.worker import Worker
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Callback, RenderEvent, RenderRequest
+from renderdispatch.messages import Callback, RenderRequest
 from renderdispatch.protocols import AudioFetcher, JobStore, RenderBackend, StorageAdapter
 from renderdispatch.webhooks import AttemptKeys
 
@@ -93,8 +92,10 @@ class Engine:
         assert parts.webhook_url is not None
         return Callback(url=parts.webhook_url, key=parts.keys.secret(job_id=job_id, attempt=attempt))
 
-    def _apply(self, event: RenderEvent) -> Decision:
-        return self.worker().dispatcher.receive(event)
+    def _run_over(self, token: str) -> None:
+        worker = self._worker
+        if worker is not None and worker.pid == os.getpid():
+            worker.run_over(token)
 
     def receiver(self) -> WebhookReceiver:
         """Return what answers webhooks.
@@ -106,7 +107,8 @@ class Engine:
             raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
         with self._lock:
             if self._receiver is None:
-                self._receiver = WebhookReceiver(self.parts.store, self.parts.keys, apply=self._apply)
+                inbox = Inbox(self.parts.store, over=self._run_over, check=self.check_open)
+                self._receiver = WebhookReceiver(inbox, self.parts.keys)
             return self._receiver
 
     def start(self) -> None:

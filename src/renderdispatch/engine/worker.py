@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 from renderdispatch.engine.dispatch import Dispatcher
+from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.errors import StoreUnavailableError
@@ -51,11 +52,13 @@ class Worker:
         self.pid = os.getpid()
         holder = f"{machine}:{self.pid}:{secrets.token_hex(4)}"
         self.keeper = LeaseKeeper(store, backends, holder=holder, lease=lease)
+        self.inbox = Inbox(store, over=self.run_over)
         self.dispatcher = Dispatcher(
             store,
             storage,
             backends,
             self.keeper,
+            self.inbox,
             machine=machine,
             fetcher=fetcher,
             wake=self.look,
@@ -100,6 +103,11 @@ class Worker:
         """Have the next round begin now, and look at what is due: something came to an end."""
         self._news.set()
         self._woken.set()
+
+    def run_over(self, token: str) -> None:
+        """Hold an attempt no longer: a run of it reported its end, or its job is gone."""
+        self.keeper.release(token)
+        self.look()
 
     def tick(self) -> int:
         """Take one round: dispatch what is ready, to the end of the dispatching, then reconcile."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 import uuid
@@ -63,6 +64,7 @@ def make_job(*, backend: str = "inline", machine: str | None = None, **changes: 
     now = changes.get("created_at") or datetime.now(UTC)
     fields = {
         "id": uuid.uuid4().hex,
+        "incarnation": secrets.token_hex(8),
         "request": make_request(audio=audio, backend=backend),
         "fingerprint": "0" * 64,
         "created_at": now,

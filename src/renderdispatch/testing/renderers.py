@@ -110,13 +110,14 @@ def make_order(storage: StorageAdapter, *, audio: bytes = AUDIO, **changes: Any)
     now = datetime.now(UTC)
     job_id = changes.get("job_id") or uuid.uuid4().hex
     token = changes.get("token") or uuid.uuid4().hex
+    prefix = layout.job_prefix(None, job_id, layout.new_incarnation())
     hour = timedelta(hours=1)
 
     def urls(key: str, content_type: str) -> ObjectUrls:
         put = storage.sign_put(key, expires_in=hour, content_type=content_type)
         return ObjectUrls(key=key, put=put, get=storage.sign_get(key, expires_in=hour))
 
-    song = layout.audio_key(None, job_id, f"audio-{token}", "song.wav")
+    song = layout.audio_key(prefix, f"audio-{token}", "song.wav")
     storage.put(song, audio)
     fields = {
         "job_id": job_id,
@@ -124,8 +125,8 @@ def make_order(storage: StorageAdapter, *, audio: bytes = AUDIO, **changes: Any)
         "token": token,
         "audio_url": storage.sign_get(song, expires_in=hour),
         "audio_size": len(audio),
-        "video": urls(layout.video_key(None, job_id, token), "video/mp4"),
-        "result": urls(layout.result_key(None, job_id, token), "application/json"),
+        "video": urls(layout.video_key(prefix, token), "video/mp4"),
+        "result": urls(layout.result_key(prefix, token), "application/json"),
         "scene": FAKE_SCENE,
         "output": Output(width=64, height=36),
         "start_by": now + hour,

@@ -345,7 +345,7 @@ class World:
 
     def send(self, event: RenderEvent) -> Decision:
         """Deliver an event as the webhook does, and return what was decided."""
-        return self.service._engine.worker().dispatcher.receive(event)
+        return self.service._engine.worker().inbox.take(event)
 
     def render(self, order: RenderOrder, *, lost: bool = False, **scene: Any) -> Completed | Failed:
         """Render an order as the far side does, and return how that ended.
