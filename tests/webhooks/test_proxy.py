@@ -206,9 +206,17 @@ def storage(tmp_path: Path) -> FsspecStorage:
     return FsspecStorage(tmp_path / "objects")
 
 
-@pytest.mark.long
+IN_CI = {"fails", "hangs", "sends 10 GB"}  # each one takes half a minute
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("answer", NEVER_WELL.values(), ids=NEVER_WELL.keys())
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(answer, id=name, marks=pytest.mark.long if name in IN_CI else pytest.mark.soak)
+        for name, answer in NEVER_WELL.items()
+    ],
+)
 def test_local_renders_end_without_any_webhook(store: SqlJobStore, storage: FsspecStorage, answer: Answer) -> None:
     """A render process whose callback never works hands its outcome over when it leaves, a minute later at most."""
     with callback(answer) as seen:
