@@ -18,8 +18,9 @@ from typing import Final
 import pytest
 
 from renderdispatch.messages import PROTOCOL, CallAnswer, Callback, Completed, Failed, FaultDomain
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.container import carry_out
+from renderdispatch.runner.run import RunLeft
 from renderdispatch.testing import eventually
 from tests.support.containers import RENDERERS, Objects, marked, read, serve_objects
 from tests.support.lengths import lengths
@@ -311,9 +312,10 @@ def test_a_second_signal_changes_nothing(store: Objects, scratch: Path) -> None:
     assert thrown > 1
 
 
-def test_what_is_thrown_into_leave_leaves_no_lock_behind() -> None:
+def test_what_is_thrown_into_a_request_leaves_no_lock_behind() -> None:
     """However often that happens, a run can be told to leave again: nobody waits for a lock that nobody will release."""
-    leaving = Leaving()
+    stop = Stop(error=RunLeft)
+    child = stop.child()
     armed = False
     over = threading.Event()
 
@@ -335,10 +337,11 @@ def test_what_is_thrown_into_leave_leaves_no_lock_behind() -> None:
             with pytest.raises(Cancelled):
                 armed = True
                 while True:
-                    leaving.leave()
-            leaving.leave()
+                    stop.request("the platform takes the run away")
+            stop.request("the platform takes the run away")
     finally:
         over.set()
         thread.join()
         signal.signal(signal.SIGUSR1, before)
-    assert leaving.asked
+    with pytest.raises(RunLeft):
+        child.check()

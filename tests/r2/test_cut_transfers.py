@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 from attrs import frozen
 
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, RenderError, StorageError
-from renderdispatch.runner.transfers import Transfers
+from renderdispatch.plumbing.stop import Stop
+from renderdispatch.runner.transfers import Transfers, open_transfers
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 from renderdispatch.testing.local_r2 import FaultKind, LocalR2
 from tests.support.lengths import lengths
@@ -116,7 +116,7 @@ def test_an_object_is_whole_or_not_there(r2: LocalR2, storage: R2Storage, tmp_pa
     whole = 0
     for number in range(cuts):
         cut = Cut.drawn(list(_TRANSFERS)[number % len(_TRANSFERS)], chance)
-        with Transfers(local=False, give_up_at=time.monotonic() + 60, stall_s=_STALL_S) as transfers:
+        with open_transfers(local=False, stop=Stop(timeout_s=60), stall_s=_STALL_S) as transfers:
             place = Place(storage, transfers, f"cut/{number:03}", tmp_path)
             whole += _cut(r2, cut, place, f"seed {seed}, cut {number}: {cut}")
         storage.delete(place.key)

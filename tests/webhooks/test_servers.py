@@ -30,11 +30,11 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.renderers import make_order
-from renderdispatch.webhooks import derive_key
 from tests.support.callbacks import PeakMemory
 from tests.support.lengths import lengths
 from tests.support.webhook_servers import SERVERS, Server, serving, store_in
 from tests.support.webhooks import SECRET, Run, Signed, dispatched, redispatched
+from renderdispatch.webhooks import AttemptKeys
 
 MIB = 1 << 20
 
@@ -252,7 +252,7 @@ def order_of(run: Run) -> RenderOrder:
 
 
 def callback_of(server: Server, run: Run) -> Callback:
-    return Callback(url=server.url, key=derive_key(run.secret, job_id=run.job_id, attempt=run.attempt))
+    return Callback(url=server.url, key=AttemptKeys(run.secret).secret(job_id=run.job_id, attempt=run.attempt))
 
 
 @pytest.mark.parametrize("minutes", [-10, 10])
@@ -288,7 +288,7 @@ def test_the_sender_comes_back_when_the_store_does(server: Server, store: SqlJob
             assert store.get(run.job_id).stage is Stage.DISPATCHED
             away.unlink()
             assert wishes[0] == 5
-            assert reporter.finish(reporter.completed(run.completed().artifact))
+            assert reporter.finish(reporter.events.completed(run.completed().artifact))
     assert store.get(run.job_id).stage is Stage.FINALIZING
 
 
@@ -324,7 +324,7 @@ def test_applications_take_webhooks(code: str, tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with serving(command, tmp_path) as server:
         run = dispatched(store)
-        callback = Callback(url=server.url + "/", key=derive_key(SECRET, job_id=run.job_id, attempt=1))
+        callback = Callback(url=server.url + "/", key=AttemptKeys(SECRET).secret(job_id=run.job_id, attempt=1))
         with WebhookSender(order_of(run), callback) as send:
             assert not send(run.check_in()).stop
         attempt = store.get(run.job_id).attempt
