@@ -28,8 +28,8 @@ from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.web.webhook import asgi_app, wsgi_app
-from tests.support.webhooks import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 from renderdispatch.webhooks import AttemptKeys, WebhookSigner
+from tests.support.webhooks import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 
 
 class SometimesAway(MemoryJobStore):

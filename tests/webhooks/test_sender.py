@@ -37,9 +37,9 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer, make_order
+from renderdispatch.webhooks import AttemptKeys, WebhookVerifier
 from tests.support.callbacks import Answer, PeakMemory, Request, answering, callback, closing, endless, hanging, saying
 from tests.support.webhooks import SECRET, Run
-from renderdispatch.webhooks import AttemptKeys, WebhookVerifier
 
 QUICK = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.1, final_s=0.2, backoff_s=0.02, backoff_max_s=0.1)
 MIB = 1 << 20

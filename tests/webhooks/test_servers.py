@@ -30,11 +30,11 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.renderers import make_order
+from renderdispatch.webhooks import AttemptKeys
 from tests.support.callbacks import PeakMemory
 from tests.support.lengths import lengths
 from tests.support.webhook_servers import SERVERS, Server, serving, store_in
 from tests.support.webhooks import SECRET, Run, Signed, dispatched, redispatched
-from renderdispatch.webhooks import AttemptKeys
 
 MIB = 1 << 20
 
