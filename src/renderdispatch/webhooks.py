@@ -345,19 +345,6 @@ class EventId:
         return None if match is None else cls(match[1], int(match[2]), match[3])
 
 
-def derive_key(master_secret: str, *, job_id: str, attempt: int) -> str:
-    """Return the secret of one attempt, as ``whsec_...``, from a master secret of the same form.
-
-    HMAC-SHA256 under the master of a domain, the job id and the attempt, each with its length before it: the
-    expansion step of HKDF (RFC 5869) for one block. Whoever holds it learns neither the master nor another attempt's.
-
-    Raises:
-        ConfigurationError: The master secret is malformed, shorter than 24 or longer than 64 bytes.
-    """
-    key = _derive(parse_secret(master_secret), job_id, attempt)
-    return _PREFIX + base64.b64encode(key).decode("ascii")
-
-
 class AttemptKeys:
     """Finds the keys of attempts from message ids: ``WebhookVerifier(AttemptKeys(masters))``.
 
@@ -400,6 +387,11 @@ class AttemptKeys:
 
 
 def _derive(master: bytes, job_id: str, attempt: int) -> bytes:
+    """Return the key of one attempt.
+
+    HMAC-SHA256 under the master of a domain, the job id and the attempt, each with its length before it: the
+    expansion step of HKDF (RFC 5869) for one block. It reveals neither the master nor another attempt's key.
+    """
     # The first byte is 0: no signed content begins so, and no signature under the master is ever a derived key.
     parts = (b"renderdispatch webhook attempt key v1", job_id.encode(), str(attempt).encode())
     return hmac.digest(master, b"".join(len(p).to_bytes(4, "big") + p for p in parts), "sha256")

@@ -48,6 +48,7 @@ from tests.support.http_services import (
     service,
     stored_behind_http,
 )
+from tests.support.ports import free_port
 
 SHORT = timedelta(seconds=1)
 
@@ -274,9 +275,7 @@ def test_a_start_that_fails(
 
 def test_nobody_listens(order: RenderOrder) -> None:
     """A refused connection started nothing: the next try may come at once."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    error = refused(HttpBackend(f"http://127.0.0.1:{port}"), order)
+    error = refused(HttpBackend(f"http://127.0.0.1:{free_port()}"), order)
     assert (error.code, error.outcome_known, error.retryable) == ("backend.unreachable", True, True)
 
 

@@ -15,7 +15,6 @@ by pip into a folder that is removed afterwards.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -45,7 +44,7 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
     if name.startswith("boto3"):
         return _boto3(name, endpoint, source, target)
     from renderdispatch.plumbing.stop import Stop
-    from renderdispatch.runner.transfers import open_transfers
+    from renderdispatch.runner.transfers import HttpTransfers
     from renderdispatch.storage.r2 import R2Storage
 
     storage = R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
@@ -62,7 +61,7 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
 
         return download
     put = storage.sign_put("runner", expires_in=timedelta(hours=1), content_type="video/mp4")
-    transfers = contextlib.ExitStack().enter_context(open_transfers(local=False, stop=Stop()))
+    transfers = HttpTransfers(Stop(timeout_s=3600))
     small = storage.sign_get("small", expires_in=timedelta(hours=1))
     assert transfers.stat(small) is not None
     return lambda: transfers.upload(put, source, moved=lambda _: None)

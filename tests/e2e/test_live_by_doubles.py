@@ -16,8 +16,9 @@ import pytest
 
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal
-from tests.support.chain import ReservedPort, doubles
+from tests.support.chain import doubles
 from tests.support.live import PAGE, PATIENCE_S, RENDER_S, RENDERS, estimate, missing, prices
+from tests.support.ports import ReservedPort
 
 _ROOT = Path(__file__).parents[2]
 _LIVE = Path(__file__).with_name("test_live.py")

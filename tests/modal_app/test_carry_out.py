@@ -23,6 +23,7 @@ from renderdispatch.runner.container import carry_out
 from renderdispatch.runner.run import RunLeft
 from renderdispatch.testing import eventually
 from tests.support.containers import RENDERERS, Objects, marked, read, serve_objects
+from tests.support.lengths import lengths
 
 SECONDS: Final = 10.0
 """How soon nothing may be left."""
@@ -259,16 +260,10 @@ def cancel_at_random(store: Objects, scratch: Path, times: int, seed: int) -> No
     assert cancelled > times // 4  # nine in ten on average: a render takes a second and more
 
 
-def test_a_cancel_at_any_moment_leaves_nothing(store: Objects, scratch: Path) -> None:
+@pytest.mark.parametrize("times", lengths(12, long=40, soak=400, timeout_s=1800))
+def test_a_cancel_at_any_moment_leaves_nothing(store: Objects, scratch: Path, times: int, seed: int) -> None:
     """No process, no file: what is thrown in may hit any instruction."""
-    cancel_at_random(store, scratch, times=12, seed=random.randrange(10**9))
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_cancels_at_very_many_moments_leave_nothing(store: Objects, scratch: Path) -> None:
-    """The same, 400 times."""
-    cancel_at_random(store, scratch, times=400, seed=random.randrange(10**9))
+    cancel_at_random(store, scratch, times=times, seed=seed)
 
 
 def cleans_up(frame: FrameType | None) -> bool:

@@ -17,6 +17,7 @@ from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.transfers import Transfers, open_transfers
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 from renderdispatch.testing.local_r2 import FaultKind, LocalR2
+from tests.support.lengths import lengths
 
 _HOUR: Final = timedelta(hours=1)
 _STALL_S: Final = 0.5
@@ -108,12 +109,9 @@ _METHODS: Final[dict[str, Callable[[random.Random], tuple[str, int]]]] = {
 """Which request is cut, and how many bytes its body has."""
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("cuts", [20, pytest.param(200, marks=pytest.mark.long)])
-def test_an_object_is_whole_or_not_there(r2: LocalR2, storage: R2Storage, tmp_path: Path, cuts: int) -> None:
+@pytest.mark.parametrize("cuts", lengths(20, soak=200, timeout_s=1800))
+def test_an_object_is_whole_or_not_there(r2: LocalR2, storage: R2Storage, tmp_path: Path, cuts: int, seed: int) -> None:
     """However a transfer is cut, it ends with the whole object or with an error and none; no upload stays open."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
     chance = random.Random(seed)
     whole = 0
     for number in range(cuts):

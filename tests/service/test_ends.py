@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from pydantic import SecretStr
 
 from renderdispatch import JobStatus, Limits, RenderService, Stage
@@ -944,8 +945,9 @@ def test_a_cancel_whose_record_cannot_be_read_any_more(tmp_path: Path, caplog: p
         newer = service.submit(song, scene="fake")
         assert storage.began.wait(30)
         keeper = service._engine.worker().keeper
+        cancelled = evolve(newer.job, stage=Stage.CANCELLING)
         _make_newer(file, newer.id)
-        keeper.let_go()
+        keeper.obey(cancelled)
         eventually(lambda: keeper.count("default") == 0)
 
 

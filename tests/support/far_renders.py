@@ -128,12 +128,6 @@ def receiving(service: RenderService, port: int = 0) -> Iterator[int]:
             thread.join()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
 # --- the network ----------------------------------------------------------------------------------
 
 

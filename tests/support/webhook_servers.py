@@ -24,6 +24,7 @@ from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.web.webhook import asgi_app, wsgi_app
 from tests.support import ROOT
+from tests.support.ports import free_port
 from tests.support.webhooks import SECRET
 
 HOME: Final = "WEBHOOK_TEST_HOME"
@@ -103,8 +104,7 @@ class Server:
 def serving(command: list[str], home: Path) -> Iterator[Server]:
     """Run one of `SERVERS`, or another command, on a store in ``home``; when it ends, nothing went wrong in it."""
     log = home / "server.log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [part.format(port=port) for part in command]
     path = os.pathsep.join([str(home), str(ROOT)])
     with log.open("wb") as out:

@@ -37,7 +37,7 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer, make_order
-from renderdispatch.webhooks import WebhookVerifier, derive_key
+from renderdispatch.webhooks import AttemptKeys, WebhookVerifier
 from tests.support.callbacks import Answer, PeakMemory, Request, answering, callback, closing, endless, hanging, saying
 from tests.support.webhooks import SECRET, Run
 
@@ -56,7 +56,7 @@ def run(order: RenderOrder) -> Run:
 
 
 def key_of(order: RenderOrder) -> str:
-    return derive_key(SECRET, job_id=order.job_id, attempt=order.attempt)
+    return AttemptKeys(SECRET).secret(job_id=order.job_id, attempt=order.attempt)
 
 
 def sender_to(url: str, order: RenderOrder, **options: Any) -> WebhookSender:
@@ -212,7 +212,7 @@ def test_a_try_is_bounded(order: RenderOrder, run: Run, answer: Answer) -> None:
     """A callback that misbehaves costs a try, seconds at most and little memory; the next try works."""
     with callback(answer) as seen, sender_to(seen.url, order, try_s=0.3) as send:
         began = time.monotonic()
-        with PeakMemory() as memory, pytest.raises(NotDeliveredError, match="cannot be reached"):
+        with PeakMemory() as memory, pytest.raises(NotDeliveredError, match=r"callback (could|did|cannot|broke)"):
             send(run.check_in())
         assert time.monotonic() - began < 2.5
         assert memory.grown < 16 * MIB
@@ -243,7 +243,7 @@ def test_a_try_is_bounded_over_tls(order: RenderOrder, run: Run, tls: ssl.SSLCon
     """The same holds over https, where the socket changes under way; the next try works."""
     with callback(MISBEHAVING[way], tls=tls) as seen, sender_to(seen.url, order, try_s=0.3) as send:
         began = time.monotonic()
-        with pytest.raises(NotDeliveredError, match="cannot be reached"):
+        with pytest.raises(NotDeliveredError, match=r"callback (could|did|cannot|broke)"):
             send(run.check_in())
         assert time.monotonic() - began < 2.5
         assert len(seen.requests) == 1
@@ -479,7 +479,7 @@ def test_a_whole_run_logs_no_secret(
         with WebhookSender(order, order.callback) as send:
             said = caplog.text + repr(outcome) + repr(order) + repr(send) + "".join(capfd.readouterr())
         job_id = json.loads(seen.requests[0].body)["jobId"]
-        secrets = [derive_key(SECRET, job_id=job_id, attempt=1)[6:], order.callback.key[6:]]
+        secrets = [AttemptKeys(SECRET).secret(job_id=job_id, attempt=1)[6:], order.callback.key[6:]]
         secrets += [r.headers["webhook-signature"][3:] for r in seen.requests]
         assert len(seen.requests) > 4
         for secret in (*secrets, "do-not-log", SECRET[6:]):

@@ -44,6 +44,7 @@ _JSON: Final = {"content-type": "application/json"}
 _GONE: Final = EventReply(action=Action.STOP, reason="no such job")
 
 
+@frozen
 class Inbox:
     """Commits what runs report.
 
@@ -52,12 +53,9 @@ class Inbox:
         check: Called before each event; raises when none is taken any more.
     """
 
-    def __init__(
-        self, store: JobStore, *, over: Callable[[str], None], check: Callable[[], None] = lambda: None
-    ) -> None:
-        self.store = store
-        self._over = over
-        self._check = check
+    store: JobStore
+    _over: Callable[[str], None]
+    _check: Callable[[], None] = lambda: None
 
     def take(self, event: RenderEvent, job: Job | None = None) -> Decision:
         """Apply an event of a run; the decision holds the reply.
