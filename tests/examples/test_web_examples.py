@@ -30,6 +30,7 @@ from renderdispatch.render.music import compose
 from renderdispatch.testing import eventually
 from renderdispatch.testing.local_r2 import LocalR2, local_r2
 from renderdispatch.webhooks import AttemptKeys, EventId, WebhookSigner
+from tests.support.ports import free_port
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 SECRET: Final = "whsec_b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xkIG9sZCE="
@@ -82,8 +83,7 @@ class Site:
 def serving(example: str, home: Path, **settings: str) -> Iterator[Site]:
     """Run an example as its own documents say, with nothing but environment variables; it says goodbye in order."""
     log = home / "server.log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RENDERDISPATCH_", "MODAL_"))}
     with log.open("wb") as out:
         process = subprocess.Popen(

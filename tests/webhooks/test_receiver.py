@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from webhook_support import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 
 from renderdispatch.aio import AsyncRenderService
 from renderdispatch.backends.inline import InlineBackend
@@ -30,6 +29,7 @@ from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.web.webhook import asgi_app, wsgi_app
 from renderdispatch.webhooks import AttemptKeys, WebhookSigner
+from tests.support.webhooks import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 
 
 class SometimesAway(MemoryJobStore):
