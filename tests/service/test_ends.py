@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -981,10 +981,6 @@ class FlakyStore:
 
     def get(self, job_id: str) -> Job:
         found: Job = self._call("get", job_id)
-        return found
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        found: dict[str, Job] = self._call("get_many", job_ids)
         return found
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
