@@ -35,9 +35,9 @@ from renderdispatch import (
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.engine import layout
+from renderdispatch.engine.audio import AudioSource
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import CancelRequested
-from renderdispatch.engine.intake import AudioSource
 from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StoreUnavailableError, UnknownNameError
 from renderdispatch.jobs import Job

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL
+from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, Model
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, hide_input_in_errors=True)
+class _Record(Model):
+    model_config = ConfigDict(from_attributes=True)
 
 
 def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any]) -> type[_Record]:

@@ -37,7 +37,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import httpx
 from attrs import define, field, frozen
-from storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, StormRenderer, video_of
 
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.intake import keyed_id
@@ -51,6 +50,8 @@ from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
 from renderdispatch.testing.renderers import registered_scenes
 from renderdispatch.web.webhook import wsgi_app
+from tests.support import ROOT
+from tests.support.storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, StormRenderer, video_of
 
 SECRET: Final = "whsec_c3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0="
 BACKEND: Final = "modal"
@@ -398,7 +399,7 @@ def stormy_modal(dice: Dice, folder: Path) -> Iterator[LoopbackModal]:
     """The loopback Modal with `renderdispatch.modal_app` deployed and six containers that know the scene."""
     scenes = folder / "scenes"
     with registered_scenes(scenes, {SCENE: f"{StormRenderer.__module__}:{StormRenderer.__name__}"}):
-        path = os.pathsep.join([str(scenes), str(Path(__file__).parent)])
+        path = os.pathsep.join([str(scenes), str(ROOT)])
         env = {"PYTHONPATH": path, MARK: f"storm-{dice.seed}-{secrets.token_hex(4)}"}
         with LoopbackModal(max_containers=6, container_env=env, seed=dice.seed) as server:
             server.deploy("renderdispatch.modal_app")
