@@ -15,7 +15,6 @@ from wsgiref.simple_server import make_server
 import httpx
 import pytest
 import uvicorn
-from object_servers import SECRET, Quiet
 
 from renderdispatch.backends.http import KeyedHttpBackend
 from renderdispatch.backends.inline import InlineBackend
@@ -32,6 +31,7 @@ from renderdispatch.testing import eventually, in_threads, make_order, registere
 from renderdispatch.web import objects, renders, webhook
 from renderdispatch.web.asgi import AsgiApp, Receive, Scope, Send
 from renderdispatch.web.wsgi import Environ, StartResponse
+from tests.support.object_servers import SECRET, Quiet
 
 TOKEN = "a-token-that-is-secret"
 BEARER = {"authorization": f"Bearer {TOKEN}"}

@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from callback_support import Request, callback
-from webhook_support import SECRET, Run
 
 from renderdispatch.messages import Callback
 from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing.renderers import make_order
-from renderdispatch.webhooks import derive_key
+from renderdispatch.webhooks import AttemptKeys
+from tests.support.callbacks import Request, callback
+from tests.support.webhooks import SECRET, Run
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to acknowledge at once")
@@ -25,7 +25,7 @@ def test_the_headers_of_a_response_are_acknowledged_at_once() -> None:
     """
     order = make_order(MemoryStorage())
     run = Run(order.job_id, order.attempt, order.token)
-    key = derive_key(SECRET, job_id=order.job_id, attempt=order.attempt)
+    key = AttemptKeys(SECRET).secret(job_id=order.job_id, attempt=order.attempt)
 
     def respond(connection: socket.socket, _request: Request) -> None:
         assert not connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

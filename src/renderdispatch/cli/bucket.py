@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from renderdispatch.cli.finding import Finding, found
 from renderdispatch.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.net import new_client
+from renderdispatch.plumbing.net import Client, NetError, Response
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
-
-if TYPE_CHECKING:
-    import httpx
 
 _BODY: Final = b"renderdispatch"
 _LIFE: Final = timedelta(minutes=10)
+_REQUEST_S: Final = 30.0
 _SKEW_S: Final = 5.0
 _BAD_SKEW_S: Final = 60.0
 """Deadlines allow as much between two machines; S3 itself refuses from 15 minutes on."""
@@ -33,15 +32,16 @@ _PAUSE_S: Final = 1.1
 """R2 takes one write a second of one key."""
 
 
-def examine_bucket(storage: R2Storage, *, origin: str | None = None) -> list[Finding]:
+def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop | None = None) -> list[Finding]:
     """Carry out every check; without access to the bucket, only those that need none.
 
     Args:
         storage: Over the bucket.
         origin: Of the page that uploads from browsers, as ``https://app.example``.
+        stop: Ends the request that is running.
     """
-    with new_client() as client:
-        bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/")
+    with closing(Client(total_s=_REQUEST_S, proxies=True)) as client:
+        bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/", stop)
         findings = [found("clock", bucket.clock)]
         if findings[0].status == "broken":
             return findings
@@ -64,17 +64,17 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None) -> list[Fin
 class _Bucket:
     """The checks; each writes other keys below the prefix."""
 
-    def __init__(self, storage: R2Storage, client: httpx.Client, prefix: str) -> None:
+    def __init__(self, storage: R2Storage, client: Client, prefix: str, stop: Stop | None) -> None:
         self._storage = storage
         self._client = client
         self._prefix = prefix
+        self._stop = stop
 
     def clock(self) -> Finding:
         """Ask without a signature: the refusal is dated too."""
-        with _quiet("the endpoint"):
-            answer = self._client.get(self._signed_put("clock").url.partition("?")[0])
+        response = self._request("the endpoint", "GET", self._signed_put("clock").url.partition("?")[0])
         try:
-            skew_s = time.time() - parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+            skew_s = time.time() - parsedate_to_datetime(response.headers.get("date", "")).timestamp()
         except ValueError:
             return Finding("clock", "note", "the endpoint does not say what time it is: nothing to compare with")
         if abs(skew_s) <= _SKEW_S:
@@ -121,16 +121,15 @@ class _Bucket:
         url = self._storage.sign_get(key, expires_in=_LIFE)
         signed = "X-Amz-Signature=" in url
         what = "a signed URL" if signed else "the public domain"
-        with _quiet(what):
-            answer = self._client.get(url)
-        if answer.status_code == 200 and answer.content == _BODY:
+        response = self._request(what, "GET", url)
+        if response.status == 200 and response.body == _BODY:
             return Finding("signed get", "ok", f"an object was read by {what}")
         step = (
             "look whether something between here and the endpoint changes requests"
             if signed
             else "connect the domain to this bucket, or unset RENDERDISPATCH_R2_PUBLIC_URL"
         )
-        return Finding("signed get", "broken", f"{what} answered {answer.status_code}; {step}")
+        return Finding("signed get", "broken", f"{what} answered {response.status}; {step}")
 
     def signed_put(self) -> Finding:
         """Upload twice by one signed URL: the first is taken, the second refused."""
@@ -159,9 +158,8 @@ class _Bucket:
             "access-control-request-method": "PUT",
             "access-control-request-headers": ",".join(wanted),
         }
-        with _quiet("the preflight"):
-            answer = self._client.options(put.url, headers=asked)
-        return judge_preflight(answer.status_code, answer.headers, origin=origin, wanted=wanted)
+        response = self._request("the preflight", "OPTIONS", put.url, asked)
+        return judge_preflight(response.status, response.headers, origin=origin, wanted=wanted)
 
     def clean_up(self) -> Finding:
         number = self._storage.delete_prefix(self._prefix)
@@ -173,12 +171,21 @@ class _Bucket:
 
     def _put(self, put: SignedPut) -> int:
         for _ in range(_TRIES):
-            with _quiet("a signed URL"):
-                status = self._client.put(put.url, headers=put.headers, content=_BODY).status_code
+            status = self._request("a signed URL", "PUT", put.url, put.headers, _BODY).status
             if status not in {429, 503}:
                 break
             time.sleep(_PAUSE_S)
         return status
+
+    def _request(
+        self, what: str, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Response:
+        """Make one request; the error names ``what``, never the URL."""
+        try:
+            return self._client.request(method, url, headers=headers, body=body, stop=self._stop)
+        except NetError as error:
+            message = f"{what} {error}; check the endpoint's URL, DNS and the firewall"
+            raise StorageUnavailableError(message) from None
 
 
 def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wanted: list[str]) -> Finding:
@@ -206,18 +213,3 @@ def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wan
     if "*" not in allowed and (missing := [name for name in wanted if name not in allowed]):
         return Finding("cors", "broken", f"pages of {origin} may not send {', '.join(missing)}; {rule}")
     return Finding("cors", "ok", f"pages of {origin} may upload")
-
-
-@contextmanager
-def _quiet(what: str) -> Iterator[None]:
-    """Name httpx's errors without the URL, which their texts may hold."""
-    import httpx
-
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise StorageUnavailableError(
-            f"{what} cannot be reached ({type(error).__name__}); look at the endpoint, DNS and the firewall"
-        ) from None
-    except httpx.HTTPError as error:
-        raise StorageError(f"{what} cannot be used: {type(error).__name__}") from None
