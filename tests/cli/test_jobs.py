@@ -8,11 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, CommandLine, as_an_ordinary_user
 
 from renderdispatch import local
 from renderdispatch.cli.doctor import examine
 from renderdispatch.cli.finding import Finding
+from tests.support.command_line import SMALL, CommandLine, as_an_ordinary_user
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, SMALL, CommandLine, write_song
-from needs import need_ffmpeg
 
 from renderdispatch.cli import app
+from tests.support.command_line import COMMAND, SMALL, CommandLine, write_song
+from tests.support.needs import need_ffmpeg
 
 
 def test_a_song_becomes_a_video_of_its_name(cli: CommandLine, song: Path) -> None:

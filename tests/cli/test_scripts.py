@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, CommandLine
+
+from tests.support.command_line import SMALL, CommandLine
 
 ERRORS = {
     "no such job to show": (["jobs", "show", "zzz"], 2, "job.not-found"),

@@ -10,13 +10,13 @@ from typing import Final
 
 import httpx
 import pytest
-from container_support import Objects, read, serve_objects, song
 
 from renderdispatch.messages import CallAnswer, Completed, JobStatus, LocalAudio, Output
 from renderdispatch.modal_app.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
 from renderdispatch.testing import eventually
 from renderdispatch.testing.modal import CallStatus, DeployFailedError, LoopbackModal
 from renderdispatch.wiring import Settings, from_settings
+from tests.support.containers import Objects, read, serve_objects, song
 
 APP: Final = "renderdispatch.modal_app"
 SMALL: Final = Output(width=64, height=36)
@@ -248,7 +248,7 @@ def test_a_worker_without_a_shared_store_says_so(worker: LoopbackModal) -> None:
 
 def test_without_the_extra_it_says_which(tmp_path: Path) -> None:
     """Where Modal's client is not installed."""
-    code = "import sys; sys.modules['modal'] = None\nimport renderdispatch.modal_app"
+    code = "import sys; sys.modules['modal'] = None\nfrom renderdispatch.modal_app import app"
     ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 1
     assert "pip install 'renderdispatch[modal]'" in ran.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -72,12 +71,13 @@ class TestRefused:
         """This machine's clock is two hours wrong, and the error says by how much."""
         if ahead_s > 0 and call in {"put", "open"}:
             pytest.skip("Cloudflare's local R2 takes URLs that were signed in the future")
-        now, real = datetime.now, time.time
-        monkeypatch.setattr(
-            auth, "get_current_datetime", lambda *_: now(UTC).replace(tzinfo=None) + timedelta(seconds=ahead_s)
-        )
-        monkeypatch.setattr(time, "time", lambda: real() + ahead_s)
-        with _opened(r2.storage()) as storage, pytest.raises(StorageDeniedError, match=r"clock .* by 7[12]\d\d s"):
+
+        def wrong() -> datetime:
+            return datetime.now(UTC) + timedelta(seconds=ahead_s)
+
+        monkeypatch.setattr(auth, "get_current_datetime", lambda *_: wrong().replace(tzinfo=None))  # of the commands
+        storage = r2.storage(clock=wrong)
+        with _opened(storage), pytest.raises(StorageDeniedError, match=r"clock .* by 7[12]\d\d s"):
             CALLS[call](storage)
 
     def test_a_public_domain_as_endpoint(self, website: str, call: str) -> None:

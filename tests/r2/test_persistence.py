@@ -61,13 +61,13 @@ def test_storage_that_is_away_is_tried_five_times(s3: S3, tries: Tries, length_s
     """However long a try takes before it fails, as a large body does, four more follow."""
     call = tries([_AWAY] * 9, length_s=length_s)
     with pytest.raises(StorageUnavailableError):
-        s3.persist(call)
+        s3.retry(call)
     assert call.made == 5
 
 
 def test_a_fifth_try_may_succeed(s3: S3, tries: Tries) -> None:
     """Four failures of a large body are no reason to give up."""
-    assert s3.persist(tries([_AWAY] * 4, length_s=90)) == "answer"
+    assert s3.retry(tries([_AWAY] * 4, length_s=90)) == "answer"
 
 
 def test_a_throttled_call_waits_for_a_minute(s3: S3, tries: Tries, clock: FakeClock) -> None:
@@ -75,20 +75,20 @@ def test_a_throttled_call_waits_for_a_minute(s3: S3, tries: Tries, clock: FakeCl
     began = clock()
     call = tries([THROTTLED] * 99)
     with pytest.raises(StorageUnavailableError):
-        s3.persist(call)
+        s3.retry(call)
     assert timedelta(seconds=50) < clock() - began <= timedelta(seconds=60)
     assert call.made > 5
 
 
 def test_the_minute_begins_with_the_first_refusal(s3: S3, tries: Tries, clock: FakeClock) -> None:
     """A large body that is refused after more than a minute is sent again; a minute later it is given up."""
-    assert s3.persist(tries([THROTTLED], length_s=90)) == "answer"
+    assert s3.retry(tries([THROTTLED], length_s=90)) == "answer"
     call = tries([THROTTLED] * 9, length_s=90)
     with pytest.raises(StorageUnavailableError):
-        s3.persist(call)
+        s3.retry(call)
     assert call.made == 2
 
 
 def test_a_refusal_is_no_failure(s3: S3, tries: Tries) -> None:
     """Storage that throttles is there: what fails after that has five tries of its own."""
-    assert s3.persist(tries([*[THROTTLED] * 6, *[_AWAY] * 4])) == "answer"
+    assert s3.retry(tries([*[THROTTLED] * 6, *[_AWAY] * 4])) == "answer"

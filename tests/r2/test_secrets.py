@@ -22,6 +22,7 @@ from renderdispatch.errors import RenderDispatchError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits
 from renderdispatch.plumbing.fetch import GuardedFetcher
+from renderdispatch.plumbing.retry import Backoff
 from renderdispatch.protocols import RenderBackend
 from renderdispatch.runner import Pace
 from renderdispatch.storage.r2 import R2Storage
@@ -196,7 +197,7 @@ def test_a_storage_that_refuses_everything(
     told: Told, r2: LocalR2, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What every call raises is told with all that it chains."""
-    monkeypatch.setattr("renderdispatch.plumbing.s3._MAX_FAILURES", 2)
+    monkeypatch.setattr("renderdispatch.plumbing.s3._BACKOFF", Backoff(failures=2))
     storage = r2.storage(**options)
     told.value(storage)
     path = tmp_path / "song"

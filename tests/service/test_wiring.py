@@ -15,7 +15,7 @@ import renderdispatch
 from renderdispatch import ConfigurationError, JobStatus, from_settings
 from renderdispatch.protocols import Locality
 from renderdispatch.testing import registered_scenes
-from renderdispatch.wiring import open_storage, read_settings
+from renderdispatch.wiring import Settings, open_storage, read_settings
 
 
 def test_the_embedded_default(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_http_needs_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("BACKENDS", "lokal"),
-        ("BACKENDS", ""),
+        ("BACKENDS", ","),
         ("LEASE_S", "soon"),
         ("LEASE_S", "0"),
         ("STORE", "nosuchdb://user:do-not-tell@host/db"),
@@ -98,6 +98,32 @@ def test_settings_that_make_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises((ConfigurationError, renderdispatch.RenderDispatchError)) as refused:
         from_settings()
     assert "do-not-tell" not in str(refused.value)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files write variables that have no value: each setting keeps its default."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"RENDERDISPATCH_{name.upper()}", raising=False)
+    unset = read_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"RENDERDISPATCH_{name.upper()}", "")
+    assert read_settings() == unset
+
+
+def test_a_backend_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point names a backend, by a callable without arguments; what it returns must be one."""
+    metadata = tmp_path / "other-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    points = "theirs = renderdispatch.backends.inline:InlineBackend\nwrong = builtins:dict\n"
+    (metadata / "entry_points.txt").write_text(f"[renderdispatch.backends]\n{points}")
+    monkeypatch.syspath_prepend(tmp_path)
+    _set(monkeypatch, HOME=str(tmp_path), BACKENDS="theirs")
+    with closing(from_settings(worker=False)) as service:
+        assert "InlineBackend" in repr(service._engine.parts.backends["theirs"])
+    _set(monkeypatch, BACKENDS="wrong")
+    with pytest.raises(ConfigurationError, match=r"'wrong' \(builtins:dict\) returned dict"):
+        from_settings(worker=False)
 
 
 def test_importing_is_cheap() -> None:
@@ -191,10 +217,18 @@ def test_signed_urls_without_good_secrets(
         from_settings()
 
 
-def test_wiring_imports_no_s3() -> None:
-    """A service over a folder does not wait for s3fs to be imported."""
-    code = (
-        "import sys, renderdispatch.wiring; print([m for m in ('s3fs', 'aiobotocore', 'botocore') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+_LOCAL = """
+import sys
+from renderdispatch import local
+names = ("s3fs", "botocore", "modal", "sqlalchemy", "fsspec", "httpx", "numpy", "av")
+print([name for name in names if name in sys.modules])
+local(sys.argv[1], worker=False).close()
+print([name for name in ("s3fs", "botocore", "modal", "numpy", "av") if name in sys.modules])
+"""
+
+
+def test_adapters_are_imported_when_they_are_chosen(tmp_path: Path) -> None:
+    """`local` is imported without any adapter, and a service over a folder waits for no library of the cloud."""
+    command = [sys.executable, "-c", _LOCAL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]

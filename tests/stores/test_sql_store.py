@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from renderdispatch.errors import (
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RemoteAudio
+from renderdispatch.messages import PROTOCOL, RemoteAudio
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
@@ -532,3 +532,46 @@ def test_create_after_a_duplicate_goes_on(store: SqlJobStore) -> None:
         with pytest.raises(JobExistsError):
             store.create(job)
     assert store.get(job.id) == job
+
+
+# --- the protocol of records ----------------------------------------------------------------------
+
+
+def _write(file: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def test_a_row_says_its_protocol(file: Path, store: SqlJobStore) -> None:
+    """Each write notes in a column which protocol the record has."""
+    job = store.create(make_job(id="a"))
+    protocol = "SELECT protocol FROM renderdispatch_jobs"
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute(protocol).fetchall() == [(PROTOCOL,)]
+        _write(file, "UPDATE renderdispatch_jobs SET protocol = 0")
+        store.replace(job, expected_revision=job.revision)
+        assert connection.execute(protocol).fetchall() == [(PROTOCOL,)]
+
+
+def test_rows_of_a_newer_protocol_are_left_alone(file: Path, store: SqlJobStore) -> None:
+    """Neither a claim nor a query of what is due or ready meets them: their rows stay as they are."""
+    ids = _five(store)
+    _write(file, "UPDATE renderdispatch_jobs SET protocol = ?, document = 'new' WHERE id IN ('a', 'd')", PROTOCOL + 1)
+    before = [_row(file, job_id) for job_id in ("a", "d")]
+    assert [job.id for job in store.query(JobQuery(order="ready", limit=1)).items] == ["b"]
+    assert [job.id for job in store.query(JobQuery(order="due")).items] == ["b", "c", "e"]
+    claimed = store.claim(limit=2, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    assert [job.id for job in claimed] == ["b", "c"]
+    assert [_row(file, job_id) for job_id in ("a", "d")] == before
+    assert len(ids) == 5
+
+
+def test_a_table_of_another_version(file: Path, url: str) -> None:
+    """A table without all columns is `ConfigurationError`, which names what is missing and what to do."""
+    store = SqlJobStore(url)
+    store.create(make_job())
+    store.close()
+    _write(file, "ALTER TABLE renderdispatch_jobs DROP COLUMN protocol")
+    with pytest.raises(ConfigurationError, match=r"renderdispatch_jobs .* no column protocol\. Use another database"):
+        store.get("x")
+    store.close()

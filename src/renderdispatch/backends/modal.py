@@ -1,7 +1,7 @@
 """How is an order rendered on Modal?
 
 By a call of a deployed function (`renderdispatch.modal_app`), spawned with the order as JSON: only strings cross. The
-function reports to the order's callback; what it returns is a `CallAnswer`.
+function reports to the order's callback, and returns a `CallAnswer`.
 """
 
 from __future__ import annotations
@@ -9,42 +9,44 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import threading
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pydantic import ValidationError
 
+from renderdispatch.backends.modal_client import ModalTrouble, Target, Variant
 from renderdispatch.backends.modal_faults import DEPLOY, how_to_deploy, refusal, state_of
-from renderdispatch.backends.modal_link import ModalLink, ModalTrouble, Target, Variant
+from renderdispatch.backends.modal_link import ModalLink
 from renderdispatch.errors import BackendError, ConfigurationError, MissingExtraError
 from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallAnswer, FaultDomain, JobError, RenderOrder
+from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
 _log: Final = logging.getLogger("renderdispatch.backends.modal")
 
 TIMEOUT_STEPS_S: Final[tuple[int, ...]] = (*(900 * 2**step for step in range(7)), 86_400)
-"""The timeouts that functions are given: 15 and 30 minutes, 1, 2, 4, 8, 16 and 24 hours. Calls with other options run
-in other containers; with few steps they share warm ones. Modal's own limit is 24 hours."""
+"""The timeouts that functions are given: 15 and 30 minutes, 1, 2, 4, 8, 16 and 24 hours. Calls with different options
+run in different containers, so with few steps they share warm ones. Modal's own limit is 24 hours."""
 
 
 class ModalBackend:
-    """Renders on Modal. Opens nothing before it is used; safe to share between threads, and across forks.
+    """Renders on Modal. Opens nothing before its first use; safe to share between threads, and across forks.
 
     Args:
         app: The deployed app.
         function: The function in it; it takes a `RenderOrder` and returns a `CallAnswer`, both as JSON.
-        environment: Modal's environment; None is the one of Modal's own configuration.
-        version: A deployed version of the app, to stay with; None is the newest.
-        gpu: The kind of GPU for orders that name none, as ``"L4"``; None leaves what was deployed.
-        token_id: Who asks; None takes both from Modal's own configuration (``MODAL_TOKEN_ID`` and
-            ``MODAL_TOKEN_SECRET``, or ``~/.modal.toml``).
+        environment: Modal's environment; None is the one that Modal's own configuration names.
+        version: The only deployed version of the app to use; None is the newest.
+        gpu: The kind of GPU for orders that name none, such as ``"L4"``; None leaves the one that was deployed.
+        token_id: Of a Modal token; None takes it and ``token_secret`` from Modal's own configuration
+            (``MODAL_TOKEN_ID`` and ``MODAL_TOKEN_SECRET``, or ``~/.modal.toml``).
         token_secret: Goes with ``token_id``.
-        timeout_margin: What Modal's timeout allows beyond the order's ``finish_by``, before it is rounded up to one of
-            `TIMEOUT_STEPS_S`. The run holds the deadline itself; Modal's timeout ends runs that do not.
+        timeout_margin: How long a run may go on after the order's ``finish_by`` before Modal ends it; the sum is
+            rounded up to one of `TIMEOUT_STEPS_S`. A run keeps its deadline itself; Modal's timeout ends runs that do
+            not.
         connect_timeout: How long connecting and looking the function up may take.
-        answer_timeout: How long Modal may take to answer, once connected.
-        cancel_grace: How long a call has to obey a cancel. One that is cancelled again later has its container taken
+        answer_timeout: How long Modal may take to respond, once connected.
+        cancel_grace: How long a call has to obey a cancel. A call that is cancelled again later has its container taken
             away; a container renders one order at a time.
 
     Raises:
@@ -90,9 +92,7 @@ class ModalBackend:
         self._answer_s = answer_timeout.total_seconds()
         self._cancel_grace_s = cancel_grace.total_seconds()
         self._closed = False
-        self._links: dict[int, ModalLink] = {}
-        """By process: neither the client's connection, its threads nor a lock that is held survive a fork."""
-        self._locks: dict[int, threading.Lock] = {}
+        self._links = PerProcess(self._open)
 
     def __repr__(self) -> str:
         target = self._target
@@ -102,11 +102,11 @@ class ModalBackend:
         return f"ModalBackend({target.app!r}, {target.function!r}{where})"
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
-        """Spawn the function; one request, after the first. ``on_event`` is ignored: the run reports by webhook.
+        """Spawn the function, by one request after the first start. ``on_event`` is ignored: runs use the webhook.
 
         Raises:
-            BackendError: The order is over 8 KiB, the function is not deployed, Modal refuses it or does not answer.
-                A request that was sent and not answered has an unknown outcome.
+            BackendError: The order is over 8 KiB, the function is not deployed, or Modal refuses or does not respond.
+                A request without a response has an unknown outcome.
         """
         del on_event
         argument = order.model_dump_json()
@@ -119,23 +119,23 @@ class ModalBackend:
             )
         variant = Variant(order.gpu or self._gpu, timeout_s(order.finish_by - datetime.now(UTC) + self._margin))
         try:
-            return BackendCall(self._link().start(variant, argument))
+            return BackendCall(self._links.get().start(variant, argument))
         except ModalTrouble as trouble:
             job = f"job {order.job_id}"
             error = self._refusal(trouble, f"{job} was not started", unknown=f"whether {job} was started is not known")
         raise error
 
     def poll(self, call: BackendCall) -> CallState:
-        """Ask how the call stands; at most 50 calls are asked about at once, others wait for their turn.
+        """Return the state of the call. At most 50 polls are sent at once; the others wait for their turn.
 
         Raises:
-            BackendError: Modal does not say; nothing is known to have changed.
+            BackendError: Modal does not say.
         """
         try:
-            answer = self._link().poll(call.id)
+            answer = self._links.get().poll(call.id)
         except ModalTrouble as trouble:
             state = state_of(trouble.error, secret=self._secret)
-            trouble.sent = False  # a question changes nothing
+            trouble.sent = False  # a poll changes nothing
             error = self._refusal(trouble, f"the state of call {call.id} is not known")
         else:
             return _read(answer)
@@ -144,13 +144,13 @@ class ModalBackend:
         return state
 
     def cancel(self, call: BackendCall) -> None:
-        """Tell the call to stop; again after ``cancel_grace``, and its container is taken away.
+        """Tell the call to stop. If it is cancelled again after ``cancel_grace``, its container is taken away.
 
         Raises:
-            BackendError: Modal does not answer, or refuses.
+            BackendError: Modal does not respond, or refuses.
         """
         try:
-            self._link().cancel(call.id)
+            self._links.get().cancel(call.id)
         except ModalTrouble as trouble:
             error = self._refusal(trouble, f"whether call {call.id} was cancelled is not known")
             ended = state_of(trouble.error) is not None or error.code == "modal.conflict"
@@ -162,31 +162,15 @@ class ModalBackend:
     def close(self) -> None:
         """Close this process's client. Renders go on."""
         self._closed = True
-        with self._lock():
-            link = self._links.pop(os.getpid(), None)
-        if link is not None:
+        if (link := self._links.take()) is not None:
             link.close()
 
-    # --- the process's own
-
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())
-
-    def _link(self) -> ModalLink:
-        process = os.getpid()
-        if (found := self._links.get(process)) is not None:
-            return found
-        with self._lock():
-            if self._closed:
-                raise BackendError("the backend is closed", retryable=True, code="backend.closed")
-            if process not in self._links:
-                self._links[process] = ModalLink(
-                    self._target,
-                    connect_s=self._connect_s,
-                    answer_s=self._answer_s,
-                    cancel_grace_s=self._cancel_grace_s,
-                )
-            return self._links[process]
+    def _open(self) -> ModalLink:
+        if self._closed:
+            raise BackendError("the backend is closed", retryable=True, code="backend.closed")
+        return ModalLink(
+            self._target, connect_s=self._connect_s, answer_s=self._answer_s, cancel_grace_s=self._cancel_grace_s
+        )
 
     @property
     def _secret(self) -> str | None:
@@ -208,22 +192,18 @@ class ModalBackend:
 
 
 def timeout_s(needed: timedelta) -> int:
-    """Return the least of `TIMEOUT_STEPS_S` that covers what is needed, or the greatest."""
-    seconds = needed.total_seconds()
-    for step in TIMEOUT_STEPS_S:
-        if step >= seconds:
-            return step
-    return TIMEOUT_STEPS_S[-1]
+    """Return the smallest of `TIMEOUT_STEPS_S` that covers what is needed, or else the greatest."""
+    return next((step for step in TIMEOUT_STEPS_S if step >= needed.total_seconds()), TIMEOUT_STEPS_S[-1])
 
 
 def _read(answer: object) -> CallState:
-    """Read what the function returned; anything but a `CallAnswer` is an error of the deployment."""
+    """Read what the function returned. Anything but a `CallAnswer` is an error of the deployment."""
     if not isinstance(answer, str):
-        return _unreadable(f"the function returned no JSON but {type(answer).__name__}")
+        return _unreadable(f"the function returned {type(answer).__name__} in place of JSON")
     try:
         read = CallAnswer.model_validate_json(answer)
     except ValidationError:
-        return _unreadable("the function returned something that is no CallAnswer")
+        return _unreadable("the function returned something that is not a CallAnswer")
     if read.outcome is None and read.error is None:
         return _unreadable(f"the function returned an answer without an outcome (protocol {read.protocol})")
     return CallState(status=CallStatus.ENDED, outcome=read.outcome, error=read.error)

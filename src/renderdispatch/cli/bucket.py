@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from renderdispatch.cli.finding import Finding, Verdict, found
 from renderdispatch.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.net import new_client
+from renderdispatch.plumbing.net import Client, NetError, Response
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
-
-if TYPE_CHECKING:
-    import httpx
 
 _BODY: Final = b"renderdispatch"
 _LIFE: Final = timedelta(minutes=10)
+_REQUEST_S: Final = 30.0
 _SKEW_S: Final = 5.0
 _BAD_SKEW_S: Final = 60.0
 """Deadlines allow this much between two machines; S3 itself refuses requests from 15 minutes on."""
@@ -33,15 +32,16 @@ _PAUSE_S: Final = 1.1
 """R2 takes one write a second of one key."""
 
 
-def examine_bucket(storage: R2Storage, *, origin: str | None = None) -> list[Finding]:
+def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop | None = None) -> list[Finding]:
     """Run every check; without access to the bucket, only those that need none.
 
     Args:
         storage: The bucket.
         origin: The origin of a page that uploads from browsers, such as ``https://app.example``.
+        stop: Ends a running request.
     """
-    with new_client() as client:
-        bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/")
+    with closing(Client(total_s=_REQUEST_S, proxies=True)) as client:
+        bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/", stop)
         findings = [found("clock", bucket.clock)]
         if findings[0].status == "broken":
             return findings
@@ -64,15 +64,15 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None) -> list[Fin
 class _Bucket:
     """The checks; each one writes keys of its own below the prefix."""
 
-    def __init__(self, storage: R2Storage, client: httpx.Client, prefix: str) -> None:
+    def __init__(self, storage: R2Storage, client: Client, prefix: str, stop: Stop | None) -> None:
         self._storage = storage
         self._client = client
         self._prefix = prefix
+        self._stop = stop
 
     def clock(self) -> Verdict:
         """Send an unsigned request: the refusal has a date too."""
-        with _quiet("the endpoint"):
-            response = self._client.get(self._signed_put("clock").url.partition("?")[0])
+        response = self._request("the endpoint", "GET", self._signed_put("clock").url.partition("?")[0])
         try:
             skew_s = time.time() - parsedate_to_datetime(response.headers.get("date", "")).timestamp()
         except ValueError:
@@ -122,11 +122,10 @@ class _Bucket:
         what, step = "a signed URL", "check for a proxy between here and the endpoint that changes requests"
         if "X-Amz-Signature=" not in url:
             what, step = "the public domain", "connect the domain to this bucket, or unset RENDERDISPATCH_R2_PUBLIC_URL"
-        with _quiet(what):
-            response = self._client.get(url)
-        if response.status_code == 200 and response.content == _BODY:
+        response = self._request(what, "GET", url)
+        if response.status == 200 and response.body == _BODY:
             return "ok", f"an object was read by {what}"
-        return "broken", f"{what} returned {response.status_code}; {step}"
+        return "broken", f"{what} returned {response.status}; {step}"
 
     def signed_put(self) -> Verdict:
         """Upload twice by one signed URL: the first must be accepted, the second refused."""
@@ -150,9 +149,8 @@ class _Bucket:
             "access-control-request-method": "PUT",
             "access-control-request-headers": ",".join(wanted),
         }
-        with _quiet("the preflight"):
-            response = self._client.options(put.url, headers=headers)
-        return judge_preflight(response.status_code, response.headers, origin=origin, wanted=wanted)
+        response = self._request("the preflight", "OPTIONS", put.url, headers)
+        return judge_preflight(response.status, response.headers, origin=origin, wanted=wanted)
 
     def clean_up(self) -> Verdict:
         """Delete what the checks wrote."""
@@ -164,12 +162,21 @@ class _Bucket:
 
     def _put(self, put: SignedPut) -> int:
         for _ in range(_TRIES):
-            with _quiet("a signed URL"):
-                status = self._client.put(put.url, headers=put.headers, content=_BODY).status_code
+            status = self._request("a signed URL", "PUT", put.url, put.headers, _BODY).status
             if status not in {429, 503}:
                 break
             time.sleep(_PAUSE_S)
         return status
+
+    def _request(
+        self, what: str, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Response:
+        """Make one request; the error names ``what``, never the URL."""
+        try:
+            return self._client.request(method, url, headers=headers, body=body, stop=self._stop)
+        except NetError as error:
+            message = f"{what} {error}; check the endpoint's URL, DNS and the firewall"
+            raise StorageUnavailableError(message) from None
 
 
 def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wanted: list[str]) -> Verdict:
@@ -196,18 +203,3 @@ def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wan
     if "*" not in allowed and (missing := [name for name in wanted if name not in allowed]):
         return "broken", f"pages of {origin} may not send {', '.join(missing)}; {rule}"
     return "ok", f"pages of {origin} may upload"
-
-
-@contextmanager
-def _quiet(what: str) -> Iterator[None]:
-    """Report httpx's errors without the URL, which their texts may contain."""
-    import httpx
-
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise StorageUnavailableError(
-            f"{what} cannot be reached ({type(error).__name__}); check the endpoint, DNS and the firewall"
-        ) from None
-    except httpx.HTTPError as error:
-        raise StorageError(f"{what} cannot be used: {type(error).__name__}") from None

@@ -1,7 +1,7 @@
 """What can be chosen when the render function is deployed?
 
-`renderdispatch.modal_app` reads it from the environment when Modal's client imports it; ``renderdispatch modal deploy``
-writes that environment. Nothing here needs Modal's client.
+`renderdispatch.modal_app` reads the choices from the environment when Modal's client imports it, and
+``renderdispatch modal deploy`` writes that environment. Nothing here needs Modal's client.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires
-from typing import Final, TypeVar
+from typing import Annotated, Any, Final, Self
 
-from attrs import field, frozen
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 
@@ -30,25 +31,23 @@ GPUS: Final = (
 """The GPUs that Modal rents out, cheapest first."""
 
 SUGGESTED_GPUS: Final = ("L4", "A10", "T4")
-"""For renderers that use one. All three encode video (NVENC), which A100, H100 and H200 do not; the L4 is the newest of
-them. The second and third are taken when there is none of those before."""
+"""For renderers that use a GPU. All three encode video (NVENC); A100, H100 and H200 do not. Modal takes the first one
+that is available; the L4 is the newest."""
 
 APT_PACKAGES: Final = ("libegl1", "libgl1")
-"""What renderers that draw with OpenGL need beside their Python packages."""
+"""What renderers that draw with OpenGL need besides their Python packages."""
 
 PYTHON_VERSION: Final = "3.12"
-"""Of the image: one that every image builder of Modal's since 2023 knows."""
+"""The image's Python. Every image builder of Modal's since 2023 knows this version."""
 
 RENDER_EXTRAS: Final = ("render",)
 WORKER_EXTRAS: Final = ("r2", "modal", "postgres")
 
-_CARRIED: Final = frozenset({"APP", "WORKER", "SECRET", "PERIOD"})
+_CARRIED: Final = frozenset({"app", "worker", "secret", "period"})
 _NO_GPU: Final = "none"
 _MOST_GPUS: Final = 8
 _PREFIX: Final = "RENDERDISPATCH_MODAL_"
 _DAY_S: Final = 86_400
-
-_Number = TypeVar("_Number", int, float)
 
 
 def read_gpus(text: str) -> tuple[str, ...]:
@@ -76,19 +75,20 @@ def read_gpus(text: str) -> tuple[str, ...]:
 
 
 def pip_requirements(*extras: str) -> tuple[str, ...]:
-    """Return what pip has to install so that this package's source runs with these extras, the base always included.
+    """Return what pip must install so that this package's source runs with these extras. The base is always included.
 
     Raises:
-        ConfigurationError: The package is not installed, only its source is here.
+        ConfigurationError: The package is not installed; only its source is here.
     """
     try:
-        said = requires("renderdispatch") or []
+        requirements = requires("renderdispatch") or []
     except PackageNotFoundError:
         raise ConfigurationError(
-            "what renderdispatch needs cannot be looked up: install it (pip install renderdispatch) where you deploy"
+            "the requirements of renderdispatch are not known here: install it (pip install renderdispatch) where you "
+            "deploy"
         ) from None
     found = []
-    for requirement in said:
+    for requirement in requirements:
         what, _, marker = (part.strip() for part in requirement.partition(";"))
         extra = re.search(r"""(?:\s+and\s+)?\bextra\s*==\s*['"]([^'"]+)['"]""", marker)
         if extra is None or extra[1] in extras:
@@ -97,14 +97,13 @@ def pip_requirements(*extras: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-@frozen(kw_only=True)
-class Deployment:
-    """What is deployed. Each field is ``RENDERDISPATCH_MODAL_`` and its name in capitals.
+class Deployment(BaseSettings):
+    """What is deployed. Each field is read from ``RENDERDISPATCH_MODAL_`` and its name in capitals.
 
     Args:
         app: The app's name.
         gpu: GPUs in order of preference, separated by commas; empty, or ``none``, for none. The scenes that ship draw
-            on the CPU, and a GPU that idles is billed all the same.
+            on the CPU, and Modal bills an idle GPU all the same.
         cpu: Cores of a render.
         memory: MiB of a render.
         timeout: Seconds after which Modal ends a call that was spawned without a timeout of its own. `ModalBackend`
@@ -112,101 +111,91 @@ class Deployment:
         startup_timeout: Seconds that a container may take to start.
         scaledown_window: Seconds that an idle container waits for the next render, and is billed.
         worker: Whether the app also dispatches and reconciles, and takes webhooks.
-        secret: The Modal Secret that the worker's settings come from; the render function gets none.
+        secret: The Modal Secret that the worker's settings come from. The render function gets no secret.
         period: Seconds between two starts of the worker.
     """
 
-    app: str = "renderdispatch"
-    gpu: tuple[str, ...] = ()
-    cpu: float = 4.0
-    memory: int = 8192
-    timeout: int = _DAY_S
-    startup_timeout: int = 600
-    scaledown_window: int = 15
-    worker: bool = False
-    secret: str | None = field(default=None)
-    period: int = 60
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
 
-    @secret.validator
-    def _goes_with_worker(self, _attribute: object, secret: str | None) -> None:
-        if self.worker and not secret:
+    app: str = "renderdispatch"
+    gpu: Annotated[tuple[str, ...], NoDecode] = ()
+    cpu: float = Field(default=4.0, ge=0.125, le=256)
+    memory: int = Field(default=8192, ge=128, le=2_000_000)
+    timeout: int = Field(default=_DAY_S, ge=1, le=_DAY_S)
+    startup_timeout: int = Field(default=600, ge=1, le=_DAY_S)
+    scaledown_window: int = Field(default=15, ge=2, le=3600)
+    worker: bool = False
+    secret: str | None = None
+    period: int = Field(default=60, ge=5, le=_DAY_S)
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _read_gpu(cls, value: object) -> object:
+        return read_gpus(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _worker_has_secret(self) -> Self:
+        if self.worker and not self.secret:
             raise ConfigurationError(
                 "the worker needs the name of a Modal Secret that holds its RENDERDISPATCH_ variables: "
                 "RENDERDISPATCH_MODAL_SECRET, or --secret"
             )
+        return self
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], *, carried: bool = False) -> Deployment:
-        """Read what is set; empty is not set.
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Have the constructor read its arguments alone: `from_environment` is handed the environment that counts."""
+        del settings_cls
+        return (init_settings,)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], *, carried: bool = False) -> Self:
+        """Read the variables that are set. An empty one is not set.
 
         Args:
-            carried: Read only what `to_carry` writes. The others may mean something else to whatever runs there.
+            carried: Read only the variables that `to_carry` writes. The others may be the application's, in the
+                worker's secret.
 
         Raises:
             ConfigurationError: A variable makes no sense; the message names it.
         """
-        said = {
-            name.removeprefix(_PREFIX): value.strip()
-            for name, value in environment.items()
-            if name.startswith(_PREFIX) and value.strip() and (not carried or name.removeprefix(_PREFIX) in _CARRIED)
+        source = EnvSettingsSource(cls)
+        names = {f"{_PREFIX}{name}".upper() for name in cls.model_fields if not carried or name in _CARRIED}
+        source.env_vars = {
+            name.lower(): value for name, value in environment.items() if name in names and value.strip()
         }
-        default = cls()
         try:
-            gpus = read_gpus(said["GPU"]) if "GPU" in said else default.gpu
-        except ValueError as error:
-            raise ConfigurationError(f"{_PREFIX}GPU: {error}") from None
-        return cls(
-            app=said.get("APP", default.app),
-            gpu=gpus,
-            cpu=_number(said, "CPU", default.cpu, 0.125, 256.0),
-            memory=_number(said, "MEMORY", default.memory, 128, 2_000_000),
-            timeout=_number(said, "TIMEOUT", default.timeout, 1, _DAY_S),
-            startup_timeout=_number(said, "STARTUP_TIMEOUT", default.startup_timeout, 1, _DAY_S),
-            scaledown_window=_number(said, "SCALEDOWN_WINDOW", default.scaledown_window, 2, 3600),
-            worker=_flag(said, "WORKER"),
-            secret=said.get("SECRET"),
-            period=_number(said, "PERIOD", default.period, 5, _DAY_S),
-        )
+            return cls(**source())
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(map(_describe, error.errors()))) from None
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads as this."""
-        values = {
-            "APP": self.app,
-            "GPU": ",".join(self.gpu) or _NO_GPU,
-            "CPU": f"{self.cpu:g}",
-            "MEMORY": str(self.memory),
-            "TIMEOUT": str(self.timeout),
-            "STARTUP_TIMEOUT": str(self.startup_timeout),
-            "SCALEDOWN_WINDOW": str(self.scaledown_window),
-            "WORKER": str(int(self.worker)),
-            "SECRET": self.secret or "",
-            "PERIOD": str(self.period),
-        }
-        return {_PREFIX + name: value for name, value in values.items()}
+        return {f"{_PREFIX}{name}".upper(): _written(value) for name, value in self}
 
     def to_carry(self) -> dict[str, str]:
-        """Return those of the variables that the worker's functions are defined by, for their containers."""
-        return {name: value for name, value in self.to_environment().items() if name.removeprefix(_PREFIX) in _CARRIED}
+        """Return the variables that define the worker's functions, for their containers."""
+        return {f"{_PREFIX}{name}".upper(): _written(value) for name, value in self if name in _CARRIED}
 
 
-def _number(said: Mapping[str, str], name: str, default: _Number, least: _Number, most: _Number) -> _Number:
-    if name not in said:
-        return default
-    try:
-        value = type(default)(said[name])
-    except ValueError:
-        value = None
-    if value is None or not least <= value <= most:
-        raise ConfigurationError(
-            f"{_PREFIX}{name} is a number from {least:.10g} to {most:.10g}, not {said[name][:40]!r}"
-        )
-    return value
+def _written(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(int(value))
+        case tuple():
+            return ",".join(value) or _NO_GPU
+        case float():
+            return f"{value:g}"
+    return str(value)
 
 
-def _flag(said: Mapping[str, str], name: str) -> bool:
-    match said.get(name, "0").lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off":
-            return False
-    raise ConfigurationError(f"{_PREFIX}{name} is 1 or 0, not {said[name][:40]!r}")
+def _describe(problem: Mapping[str, Any]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(message)
+    given = "" if problem["type"] == "value_error" else f", not {str(problem['input'])[:40]!r}"
+    return f"{_PREFIX}{problem['loc'][0].upper()}: {message}{given}"

@@ -1,23 +1,21 @@
 """How does this library talk to a bucket behind an S3 endpoint?
 
-Commands and signatures go through s3fs's aiobotocore client, bodies over plain HTTP by URLs that it signs. Tries that
-may work later are repeated here and nowhere else, so that it is known what was tried. Every refusal becomes an error of
-our tree; answers are never quoted, for they may hold signatures.
+Commands go through s3fs's aiobotocore client. Bodies travel over plain HTTP, by URLs that are signed here. Calls that
+may succeed later are repeated here and nowhere else, so that the caller knows what was tried. Every refusal becomes an
+error of our tree. Responses are never quoted in it, because they may hold signatures.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import random
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import field, frozen
@@ -32,25 +30,24 @@ from renderdispatch.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
-from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, new_client
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.plumbing.net import STALL_S, Client, NetError, Response
+from renderdispatch.plumbing.per_process import PerProcess
+from renderdispatch.plumbing.retry import Backoff, Trouble, retry
+from renderdispatch.plumbing.sigv4 import Presigner
 
 if TYPE_CHECKING:
     import asyncio
 
-    import httpx
-
-_log: Final = logging.getLogger("renderdispatch.plumbing.s3")
-
 _T = TypeVar("_T")
 
 _OWN_EXPIRY_S: Final = 3600
-"""How long the URLs live that this process signs for itself; what has begun may take longer."""
+"""How long the URLs live that this process signs for itself. A transfer that has begun may take longer."""
 
-_PATIENCE_S: Final = 60.0
-_MAX_FAILURES: Final = 5
-_MAX_PAUSE_S: Final = 4.0
+_BACKOFF: Final = Backoff(failures=5, throttled_s=60.0, pause_s=0.5, longest_pause_s=4.0)
 _SKEW_S: Final = 300.0
 _ERROR_BYTES: Final = 1 << 16
+_DELETES_AT_ONCE: Final = 16
 _LOUD: Final = ("botocore.auth", "botocore.endpoint", "botocore.httpsession", "botocore.parsers", "botocore.hooks")
 
 THROTTLED: Final = "storage.throttled"
@@ -66,12 +63,12 @@ _WRONG_CLOCK: Final = frozenset({"RequestTimeTooSkewed", "ExpiredRequest", "Requ
 
 @frozen(kw_only=True)
 class Endpoint:
-    """Where a bucket is, and who asks.
+    """Where a bucket is, and whose credentials are used.
 
     Args:
         url: Of the S3 API, without the bucket.
         bucket: Its name.
-        access_key_id: Who asks.
+        access_key_id: Names who asks.
         secret_access_key: Signs.
         region: What signatures are for.
     """
@@ -84,13 +81,14 @@ class Endpoint:
 
 
 class S3:
-    """A bucket; safe to share between threads, and across forks. Opens nothing before it is used.
+    """A bucket. Safe to share between threads, and across forks. Opens nothing before its first use.
 
     Args:
         endpoint: Where it is.
-        stall_s: After how many seconds in which nothing moves a try has failed.
-        monotonic: The clock by which patience ends; seconds.
-        sleep: Waits so many seconds between tries.
+        stall_s: A try fails when no byte moves for so many seconds.
+        clock: Returns the time, aware and in UTC; signatures carry it.
+        monotonic: The clock of the retries; seconds.
+        sleep: Waits so many seconds between two tries.
 
     Raises:
         MissingExtraError: s3fs is not installed.
@@ -101,171 +99,179 @@ class S3:
         endpoint: Endpoint,
         *,
         stall_s: float = STALL_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if importlib.util.find_spec("s3fs") is None:
             raise MissingExtraError.of("R2Storage", "r2")
         self.endpoint = endpoint
-        self._stall_s = stall_s
-        self._monotonic, self._sleep = monotonic, sleep
-        self._opened: dict[int, _Connections] = {}
-        """By process: neither connections, fsspec's event loop nor a lock that is held survive a fork."""
-        self._locks: dict[int, threading.Lock] = {}
+        self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
+        self.sign: Final = Presigner(
+            f"{endpoint.url}/{endpoint.bucket}",
+            access_key_id=endpoint.access_key_id,
+            secret_access_key=endpoint.secret_access_key,
+            region=endpoint.region,
+            clock=clock,
+        ).sign
+        self._http = Client(stall_s=stall_s, proxies=True)
+        self._commands = PerProcess(partial(_Commands.open, endpoint, stall_s=stall_s))
         self._bucket_seen = False
 
     def close(self) -> None:
-        """Close the connections of this process. A second call does nothing; a later use opens others."""
-        if (opened := self._opened.pop(os.getpid(), None)) is not None:
-            opened.close()
-
-    @property
-    def _connections(self) -> _Connections:
-        process = os.getpid()
-        if (found := self._opened.get(process)) is not None:
-            return found
-        with self._locks.setdefault(process, threading.Lock()):
-            if process not in self._opened:
-                self._opened[process] = _Connections.open(self.endpoint, stall_s=self._stall_s)
-            return self._opened[process]
+        """Close the connections of this process. A second call does nothing; a later use opens new ones."""
+        self._http.close()
+        if (commands := self._commands.take()) is not None:
+            commands.close()
 
     # --- commands
 
     def call(self, operation: str, what: str, /, **params: Any) -> dict[str, Any]:
-        """Run one operation of botocore's S3 client on this bucket, again where that may help.
+        """Run one operation of botocore's S3 client on this bucket; retry where that may help.
 
         Args:
-            operation: Its name, as ``head_object``.
+            operation: Its name, such as ``head_object``.
             what: What errors call the thing that it is about.
             params: As botocore takes them, without the bucket.
 
         Raises:
             StorageError: As `refusal` says.
         """
-        return self.persist(lambda: self._call(operation, what, params))
+        return self.retry(lambda: self._call(operation, what, params))
 
     def _call(self, operation: str, what: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        with self._translated(what):
-            connections = self._connections
-            answer: dict[str, Any] = connections.run(
-                getattr(connections.client, operation), Bucket=self.endpoint.bucket, **params
+        with self._command_errors(what):
+            commands = self._commands.get()
+            response: dict[str, Any] = commands.run(
+                getattr(commands.client, operation), Bucket=self.endpoint.bucket, **params
             )
         self._bucket_seen = True
-        return answer
+        return response
 
     def delete(self, keys: list[str], what: str) -> None:
-        """Delete many objects, some at a time: DeleteObjects wants a checksum on which servers differ."""
-        self.persist(lambda: self._delete(keys, what))
+        """Delete many objects, some at a time. DeleteObjects is not used: servers differ on the checksum it wants."""
 
-    def _delete(self, keys: list[str], what: str) -> None:
-        connections = self._connections
-
-        async def delete_all() -> None:
+        async def delete_all(client: Any) -> None:
             import asyncio
 
-            gate = asyncio.Semaphore(16)
+            gate = asyncio.Semaphore(_DELETES_AT_ONCE)
 
             async def delete_one(key: str) -> None:
                 async with gate:
-                    await connections.client.delete_object(Bucket=self.endpoint.bucket, Key=key)
+                    await client.delete_object(Bucket=self.endpoint.bucket, Key=key)
 
             await asyncio.gather(*(delete_one(key) for key in keys))
 
-        with self._translated(what):
-            connections.run(delete_all)
+        def attempt() -> None:
+            with self._command_errors(what):
+                commands = self._commands.get()
+                commands.run(delete_all, commands.client)
 
-    def sign(self, operation: str, *, expires_s: int, **params: Any) -> str:
-        """Return a URL that runs the operation without credentials. Asks nobody."""
-        connections = self._connections
-        url: str = connections.run(
-            connections.client.generate_presigned_url,
-            operation,
-            Params={"Bucket": self.endpoint.bucket, **params},
-            ExpiresIn=expires_s,
-        )
-        return url
+        self.retry(attempt)
 
     # --- bodies
 
     def send(
-        self, operation: str, what: str, /, *, size: int, pieces: Callable[[], Iterator[bytes]], **params: Any
+        self,
+        key: str,
+        what: str,
+        *,
+        size: int,
+        pieces: Callable[[], Iterator[bytes]],
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
     ) -> str | None:
-        """Send a body by ``put_object`` or ``upload_part`` and return the etag; from its start again where that helps.
+        """Put an object, or a part of one, and return its etag. A retry sends the body from its start.
 
         Args:
-            operation: botocore's name.
+            key: Where it goes, within the bucket.
             what: What errors call it.
             size: Bytes of the body.
             pieces: Iterates over the body from its start. What it raises passes through.
-            params: As botocore takes them. Those that are headers are signed, and sent.
+            headers: Signed, and sent.
+            query: Of the URL: which part of which upload. Empty for a whole object.
         """
-        headers = {**headers_of(params), "content-length": str(size)}
 
         def attempt() -> str | None:
-            url = self.sign(operation, expires_s=_OWN_EXPIRY_S, **params)
-            with self._translated(what):
-                response = self._connections.http.put(url, content=pieces(), headers=headers)
-            if response.status_code != 200:
+            url = self.sign("PUT", key, expires_s=_OWN_EXPIRY_S, headers=headers, query=query)
+            with self._http_errors(what):
+                sent = {**headers, "content-length": str(size)}
+                response = self._http.request("PUT", url, body=pieces(), headers=sent, max_bytes=_ERROR_BYTES)
+            if response.status != 200:
                 raise self._refused(response, what)
-            etag: str | None = response.headers.get("etag")
-            return etag
+            return response.headers.get("etag")
 
-        return self.persist(attempt)
+        return self.retry(attempt)
 
     def get(self, key: str, what: str, *, start: int = 0, etag: str | None = None) -> Stream:
-        """Open an object for streamed reading, from the byte ``start`` on, as long as it is the version ``etag``.
+        """Open an object for streamed reading, from the byte ``start`` on, if it is still the version ``etag``.
 
-        One try; see `persist`.
+        This is one try; see `retry`.
         """
         headers = {"range": f"bytes={start}-"} if start else {}
         if etag is not None:
             headers["if-match"] = etag
-        url = self.sign("get_object", expires_s=_OWN_EXPIRY_S, Key=key)
-        http = self._connections.http
-        with self._translated(what):
-            response = http.send(http.build_request("GET", url, headers=headers), stream=True)
-            if response.status_code == (206 if start else 200):
-                return Stream(response.headers.get("etag"), self._pieces(response, what), response.close)
-            response.read()
-        raise self._refused(response, what)
+        url = self.sign("GET", key, expires_s=_OWN_EXPIRY_S)
+        with ExitStack() as stack, self._http_errors(what):
+            response = stack.enter_context(self._http.stream("GET", url, headers=headers))
+            if response.status == (206 if start else 200):
+                return Stream(response.headers.get("etag"), self._pieces(response.pieces, what), stack.pop_all().close)
+            refused = response.read(_ERROR_BYTES)
+        raise self._refused(refused, what)
 
-    def _pieces(self, response: httpx.Response, what: str) -> Iterator[bytes]:
-        with self._translated(what):
-            yield from response.iter_raw(PIECE_BYTES)
+    def _pieces(self, pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
+        with self._http_errors(what):
+            yield from pieces
 
     # --- trouble
 
-    def persist(self, attempt: Callable[[], _T]) -> _T:
-        """Try again while storage is away (five times in a row) or asks to slow down (for a minute).
+    def retry(self, attempt: Callable[[], _T]) -> _T:
+        """Call ``attempt`` until it returns: five failures in a row are too many, and so is a minute of throttling.
 
-        The minute begins with the first refusal: a large body may take longer than that to send.
+        The minute begins with the first refusal, because a large body may take longer than that to send.
         """
-        give_up_at: float | None = None
-        tries = failures = 0
-        while True:
-            try:
-                return attempt()
-            except StorageUnavailableError as error:
-                tries += 1
-                pause_s = random.uniform(0.5, 1.0) * min(_MAX_PAUSE_S, 0.25 * 2**tries)
-                if error.code == THROTTLED:
-                    failures = 0  # in a row: it is there, and answers
-                    now = self._monotonic()
-                    give_up_at = now + _PATIENCE_S if give_up_at is None else give_up_at
-                    tired = now + pause_s > give_up_at
-                else:
-                    failures += 1
-                    tired = failures >= _MAX_FAILURES
-                if tired:
-                    raise
-                _log.info("trying again in %.1f s: %s", pause_s, error)
-            self._sleep(pause_s)
+        return retry(
+            attempt, _BACKOFF, trouble=_trouble, what="reach storage", monotonic=self._monotonic, sleep=self._sleep
+        )
 
-    def _refused(self, response: httpx.Response, what: str) -> StorageError:
-        text = response.content[:_ERROR_BYTES].decode(errors="replace")
+    def _http_errors(self, what: str) -> AbstractContextManager[None]:
+        return translated({NetError: partial(self._unreachable, what)})
+
+    def _command_errors(self, what: str) -> AbstractContextManager[None]:
+        import aiohttp
+        from botocore import exceptions
+        from botocore.parsers import ResponseParserError
+
+        unreachable = partial(self._unreachable, what)
+        return translated(
+            {
+                exceptions.ClientError: partial(self._refused_command, what),
+                exceptions.ParamValidationError: lambda _: StorageError(f"S3 does not take a parameter for {what}"),
+                ResponseParserError: lambda _: _not_s3(self.endpoint),
+                aiohttp.ClientError: unreachable,
+                exceptions.ConnectionError: unreachable,
+                exceptions.HTTPClientError: unreachable,
+                TimeoutError: unreachable,
+            }
+        )
+
+    def _unreachable(self, what: str, error: BaseException) -> StorageError:
+        why = error if isinstance(error, NetError) else f"cannot be reached ({type(error).__name__})"
+        return StorageUnavailableError(f"no access to {what}: {self.endpoint.url} {why}")
+
+    def _refused(self, response: Response, what: str) -> StorageError:
+        text = response.body.decode(errors="replace")
         code = re.search(r"<Code>([A-Za-z0-9.]{1,80})</Code>", text)
+        return self._error(what, response.status, code[1] if code else "", text=text, date=response.headers.get("date"))
+
+    def _refused_command(self, what: str, error: Any) -> StorageError:
+        found, about = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
         return self._error(
-            what, response.status_code, code[1] if code else "", text=text, date=response.headers.get("date")
+            what,
+            int(about.get("HTTPStatusCode", 0)),
+            str(found.get("Code", "")),
+            text=str(found.get("Message", "")),
+            date=about.get("HTTPHeaders", {}).get("date"),
         )
 
     def _error(self, what: str, status: int, code: str, *, text: str, date: str | None) -> StorageError:
@@ -273,18 +279,21 @@ class S3:
             code = self._ask_why(status)
         if code in {"NoSuchKey", "NoSuchUpload"}:
             self._bucket_seen = True
-        return refusal(what, status, code, endpoint=self.endpoint, text=text, date=date)
+        ahead_s = 0.0
+        with suppress(TypeError, ValueError):
+            ahead_s = (self._clock() - parsedate_to_datetime(date or "")).total_seconds()
+        return refusal(what, status, code, endpoint=self.endpoint, text=text, ahead_s=ahead_s)
 
     def _ask_why(self, status: int) -> str:
-        """Return why a HEAD was refused, whose answer has no body to say it: a list is refused for the same reason."""
+        """Return why a HEAD was refused. Its response has no body; a list is refused for the same reason, and has."""
         from botocore.exceptions import ClientError
         from botocore.parsers import ResponseParserError
 
         if status not in {401, 403, 404} or (status == 404 and self._bucket_seen):
             return _UNSAID.get(status, str(status))
-        connections = self._connections
+        commands = self._commands.get()
         try:
-            connections.run(connections.client.list_objects_v2, Bucket=self.endpoint.bucket, MaxKeys=1)
+            commands.run(commands.client.list_objects_v2, Bucket=self.endpoint.bucket, MaxKeys=1)
         except ResponseParserError:
             return ""
         except ClientError as error:
@@ -295,59 +304,30 @@ class S3:
         self._bucket_seen = True
         return _UNSAID[status]
 
-    @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        """Name the errors of botocore, aiohttp and httpx as this library does."""
-        import aiohttp
-        import httpx
-        from botocore import exceptions
-        from botocore.parsers import ResponseParserError
 
-        try:
-            yield
-        except exceptions.ClientError as error:
-            found = error.response
-            about = found.get("ResponseMetadata", {})
-            raise self._error(
-                what,
-                int(about.get("HTTPStatusCode", 0)),
-                str(found.get("Error", {}).get("Code", "")),
-                text=str(found.get("Error", {}).get("Message", "")),
-                date=about.get("HTTPHeaders", {}).get("date"),
-            ) from None
-        except exceptions.ParamValidationError:
-            raise StorageError(f"{what} cannot be asked for: a parameter is not as S3 takes it") from None
-        except ResponseParserError:
-            raise _not_s3(self.endpoint) from None
-        except (
-            httpx.HTTPError,
-            aiohttp.ClientError,
-            exceptions.ConnectionError,
-            exceptions.HTTPClientError,
-            TimeoutError,
-        ) as error:
-            host = self.endpoint.url
-            raise StorageUnavailableError(f"{what} cannot be reached at {host}: {type(error).__name__}") from None
+def _trouble(error: Exception) -> Trouble:
+    if not isinstance(error, StorageUnavailableError):
+        return Trouble.FATAL
+    return Trouble.THROTTLED if error.code == THROTTLED else Trouble.FAILED
 
 
 def refusal(
-    what: str, status: int, code: str, *, endpoint: Endpoint, text: str = "", date: str | None = None
+    what: str, status: int, code: str, *, endpoint: Endpoint, text: str = "", ahead_s: float = 0.0
 ) -> StorageError:
-    """Return what an answer that is no success means.
+    """Return the error that a response without success means.
 
     Args:
-        what: What was asked for.
+        what: What the request was about.
         status: Of HTTP.
-        code: Of S3; empty where the answer was none of S3's.
-        endpoint: Who answered.
-        text: What else was said; it decides, and is never quoted.
-        date: When, by the clock of whoever answered.
+        code: Of S3; empty where the response is not one of S3's.
+        endpoint: Who responded.
+        text: What else the response says. It decides, and is never quoted.
+        ahead_s: Seconds by which this machine's clock is ahead of the endpoint's.
     """
-    bucket = endpoint.bucket
     if code == "NoSuchBucket":
         return StorageDeniedError(
-            f"there is no bucket {bucket!r} at {endpoint.url}: check its name and the account, and the jurisdiction, "
-            "which has an endpoint of its own",
+            f"there is no bucket {endpoint.bucket!r} at {endpoint.url}: check its name and the account, and the "
+            "jurisdiction, which has an endpoint of its own",
             code=NO_BUCKET,
         )
     if status == 429 or code in _THROTTLES:
@@ -358,11 +338,16 @@ def refusal(
         return ObjectExistsError(f"{what} is write-once, and an object stands there")
     if code in {"NoSuchKey", "NoSuchUpload"}:
         return ObjectNotFoundError(f"nothing is stored under {what}")
+    if status == 507:
+        return StorageFullError(f"no space is left to write {what}")
     if not code or 300 <= status < 400:
         return _not_s3(endpoint)
-    skew_s = _skew_s(date)
-    if code in _WRONG_CLOCK or (status == 403 and abs(skew_s) > _SKEW_S):
-        by = f" by {abs(skew_s):.0f} s" if abs(skew_s) > 1 else ""
+    return _denial(what, status, code, endpoint=endpoint, text=text, ahead_s=ahead_s)
+
+
+def _denial(what: str, status: int, code: str, *, endpoint: Endpoint, text: str, ahead_s: float) -> StorageError:
+    if code in _WRONG_CLOCK or (status == 403 and abs(ahead_s) > _SKEW_S):
+        by = f" by {abs(ahead_s):.0f} s" if abs(ahead_s) > 1 else ""
         return StorageDeniedError(f"{what} is refused: the clock of this machine is wrong{by}; set it ({code})")
     if code == "SignatureDoesNotMatch":
         return StorageDeniedError(f"{what} is refused: the secret access key does not belong to the access key id")
@@ -375,11 +360,9 @@ def refusal(
         return StorageDeniedError(f"{what} is refused: the access key id is not known to {endpoint.url}")
     if status == 403:
         return StorageDeniedError(
-            f"{what} is refused: the credentials may not do this in bucket {bucket!r}; an R2 token needs "
+            f"{what} is refused: the credentials may not do this in bucket {endpoint.bucket!r}; an R2 token needs "
             f"'Object Read & Write' on it ({code})"
         )
-    if status == 507:
-        return StorageFullError(f"no space is left to write {what}")
     return StorageError(f"storage refuses {what}: {code} ({status})")
 
 
@@ -390,15 +373,8 @@ def _not_s3(endpoint: Endpoint) -> StorageError:
     )
 
 
-def _skew_s(date: str | None) -> float:
-    """Return by how many seconds this machine's clock is ahead of the one that wrote ``date``."""
-    with suppress(TypeError, ValueError):
-        return time.time() - parsedate_to_datetime(date or "").timestamp()
-    return 0.0
-
-
 def headers_of(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers that must go with a URL that was signed for ``params``."""
+    """Return the headers that say over HTTP what ``params`` say to botocore."""
     headers = {header: str(params[name]) for name, header in _HEADERS.items() if name in params}
     return {**headers, **{f"x-amz-meta-{name}": value for name, value in params.get("Metadata", {}).items()}}
 
@@ -407,7 +383,6 @@ _HEADERS: Final = {
     "ContentType": "content-type",
     "ContentDisposition": "content-disposition",
     "IfNoneMatch": "if-none-match",
-    "ContentLength": "content-length",
 }
 
 
@@ -421,15 +396,14 @@ class Stream:
 
 
 @frozen
-class _Connections:
-    """What one process has open: an aiobotocore client on fsspec's event loop, and an HTTP client."""
+class _Commands:
+    """An aiobotocore client on fsspec's event loop."""
 
     loop: asyncio.AbstractEventLoop
     client: Any
-    http: httpx.Client
 
     @classmethod
-    def open(cls, endpoint: Endpoint, *, stall_s: float) -> _Connections:
+    def open(cls, endpoint: Endpoint, *, stall_s: float) -> _Commands:
         from fsspec.asyn import get_loop, sync
         from s3fs import S3FileSystem
 
@@ -443,11 +417,11 @@ class _Connections:
             endpoint_url=endpoint.url,
             client_kwargs={"region_name": endpoint.region},
             config_kwargs={
-                "signature_version": "s3v4",  # else URLs are signed as V2, which R2 refuses
+                "signature_version": "s3v4",
                 "s3": {"addressing_style": "path"},
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
-                "retries": {"total_max_attempts": 1},  # `S3.persist` repeats, and knows that it did
+                "retries": {"total_max_attempts": 1},  # `S3.retry` repeats, and knows that it did
                 "connect_timeout": 10,
                 "read_timeout": stall_s,
                 "max_pool_connections": 32,
@@ -457,16 +431,15 @@ class _Connections:
             asynchronous=True,
             loop=loop,
         )
-        return cls(loop, sync(loop, system.set_session), new_client(stall_s=stall_s))
+        return cls(loop, sync(loop, system.set_session))
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Await ``function(...)`` on the event loop, from any thread but its own."""
+        """Await ``function(...)`` on the event loop, from any thread but the loop's own."""
         from fsspec.asyn import sync
 
         return sync(self.loop, function, *args, **kwargs)
 
     def close(self) -> None:
-        self.http.close()
         self.run(self.client.close)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import av
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
     from renderdispatch.render.audio import Samples
-    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.paint import Canvas
 
     AnyPacket = Packet[Stream]
 
@@ -95,9 +94,7 @@ class Mp4Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()
 
     def write_sound(self, samples: Samples) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import Queue
 from threading import Thread
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
@@ -37,9 +36,7 @@ class Consumer(Generic[T]):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._dropping = self._dropping or error is not None
         self._waiting.put(None)
         self._thread.join()

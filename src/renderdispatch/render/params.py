@@ -84,7 +84,7 @@ Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_lengt
 """One to eight colours, blended from the first to the last; a list, or text with commas."""
 
 
-class _Looks(SceneParams):
+class LightParams(SceneParams):
     colours: Colours = Field(
         default=("#5b5bff", "#b44dff", "#ff4d9d", "#ffb35c"), description="the colours, first to last"
     )
@@ -94,14 +94,14 @@ class _Looks(SceneParams):
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
 
 
-class BarsParams(_Looks):
+class BarsParams(LightParams):
     """The parameters of `bars`."""
 
     bars: int = Field(default=64, ge=4, le=96, description="how many bars; fewer where the picture is narrow")
     peaks: bool = Field(default=True, description="caps that mark each bar's recent height")
 
 
-class WaveParams(_Looks):
+class WaveParams(LightParams):
     """The parameters of `wave`."""
 
     colours: Colours = Field(
@@ -110,7 +110,7 @@ class WaveParams(_Looks):
     thickness: float = Field(default=1.0, ge=0.2, le=4, description="of the line")
 
 
-class RadialParams(_Looks):
+class RadialParams(LightParams):
     """The parameters of `radial`."""
 
     colours: Colours = Field(

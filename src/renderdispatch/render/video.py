@@ -20,14 +20,14 @@ from renderdispatch.errors import AudioError, RenderError, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
-from renderdispatch.render.drawing import Scene
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.overlap import Consumer
 from renderdispatch.render.params import SceneParams
+from renderdispatch.render.scene import Scene
 
 if TYPE_CHECKING:
-    from renderdispatch.render.drawing import Canvas
+    from renderdispatch.render.paint import Canvas
 
 _AHEAD: Final = 2
 """Frames that wait for the encoder: enough that neither side waits for the other's slowest frame."""

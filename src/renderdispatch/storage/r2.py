@@ -12,9 +12,9 @@ import math
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final, Literal, cast
 from urllib.parse import quote, urlsplit
 
@@ -75,7 +75,8 @@ class R2Storage:
         region: What the endpoint wants signatures for, where it is not R2's: ``eu-central-1``.
         public_url: The bucket's public or custom domain. `sign_get` then gives plain URLs below it, which do not expire
             and which everybody may read.
-        stall_s: After how many seconds in which nothing moves a try has failed.
+        stall_s: A try fails when no byte moves for so many seconds.
+        clock: Returns the time, aware and in UTC; signatures carry it.
 
     Raises:
         ConfigurationError: These do not fit together; the message says what to give.
@@ -95,6 +96,7 @@ class R2Storage:
         region: str = "auto",
         public_url: str | None = None,
         stall_s: float = STALL_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         url = check_endpoint(
             account_id=account_id, endpoint_url=endpoint_url, jurisdiction=jurisdiction, local_path=LOCAL_PATH
@@ -108,6 +110,7 @@ class R2Storage:
                 region=region,
             ),
             stall_s=stall_s,
+            clock=clock,
         )
         self._prefix = _check_folder(prefix)
         self._public_url = _check_public(public_url)
@@ -158,7 +161,10 @@ class R2Storage:
             part_bytes = max(PART_BYTES, math.ceil(body.size / _MAX_PARTS))
             return self._put_parts(key, equal_parts(body.pieces(), part_bytes), params, condition)
         try:
-            etag = self._s3.send("put_object", repr(key), size=body.size, pieces=body.pieces, **params, **condition)
+            headers = headers_of({**params, **condition})
+            etag = self._s3.send(
+                params["Key"], repr(key), size=body.size, pieces=body.pieces, headers=headers, query={}
+            )
         except ObjectExistsError:
             if (ours := self._written_by_us(key, params)) is None:
                 raise
@@ -185,9 +191,8 @@ class R2Storage:
             size, done = 0, []
             for number, part in enumerate(_bounded(parts, what), 1):
                 body = Body.of_bytes(part)
-                etag = self._s3.send(
-                    "upload_part", what, size=body.size, pieces=body.pieces, PartNumber=number, **upload
-                )
+                query = {"partNumber": str(number), "uploadId": upload["UploadId"]}
+                etag = self._s3.send(upload["Key"], what, size=body.size, pieces=body.pieces, headers={}, query=query)
                 done.append({"PartNumber": number, "ETag": etag})
                 size += body.size
             try:
@@ -252,19 +257,18 @@ class R2Storage:
         path, expires_s = self._path(key), _seconds(expires_in)
         if self._public_url is not None:
             return f"{self._public_url}/{quote(path, safe='/')}"
-        return self._s3.sign("get_object", expires_s=expires_s, Key=path)
+        return self._s3.sign("GET", path, expires_s=expires_s)
 
     def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
-        params: dict[str, Any] = {
-            "Key": self._path(key),
-            "ContentType": _check_content_type(content_type),
-            "ContentDisposition": content_disposition(key, content_type),
-            "IfNoneMatch": "*",
+        path, expires_s = self._path(key), _seconds(expires_in)
+        headers = {
+            "content-type": _check_content_type(content_type),
+            "content-disposition": content_disposition(key, content_type),
+            "if-none-match": "*",
         }
         if check_put_size(size) is not None:
-            params["ContentLength"] = size
-        url = self._s3.sign("put_object", expires_s=_seconds(expires_in), **params)
-        return SignedPut(url=url, headers=headers_of(params))
+            headers["content-length"] = str(size)
+        return SignedPut(url=self._s3.sign("PUT", path, expires_s=expires_s, headers=headers), headers=headers)
 
     def close(self) -> None:
         self._s3.close()
@@ -279,7 +283,7 @@ class _Reader(io.RawIOBase):
         self._etag: str | None = None
         self._rest = memoryview(b"")
         self._stream: Stream | None = None
-        s3.persist(self._opened)
+        s3.retry(self._opened)
 
     def _opened(self) -> Stream:
         if self._stream is None:
@@ -295,7 +299,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self._rest:
-            self._rest = memoryview(self._s3.persist(self._next))
+            self._rest = memoryview(self._s3.retry(self._next))
         into = memoryview(buffer).cast("B")
         size = min(len(into), len(self._rest))
         into[:size] = self._rest[:size]

@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 
 from attrs import evolve
 
+from renderdispatch.engine.records import check_protocol
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus
+from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import JobQuery, Page
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 
@@ -51,7 +52,7 @@ class MemoryJobStore:
 
     def _get(self, job_id: str) -> Job:
         try:
-            return self._jobs[job_id]
+            return check_protocol(self._jobs[job_id])
         except KeyError:
             raise JobNotFoundError(f"there is no job {job_id}") from None
 
@@ -66,7 +67,7 @@ class MemoryJobStore:
                 raise RevisionConflictError(
                     f"job {job.id} is at revision {found}, not {expected_revision}: read it again"
                 )
-            stored = evolve(job, revision=expected_revision + 1)
+            stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
             self._jobs[job.id] = stored
             return stored
 

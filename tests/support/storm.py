@@ -37,11 +37,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import httpx
 from attrs import define, field, frozen
-from storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, StormRenderer, video_of
 
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.intake import keyed_id
-from renderdispatch.engine.layout import attempt_prefix, job_prefix
+from renderdispatch.engine.layout import attempt_prefix, prefix_of
 from renderdispatch.errors import StorageError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import Completed, FaultDomain, JobStatus, Limits, Output, StoredAudio
@@ -51,6 +50,8 @@ from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
 from renderdispatch.testing.renderers import registered_scenes
 from renderdispatch.web.webhook import wsgi_app
+from tests.support import ROOT
+from tests.support.storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, StormRenderer, video_of
 
 SECRET: Final = "whsec_c3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0="
 BACKEND: Final = "modal"
@@ -398,7 +399,7 @@ def stormy_modal(dice: Dice, folder: Path) -> Iterator[LoopbackModal]:
     """The loopback Modal with `renderdispatch.modal_app` deployed and six containers that know the scene."""
     scenes = folder / "scenes"
     with registered_scenes(scenes, {SCENE: f"{StormRenderer.__module__}:{StormRenderer.__name__}"}):
-        path = os.pathsep.join([str(scenes), str(Path(__file__).parent)])
+        path = os.pathsep.join([str(scenes), str(ROOT)])
         env = {"PYTHONPATH": path, MARK: f"storm-{dice.seed}-{secrets.token_hex(4)}"}
         with LoopbackModal(max_containers=6, container_env=env, seed=dice.seed) as server:
             server.deploy("renderdispatch.modal_app")
@@ -578,7 +579,7 @@ class Storm:
         for wish in self.wishes:
             job = self.store.get(wish.id)
             found += [f"job {wish.number}: {problem}" for problem in self._problems_of(wish, job, objects)]
-            objects = {key: size for key, size in objects.items() if not key.startswith(job_prefix(None, job.id))}
+            objects = {key: size for key, size in objects.items() if not key.startswith(prefix_of(job))}
         found += [f"an object of no job: {key}" for key in objects]
         return found
 
@@ -592,10 +593,10 @@ class Storm:
         if job.artifact is not None and job.attempt is not None and job.status is JobStatus.COMPLETE:
             assert job.attempt.result_key is not None
             expected |= {job.artifact.key, job.attempt.result_key}
-            if not job.artifact.key.startswith(attempt_prefix(None, job.id, job.attempt.token)):
+            if not job.artifact.key.startswith(attempt_prefix(prefix_of(job), job.attempt.token)):
                 yield f"its video is of another attempt: {_history(job)}"
             yield from self._problems_of_video(wish, job)
-        standing = {key for key in objects if key.startswith(job_prefix(None, job.id))}
+        standing = {key for key in objects if key.startswith(prefix_of(job))}
         for key in sorted(standing - expected):
             yield f"an object too many: {key}; {job.status}; {_history(job)}"
         for key in sorted(expected - standing):

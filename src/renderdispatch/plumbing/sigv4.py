@@ -1,0 +1,100 @@
+"""How is a URL signed, so that it runs one S3 request without credentials?
+
+By Signature Version 4 in its query string. This is pure computation: no connection, no event loop, and none of
+botocore, which takes fifty times as long. The rules are AWS's, and the tests hold this module to botocore:
+https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+_ALGORITHM: Final = "AWS4-HMAC-SHA256"
+_PORTS: Final = {"http": 80, "https": 443}
+_NOTHING: Final[Mapping[str, str]] = {}
+
+
+class Presigner:
+    """Signs URLs for the objects of one bucket. Safe to share between threads, and across forks.
+
+    Args:
+        bucket_url: The endpoint with the bucket as the last part of its path.
+        access_key_id: Names who asks.
+        secret_access_key: Signs.
+        region: What the endpoint wants signatures for.
+        clock: Returns the time, aware and in UTC.
+    """
+
+    def __init__(
+        self,
+        bucket_url: str,
+        *,
+        access_key_id: str,
+        secret_access_key: str,
+        region: str,
+        clock: Callable[[], datetime],
+    ) -> None:
+        parts = urlsplit(bucket_url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else str(parts.hostname)
+        # clients leave out the port of the scheme in their Host header, so it must not be signed
+        self._host = host if parts.port in {None, _PORTS.get(parts.scheme)} else f"{host}:{parts.port}"
+        self._origin, self._path = f"{parts.scheme}://{parts.netloc}", f"{parts.path}/"
+        self._access_key_id, self._region, self._clock = access_key_id, region, clock
+        self._secret = f"AWS4{secret_access_key}".encode()
+        self._of_day: tuple[str, str, bytes] = ("", "", b"")
+        """A day with its scope and its key. One attribute, so that threads see all three change at once."""
+
+    def sign(
+        self,
+        method: str,
+        key: str,
+        *,
+        expires_s: int,
+        headers: Mapping[str, str] = _NOTHING,
+        query: Mapping[str, str] = _NOTHING,
+    ) -> str:
+        """Return a URL that runs one request on the object ``key``. It may be used again until it expires.
+
+        Args:
+            method: Of HTTP, in capitals.
+            key: Within the bucket.
+            expires_s: Seconds from now until it expires, at most 604,800.
+            headers: What the request must send, with names in lower case; their values are signed.
+            query: What else the URL says.
+        """
+        moment = f"{self._clock():%Y%m%dT%H%M%SZ}"
+        scope, signing_key = self._key_of(moment[:8])
+        bound = {"host": self._host, **{name: " ".join(value.split()) for name, value in headers.items()}}
+        names = sorted(bound)
+        signed_names = ";".join(names)
+        path = self._path + quote(key, safe="/")
+        asked = {
+            **query,
+            "X-Amz-Algorithm": _ALGORITHM,
+            "X-Amz-Credential": f"{self._access_key_id}/{scope}",
+            "X-Amz-Date": moment,
+            "X-Amz-Expires": str(expires_s),
+            "X-Amz-SignedHeaders": signed_names,
+        }
+        pairs = sorted((quote(name, safe=""), quote(value, safe="")) for name, value in asked.items())
+        text = "&".join(f"{name}={value}" for name, value in pairs)
+        lines = [f"{name}:{bound[name]}" for name in names]
+        request = "\n".join([method, path, text, *lines, "", signed_names, "UNSIGNED-PAYLOAD"])
+        to_sign = f"{_ALGORITHM}\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = hmac.digest(signing_key, to_sign.encode(), "sha256").hex()
+        return f"{self._origin}{path}?{text}&X-Amz-Signature={signature}"
+
+    def _key_of(self, day: str) -> tuple[str, bytes]:
+        known, scope, key = self._of_day
+        if known != day:
+            scope = f"{day}/{self._region}/s3/aws4_request"
+            key = self._secret
+            for part in scope.split("/"):
+                key = hmac.digest(key, part.encode(), "sha256")
+            self._of_day = (day, scope, key)
+        return scope, key
