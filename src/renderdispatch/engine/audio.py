@@ -133,7 +133,7 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
     match audio:
         case Path():
             found = _examine_file(audio, parts.machine)
-            # a record is UTF-8, and a file's name may be no text: then the file is read now, as where no worker runs
+            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs.
             in_place = parts.worker and is_text(found.path)
             return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
@@ -145,13 +145,13 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
         case str():
-            raise InvalidRequestError(f"a bare string is no audio: {_WANTED}", code="audio.invalid")
+            raise InvalidRequestError(f"a string is not audio: {_WANTED}", code="audio.invalid")
         case io.TextIOBase():
             raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
             return Streamed(parts.storage, audio, name if isinstance(name, str) else "")
-    raise InvalidRequestError(f"a {type(audio).__name__} is no audio: {_WANTED}", code="audio.invalid")
+    raise InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
 def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
@@ -208,7 +208,7 @@ def check_source(source: Audio, parts: Parts) -> None:
 
     Raises:
         AudioError: ``audio.missing`` or ``audio.changed``.
-        InvalidRequestError: It is to be fetched, and there is no fetcher.
+        InvalidRequestError: It is a URL, and there is no fetcher.
     """
     match source:
         case StoredAudio():

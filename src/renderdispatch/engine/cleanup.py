@@ -25,8 +25,8 @@ from renderdispatch.protocols import BackendCall, CallStatus, JobStore, RenderBa
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 SILENCE: Final = timedelta(minutes=2)
-"""How long the newest run of a call that has already ended may show no progress, for nobody would start it again; and
-how long other runs of an attempt are given to hear that it has ended."""
+"""How long the newest run of a call that has already ended may show no progress: no backend would start it again. And
+how long other runs of an attempt may take to learn that it has ended."""
 
 _URLS_EXPIRED: Final = 11 * CLOCK_SLACK
 """How long after a job's deadline its order's URLs are surely dead: they outlive it by 10 minutes."""

@@ -92,7 +92,7 @@ class LeaseKeeper:
         return held
 
     def release(self, token: str) -> None:
-        """Hold the attempt no longer. One that is not held is no error."""
+        """Hold the attempt no longer. Does nothing for one that is not held."""
         with self._lock:
             held = self._held.get(token)
             if held is not None:
