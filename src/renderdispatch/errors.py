@@ -37,7 +37,6 @@ Each carries ``code``, a stable string for programs. Messages never carry a secr
 
 from __future__ import annotations
 
-import difflib
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -70,6 +69,8 @@ class UnknownNameError(InvalidRequestError, LookupError):
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], *, code: str) -> UnknownNameError:
         """Name the near matches, or everything that is known when nothing is near."""
+        import difflib
+
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -58,6 +56,9 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     Args:
         open_video: Opens the video; a small one is embedded where a page could not load its URL.
     """
+    import base64
+    import html
+
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
