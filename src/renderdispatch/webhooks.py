@@ -416,8 +416,8 @@ class _Key:
     def sign(self, message_id: str, timestamp: str, body: bytes) -> bytes:
         """Return the base64 of the signature of ``id.timestamp.body``."""
         signed = self._keyed.copy()
-        signed.update(f"{message_id}.{timestamp}.".encode("ascii"))
-        signed.update(body)
+        # one update: a second call costs more than copying a body of 2 KB
+        signed.update(b"%b.%b.%b" % (message_id.encode("ascii"), timestamp.encode("ascii"), body))
         return binascii.b2a_base64(signed.digest(), newline=False)
 
 
