@@ -22,8 +22,15 @@ from pydantic import SecretStr
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import AudioError, InvalidRequestError, ObjectNotFoundError, RenderDispatchError
+from renderdispatch.errors import (
+    AudioError,
+    InvalidRequestError,
+    ObjectNotFoundError,
+    RenderDispatchError,
+    StorageUnavailableError,
+)
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
 
 AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
@@ -227,14 +234,14 @@ def check_source(source: Audio, parts: Parts) -> None:
             assert_never(source)
 
 
-def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Callable[[], None]) -> StoredAudio:
+def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop) -> StoredAudio:
     """See that a job's audio is in storage, and return where.
 
     Args:
         source: What the record holds, as `check_source` found it.
         parts: The service's parts.
         key: Returns the key of the stored copy, from the file's name.
-        check: Called at each chunk; raises when the audio is needed no longer.
+        stop: Ends the copying once the audio is needed no longer; what its `check` raises passes.
 
     Raises:
         AudioError: A file changed, vanished or may not be read.
@@ -247,7 +254,7 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Call
             path = Path(source.path)
             try:
                 with path.open("rb") as file:
-                    stored = _put(parts.storage, key(path.name), _chunks(file), check)
+                    stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
             except FileNotFoundError:
                 raise _vanished(path) from None
             except PermissionError as error:
@@ -258,8 +265,12 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Call
             return stored
         case RemoteAudio():
             assert parts.fetcher is not None
-            with parts.fetcher.fetch(source.url.get_secret_value()) as fetched:
-                return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, check)
+            try:
+                with parts.fetcher.fetch(source.url.get_secret_value(), stop=stop) as fetched:
+                    return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, stop.check)
+            except StorageUnavailableError:
+                stop.check()  # a fetch that was cut off
+                raise
         case _:
             assert_never(source)
 

@@ -98,7 +98,7 @@ class Preparation:
         check_source(source, self._parts)
         self._advance(StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, check=self._held.stop.check)
+        audio = bring(source, self._parts, key=key, stop=self._held.stop)
         try:
             self._advance(AudioStored(token=token, audio=audio))
         except GivenUp:
