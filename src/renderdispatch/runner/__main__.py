@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from renderdispatch.errors import RenderError
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.process import events_pipe
@@ -94,7 +95,8 @@ def main() -> int:
         except ValidationError as error:
             sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
             return 2
-        render.prepare(order.scene)
+        with contextlib.suppress(RenderError, OSError):  # the render meets it again, and reports it
+            render.prepare(order.scene)
         return 0 if isinstance(_run(order, stdin, render), Completed) else 1
 
 
