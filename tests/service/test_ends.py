@@ -7,12 +7,7 @@ import re
 import sqlite3
 import threading
 import time
-<<<<<<< HEAD
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
-=======
 from collections.abc import Callable, Iterator
->>>>>>> main
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -795,62 +790,6 @@ def test_a_job_that_is_deleted_while_it_winds_up(home: RenderService) -> None:
 # --- what is away
 
 
-<<<<<<< HEAD
-class FlakyStore:
-    """A store that is away now and then: before a call takes effect, or after."""
-
-    def __init__(self, store: MemoryJobStore, chance: float, seed: int) -> None:
-        self.real = store
-        self.chance = chance
-        self._random = random.Random(seed)
-        self._lock = threading.Lock()
-        self.failures = 0
-
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
-            fate = self._random.random()
-        if fate < self.chance / 2:
-            self.failures += 1
-            raise StoreUnavailableError("away")
-        answer = getattr(self.real, name)(*args, **kwargs)
-        if fate < self.chance:
-            self.failures += 1
-            raise StoreUnavailableError("the answer was lost")
-        return answer
-
-    def create(self, job: Job) -> Job:
-        return self.real.create(job)
-
-    def get(self, job_id: str) -> Job:
-        found: Job = self._call("get", job_id)
-        return found
-
-    def replace(self, job: Job, *, expected_revision: int) -> Job:
-        stored: Job = self._call("replace", job, expected_revision=expected_revision)
-        return stored
-
-    def query(self, query: JobQuery) -> Page[Job]:
-        page: Page[Job] = self._call("query", query)
-        return page
-
-    def delete(self, job_id: str) -> bool:
-        return self.real.delete(job_id)
-
-    def now(self) -> datetime:
-        return self.real.now()
-
-    def close(self) -> None:
-        pass
-
-    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
-        claimed: list[Job] = self._call(
-            "claim", limit=limit, reserve_for=reserve_for, backends=backends, machine=machine
-        )
-        return claimed
-
-
-=======
->>>>>>> main
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_store_that_is_away_now_and_then(seed: int, song: Path) -> None:
     """With every fifth call to the store lost, before or after its effect, every job still ends rightly."""
