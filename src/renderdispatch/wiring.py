@@ -1,7 +1,7 @@
 """Which adapters does an application get?
 
-This module alone chooses them: `local` needs nothing, and `from_settings` reads the environment. Each adapter is
-imported when it is chosen, so that nobody waits for the others.
+This module alone chooses them: `local` needs nothing, and `from_settings` reads the environment. An adapter is imported
+when it is chosen, so that a start does not wait for the others.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ModalLink:
         except ModalTrouble as trouble:
             if not trouble.is_gone:
                 raise
-        # It was deployed anew, under another id; nothing was started.
+        # Nothing was started: the function was deployed again, under another id.
         self._functions.forget()
         return await self._spawn(await self._functions.get(variant), argument)
 

@@ -174,7 +174,7 @@ class _Remote:
             try:
                 if self._system.isfile(self._path(key)):
                     self._system.rm_file(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):  # somebody was faster
+            except (FileNotFoundError, NotADirectoryError):  # deleted concurrently
                 return
 
     def sign_get(self, key: str, expires_in: timedelta) -> str:

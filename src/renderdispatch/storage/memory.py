@@ -139,7 +139,7 @@ class MemoryObjects:
         """Return the key and the bounds of a URL that was signed here for ``verb`` and has not expired."""
         unsigned, _, signature = url.rpartition("&signature=")
         if not hmac.compare_digest(self._signature(unsigned).encode(), signature.encode(errors="replace")):
-            raise StorageDeniedError("the signature of a memory: URL does not fit")
+            raise StorageDeniedError("the signature of a memory: URL does not match")
         parts = urlsplit(unsigned)
         bounds = dict(parse_qsl(parts.query))
         if bounds["op"] != verb:

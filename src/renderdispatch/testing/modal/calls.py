@@ -182,7 +182,7 @@ class Scheduler:
         max_containers: How many there are at once.
         clock_rate: How much faster Modal's own times pass here: function timeouts and the grace that follows.
         max_deaths: After how many lost containers a call is given up; None is never.
-        result_ttl_s: How long results are kept; None is for good.
+        result_ttl_s: How long results are kept; None is forever.
     """
 
     def __init__(

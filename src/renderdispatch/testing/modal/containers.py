@@ -34,7 +34,7 @@ class ContainerProcess:
     Args:
         arguments: What the entry point is given.
         environment: All that it gets, besides what it needs to start.
-        root: The folder that stands for ``/`` as far as local files go.
+        root: The folder that takes the place of ``/`` for local files.
         folder: Where its log and its own files are kept.
         socket: Where the server listens for it.
         on_exit: Called on the server's thread with its exit status, 128 + n when signal n killed it.

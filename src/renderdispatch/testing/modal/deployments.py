@@ -95,7 +95,7 @@ class Deployments:
         """Return the name of an environment; "" is the default.
 
         Raises:
-            GRPCError: There is no such environment.
+            GRPCError: The environment does not exist.
         """
         name = name or self._environments[0]
         if name not in self._environments:
@@ -203,7 +203,7 @@ class Deployments:
         """Return a function by name, of the newest version when ``version`` is 0.
 
         Raises:
-            GRPCError: There is no such environment, app, version or function.
+            GRPCError: The environment, app, version or function does not exist.
         """
         app = self.find_app(app_name, self.environment(environment))
         if app is None or not app.versions:
@@ -258,7 +258,7 @@ class Deployments:
         """Take a secret that came with a deployment, or refer to one by name.
 
         Raises:
-            GRPCError: There is no secret of this name.
+            GRPCError: No secret has this name.
         """
         if name and name not in self.named_secrets:
             raise not_found(f"secret '{name}'")
@@ -281,7 +281,7 @@ class Deployments:
         return found
 
     def place_files(self, deployed: Deployed) -> Path:
-        """Lay the local files of a function out as its containers see them; return the folder that stands for ``/``."""
+        """Write the local files of a function as its containers see them; return the folder in the place of ``/``."""
         mounts = list(deployed.definition.mount_ids)
         mounts += [image.context_mount_id for image, _ in self._image_chain(deployed.definition.image_id)]
         mounts = [mount for mount in mounts if mount in self._mounts]
