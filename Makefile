@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST ?= -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format typecheck contracts bench clean
+.PHONY: help demo install test test-long test-soak lint format typecheck contracts bench clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -15,11 +16,16 @@ help:  ## Show this help
 demo: $(VENV)/.demo  ## Compose a short piece of music, and render it to demo.mp4
 	$(BIN)/renderdispatch demo --output demo.mp4 --force
 
-test: $(VENV)/.dev  ## Run the tests (a few minutes)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+install: $(VENV)/.dev  ## Install everything that the other commands need, into $(VENV)
 
-test-long: $(VENV)/.dev  ## Run the tests that take minutes each
-	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## Run the tests (a few minutes)
+	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev  ## Run the tests that take longer, and a tenth of the longest (some minutes)
+	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal -m long $(PYTEST_ARGS)
+
+test-soak: $(VENV)/.dev  ## Run the whole of the longest tests (half an hour)
+	$(BIN)/python $(PYTEST) -s -m soak $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev  ## Look for mistakes and for another style
 	$(BIN)/ruff check

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis: few examples while developing (dev), all of them in CI (ci), where each run draws the same ones and a
+# failure prints how to replay it. HYPOTHESIS_PROFILE chooses one. How long an example takes is the machine's affair.
+_ANY_TIME = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors]
+settings.register_profile(
+    "dev", max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=_ANY_TIME
+)
+settings.register_profile(
+    "ci", settings.get_profile("dev"), max_examples=100, derandomize=True, print_blob=True, database=None
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a test of chance draws from: the same in each run, another one in each soak. A variable replays a failure."""
+    name, soaks = "RENDERDISPATCH_TEST_SEED", request.node.get_closest_marker("soak") is not None
+    chosen = int(os.environ.get(name) or (secrets.randbelow(1 << 32) if soaks else 1))
+    print(f"{name}={chosen} replays this")
+    return chosen
 
 
 @pytest.fixture

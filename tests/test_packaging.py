@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"s3fs", "modal", "sqlalchemy", "av", "numpy", "httpx"}
 
 
-def _loaded_by(code: str) -> set[str]:
+def _loaded_by(code: str, heavy: set[str] = HEAVY) -> set[str]:
     """Return which of the heavy libraries an interpreter has loaded after the code."""
-    script = f"{code}\nimport sys; print(*sorted({HEAVY!r} & sys.modules.keys()))"
+    script = f"{code}\nimport sys; print(*sorted({heavy!r} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return set(ran.stdout.split())
 
@@ -46,6 +46,15 @@ def _seconds(code: str) -> float:
 def test_import_loads_no_heavy_library(code: str) -> None:
     """Neither the package nor its facade needs a store, a storage or a renderer's libraries."""
     assert _loaded_by(code) == set()
+
+
+def test_the_service_loads_what_it_needs() -> None:
+    """Settings, the async facade, adapters and the runner are loaded when they are used, and so are models built."""
+    others = {"pydantic_settings", "anyio", "platformdirs", "fsspec", "renderdispatch.runner", "renderdispatch.render"}
+    code = "from renderdispatch import RenderService\nfrom renderdispatch.messages import RenderOrder"
+    assert _loaded_by(code, HEAVY | others) == set()
+    unbuilt = f"{code}\nassert not RenderOrder.__pydantic_complete__"
+    subprocess.run([sys.executable, "-c", unbuilt], check=True)
 
 
 def test_import_is_quick() -> None:

@@ -1,7 +1,7 @@
 """Render video on a GPU, and be sure to get the result.
 
-``renderdispatch.local()`` gives a service that needs nothing; `RenderService` is put together from any store, storage
-and backends. Adapters are imported by their modules: ``from renderdispatch.stores.sql import SqlJobStore``.
+``renderdispatch.local()`` returns a service that needs no set-up. `RenderService` takes any store, storage and
+backends. Import adapters from their modules: ``from renderdispatch.stores.sql import SqlJobStore``.
 """
 
 from __future__ import annotations
@@ -10,91 +10,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from renderdispatch.aio import AsyncJobHandle, AsyncRenderService
-    from renderdispatch.errors import (
-        ConfigurationError,
-        IdempotencyConflictError,
-        InvalidRequestError,
-        JobCancelledError,
-        JobFailedError,
-        JobNotCompleteError,
-        JobNotFoundError,
-        RenderDispatchError,
-        WaitTimeoutError,
-    )
-    from renderdispatch.jobs import Job
-    from renderdispatch.messages import (
-        PRESETS,
-        AudioUrl,
-        JobStatus,
-        Limits,
-        Output,
-        PollResponse,
-        Stage,
-        StorageKey,
-        UploadGrant,
-    )
-    from renderdispatch.service import JobHandle, RenderService
-    from renderdispatch.wiring import Settings, from_settings, local
+    from renderdispatch.aio import AsyncJobHandle as AsyncJobHandle
+    from renderdispatch.aio import AsyncRenderService as AsyncRenderService
+    from renderdispatch.errors import ConfigurationError as ConfigurationError
+    from renderdispatch.errors import IdempotencyConflictError as IdempotencyConflictError
+    from renderdispatch.errors import InvalidRequestError as InvalidRequestError
+    from renderdispatch.errors import JobCancelledError as JobCancelledError
+    from renderdispatch.errors import JobFailedError as JobFailedError
+    from renderdispatch.errors import JobNotCompleteError as JobNotCompleteError
+    from renderdispatch.errors import JobNotFoundError as JobNotFoundError
+    from renderdispatch.errors import RenderDispatchError as RenderDispatchError
+    from renderdispatch.errors import WaitTimeoutError as WaitTimeoutError
+    from renderdispatch.jobs import Job as Job
+    from renderdispatch.messages import PRESETS as PRESETS
+    from renderdispatch.messages import AudioUrl as AudioUrl
+    from renderdispatch.messages import JobStatus as JobStatus
+    from renderdispatch.messages import Limits as Limits
+    from renderdispatch.messages import Output as Output
+    from renderdispatch.messages import PollResponse as PollResponse
+    from renderdispatch.messages import Stage as Stage
+    from renderdispatch.messages import StorageKey as StorageKey
+    from renderdispatch.messages import UploadGrant as UploadGrant
+    from renderdispatch.service import JobHandle as JobHandle
+    from renderdispatch.service import RenderService as RenderService
+    from renderdispatch.wiring import Settings as Settings
+    from renderdispatch.wiring import from_settings as from_settings
+    from renderdispatch.wiring import local as local
 
-_HOME: Final = {
-    "aio": ("AsyncJobHandle", "AsyncRenderService"),
-    "errors": (
-        "ConfigurationError",
-        "IdempotencyConflictError",
-        "InvalidRequestError",
-        "JobCancelledError",
-        "JobFailedError",
-        "JobNotCompleteError",
-        "JobNotFoundError",
-        "RenderDispatchError",
-        "WaitTimeoutError",
-    ),
-    "jobs": ("Job",),
-    "messages": (
-        "PRESETS",
-        "AudioUrl",
-        "JobStatus",
-        "Limits",
-        "Output",
-        "PollResponse",
-        "Stage",
-        "StorageKey",
-        "UploadGrant",
-    ),
-    "service": ("JobHandle", "RenderService"),
-    "wiring": ("Settings", "from_settings", "local"),
+_NAMES: Final = {
+    "aio": "AsyncJobHandle AsyncRenderService",
+    "errors": "ConfigurationError IdempotencyConflictError InvalidRequestError JobCancelledError JobFailedError "
+    "JobNotCompleteError JobNotFoundError RenderDispatchError WaitTimeoutError",
+    "jobs": "Job",
+    "messages": "PRESETS AudioUrl JobStatus Limits Output PollResponse Stage StorageKey UploadGrant",
+    "service": "JobHandle RenderService",
+    "wiring": "Settings from_settings local",
 }
-_MODULE_OF: Final = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "PRESETS",
-    "AsyncJobHandle",
-    "AsyncRenderService",
-    "AudioUrl",
-    "ConfigurationError",
-    "IdempotencyConflictError",
-    "InvalidRequestError",
-    "Job",
-    "JobCancelledError",
-    "JobFailedError",
-    "JobHandle",
-    "JobNotCompleteError",
-    "JobNotFoundError",
-    "JobStatus",
-    "Limits",
-    "Output",
-    "PollResponse",
-    "RenderDispatchError",
-    "RenderService",
-    "Settings",
-    "Stage",
-    "StorageKey",
-    "UploadGrant",
-    "WaitTimeoutError",
-    "from_settings",
-    "local",
-]
+if not TYPE_CHECKING:  # type checkers take the imports above
+    __all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
@@ -105,4 +60,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    """Return the public names."""
+    return sorted(_MODULE_OF)

@@ -13,7 +13,16 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.messages import Artifact, JobError, JobStatus, LocalAudio, RenderRequest, Stage, StoredAudio
+from renderdispatch.messages import (
+    PROTOCOL,
+    Artifact,
+    JobError,
+    JobStatus,
+    LocalAudio,
+    RenderRequest,
+    Stage,
+    StoredAudio,
+)
 
 CHECK_INTERVAL: Final = timedelta(seconds=15)
 """How long a remote attempt may be silent before the reconciler asks its backend."""
@@ -76,6 +85,8 @@ class Job:
     """The record of a job; a value, so a change is a new `Job`.
 
     Args:
+        incarnation: Names this life of the id, at random: a job that is created after a delete has another one. Its
+            objects stand under it (rule J15).
         progress: 0 to 100; never falls within an attempt.
         ready_at: From when a dispatcher may claim it; None when it is not claimable.
         finish_by: When it fails unless it has ended.
@@ -83,9 +94,11 @@ class Job:
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
         compute_stopped_at: When a cancelled job's computing stopped; None where that is not known.
         revision: Rises by one at each write; set by the store.
+        protocol: Of the version that wrote the record; set by the store. Versions with a lower one leave it alone.
     """
 
     id: str
+    incarnation: str
     tenant: str | None = None
     request: RenderRequest
     fingerprint: str
@@ -108,6 +121,7 @@ class Job:
     finalizing_at: datetime | None = None
     ended_at: datetime | None = None
     revision: int = 0
+    protocol: int = PROTOCOL
 
     @property
     def attempt(self) -> Attempt | None:

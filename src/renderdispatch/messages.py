@@ -6,15 +6,15 @@ version wrote a message. Secrets (tokens, keys, signed URLs) are kept out of eve
 validation errors never quote the input.
 """
 
-from __future__ import annotations
-
 import json
 import math
+import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
-from typing import Annotated, Final, Literal
+from threading import RLock
+from typing import Annotated, Any, Final, Literal, Self
 
 from attrs import field, frozen
 from pydantic import (
@@ -59,7 +59,10 @@ class JobStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self in {JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED}
+        return self in _TERMINAL
+
+
+_TERMINAL: Final = frozenset({JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 class Stage(StrEnum):
@@ -95,17 +98,30 @@ class FaultDomain(StrEnum):
         return self in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
 
 
-class Message(BaseModel):
+_building: Final = RLock()
+os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
+
+
+class Model(BaseModel):
+    """The base of what is read and written as JSON: frozen, and built at its first use, so that imports are quick."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+
+    @classmethod
+    def model_rebuild(cls, **options: Any) -> bool | None:
+        """Build the model, in one thread at a time: older pydantic versions have no lock, and none survives a fork."""
+        with _building:
+            return super().model_rebuild(**options)
+
+
+class Message(Model):
     """The base of everything on the wire."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
-        hide_input_in_errors=True,
         allow_inf_nan=False,
     )
 
@@ -173,15 +189,15 @@ class Output(Message):
 
 
 PRESETS: Final[Mapping[str, Output]] = {
-    "flat-1080p-landscape": Output(width=1920, height=1080),
-    "flat-1080p-portrait": Output(width=1080, height=1920),
-    "flat-1080p-square": Output(width=1080, height=1080),
-    "flat-4k-landscape": Output(width=3840, height=2160),
-    "flat-4k-portrait": Output(width=2160, height=3840),
-    "360-mono-4k": Output(width=4096, height=2048, projection="360-mono"),
-    "360-mono-6k": Output(width=6144, height=3072, projection="360-mono"),
-    "360-mono-8k": Output(width=8192, height=4096, projection="360-mono"),
-    "360-stereo-8k": Output(width=8192, height=8192, projection="360-stereo"),
+    "flat-1080p-landscape": Output.model_construct(width=1920, height=1080),
+    "flat-1080p-portrait": Output.model_construct(width=1080, height=1920),
+    "flat-1080p-square": Output.model_construct(width=1080, height=1080),
+    "flat-4k-landscape": Output.model_construct(width=3840, height=2160),
+    "flat-4k-portrait": Output.model_construct(width=2160, height=3840),
+    "360-mono-4k": Output.model_construct(width=4096, height=2048, projection="360-mono"),
+    "360-mono-6k": Output.model_construct(width=6144, height=3072, projection="360-mono"),
+    "360-mono-8k": Output.model_construct(width=8192, height=4096, projection="360-mono"),
+    "360-stereo-8k": Output.model_construct(width=8192, height=8192, projection="360-stereo"),
 }
 
 
@@ -291,12 +307,12 @@ class RenderRequest(Message):
     audio: Audio
     scene: str = Field(min_length=1, max_length=200)
     params: Mapping[str, JsonValue] = Field(default_factory=dict)
-    output: Output = Output()
+    output: Output = Output.model_construct()
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
     backend: str
     require_gpu: bool = False
-    limits: Limits = Limits()
+    limits: Limits = Limits.model_construct()
     metadata: Mapping[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("params", mode="before")
@@ -352,7 +368,6 @@ class RenderOrder(Message):
     result: ObjectUrls
     scene: str
     params: Mapping[str, JsonValue] = Field(default_factory=dict)
-    assets: Mapping[str, str] = Field(default_factory=dict, repr=False)
     output: Output
     start: float = 0.0
     duration: float | None = None
@@ -362,9 +377,8 @@ class RenderOrder(Message):
     finish_by: AwareDatetime
     callback: Callback | None = None
     local: bool = False
-    trace: Mapping[str, str] = Field(default_factory=dict)
 
-    def without_secrets(self) -> RenderOrder:
+    def without_secrets(self) -> Self:
         """Return the order as renderers see it: no token, no URL, no key."""
         blank = SignedPut(url="")
         return self.model_copy(
@@ -373,7 +387,6 @@ class RenderOrder(Message):
                 "audio_url": "",
                 "video": ObjectUrls(key=self.video.key, put=blank, get=""),
                 "result": ObjectUrls(key=self.result.key, put=blank, get=""),
-                "assets": {},
                 "callback": None,
             }
         )
@@ -478,7 +491,7 @@ class Failed(_FromRun):
 
 RenderEvent = Annotated[CheckedIn | Progressed | Completed | Failed, Field(discriminator="type")]
 RENDER_EVENT: Final[TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = TypeAdapter(
-    RenderEvent, config=ConfigDict(hide_input_in_errors=True)
+    RenderEvent, config=ConfigDict(hide_input_in_errors=True, defer_build=True)
 )
 """Reads an event: ``RENDER_EVENT.validate_json(body)``."""
 

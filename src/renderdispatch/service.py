@@ -1,86 +1,37 @@
 """What do applications hold?
 
-`RenderService`, the one facade: submit, poll, watch, cancel, and a worker in the background that sees to it that
-every job ends exactly once. All calls block for milliseconds (but for uploads), and all are safe from any thread.
+`RenderService`, the one facade: submit, poll, watch, cancel, and a worker in the background that brings every job to
+exactly one end. All calls block for milliseconds (except uploads), and all are safe from any thread.
 """
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from attrs import evolve
 from pydantic import JsonValue
 
-from renderdispatch.engine import intake, layout
+from renderdispatch.engine import layout
+from renderdispatch.engine.audio import AudioSource
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import CancelRequested
 from renderdispatch.engine.inbox import WebhookResponse
-from renderdispatch.engine.intake import AudioSource
-from renderdispatch.engine.runtime import Closable, Engine, Parts
+from renderdispatch.engine.intake import scene_name
+from renderdispatch.engine.parts import Closable, Parts, Route, machine_id
+from renderdispatch.engine.runtime import Engine
+from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
+from renderdispatch.engine.views import DOWNLOAD_URL_LIFE, Views
 from renderdispatch.engine.watching import Pause, show_html, what_shows
-from renderdispatch.errors import (
-    ConfigurationError,
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobCancelledError,
-    JobExistsError,
-    JobFailedError,
-    JobNotCompleteError,
-    JobNotFoundError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StoreUnavailableError,
-    UnknownNameError,
-)
 from renderdispatch.jobs import Job
-from renderdispatch.messages import (
-    Audio,
-    JobStatus,
-    Limits,
-    Output,
-    PollError,
-    PollResponse,
-    PollResult,
-    RenderRequest,
-    Stage,
-    StoredAudio,
-    UploadGrant,
-    read_output,
-)
-from renderdispatch.plumbing.files import write_file
-from renderdispatch.protocols import (
-    AudioFetcher,
-    JobQuery,
-    JobStore,
-    Page,
-    RenderBackend,
-    StorageAdapter,
-    SupportsCheck,
-    SupportsCounts,
-    SupportsWebhook,
-)
+from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant, read_output
+from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
 from renderdispatch.webhooks import AttemptKeys, Headers
 
-DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
-"""How long a download URL is good for; a new one is signed at each call."""
-
-UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
-"""How long a client has for an upload of its own."""
-
-_CHUNK_BYTES: Final = 1 << 20
-
-_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""What may be a job's id at all: databases stumble over other text that a stranger sends."""
-
-Route = Callable[[RenderRequest], str]
-"""Chooses a backend by name for a request that names none."""
+__all__ = ["DOWNLOAD_URL_LIFE", "UPLOAD_GRANT_LIFE", "JobHandle", "RenderService", "Route"]
 
 
 class RenderService:
@@ -121,43 +72,26 @@ class RenderService:
         machine: str | None = None,
         owned: Iterable[Closable] = (),
     ) -> None:
-        named = dict(backends) if isinstance(backends, Mapping) else {"default": backends}
-        if not named:
-            raise ConfigurationError("a service needs at least one backend")
-        if lease < timedelta(seconds=1):
-            raise ConfigurationError("a lease is at least one second")
-        for name, backend in named.items():
-            if storage.locality < backend.locality:
-                message = (
-                    f"backend {name!r} ({type(backend).__name__}) renders out of reach of {type(storage).__name__}'s "
-                    "URLs: FsspecStorage reaches this machine's processes, R2Storage the world "
-                    "(RENDERDISPATCH_STORAGE=r2://bucket), and a folder with signed URLs (RENDERDISPATCH_OBJECTS_URL) "
-                    "as far as their host"
-                )
-                raise ConfigurationError(message)
-        if webhook_url is not None and not webhook_url.startswith(("https://", "http://")):
-            raise ConfigurationError("webhook_url is an http or https URL")
-        if webhook_url is not None and not secrets:
-            raise ConfigurationError("webhook_url needs secrets: without one anybody could report anything")
-        if webhook_url is None and any(b.reports_by_webhook for b in named.values() if isinstance(b, SupportsWebhook)):
-            raise ConfigurationError("a backend that reports by webhook needs webhook_url and secrets")
-        self._tenant: str | None = None
-        self._engine = Engine(
-            Parts(
-                store=store,
-                storage=storage,
-                backends=named,
-                checks={name: b.check for name, b in named.items() if isinstance(b, SupportsCheck)},
-                route=route,
-                fetcher=fetcher,
-                worker=worker,
-                lease=lease,
-                machine=machine or intake.machine_id(),
-                keys=AttemptKeys(secrets) if secrets else None,
-                webhook_url=webhook_url,
-                owned=tuple(owned),
-            )
+        parts = Parts(
+            store=store,
+            storage=storage,
+            backends=dict(backends) if isinstance(backends, Mapping) else {"default": backends},
+            route=route,
+            fetcher=fetcher,
+            worker=worker,
+            lease=lease,
+            machine=machine or machine_id(),
+            keys=AttemptKeys(secrets) if secrets else None,
+            webhook_url=webhook_url,
+            owned=tuple(owned),
         )
+        self._view(Engine(parts), None)
+
+    def _view(self, engine: Engine, tenant: str | None) -> None:
+        self._engine = engine
+        self._tenant = tenant
+        self._views = Views(engine.parts, tenant)
+        self._submissions = Submissions(engine.parts, tenant, engine.created)
 
     def __repr__(self) -> str:
         parts = self._engine.parts
@@ -193,10 +127,7 @@ class RenderService:
         Raises:
             InvalidRequestError: The name is no tenant's name.
         """
-        view = object.__new__(RenderService)
-        view._tenant = layout.check_tenant(tenant)
-        view._engine = self._engine
-        return view
+        return _TenantView(self._engine, layout.check_tenant(tenant))
 
     # --- submitting
 
@@ -240,10 +171,8 @@ class RenderService:
             StorageError: The audio could not be stored.
         """
         self._engine.check_open()
-        parts = self._engine.parts
-        priority = intake.check_priority(priority)
-        known = {
-            "scene": intake.scene_name(scene),
+        fields = {
+            "scene": scene_name(scene),
             "params": dict(params or {}),
             "output": read_output(output),
             "start": start,
@@ -252,35 +181,9 @@ class RenderService:
             "limits": limits or Limits(),
             "metadata": dict(metadata or {}),
         }
-        request = intake.read_request({**known, "audio": StoredAudio(key="", size=0), "backend": backend or ""})
-        request = request.model_copy(update={"backend": self._backend_for(request)})
-        if (check := parts.checks.get(request.backend)) is not None:
-            check(request)
-        job_id = uuid.uuid4().hex if idempotency_key is None else intake.keyed_id(self._tenant, idempotency_key)
-        incoming = intake.look_at(
-            audio,
-            storage=parts.storage,
-            tenant=self._tenant,
-            machine=parts.machine,
-            leave_files=parts.worker,
-            now=parts.store.now,
-            fetcher=parts.fetcher,
+        job = self._submissions.submit(
+            audio, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
         )
-        if idempotency_key is not None and (existing := self._existing(job_id)) is not None:
-            return self._same(existing, request, incoming.describe(), idempotency_key, routed=not backend)
-        stored = incoming.store(job_id)
-        request = request.model_copy(update={"audio": stored})
-        try:
-            job = self._create(request, job_id, tenant=self._tenant, priority=priority)
-        except JobExistsError:
-            incoming.discard()
-            if idempotency_key is None:
-                raise
-            return self._same(parts.store.get(job_id), request, stored, idempotency_key, routed=not backend)
-        except BaseException:
-            if self._surely_absent(job_id):  # a create whose answer was lost may stand, and then needs its audio
-                incoming.discard()
-            raise
         return JobHandle(self, job.id)
 
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
@@ -297,62 +200,7 @@ class RenderService:
         Raises:
             InvalidRequestError: ``upload.size`` or ``upload.type``.
         """
-        size, content_type = intake.check_upload(size, content_type)
-        parts = self._engine.parts
-        now = parts.store.now()
-        key = layout.upload_key(self._tenant, now)
-        put = parts.storage.sign_put(key, expires_in=UPLOAD_GRANT_LIFE, content_type=content_type, size=size)
-        return UploadGrant(key=key, put=put, expires_at=now + UPLOAD_GRANT_LIFE)
-
-    def _create(
-        self, request: RenderRequest, job_id: str, *, tenant: str | None, priority: int, retry_of: str | None = None
-    ) -> Job:
-        store = self._engine.parts.store
-        now = store.now()
-        job = Job(
-            id=job_id,
-            tenant=tenant,
-            request=request,
-            fingerprint=intake.fingerprint(request),
-            priority=priority,
-            retry_of=retry_of,
-            created_at=now,
-            updated_at=now,
-            finish_by=now + request.limits.total_timeout,
-            ready_at=now,
-        )
-        job = store.create(job)
-        self._engine.start()
-        self._engine.created()
-        return job
-
-    def _backend_for(self, request: RenderRequest) -> str:
-        parts = self._engine.parts
-        name = request.backend
-        if not name:
-            name = parts.route(request) if parts.route is not None else next(iter(parts.backends))
-        if name not in parts.backends:
-            raise UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")
-        return name
-
-    def _existing(self, job_id: str) -> Job | None:
-        try:
-            return self._engine.parts.store.get(job_id)
-        except JobNotFoundError:
-            return None
-
-    def _surely_absent(self, job_id: str) -> bool:
-        try:
-            return self._existing(job_id) is None
-        except StoreUnavailableError:
-            return False
-
-    def _same(self, job: Job, request: RenderRequest, audio: Audio, key: str, *, routed: bool) -> JobHandle:
-        chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
-        if job.fingerprint != intake.fingerprint(request.model_copy(update={"audio": audio, "backend": chosen})):
-            message = f"idempotency key {key[:40]!r} belongs to job {job.id}, whose request is another one"
-            raise IdempotencyConflictError(message)
-        return JobHandle(self, job.id)
+        return self._submissions.grant_upload(size=size, content_type=content_type)
 
     # --- reading
 
@@ -366,10 +214,7 @@ class RenderService:
         Raises:
             JobNotFoundError: This tenant has no such job.
         """
-        job = self._engine.parts.store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
-        if job is None or (self._tenant is not None and job.tenant != self._tenant):
-            raise JobNotFoundError(f"no job {job_id[:80]!r}")
-        return job
+        return self._views.get(job_id)
 
     def poll(self, job_id: str) -> PollResponse:
         """Return what a poll endpoint answers: ``poll(...).to_json()`` is the body.
@@ -380,7 +225,7 @@ class RenderService:
         Raises:
             JobNotFoundError: This tenant has no such job.
         """
-        return self._poll_response(self._reconciled(job_id))
+        return self._views.poll(self._reconciled(job_id))
 
     def _reconciled(self, job_id: str) -> Job:
         return self._engine.reconciled(self.get(job_id))
@@ -389,21 +234,11 @@ class RenderService:
         self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[Job]:
         """Return a page of jobs, newest first; ``cursor`` of one page asks for the next."""
-        statuses = None
-        if status is not None:
-            statuses = frozenset([JobStatus(status)] if isinstance(status, str) else map(JobStatus, status))
-        query = JobQuery(tenant=self._tenant, statuses=statuses, limit=limit, cursor=cursor)
-        return self._engine.parts.store.query(query)
+        return self._views.page(status, limit=limit, cursor=cursor)
 
     def counts(self) -> dict[JobStatus, int]:
         """Return how many jobs have each status."""
-        store = self._engine.parts.store
-        if isinstance(store, SupportsCounts):
-            return store.counts(tenant=self._tenant)
-        counted = dict.fromkeys(JobStatus, 0)
-        for job in self._all(JobQuery(tenant=self._tenant, limit=1000)):
-            counted[job.status] += 1
-        return counted
+        return self._views.counts()
 
     def download_url(self, job_id: str) -> str:
         """Return a URL of the finished video, good for 7 days.
@@ -413,10 +248,7 @@ class RenderService:
             JobCancelledError: The job was cancelled.
             JobNotCompleteError: The job still runs.
         """
-        return self._sign(_video_key(self.get(job_id)))
-
-    def _sign(self, key: str) -> str:
-        return self._engine.parts.storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE)
+        return self._views.download_url(self.get(job_id))
 
     def save(self, job_id: str, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the finished video to a file, which appears whole or not at all; return its path.
@@ -427,14 +259,7 @@ class RenderService:
             StorageFullError: No space is left.
             StorageDeniedError: The file may not be written.
         """
-        target = Path(path)
-        with self.open_video(job_id) as source:
-            chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
-            try:
-                write_file(target, chunks, key=str(target), only_if_absent=not overwrite)
-            except ObjectExistsError:
-                raise ObjectExistsError(f"{target} exists, and overwrite was not asked") from None
-        return target
+        return self._views.save(self.get(job_id), Path(path), overwrite=overwrite)
 
     def open_video(self, job_id: str) -> AbstractContextManager[BinaryIO]:
         """Open the finished video for reading.
@@ -442,7 +267,7 @@ class RenderService:
         Raises:
             JobNotCompleteError: As `download_url`.
         """
-        return self._engine.parts.storage.open(_video_key(self.get(job_id)))
+        return self._views.open_video(self.get(job_id))
 
     def open_object(self, key: str) -> AbstractContextManager[BinaryIO]:
         """Open one of this tenant's objects for reading.
@@ -450,50 +275,7 @@ class RenderService:
         Raises:
             ObjectNotFoundError: Nothing stands under this key, or it is another tenant's.
         """
-        if not layout.may_read(self._tenant, key):
-            raise ObjectNotFoundError(f"nothing is stored under {key[:200]!r}")
-        return self._engine.parts.storage.open(key)
-
-    def _all(self, query: JobQuery) -> Iterator[Job]:
-        while True:
-            page = self._engine.parts.store.query(query)
-            yield from page.items
-            if page.cursor is None:
-                return
-            query = evolve(query, cursor=page.cursor)
-
-    def _poll_response(self, job: Job) -> PollResponse:
-        artifact = job.artifact if job.status is JobStatus.COMPLETE else None
-        result = None
-        if artifact is not None:
-            shown = {name: getattr(artifact, name) for name in PollResult.model_fields if name != "video_key"}
-            result = PollResult(video_key=artifact.key, **shown)
-        error = None
-        if job.status is JobStatus.FAILED and job.error is not None:
-            error = PollError(code=job.error.code, message=job.error.message)
-        return PollResponse(
-            job_id=job.id,
-            status=job.status,
-            stage=job.stage,
-            progress=job.progress,
-            attempt=len(job.attempts),
-            queue_position=self._queue_position(job),
-            result=result,
-            error=error,
-            download_url=self._sign(artifact.key) if artifact is not None else None,
-            created_at=job.created_at,
-            updated_at=job.updated_at,
-        )
-
-    def _queue_position(self, job: Job) -> int | None:
-        """Return 1 for the job that is next."""
-        if job.stage is not Stage.QUEUED or job.ended:
-            return None
-        store = self._engine.parts.store
-        if isinstance(store, SupportsCounts):
-            return store.ahead_of(job) + 1
-        ready = self._all(JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=1000))
-        return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
+        return self._views.open_object(key)
 
     # --- webhooks
 
@@ -538,29 +320,7 @@ class RenderService:
             JobNotFoundError: This tenant has no such job.
             InvalidRequestError: The job did not fail, or its audio is gone.
         """
-        job = self.get(job_id)
-        if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
-            message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be tried again"
-            raise InvalidRequestError(message, code="job.not-retryable")
-        new_id = uuid.uuid4().hex
-        request = job.request
-        passing = (layout.job_prefix(job.tenant, job.id), layout.UPLOADS)  # what may go before the new job ends
-        if isinstance(request.audio, StoredAudio) and request.audio.key.startswith(passing):
-            request = request.model_copy(update={"audio": self._copy_audio(request.audio, job.tenant, new_id)})
-        elif isinstance(request.audio, StoredAudio) and not request.audio.key:
-            raise InvalidRequestError(
-                f"the audio of job {job.id} was never stored; submit it again", code="audio.missing"
-            )
-        again = self._create(request, new_id, tenant=job.tenant, priority=job.priority, retry_of=job.id)
-        return JobHandle(self, again.id)
-
-    def _copy_audio(self, audio: StoredAudio, tenant: str | None, new_id: str) -> StoredAudio:
-        storage = self._engine.parts.storage
-        try:
-            with storage.open(audio.key) as source:
-                return intake.Streamed(storage, tenant, source, audio.key).store(new_id)
-        except ObjectNotFoundError:
-            raise InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
+        return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 
     def delete(self, job_id: str) -> None:
         """Forget an ended job and remove its objects.
@@ -569,18 +329,14 @@ class RenderService:
             JobNotFoundError: This tenant has no such job.
             InvalidRequestError: The job has not ended (cancel it first), or something of it may still compute.
         """
-        job = self.get(job_id)
-        if not job.ended:
-            raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
-        parts = self._engine.parts
-        if job.owes_clean_up:
-            self._engine.worker().reconciler.reconcile(job)
-            job = self.get(job_id)
-        if any(not a.stopped and not a.local and a.clean_up == "owed" for a in job.attempts):
-            message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
-            raise InvalidRequestError(message, code="job.clean-up-owed")
-        parts.storage.delete_prefix(layout.job_prefix(job.tenant, job.id))
-        parts.store.delete(job.id)
+        self._engine.delete(self.get(job_id))
+
+
+class _TenantView(RenderService):
+    """A service as one tenant sees it. It shares the engine of the service that it is a view of."""
+
+    def __init__(self, engine: Engine, tenant: str) -> None:
+        self._view(engine, tenant)
 
 
 class JobHandle:
@@ -658,14 +414,3 @@ class JobHandle:
 
     def _repr_html_(self) -> str:
         return show_html(self.poll(), lambda: self._service.open_video(self.id))
-
-
-def _video_key(job: Job) -> str:
-    match job.status:
-        case JobStatus.COMPLETE if job.artifact is not None:
-            return job.artifact.key
-        case JobStatus.FAILED if job.error is not None:
-            raise JobFailedError(f"job {job.id} failed: {job.error.message}", code=job.error.code)
-        case JobStatus.CANCELLED:
-            raise JobCancelledError(f"job {job.id} was cancelled")
-    raise JobNotCompleteError(f"job {job.id} is {job.status} ({job.stage}, {job.progress:g} %)")

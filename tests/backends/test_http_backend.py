@@ -17,19 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_services import (
-    TOKEN,
-    Asked,
-    Behaviour,
-    Service,
-    answering,
-    dripping,
-    far_order,
-    rendering,
-    saying,
-    service,
-    stored_behind_http,
-)
 
 from renderdispatch.backends.http import MAX_ANSWER_BYTES, HttpBackend, KeyedHttpBackend
 from renderdispatch.backends.local import LocalGpuBackend
@@ -48,6 +35,20 @@ from renderdispatch.protocols import BackendCall, CallStatus, Locality, Supports
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import RenderBackendContract, in_threads, make_artifact, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import OrderFactory
+from tests.support.http_services import (
+    TOKEN,
+    Asked,
+    Behaviour,
+    Service,
+    answering,
+    dripping,
+    far_order,
+    rendering,
+    saying,
+    service,
+    stored_behind_http,
+)
+from tests.support.ports import free_port
 
 SHORT = timedelta(seconds=1)
 
@@ -274,9 +275,7 @@ def test_a_start_that_fails(
 
 def test_nobody_listens(order: RenderOrder) -> None:
     """A refused connection started nothing: the next try may come at once."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    error = refused(HttpBackend(f"http://127.0.0.1:{port}"), order)
+    error = refused(HttpBackend(f"http://127.0.0.1:{free_port()}"), order)
     assert (error.code, error.outcome_known, error.retryable) == ("backend.unreachable", True, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -40,27 +41,34 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return mark
 
 
-def marked(mark: str) -> dict[str, int]:
-    """Return the living processes with the mark: their ids, by what they are."""
-    found = {}
+def marked(mark: str) -> list[int]:
+    """Return the living processes with the mark, each before its children."""
+    parents = {}
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                supervises = any(part.endswith(b"supervisor.py") for part in command)
-                module = next(part for part in command if part.startswith(b"renderdispatch.runner")).decode()
-                found[f"supervisor of {module}" if supervises else module] = int(entry.name)
-        except (OSError, StopIteration):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
             continue
-    return found
+
+    def depth(process: int) -> int:
+        return 1 + depth(parents[process]) if process in parents else 0
+
+    return sorted(parents, key=depth)
 
 
-_CHAIN = (
-    "supervisor of renderdispatch.runner",
-    "renderdispatch.runner",
-    "supervisor of renderdispatch.runner.child",
-    "renderdispatch.runner.child",
-)
+def chain_of(mark: str) -> dict[str, int]:
+    """Return the processes of a render by their roles: each is the only child of the one before."""
+    found = marked(mark)
+    assert len(found) == len(_CHAIN)
+    for parent, child in itertools.pairwise(found):
+        stat = Path(f"/proc/{child}/stat").read_text()
+        assert int(stat.rpartition(")")[2].split()[1]) == parent
+    assert b"supervisor.py" in Path(f"/proc/{found[0]}/cmdline").read_bytes()
+    return dict(zip(_CHAIN, found, strict=True))
+
+
+_CHAIN = ("supervisor of the runner", "runner", "supervisor of the render", "render")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
@@ -72,8 +80,7 @@ def test_any_process_of_the_chain_is_killed(mark: str, victim: str, tmp_path: Pa
         order = make_order(FsspecStorage(tmp_path / "objects"), params={"frames": 3000, "frame_s": 0.01})
         call = backend.start(order, on_event=heard)
         eventually(lambda: any(isinstance(e, Progressed) and e.frames for e in heard.events))
-        assert sorted(marked(mark)) == sorted(_CHAIN)
-        os.kill(marked(mark)[victim], signal.SIGKILL)
+        os.kill(chain_of(mark)[victim], signal.SIGKILL)
         final = eventually(lambda: heard.final)
     assert isinstance(final, Failed)
     assert final.error.code in {"runner.died", "renderer.died"}
@@ -99,7 +106,7 @@ def test_nothing_is_left_behind(mark: str, end: str, tmp_path: Path) -> None:
         elif end == "close":
             backend.close()
         eventually(lambda: backend.poll(call).status is CallStatus.ENDED)
-    assert marked(mark) == {}
+    assert marked(mark) == []
     assert list((tmp_path / "tmp").iterdir()) == []
     backend.close()
 
@@ -133,7 +140,7 @@ def test_a_thread_that_cannot_be_started(
         with pytest.raises(BackendError) as refused:
             backend.start(order, on_event=heard)
         assert refused.value.retryable
-        assert marked(mark) == {}
+        assert marked(mark) == []
         assert list((tmp_path / "tmp").iterdir()) == []
         backend.start(order, on_event=heard)
         eventually(lambda: isinstance(heard.final, Completed))

@@ -19,8 +19,6 @@ import pytest
 
 pytest.importorskip("modal")
 
-from modal_support import HERE, closed_port, environment, served_storage, silent_server
-
 from renderdispatch.backends.modal import TIMEOUT_STEPS_S, ModalBackend, timeout_s
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import MAX_ORDER_BYTES, FaultDomain, RenderOrder
@@ -31,6 +29,8 @@ from renderdispatch.testing.contracts.backends import OrderFactory, Recorder
 from renderdispatch.testing.modal import CallStatus as ModalStatus
 from renderdispatch.testing.modal import LoopbackModal
 from renderdispatch.testing.renderers import make_order
+from tests.support import SUPPORT
+from tests.support.modal_services import closed_port, environment, served_storage, silent_server
 
 APP = "test-renders"
 SHORT = timedelta(seconds=0.7)
@@ -40,7 +40,7 @@ SHORT = timedelta(seconds=0.7)
 def server() -> Iterator[LoopbackModal]:
     """A Modal on which the function of `modal_renders` is deployed; this process's configuration names it."""
     with LoopbackModal(environments=("main", "dev")) as server, environment(server.environment()):
-        server.deploy("modal_renders", cwd=HERE)
+        server.deploy("modal_renders", cwd=SUPPORT)
         yield server
 
 
@@ -240,7 +240,7 @@ def test_nine_kibibytes(server: LoopbackModal, backend: ModalBackend, plain: Cal
 
 def test_an_environment(server: LoopbackModal, plain: Callable[..., RenderOrder]) -> None:
     """The function is looked up in the environment that is asked for, and in no other."""
-    server.deploy("modal_renders", name="only-dev", environment="dev", cwd=HERE)
+    server.deploy("modal_renders", name="only-dev", environment="dev", cwd=SUPPORT)
     there, elsewhere = ModalBackend("only-dev", environment="dev"), ModalBackend("only-dev", environment="main")
     call = there.start(plain(params={"quirk": "number"}), on_event=Recorder())
     assert server.call(call.id).app == "only-dev"
@@ -253,7 +253,7 @@ def test_an_environment(server: LoopbackModal, plain: Callable[..., RenderOrder]
 def test_a_pinned_version(server: LoopbackModal, plain: Callable[..., RenderOrder]) -> None:
     """A backend that is pinned stays with the deployed version; another follows the newest."""
     for _ in range(2):
-        server.deploy("modal_renders", name="versions", cwd=HERE)
+        server.deploy("modal_renders", name="versions", cwd=SUPPORT)
     pinned, newest = ModalBackend("versions", version=1), ModalBackend("versions")
     found = []
     for backend in (pinned, newest):
@@ -280,7 +280,7 @@ def test_what_is_not_deployed(
 
 def test_an_app_that_was_deployed_anew(server: LoopbackModal, plain: Callable[..., RenderOrder]) -> None:
     """An app that was stopped and deployed again, under new ids, is found without a restart."""
-    server.deploy("modal_renders", name="again", cwd=HERE)
+    server.deploy("modal_renders", name="again", cwd=SUPPORT)
     backend = ModalBackend("again")
     first = server.call(backend.start(plain(params={"quirk": "number"}), on_event=Recorder()).id)
     subprocess.run(
@@ -288,7 +288,7 @@ def test_an_app_that_was_deployed_anew(server: LoopbackModal, plain: Callable[..
     )
     with pytest.raises(BackendError, match="renderdispatch modal deploy"):
         backend.start(plain(), on_event=Recorder())
-    server.deploy("modal_renders", name="again", cwd=HERE)
+    server.deploy("modal_renders", name="again", cwd=SUPPORT)
     second = server.call(backend.start(plain(params={"quirk": "number"}), on_event=Recorder()).id)
     backend.close()
     assert first.function_id != second.function_id

@@ -43,7 +43,8 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
     """Return what is timed, after its imports and a first small call."""
     if name.startswith("boto3"):
         return _boto3(name, endpoint, source, target)
-    from renderdispatch.runner.transfers import Transfers
+    from renderdispatch.plumbing.stop import Stop
+    from renderdispatch.runner.transfers import HttpTransfers
     from renderdispatch.storage.r2 import R2Storage
 
     storage = R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
@@ -60,9 +61,9 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
 
         return download
     put = storage.sign_put("runner", expires_in=timedelta(hours=1), content_type="video/mp4")
-    transfers = Transfers(local=False, give_up_at=time.monotonic() + 3600)
+    transfers = HttpTransfers(Stop(timeout_s=3600))
     small = storage.sign_get("small", expires_in=timedelta(hours=1))
-    assert transfers.look(small) is not None
+    assert transfers.stat(small) is not None
     return lambda: transfers.upload(put, source, moved=lambda _: None)
 
 

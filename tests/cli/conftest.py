@@ -7,7 +7,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from command_line import PLUGIN, SMALL, CommandLine, write_song
+
+from tests.support.command_line import PLUGIN, SMALL, CommandLine, write_song
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, CommandLine, as_an_ordinary_user, write_song
-from needs import need_ffmpeg
+
+from tests.support.command_line import SMALL, CommandLine, as_an_ordinary_user, write_song
+from tests.support.needs import need_ffmpeg
 
 REFUSED = {
     "an empty file": (["empty.wav"], "audio.empty"),

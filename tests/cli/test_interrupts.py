@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, CommandLine
 
 from renderdispatch.testing import eventually
+from tests.support.command_line import SMALL, CommandLine
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, CommandLine
+
+from tests.support.command_line import SMALL, CommandLine
 
 ERRORS = {
     "no such job to show": (["jobs", "show", "zzz"], 2, "job.not-found"),
@@ -41,7 +42,10 @@ def test_without_json_errors_are_for_people(cli: CommandLine) -> None:
     ("arguments", "said"),
     [
         (["render"], "Missing argument 'SONG'. See 'renderdispatch render --help'."),
-        (["render", "song.wav", "--size", "big"], "is no size such as 1280x720. See 'renderdispatch render --help'."),
+        (
+            ["render", "song.wav", "--size", "big"],
+            "write WIDTHxHEIGHT, such as 1280x720. See 'renderdispatch render --help'.",
+        ),
         (["jbos"], "Did you mean 'jobs'? See 'renderdispatch --help'."),
     ],
 )

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -63,7 +67,6 @@ def _order() -> RenderOrder:
         result=ObjectUrls(key="result.json", put=put, get="https://r2/s3cret-url"),
         scene="bars",
         params={"colour": "red"},
-        assets={"cover": "https://r2/s3cret-url"},
         output=PRESETS["flat-1080p-landscape"],
         start_by=_NOW,
         finish_by=_NOW,
@@ -131,6 +134,73 @@ def test_unknown_fields_are_ignored(message: Message) -> None:
     """A newer peer may send more than is known here."""
     document = {**json.loads(message.model_dump_json(context=FOR_THE_RECORD)), "fromTheFuture": 1}
     assert type(message).model_validate(document) == message
+
+
+def test_orders_of_the_version_before_are_understood() -> None:
+    """An order may still carry fields that are gone: `assets` and `trace`."""
+    document = {**json.loads(_order().model_dump_json()), "assets": {"cover": "https://r2/s3cret-url"}, "trace": {}}
+    assert RenderOrder.model_validate(document) == _order()
+
+
+def _run(script: str) -> None:
+    """Run a script in a fresh interpreter, where no model is built yet."""
+    code = textwrap.dedent(script)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+def test_threads_may_use_messages_for_the_first_time_at_once() -> None:
+    """Models are built at their first use, by one thread: the others wait for it."""
+    _run("""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from threading import Barrier
+        from renderdispatch.messages import RENDER_EVENT, JobError, Output, PollError, RenderRequest
+        from renderdispatch.testing import make_request
+        barrier = Barrier(16)
+        sys.setswitchinterval(1e-6)
+        event = '{"type": "checked-in", "eventId": "e", "jobId": "j", "token": "t", "runId": "r"}'
+
+        def first_use(_):
+            barrier.wait()
+            request = make_request()
+            assert RenderRequest.model_validate_json(request.model_dump_json()) == request
+            assert Output(width=64).width == 64
+            assert RENDER_EVENT.validate_json(event).run_id == "r"
+            assert PollError(code="c", message="m").model_dump() == {"code": "c", "message": "m"}
+            return True
+
+        with ThreadPoolExecutor(16) as threads:
+            assert all(threads.map(first_use, range(16)))
+    """)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_a_model_is_built() -> None:
+    """A fork waits until no thread builds a model, so that the child can build others."""
+    _run("""
+        import os, signal, threading
+        from renderdispatch.messages import Message, Output
+        building, forking = threading.Event(), threading.Event()
+        os.register_at_fork(before=forking.set)
+
+        class Slow(Message):
+            @classmethod
+            def __get_pydantic_core_schema__(cls, source, handler):
+                building.set()
+                assert forking.wait(30)
+                return handler(source)
+
+        thread = threading.Thread(target=Slow)
+        thread.start()
+        assert building.wait(30)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            Output(width=64), Slow()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        thread.join()
+    """)
 
 
 def test_the_words_of_a_poll() -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from attrs import evolve
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from renderdispatch.engine.events import AudioDropped, Claimed, CleanedUp, ClockAdvanced
@@ -29,10 +29,6 @@ from renderdispatch.testing.histories import (
     run_events,
 )
 
-many = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_histories_lead_where_they_say(name: str) -> None:
@@ -48,7 +44,6 @@ def test_every_stage_and_end_is_reached() -> None:
     assert {job.status for job in reached} == set(JobStatus)
 
 
-@many
 @given(jobs(), st.data())
 def test_transition_is_total(job: Job, data: st.DataObject) -> None:
     """Any event at any job, at any time, gives a decision; nothing is raised."""
@@ -57,7 +52,6 @@ def test_transition_is_total(job: Job, data: st.DataObject) -> None:
     assert (decision.job is job) is (decision.verdict is not Verdict.APPLIED)
 
 
-@many
 @given(lives(max_steps=30))
 def test_any_life_is_total(life: list[Step]) -> None:
     """Any events in any order give a job that keeps the rules of a record."""
@@ -96,7 +90,6 @@ def _check_record(job: Job) -> None:
         assert job.due_at is not None
 
 
-@many
 @given(lives())
 def test_replays_change_nothing(life: list[Step]) -> None:
     """An event that comes twice in a row is applied once, and the second time the very same job is answered."""
@@ -104,7 +97,6 @@ def test_replays_change_nothing(life: list[Step]) -> None:
         assert transition(step.after, step.event, step.now) is step.after
 
 
-@many
 @given(lives(max_steps=20), st.data())
 def test_late_replays_of_a_run_change_nothing(life: list[Step], data: st.DataObject) -> None:
     """An event of a run that was applied once is never applied again, however much later it comes."""
@@ -114,7 +106,6 @@ def test_late_replays_of_a_run_change_nothing(life: list[Step], data: st.DataObj
         assert transition(last.after, event, last.now + timedelta(minutes=1)) is last.after
 
 
-@many
 @given(lives(max_steps=20))
 def test_late_replays_of_a_claim_change_nothing(life: list[Step]) -> None:
     """A claim that was applied once begins no second attempt: its token would not be fresh."""
@@ -124,7 +115,6 @@ def test_late_replays_of_a_claim_change_nothing(life: list[Step]) -> None:
             assert transition(last.after, step.event, last.now) is last.after
 
 
-@many
 @given(lives(max_steps=20))
 def test_terminal_absorbs(life: list[Step]) -> None:
     """An ended job never changes, except that its clean-up is ticked off."""
@@ -139,7 +129,6 @@ def _without_clean_up(job: Job) -> Job:
     return evolve(job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at)
 
 
-@many
 @given(lives(max_steps=20))
 def test_progress_never_falls_within_an_attempt(life: list[Step]) -> None:
     """Only the end of an attempt takes progress back."""
@@ -149,7 +138,6 @@ def test_progress_never_falls_within_an_attempt(life: list[Step]) -> None:
             assert step.after.progress >= step.before.progress
 
 
-@many
 @given(lives(max_steps=20))
 def test_stages_never_go_back_within_an_attempt(life: list[Step]) -> None:
     """Within an attempt the stages come in their order, then perhaps ``cancelling``."""
@@ -160,7 +148,6 @@ def test_stages_never_go_back_within_an_attempt(life: list[Step]) -> None:
             assert order.index(step.after.stage) >= order.index(step.before.stage)
 
 
-@many
 @given(jobs(), st.data())
 def test_events_of_another_attempt_change_nothing(job: Job, data: st.DataObject) -> None:
     """An event with another token than the running attempt's is superseded, and its sender is told to stop."""
@@ -174,7 +161,6 @@ def test_events_of_another_attempt_change_nothing(job: Job, data: st.DataObject)
     assert decision.reply.stop
 
 
-@many
 @given(lives(max_steps=20), st.data())
 def test_events_of_an_older_run_change_nothing(life: list[Step], data: st.DataObject) -> None:
     """Once a newer run checked in, no event of an older one changes anything, and it is told to stop."""
@@ -189,7 +175,6 @@ def test_events_of_an_older_run_change_nothing(life: list[Step], data: st.DataOb
     assert decision.reply.stop
 
 
-@many
 @given(lives(max_steps=20))
 def test_updates_go_forward(life: list[Step]) -> None:
     """``updated_at`` never falls, even where the clock does."""
@@ -199,7 +184,6 @@ def test_updates_go_forward(life: list[Step]) -> None:
         assert backwards.updated_at >= step.before.updated_at
 
 
-@many
 @given(lives(max_steps=20))
 def test_deadlines_always_end_the_job(life: list[Step]) -> None:
     """A job that nobody speaks for any more ends by its deadline, unless only storage is still to be asked."""
@@ -208,7 +192,6 @@ def test_deadlines_always_end_the_job(life: list[Step]) -> None:
         assert transition(job, ClockAdvanced(), max(now, job.finish_by) + timedelta(minutes=2)).ended
 
 
-@many
 @given(lives(max_steps=20))
 def test_ids_and_requests_stay(life: list[Step]) -> None:
     """No event changes what was asked for, or when; only a secret URL is forgotten."""
@@ -218,7 +201,6 @@ def test_ids_and_requests_stay(life: list[Step]) -> None:
     assert first.request.model_copy(update={"audio": None}) == last.request.model_copy(update={"audio": None})
 
 
-@many
 @given(lives(max_steps=20))
 def test_secrets_end_with_the_job(life: list[Step]) -> None:
     """An ended job's record holds no submitted URL, and no repr ever does."""
@@ -228,7 +210,6 @@ def test_secrets_end_with_the_job(life: list[Step]) -> None:
             assert "s3cret" not in dump_job(step.after)
 
 
-@many
 @given(lives())
 def test_records_round_trip(life: list[Step]) -> None:
     """Any job, written down and read again, is the same."""

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import BLOCK, ROOT, script_of
 
 from renderdispatch.render.music import compose
+from tests.support.documents import BLOCK, ROOT, script_of
 
 ELSEWHERE = {"modal.md", "webhooks.md", "webhooks-verify.md", "performance.md"}
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])

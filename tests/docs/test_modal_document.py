@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from documents import ROOT, script_of
 
 from renderdispatch.render.music import compose
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.documents import ROOT, script_of
 
 pytest_plugins = ["renderdispatch.testing.fixtures"]
 

@@ -7,25 +7,22 @@ application of its own (other settings, killed, without a webhook) makes it with
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import Chain, doubles
-from live import estimate, missing
-from mishaps_support import rig, troubled_modal  # noqa: F401 - fixtures
 
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.render.music import compose
 from renderdispatch.testing.local_r2 import LocalR2, local_r2
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.chain import Chain, StartChain, doubles
+from tests.support.live import estimate, missing
+from tests.support.mishaps import rig, troubled_modal  # noqa: F401 - fixtures
 
 _CACHE = Path(__file__).parents[2] / ".cache" / "miniflare"
-
-StartChain = Callable[..., Chain]
-"""``start_chain(webhook=False, RENDERDISPATCH_LEASE_S="5")``: options of `Chain`, and variables of the application."""
 
 
 @pytest.fixture(scope="session")

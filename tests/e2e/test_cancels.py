@@ -1,4 +1,4 @@
-"""Does a cancel end the computing, wherever the render stands and whichever way is left to tell it?"""
+"""Does a cancel end the computing, whatever stage the render is at and however it can be told?"""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from mishaps_support import CONTAINERS, Render, Rig
 
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import CONTAINERS, Render, Rig
 
 STOPS_WITHIN = timedelta(seconds=10)
 
 
 def _held_at(rig: Rig, stage: Stage) -> Render:
-    """Return a render that stands at a stage and does not leave it by itself."""
+    """Return a render that is at this stage and does not leave it by itself."""
     match stage:
         case Stage.DOWNLOADING_AUDIO:
             rig.r2.fail("stall", method="GET", key="audio", after_bytes=1000)
@@ -96,7 +96,7 @@ def test_cancel_of_a_queued_call(rig: Rig) -> None:
 
 
 def test_cancel_where_the_calls_answer_is_not_the_end(rig: Rig) -> None:
-    """Where an older copy of the input has answered for the call, nobody says that the newer one has stopped."""
+    """If an older copy of the input ended the call, the job does not claim that the newer copy has stopped."""
     render = rig.submit(hold=True)
     render.wait_for_renders(1)
     rig.modal.redeliver(render.call.id)

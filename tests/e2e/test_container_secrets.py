@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mishaps_support import Rig, processes_in
-
 from renderdispatch.messages import Stage
+from tests.support.mishaps import Rig, processes_in
 
 
 def test_no_credential_reaches_a_container(rig: Rig) -> None:
     """Neither the environment of a container or its render, nor what was deployed, holds a credential.
 
-    Also when whoever deploys has all of them in the environment.
+    This holds when all of them are in the environment of the deployment.
     """
     secrets = {
         "RENDERDISPATCH_R2_ACCESS_KEY_ID": rig.r2.access_key_id,

@@ -16,9 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from chain import Chain, settings_of
-from live import PATIENCE_S, Accounts, accounts, missing
-from scenarios import (
+
+from renderdispatch.messages import Limits
+from renderdispatch.wiring import open_storage
+from tests.support.chain import Chain, settings_of
+from tests.support.live import PATIENCE_S, Accounts, accounts, missing
+from tests.support.scenarios import (
     answers_at_once,
     renders_whole,
     reports_a_failure,
@@ -26,9 +29,6 @@ from scenarios import (
     reports_the_video,
     signs_for_seven_days,
 )
-
-from renderdispatch.messages import Limits
-from renderdispatch.wiring import open_storage
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(3 * PATIENCE_S)]
 

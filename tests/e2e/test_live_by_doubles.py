@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import ReservedPort, doubles
-from live import PAGE, PATIENCE_S, RENDER_S, RENDERS, estimate, missing, prices
 
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.chain import doubles
+from tests.support.live import PAGE, PATIENCE_S, RENDER_S, RENDERS, estimate, missing, prices
+from tests.support.ports import ReservedPort
 
 _ROOT = Path(__file__).parents[2]
 _LIVE = Path(__file__).with_name("test_live.py")

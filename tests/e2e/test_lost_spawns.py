@@ -1,7 +1,7 @@
-"""What becomes of a job where Modal took the call, and its answer was lost?
+"""What happens to a job when Modal accepts its call and the response is lost?
 
-The Modal client tries again by itself, three times, with one idempotency key. As long as Modal honours that key there is
-one call that nobody knows the id of; if it did not, there would be four. Both are tested.
+The Modal client retries three times by itself, with one idempotency key. If Modal honours the key, one call exists, whose
+id the service does not know; if Modal does not, four exist. Both are tested.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from mishaps_support import CONTAINERS, Render, Rig
 
 from renderdispatch.messages import CallAnswer, Failed, JobStatus, Limits, RenderEvent
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import CONTAINERS, Render, Rig
 
 TRIES = 4
 SOON = timedelta(seconds=10)
-"""What a run may take to see its deadline, to end its processes and to say so once: machines are slow at times."""
+"""How long a run may take to notice its deadline, end its processes and report it once, on a slow machine."""
 
 
 def _lose_every_answer(rig: Rig, *, forget_keys: bool) -> None:
@@ -56,12 +56,12 @@ def _assert_adopted_and_delivered_once(render: Render, *, duplicates: bool) -> N
     [
         (6, False),
         (3, True),
-        pytest.param(100, False, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
-        pytest.param(100, True, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(100, False, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+        pytest.param(100, True, marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
 )
 def test_lost_answers(rig: Rig, jobs: int, forget_keys: bool) -> None:
-    """A call that nobody knows is adopted by its check-in; any other call of the attempt is told to stop."""
+    """A check-in tells the service of the call; any other call of the attempt is told to stop."""
     _lose_every_answer(rig, forget_keys=forget_keys)
     renders = [rig.submit() for _ in range(jobs)]
     for render in renders:
@@ -70,13 +70,13 @@ def test_lost_answers(rig: Rig, jobs: int, forget_keys: bool) -> None:
 
 @pytest.mark.long
 def test_calls_that_cannot_check_in(rig: Rig) -> None:
-    """Where no report arrives, every call of an attempt ends by itself at the job's deadline."""
+    """When no report arrives, every call of an attempt ends by itself at the job's deadline."""
     _lose_every_answer(rig, forget_keys=True)
     rig.gate.shut = lambda _event: True
-    render = rig.submit(hold=True, limits=Limits(total_timeout=timedelta(seconds=20)))
+    render = rig.submit(hold=True, limits=Limits(total_timeout=timedelta(seconds=40)))
     rig.modal.wait(lambda: len(render.calls) == TRIES)
     rig.modal.wait(lambda: render.starts == CONTAINERS)
-    rig.modal.wait(lambda: all(call.status.ended for call in render.calls), timeout=60)
+    rig.modal.wait(lambda: all(call.status.ended for call in render.calls), timeout=90)
     assert render.starts == CONTAINERS, "the fourth one came too late to begin"
     render.assert_stopped()
     _assert_nothing_was_billed_past_its_deadline(render)
@@ -86,7 +86,7 @@ def test_calls_that_cannot_check_in(rig: Rig) -> None:
 
 @pytest.mark.long
 def test_duplicates_that_cannot_check_in(rig: Rig) -> None:
-    """Duplicates that nobody can stop render too; whoever is first delivers, and the others report that one."""
+    """Duplicates that cannot be stopped render too; the first one delivers, and the others report its video."""
     _lose_every_answer(rig, forget_keys=True)
     heard: list[str] = []
 

@@ -1,11 +1,10 @@
-"""What becomes of a job whose render, or the container around it, gets into trouble?"""
+"""What happens to a job whose render, or whose container, gets into trouble?"""
 
 from __future__ import annotations
 
-from mishaps_support import Rig
-
 from renderdispatch.messages import FaultDomain, JobStatus, Limits, Stage
 from renderdispatch.testing.modal import CallStatus
+from tests.support.mishaps import Rig
 
 
 def test_a_render_that_raises(rig: Rig) -> None:
@@ -36,7 +35,7 @@ def test_a_container_that_is_killed(rig: Rig) -> None:
 
 
 def test_out_of_memory(rig: Rig) -> None:
-    """A render that finds no memory is tried again, and delivers where there is enough then."""
+    """A render that runs out of memory is tried again, and delivers when there is enough."""
     render = rig.submit(mishap="memory", times=1)
     render.assert_delivered_once()
     failed, delivered = render.job.attempts
@@ -64,7 +63,7 @@ def test_a_timeout(rig: Rig) -> None:
     rig.modal.timeout(render.call.id)
     assert rig.modal.wait_for_end(render.call.id).status is CallStatus.TIMED_OUT
     render.assert_stopped()
-    job = render.look()
+    job = render.reconcile()
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert (job.error.code, job.error.fault) == ("modal.timeout", FaultDomain.DEADLINE)
@@ -120,7 +119,7 @@ def test_a_second_copy_of_the_input(rig: Rig) -> None:
     rig.modal.wait(lambda: len(render.call.running) == 1)
     (goes_on,) = render.call.running
     assert goes_on.kind == "redelivery"
-    job = render.look()
+    job = render.reconcile()
     assert (job.stage, len(job.attempts)) == (Stage.RENDERING, 1)
     render.go()
     render.assert_delivered_once()
@@ -129,7 +128,7 @@ def test_a_second_copy_of_the_input(rig: Rig) -> None:
 
 
 def test_two_copies_that_nobody_stops(rig: Rig) -> None:
-    """Where no report arrives, both copies render: the first video and the first result object are the job's."""
+    """When no report arrives, both copies render; the job takes the first video and the first result object."""
     rig.gate.shut = lambda event: event.type != "checked-in"
     render = rig.submit(hold=True)
     render.wait_for_renders(1)
@@ -137,7 +136,7 @@ def test_two_copies_that_nobody_stops(rig: Rig) -> None:
     render.wait_for_renders(2)
     render.go()
     render.wait_for_objects(2)
-    render.look()
+    render.reconcile()
     rig.gate.shut = lambda _event: False
     render.assert_delivered_once()
     assert (len(render.job.attempts), render.starts) == (1, 2)

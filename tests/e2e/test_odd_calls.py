@@ -1,4 +1,4 @@
-"""What becomes of calls that keep no contract: functions that raise, orders of another version or size?"""
+"""What happens to calls that break the contract: functions that raise, orders of another version or size?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mishaps_scenes import TROUBLE
-from mishaps_support import Rig
 
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.modal import ModalBackend
@@ -19,14 +17,15 @@ from renderdispatch.messages import PROTOCOL, CallAnswer, Completed, FaultDomain
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import make_order
 from renderdispatch.testing.modal import LoopbackModal
-
-BACKENDS_TESTS = Path(__file__).parents[1] / "backends"
+from tests.support import SUPPORT
+from tests.support.mishaps import Rig
+from tests.support.mishaps_scenes import TROUBLE
 
 
 @pytest.fixture(scope="module")
 def odd_modal(troubled_modal: LoopbackModal) -> LoopbackModal:
-    """The loopback Modal, on which a user has deployed a function that breaks every promise, too."""
-    troubled_modal.deploy("modal_renders", cwd=BACKENDS_TESTS)
+    """The loopback Modal, with a second function that breaks every promise."""
+    troubled_modal.deploy("modal_renders", cwd=SUPPORT)
     return troubled_modal
 
 
@@ -59,7 +58,7 @@ def ended(rig: Rig, odd_modal: LoopbackModal) -> Iterator[Callable[[str], Job]]:
     ],
 )
 def test_a_function_that_raises(ended: Callable[[str], Job], quirk: str, said: str) -> None:
-    """What a user's own function raises ends the job, also a `TimeoutError`, and what nobody can unpickle."""
+    """What a user's own function raises ends the job, also a `TimeoutError`, and what cannot be unpickled."""
     job = ended(quirk)
     assert job.status is JobStatus.FAILED
     assert job.error is not None
@@ -88,7 +87,7 @@ def order(rig: Rig, tmp_path: Path) -> RenderOrder:
 def test_an_order_of_the_version_before(answer_to: Callable[[str], CallAnswer], order: RenderOrder) -> None:
     """An order that lacks what came later is carried out."""
     fields = json.loads(order.model_dump_json())
-    for later in ("gpu", "requireGpu", "assets", "trace", "start", "duration", "callback", "local"):
+    for later in ("gpu", "requireGpu", "start", "duration", "callback", "local"):
         del fields[later]
     answer = answer_to(json.dumps({**fields, "protocol": PROTOCOL - 1}))
     assert isinstance(answer.outcome, Completed)

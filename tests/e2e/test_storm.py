@@ -1,8 +1,7 @@
 """Does every job end rightly, whatever goes wrong on the way?
 
-Jobs go through the loopback Modal, the local R2 and a real webhook, and every link misbehaves: see `storm_support`
-for what is drawn, and what a seed replays. ``RENDERDISPATCH_STORM_SEED=17`` replays one; each run prints its own.
-``RENDERDISPATCH_STORM_JOBS=100`` makes the long one shorter, or longer.
+Jobs go through the loopback Modal, the local R2 and a real webhook, and every link misbehaves. `tests.support.storm`
+says what is drawn, and how much of it a seed replays.
 """
 
 from __future__ import annotations
@@ -10,62 +9,46 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 from pathlib import Path
 
 import pytest
-from storm_support import Dice, Storm, stormy_modal, wishes
 
 from renderdispatch.testing.local_r2 import LocalR2
-
-SEED = "RENDERDISPATCH_STORM_SEED"
-
-
-@pytest.mark.timeout(480)
-def test_a_few_jobs_end_rightly_in_a_storm(
-    r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Twelve jobs end as their clients would have them, and leave nothing behind.
-
-    Most storms are over in seconds; where the newest run of a call dies after an older copy answered, that is believed
-    after two minutes of silence, and the job is tried again.
-    """
-    _survive(12, deaf=0.0, outages=0.0, timeout_s=300, r2=r2, folder=tmp_path, monkeypatch=monkeypatch, caplog=caplog)
+from tests.support.storm import Dice, Storm, stormy_modal, wishes
 
 
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_500_jobs_end_rightly_in_a_storm(
-    r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Five hundred jobs end as their clients would have them, and leave nothing behind."""
-    count = int(os.environ.get("RENDERDISPATCH_STORM_JOBS", "500"))
-    _survive(
-        count, deaf=0.01, outages=0.01, timeout_s=780, r2=r2, folder=tmp_path, monkeypatch=monkeypatch, caplog=caplog
-    )
-
-
-def _survive(
+@pytest.mark.parametrize(
+    ("count", "rare", "timeout_s"),
+    [
+        # Most storms are over in seconds. Where the newest run of a call dies after an older copy answered, that is
+        # believed after two minutes of silence, and the job is tried again.
+        pytest.param(12, 0.0, 300, marks=pytest.mark.timeout(480), id="12"),
+        pytest.param(50, 0.04, 480, marks=[pytest.mark.long, pytest.mark.timeout(600)], id="50"),
+        pytest.param(500, 0.01, 1500, marks=[pytest.mark.soak, pytest.mark.timeout(1800)], id="500"),
+    ],
+)
+def test_jobs_end_rightly_in_a_storm(
     count: int,
-    *,
-    deaf: float,
-    outages: float,
+    rare: float,
     timeout_s: float,
+    seed: int,
     r2: LocalR2,
-    folder: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    seed = int(os.environ.get(SEED) or secrets.randbelow(2**32))
-    print(f"{SEED}={seed} replays this storm")
+    """Jobs end as their clients would have them, and leave nothing behind.
+
+    ``rare`` is the share of jobs that meet what takes long: none of their webhooks arrives, or Modal is away for a while.
+    """
     caplog.set_level(logging.WARNING)
     for name in [name for name in os.environ if name.startswith("MODAL_")]:
         monkeypatch.delenv(name)
     dice = Dice(seed)
-    with stormy_modal(dice, folder) as modal:
+    with stormy_modal(dice, tmp_path) as modal:
         for name, value in modal.environment().items():
             monkeypatch.setenv(name, value)
-        storm = Storm(dice, wishes(dice, count, deaf=deaf), outages=outages, modal=modal, r2=r2, folder=folder)
+        storm = Storm(dice, wishes(dice, count, deaf=rare), outages=rare, modal=modal, r2=r2, folder=tmp_path)
         with storm.running():
             try:
                 storm.play(clients=16, timeout_s=timeout_s)
@@ -74,4 +57,4 @@ def _survive(
                 print(json.dumps(storm.summary()))
             problems = storm.problems() + storm.left_over() + storm.logged(caplog.text)
     problems += [f"logged: {record.getMessage()}" for record in caplog.records if record.levelno >= logging.ERROR]
-    assert not problems, "\n".join([f"{SEED}={seed} replays this storm", *problems])
+    assert not problems, "\n".join(problems)

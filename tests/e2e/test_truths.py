@@ -1,7 +1,7 @@
-"""Does what the reference application did hold here, from end to end?
+"""Does everything that the reference application did work here, from end to end?
 
-T1 to T7, H1 and H2 are its truths, each a test of that name: the example application as a real server, the real Modal
-client, ``modal deploy`` and container entry point, Cloudflare's own local R2, and a client.
+T1 to T7, H1 and H2 are what it did; each has a test of that name. They run the example application as a real server, the
+real Modal client, ``modal deploy`` and container entry point, Cloudflare's own local R2, and a client.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from chain import Answer, Chain, ReservedPort
-from scenarios import (
+
+from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
+from renderdispatch.testing.local_r2 import LocalR2
+from renderdispatch.testing.modal import LoopbackModal, ModalCall
+from tests.support.chain import Answer, Chain, StartChain
+from tests.support.ports import ReservedPort
+from tests.support.scenarios import (
     DISPATCH_STAGES,
     SEVEN_DAYS_S,
     answers_at_once,
@@ -34,14 +39,9 @@ from scenarios import (
     signs_for_seven_days,
 )
 
-from conftest import StartChain
-from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
-from renderdispatch.testing.local_r2 import LocalR2
-from renderdispatch.testing.modal import LoopbackModal, ModalCall
-
 _LONG_BYTES = 64 << 20
 _BROKEN_OFF_AT = 40 << 20
-_LAST_LOOK_S = 0.5
+_LAST_SEEN_S = 0.5
 
 
 def call_of(chain: Chain, modal: LoopbackModal, job_id: str) -> ModalCall:
@@ -174,7 +174,7 @@ def test_t5_polling_shows_each_stage_and_its_percentage(chain: Chain, song: Path
 
 def test_t6_the_container_needs_no_local_file(chain: Chain, modal: LoopbackModal, r2: LocalR2, song: Path) -> None:
     """Nothing of the order, the environment or the open files of a container is the application's or the client's."""
-    for _ in range(10):  # on a busy machine a render may be over before it is looked at
+    for _ in range(10):  # on a busy machine a render may be over before it is observed
         job_id = chain.submit(song, duration=2)
         processes: list[list[str]] = []
         for answer in chain.polls(job_id):
@@ -248,16 +248,16 @@ def test_h2_with_the_limits_of_a_job_that_says_none(chain: Chain, r2: LocalR2, s
     assert r2.counts()["PUT 500"] == 24
 
 
-# --- what the tests above look with
+# --- what the tests above observe with
 
 
 def peaks_of(chain: Chain, modal: LoopbackModal, submit: Callable[[], str]) -> tuple[int, int]:
-    """See a job through; return the most memory that its container took, and the processes that this started.
+    """Run a job; return the peak memory of its container, and that of the processes which the container started.
 
-    These are looked at while they live. On a busy machine the last look may come long before their end, and tell too
-    little: then there is another job.
+    The processes are observed while they live. On a busy machine the last observation may be long before their end, and
+    show too little; then another job is run.
     """
-    for _ in range(5):
+    for _ in range(10):
         job_id = submit()
         container = renders = 0
         seen_at = gone_at = 0.0
@@ -274,9 +274,9 @@ def peaks_of(chain: Chain, modal: LoopbackModal, submit: Callable[[], str]) -> t
                 gone_at = gone_at or now
         assert answer["status"] == "complete", answer
         assert container
-        if renders and gone_at - seen_at < _LAST_LOOK_S:
+        if renders and gone_at - seen_at < _LAST_SEEN_S:
             return container, renders
-    raise AssertionError("no render was looked at shortly before its end")
+    raise AssertionError("no render was observed shortly before its end")
 
 
 def step_by_step(chain: Chain, song: Path) -> Iterator[Answer]:

@@ -29,7 +29,8 @@ from renderdispatch.errors import ConfigurationError
 from renderdispatch.render.music import compose
 from renderdispatch.testing import eventually
 from renderdispatch.testing.local_r2 import LocalR2, local_r2
-from renderdispatch.webhooks import EventId, WebhookSigner, derive_key
+from renderdispatch.webhooks import AttemptKeys, EventId, WebhookSigner
+from tests.support.ports import free_port
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 SECRET: Final = "whsec_b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xkIG9sZCE="
@@ -82,8 +83,7 @@ class Site:
 def serving(example: str, home: Path, **settings: str) -> Iterator[Site]:
     """Run an example as its own documents say, with nothing but environment variables; it says goodbye in order."""
     log = home / "server.log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RENDERDISPATCH_", "MODAL_"))}
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -334,7 +334,7 @@ def test_a_genuine_webhook_is_taken(site: Site) -> None:
     """A signed report about a job that is gone is told to stop computing."""
     event = {"type": "checked-in", "eventId": "e", "jobId": "none", "token": "t", "runId": "r"}
     body = json.dumps(event).encode()
-    signer = WebhookSigner(derive_key(SECRET, job_id="none", attempt=1))
+    signer = WebhookSigner(AttemptKeys(SECRET).secret(job_id="none", attempt=1))
     headers = signer.sign(str(EventId("none", 1, uuid.uuid4().hex)), body, now=datetime.now(UTC))
     answer = site.client.post("/webhook", content=body, headers=headers)
     assert (answer.status_code, answer.json()["action"]) == (200, "stop")

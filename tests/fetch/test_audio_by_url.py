@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from targets import Answer, Target, redirects, says, target
 
 from renderdispatch import AudioUrl, from_settings, local
 from renderdispatch.backends.inline import InlineBackend
@@ -21,6 +20,7 @@ from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeRenderer
+from tests.support.targets import Answer, Target, redirects, says, target
 
 _ONCE = Limits(max_attempts=1)
 

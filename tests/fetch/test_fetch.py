@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from targets import Answer, Target, redirects, says, target
 
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderDispatchError, StorageUnavailableError
 from renderdispatch.plumbing.fetch import GuardedFetcher
+from tests.support.targets import Answer, Target, redirects, says, target
 
 _CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
-from targets import Target, redirects, says, target
 
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, StorageUnavailableError
 from renderdispatch.plumbing.fetch import GuardedFetcher, is_public
+from tests.support.targets import Target, redirects, says, target
 
 PORT = "{port}"
 

@@ -16,12 +16,14 @@ from types import FrameType
 from typing import Final
 
 import pytest
-from container_support import RENDERERS, Objects, marked, read, serve_objects
 
 from renderdispatch.messages import PROTOCOL, CallAnswer, Callback, Completed, Failed, FaultDomain
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.container import carry_out
+from renderdispatch.runner.run import RunLeft
 from renderdispatch.testing import eventually
+from tests.support.containers import RENDERERS, Objects, marked, read, serve_objects
+from tests.support.lengths import lengths
 
 SECONDS: Final = 10.0
 """How soon nothing may be left."""
@@ -258,16 +260,10 @@ def cancel_at_random(store: Objects, scratch: Path, times: int, seed: int) -> No
     assert cancelled > times // 4  # nine in ten on average: a render takes a second and more
 
 
-def test_a_cancel_at_any_moment_leaves_nothing(store: Objects, scratch: Path) -> None:
+@pytest.mark.parametrize("times", lengths(12, long=40, soak=400, timeout_s=1800))
+def test_a_cancel_at_any_moment_leaves_nothing(store: Objects, scratch: Path, times: int, seed: int) -> None:
     """No process, no file: what is thrown in may hit any instruction."""
-    cancel_at_random(store, scratch, times=12, seed=random.randrange(10**9))
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_cancels_at_very_many_moments_leave_nothing(store: Objects, scratch: Path) -> None:
-    """The same, 400 times."""
-    cancel_at_random(store, scratch, times=400, seed=random.randrange(10**9))
+    cancel_at_random(store, scratch, times=times, seed=seed)
 
 
 def cleans_up(frame: FrameType | None) -> bool:
@@ -316,9 +312,10 @@ def test_a_second_signal_changes_nothing(store: Objects, scratch: Path) -> None:
     assert thrown > 1
 
 
-def test_what_is_thrown_into_leave_leaves_no_lock_behind() -> None:
+def test_what_is_thrown_into_a_request_leaves_no_lock_behind() -> None:
     """However often that happens, a run can be told to leave again: nobody waits for a lock that nobody will release."""
-    leaving = Leaving()
+    stop = Stop(error=RunLeft)
+    child = stop.child()
     armed = False
     over = threading.Event()
 
@@ -340,10 +337,11 @@ def test_what_is_thrown_into_leave_leaves_no_lock_behind() -> None:
             with pytest.raises(Cancelled):
                 armed = True
                 while True:
-                    leaving.leave()
-            leaving.leave()
+                    stop.request("the platform takes the run away")
+            stop.request("the platform takes the run away")
     finally:
         over.set()
         thread.join()
         signal.signal(signal.SIGUSR1, before)
-    assert leaving.asked
+    with pytest.raises(RunLeft):
+        child.check()

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from container_support import Objects, read, serve_objects, song
 
 import renderdispatch
 from renderdispatch.messages import Completed, Output
 from renderdispatch.modal_app.deployment import APT_PACKAGES, RENDER_EXTRAS, pip_requirements
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.containers import Objects, read, serve_objects, song
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 

@@ -10,13 +10,13 @@ from typing import Final
 
 import httpx
 import pytest
-from container_support import Objects, read, serve_objects, song
 
 from renderdispatch.messages import CallAnswer, Completed, JobStatus, LocalAudio, Output
 from renderdispatch.modal_app.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
 from renderdispatch.testing import eventually
 from renderdispatch.testing.modal import CallStatus, DeployFailedError, LoopbackModal
 from renderdispatch.wiring import Settings, from_settings
+from tests.support.containers import Objects, read, serve_objects, song
 
 APP: Final = "renderdispatch.modal_app"
 SMALL: Final = Output(width=64, height=36)

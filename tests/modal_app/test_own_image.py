@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_support import Objects, read, serve_objects, song
 
 from renderdispatch.messages import Completed, Failed, Output
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.containers import Objects, read, serve_objects, song
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = Output(width=64, height=36)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from container_support import song
 
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.messages import JobStatus, Output
 from renderdispatch.testing.local_r2 import LocalR2, local_r2
 from renderdispatch.testing.modal import CallStatus, LoopbackModal
 from renderdispatch.wiring import from_settings
+from tests.support.containers import song
 
 SECRET: Final = "whsec_" + "A" * 43 + "="
 _CACHE: Final = Path(__file__).parents[2] / ".cache" / "miniflare"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +13,11 @@ import pytest
 from attrs import frozen
 
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, RenderError, StorageError
-from renderdispatch.runner.transfers import Transfers
+from renderdispatch.plumbing.stop import Stop
+from renderdispatch.runner.transfers import Transfers, open_transfers
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 from renderdispatch.testing.local_r2 import FaultKind, LocalR2
+from tests.support.lengths import lengths
 
 _HOUR: Final = timedelta(hours=1)
 _STALL_S: Final = 0.5
@@ -108,17 +109,14 @@ _METHODS: Final[dict[str, Callable[[random.Random], tuple[str, int]]]] = {
 """Which request is cut, and how many bytes its body has."""
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("cuts", [20, pytest.param(200, marks=pytest.mark.long)])
-def test_an_object_is_whole_or_not_there(r2: LocalR2, storage: R2Storage, tmp_path: Path, cuts: int) -> None:
+@pytest.mark.parametrize("cuts", lengths(20, soak=200, timeout_s=1800))
+def test_an_object_is_whole_or_not_there(r2: LocalR2, storage: R2Storage, tmp_path: Path, cuts: int, seed: int) -> None:
     """However a transfer is cut, it ends with the whole object or with an error and none; no upload stays open."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
     chance = random.Random(seed)
     whole = 0
     for number in range(cuts):
         cut = Cut.drawn(list(_TRANSFERS)[number % len(_TRANSFERS)], chance)
-        with Transfers(local=False, give_up_at=time.monotonic() + 60, stall_s=_STALL_S) as transfers:
+        with open_transfers(local=False, stop=Stop(timeout_s=60), stall_s=_STALL_S) as transfers:
             place = Place(storage, transfers, f"cut/{number:03}", tmp_path)
             whole += _cut(r2, cut, place, f"seed {seed}, cut {number}: {cut}")
         storage.delete(place.key)

@@ -19,6 +19,7 @@ from renderdispatch.protocols import Source
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 from renderdispatch.testing import in_threads
 from renderdispatch.testing.local_r2 import FaultKind, LocalR2
+from tests.support.lengths import lengths
 
 _HOUR = timedelta(hours=1)
 _WRITERS = 8
@@ -115,14 +116,13 @@ class TestIfAbsent:
         with pytest.raises(ObjectExistsError, match="write-once"):
             storage.put("key", b"same", if_absent=True)
 
-    @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("rounds", lengths(10, soak=100, timeout_s=300))
     def test_small_objects_have_one_winner(self, storage: R2Storage, rounds: int) -> None:
         """Of eight writers of the same bytes, one wins, in every round."""
         for number in range(rounds):
             self._one_winner(storage, f"key-{number}", lambda _: b"the same")
 
-    @pytest.mark.timeout(900)
-    @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("rounds", lengths(1, long=10, soak=100, timeout_s=1800))
     def test_large_objects_have_one_winner(self, storage: R2Storage, rounds: int) -> None:
         """Of eight writers of chunks that are too many for one part, one wins, in every round."""
         data = [bytes([65 + index]) * (PART_BYTES + 1) for index in range(_WRITERS)]
@@ -283,11 +283,12 @@ print((peak() - before) // 1024)
 """
 
 
-def test_memory_is_bounded(r2: LocalR2, tmp_path: Path) -> None:
-    """256 MiB go up in chunks, which takes the most, and come down again, in less than 64 MiB."""
+@pytest.mark.parametrize("mebibytes", [128, pytest.param(256, marks=pytest.mark.long)])
+def test_memory_is_bounded(r2: LocalR2, tmp_path: Path, mebibytes: int) -> None:
+    """A large object goes up in chunks, which takes the most memory, and comes down again, in less than 64 MiB."""
     source = tmp_path / "large"
     with source.open("wb") as file:
-        file.truncate(256 << 20)
+        file.truncate(mebibytes << 20)
     arguments = [r2.endpoint_url, r2.access_key_id, r2.secret_access_key, str(source)]
     done = subprocess.run([sys.executable, "-c", _LIMITED, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -60,14 +60,11 @@ def test_a_tone_stands_in_its_texel(tmp_path: Path) -> None:
         assert int(np.argmax(features.frame(20).texture[0])) in range(99, 102)
 
 
-def test_textures_come_in_slices_too(tmp_path: Path) -> None:
-    """A slice holds what the frames hold: (frames, 2, 512) uint8."""
-    with analysed(tmp_path / "features", noise(1), Fraction(30)) as features:
-        some = features.textures(4, 9)
-        assert some.shape == (5, 2, 512)
-        np.testing.assert_array_equal(some[3], features.frame(7).texture)
-        with pytest.raises(IndexError):
-            features.textures(28, 31)
+@pytest.mark.parametrize("index", [-1, 30])
+def test_a_frame_beyond_the_video_is_an_error(tmp_path: Path, index: int) -> None:
+    """A second of sound has the frames 0 to 29."""
+    with analysed(tmp_path / "features", noise(1), Fraction(30)) as features, pytest.raises(IndexError):
+        features.frame(index)
 
 
 @pytest.mark.parametrize("fps", ["24", "25", "30000/1001", "60", "7/3"])

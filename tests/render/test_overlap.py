@@ -25,12 +25,12 @@ def test_the_caller_goes_on_while_an_item_is_consumed() -> None:
 
     def consume(item: int) -> None:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         seen.append(item)
 
     with Consumer(consume, ahead=2) as consumer:
         consumer.put(1)
-        assert started.wait(10)
+        assert started.wait(60)
         consumer.put(2)
         consumer.put(3)
         assert seen == []
@@ -54,7 +54,7 @@ def test_an_error_at_the_last_item_is_raised_at_the_end() -> None:
     """Leaving the block waits for the last item, and raises what it raised."""
 
     def consume(item: int) -> None:
-        assert consumed.wait(10)
+        assert consumed.wait(60)
         raise ZeroDivisionError
 
     consumed = threading.Event()

@@ -15,7 +15,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from needs import need_ffmpeg
 from numpy.typing import NDArray
 
 from renderdispatch.errors import AudioError, RenderError, RenderStopped, SceneError
@@ -25,6 +24,7 @@ from renderdispatch.render.music import compose
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import NumpyRenderer, Scene
 from renderdispatch.testing.scenes import flash
+from tests.support.needs import need_ffmpeg
 
 WriteWav = Callable[..., Path]
 Encode = Callable[..., Path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -330,6 +331,81 @@ def test_stray_prints_spoil_nothing(tmp_path: Path) -> None:
             process.write_line(json.dumps({"action": "continue"}))
         assert process.end(wait_s=5) == 0
     assert isinstance(events[-1], Completed)
+
+
+def test_the_render_gets_no_secret_of_its_order(modules: str, tmp_path: Path) -> None:
+    """The render process is forked before the order is read, and told no more than scenes may know."""
+    with registered_scenes(tmp_path / "scenes"):
+        process = SupervisedProcess("renderdispatch.runner")
+        order = make_order(FsspecStorage(tmp_path / "objects"), params={"frames": 1000, "frame_s": 0.05})
+        process.write_line(order.model_dump_json())
+        seen = b""
+        while b'"rendering"' not in seen:
+            line = process.read_line(20)
+            assert line
+            seen += line
+            process.write_line("{}")
+        secret, found = order.video.put.url.encode(), []
+        processes = [pid for pid in marked(modules) if pid != process._process.pid]
+        for pid in processes:
+            with contextlib.suppress(OSError):
+                found += [pid] if holds(pid, secret) else []
+        process.end()
+    assert len(processes) == 3
+    assert len(found) == 1  # the runner alone
+
+
+def holds(pid: int, secret: bytes) -> bool:
+    """Return whether a process has these bytes in its memory."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in maps:
+            bounds, access, _, _, inode, *_ = line.split()
+            if access.startswith("rw") and inode == "0":
+                start, end = (int(bound, 16) for bound in bounds.split("-"))
+                memory.seek(start)
+                if secret in memory.read(end - start):
+                    return True
+    return False
+
+
+def test_a_fork_is_as_good_as_a_module(modules: str, tmp_path: Path) -> None:
+    """A function in a fork has its own pipes and folder; it and what it started end as a module does."""
+    script = """
+        import os, subprocess, sys, tempfile, time
+        from renderdispatch.runner.process import SupervisedProcess, events_pipe
+        opened = os.open(os.devnull, os.O_RDONLY)
+        def run():
+            with events_pipe() as events:
+                try:
+                    os.fstat(opened)
+                except OSError:
+                    events.write(b"closed\\n")
+                events.write(sys.stdin.readline().encode())
+                print("stray words")
+                events.write(tempfile.mkdtemp().encode() + b"\\n")
+                subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+                {ending}
+        process = SupervisedProcess(run)
+        process.write_line("to the fork")
+        lines = [process.read_line(20) for _ in range(3)]
+        assert lines[:2] == [b"closed", b"to the fork"], lines
+        assert os.path.exists(lines[2])
+        {after}
+        assert process.log[:1] == ["stray words"], process.log
+        assert not os.path.exists(lines[2])
+        os.fstat(opened)
+    """
+    for ending, after in (
+        ("sys.exit(7)", "assert process.read_line(20) == b'' and process.end(wait_s=5) == 7"),
+        ("raise KeyError('odd')", "assert process.read_line(20) == b'' and process.end(wait_s=5) == 1"),
+        ("os.kill(os.getpid(), 9)", "assert process.read_line(20) == b'' and process.end(wait_s=5) == 137"),
+        ("time.sleep(60)", "assert process.end() == 137"),
+        ("time.sleep(60)", "process.kill(); assert process.read_line(20) == b'' and process.end() == 137"),
+    ):
+        code = textwrap.dedent(script).replace("{ending}", ending).replace("{after}", after)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        gone(modules)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_the_runner_stops_when_its_parent_hangs_up(tmp_path: Path) -> None:

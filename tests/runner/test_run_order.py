@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from odd_scenes import COUNTS
 
 from renderdispatch.errors import AudioError, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import (
@@ -27,13 +26,16 @@ from renderdispatch.messages import (
     RenderStats,
     Stage,
 )
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Renderer, Report
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, SupervisedRender, run_order
-from renderdispatch.runner.reporting import Reporter
+from renderdispatch.runner.reporting import Reporter, told_to_stop
+from renderdispatch.runner.run import RunLeft
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import FakeRenderer, eventually, make_artifact, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import Recorder
+from tests.support.odd_scenes import COUNTS
 
 PACE = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.3, final_s=0.5, backoff_s=0.01, backoff_max_s=0.05)
 STOP = EventReply(action=Action.STOP, reason="cancelled")
@@ -268,14 +270,51 @@ def test_stop_in_mid_render(storage: FsspecStorage) -> None:
 
 def test_a_stop_that_nobody_asked_for(storage: FsspecStorage) -> None:
     """A transport that can speak unasked stops a run at its next step."""
-    stops: list[Callable[[str], None]] = []
+    stop = Stop(error=told_to_stop)
 
     def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        stops[0]("cancelled")
+        stop.request("cancelled")
         return FakeRenderer().render(order, audio, output, report)
 
-    io = RunnerIO(send=Recorder(), render=InProcessRender({"fake": Scene(render)}), pace=PACE, listen=stops.append)
-    assert failure(run_order(make_order(storage), io=io))[0] == "render.stopped"
+    heard = Recorder()
+    io = RunnerIO(send=heard, render=InProcessRender({"fake": Scene(render)}), pace=PACE, stop=stop)
+    outcome = run_order(make_order(storage), io=io)
+    assert failure(outcome)[0] == "render.stopped"
+    assert heard.final == outcome
+
+
+def test_a_run_that_the_platform_takes_away(storage: FsspecStorage, tmp_path: Path) -> None:
+    """It ends at its next step, cleans up, and reports no end: it may be started again."""
+    stop, work = Stop(error=RunLeft), tmp_path / "work"
+    work.mkdir()
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        stop.request("preempted")
+        return FakeRenderer().render(order, audio, output, report)
+
+    heard = Recorder()
+    io = RunnerIO(send=heard, render=InProcessRender({"fake": Scene(render)}), pace=PACE, stop=stop, work_dir=work)
+    with pytest.raises(RunLeft):
+        run_order(make_order(storage), io=io)
+    assert heard.final is None
+    assert list(work.iterdir()) == []
+
+
+def test_a_run_that_is_taken_away_while_it_reports_its_end(storage: FsspecStorage) -> None:
+    """It ends at once, however long the report would have been tried."""
+    stop = Stop(error=RunLeft)
+
+    def away(event: RenderEvent) -> EventReply:
+        if isinstance(event, Completed):
+            stop.request("preempted")
+            raise ConnectionError("down")
+        return EventReply()
+
+    io = RunnerIO(send=away, render=InProcessRender({"fake": FakeRenderer()}), stop=stop)
+    began = time.monotonic()
+    with pytest.raises(RunLeft):
+        run_order(make_order(storage), io=io)
+    assert time.monotonic() - began < 5
 
 
 # --- earlier runs (rule J6)
@@ -514,7 +553,7 @@ def test_progress_that_no_event_can_carry(storage: FsspecStorage) -> None:
 @pytest.mark.parametrize("count", ["an unknown total", "no total", "NumPy's floats", "no number"])
 def test_apart_it_may_count_oddly(storage: FsspecStorage, count: str) -> None:
     """In a process of its own, too, a renderer reports what it likes and renders to the end."""
-    io = RunnerIO(send=Recorder(), render=SupervisedRender({"odd": "odd_scenes:Odd"}), pace=PACE)
+    io = RunnerIO(send=Recorder(), render=SupervisedRender({"odd": "tests.support.odd_scenes:Odd"}), pace=PACE)
     assert isinstance(run_order(make_order(storage, scene="odd", params={"count": count}), io=io), Completed)
 
 

@@ -27,10 +27,11 @@ from renderdispatch.messages import (
     SignedPut,
     Stage,
 )
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
-from renderdispatch.runner.transfers import Transfers
+from renderdispatch.runner.transfers import Transfers, open_transfers
 from renderdispatch.storage.memory import MemoryStorage
-from renderdispatch.testing import FakeRenderer, make_order
+from renderdispatch.testing import FakeRenderer, eventually, make_order
 from renderdispatch.testing.contracts.backends import Recorder
 
 SIGNATURE = "X-Signature=do-not-tell"
@@ -176,9 +177,14 @@ def no_secret_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [text for text in told if "do-not-tell" in text]
 
 
+def stopping_after(timeout_s: float) -> Stop:
+    """Return a stop that raises what a run raises."""
+    return Stop(timeout_s=timeout_s, error=lambda reason: RenderError(f"stopped: {reason}", code="render.stopped"))
+
+
 @pytest.fixture
 def transfers() -> Iterator[Transfers]:
-    with Transfers(local=False, give_up_at=time.monotonic() + 30) as transfers:
+    with open_transfers(local=False, stop=stopping_after(30)) as transfers:
         yield transfers
 
 
@@ -245,7 +251,7 @@ def test_a_redirect_is_not_followed(bucket: Bucket, transfers: Transfers, tmp_pa
 def test_audio_of_another_size(bucket: Bucket, tmp_path: Path, size: int) -> None:
     """An object that is larger or smaller than was ordered is not rendered."""
     bucket.objects["song"] = SONG
-    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+    with open_transfers(local=False, stop=stopping_after(1)) as transfers:
         error = refusal(lambda: transfers.download(bucket.url("song"), tmp_path / "song", size=size, moved=silent))
     assert error.code in {"audio.changed", "audio.download"}
     assert (tmp_path / "song").stat().st_size <= len(SONG)
@@ -262,23 +268,27 @@ def test_a_storage_that_compresses(bucket: Bucket, transfers: Transfers, tmp_pat
 
 def test_nobody_answers(tmp_path: Path) -> None:
     """A host that cannot be reached is tried until time is up."""
-    with Transfers(local=False, give_up_at=time.monotonic() + 1) as transfers:
+    with open_transfers(local=False, stop=stopping_after(1)) as transfers:
         url = f"http://127.0.0.1:9/song?{SIGNATURE}"
         error = refusal(lambda: transfers.download(url, tmp_path / "song", size=1, moved=silent))
-    assert "ConnectError" in str(error)
+    assert "cannot be reached" in str(error)
 
 
 def test_a_stop_ends_the_waiting(bucket: Bucket, tmp_path: Path) -> None:
     """A run that is told to stop does not sit out the pause between two tries."""
     bucket.statuses = [503] * 20
+    stop = stopping_after(100)
 
-    def check() -> None:
-        if len(bucket.headers) >= 3:
-            raise RenderError("told to stop", code="render.stopped")
+    def request() -> None:
+        eventually(lambda: len(bucket.headers) >= 3)
+        stop.request("cancelled")
 
     began = time.monotonic()
-    with Transfers(local=False, give_up_at=time.monotonic() + 100, check=check) as transfers:
+    with open_transfers(local=False, stop=stop) as transfers:
+        thread = threading.Thread(target=request)
+        thread.start()
         error = refusal(lambda: transfers.download(bucket.url("a"), tmp_path / "a", size=1, moved=silent))
+        thread.join()
     assert error.code == "render.stopped"
     assert time.monotonic() - began < 4
 
@@ -314,14 +324,14 @@ def test_an_upload_that_is_refused(bucket: Bucket, transfers: Transfers, tmp_pat
     assert error.code == "video.upload"
 
 
-def test_looking(bucket: Bucket, transfers: Transfers) -> None:
-    """A look tells size and etag for the price of one byte, or that nothing stands there."""
+def test_stat(bucket: Bucket, transfers: Transfers) -> None:
+    """A stat tells size and etag for the price of one byte, or that there is no object."""
     bucket.objects.update(video=SONG, empty=b"")
-    seen = transfers.look(bucket.url("video"))
-    assert seen is not None and (seen.size, seen.etag) == (len(SONG), "tag")
-    empty = transfers.look(bucket.url("empty"))
+    found = transfers.stat(bucket.url("video"))
+    assert found is not None and (found.size, found.etag) == (len(SONG), "tag")
+    empty = transfers.stat(bucket.url("empty"))
     assert empty is not None and empty.size == 0
-    assert transfers.look(bucket.url("none")) is None
+    assert transfers.stat(bucket.url("none")) is None
     assert transfers.read_small(bucket.url("none")) is None
 
 
@@ -329,7 +339,7 @@ def test_looking(bucket: Bucket, transfers: Transfers) -> None:
 
 TRANSFERS: dict[str, Callable[[Transfers, Bucket, Path], object]] = {
     "read": lambda transfers, bucket, _: transfers.read_small(bucket.url("song")),
-    "look": lambda transfers, bucket, _: transfers.look(bucket.url("song")),
+    "stat": lambda transfers, bucket, _: transfers.stat(bucket.url("song")),
     "download": lambda transfers, bucket, folder: transfers.download(
         bucket.url("song"), folder / "song", size=len(SONG), moved=silent
     ),
@@ -341,12 +351,12 @@ TRANSFERS: dict[str, Callable[[Transfers, Bucket, Path], object]] = {
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_an_answer_that_trickles_in(bucket: Bucket, tmp_path: Path, transfer: str) -> None:
-    """An answer of which a line comes now and then, so that it never stalls, is cut off soon after the deadline."""
+    """An answer of which a line comes now and then, so that it never stalls, is cut off at the deadline."""
     (tmp_path / "video").write_bytes(b"v")
     bucket.objects["song"] = SONG
     began = time.monotonic()
     bucket.trickling_until = began + 12
-    with Transfers(local=False, give_up_at=began + 0.2, stall_s=1) as transfers:
+    with open_transfers(local=False, stop=stopping_after(0.2)) as transfers:
         refusal(lambda: TRANSFERS[transfer](transfers, bucket, tmp_path))
     assert time.monotonic() - began < 6
 

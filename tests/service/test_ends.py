@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
+from attrs import evolve
 from pydantic import SecretStr
 
 from renderdispatch import JobStatus, Limits, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.engine.records import dump_job
-from renderdispatch.engine.transitions import Decision, Verdict
-from renderdispatch.errors import BackendError, InvalidRequestError, StorageUnavailableError, StoreUnavailableError
-from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.engine.transitions import Verdict
+from renderdispatch.errors import BackendError, InvalidRequestError, StoreUnavailableError
+from renderdispatch.jobs import CleanUp
 from renderdispatch.messages import (
     Action,
     CheckedIn,
@@ -44,16 +43,13 @@ from renderdispatch.protocols import (
     BackendCall,
     CallState,
     CallStatus,
-    JobQuery,
-    Locality,
     ObjectInfo,
     OnEvent,
-    Page,
     RenderBackend,
     Report,
     StorageAdapter,
 )
-from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
+from renderdispatch.runner import InProcessRender, RunnerIO, run_order
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
@@ -67,109 +63,23 @@ from renderdispatch.testing import (
     make_request,
     registered_scenes,
 )
+from renderdispatch.testing.world import (
+    PACE,
+    DeafRemote,
+    FindingRemote,
+    FlakyStore,
+    GoneRemote,
+    HeldStorage,
+    Paused,
+    Remote,
+    SlowStorage,
+    Stuck,
+    World,
+    event_of,
+)
 
-PACE = Pace(progress_s=0.02, heartbeat_s=0.1, check_in_s=0.2, final_s=0.3, backoff_s=0.01, backoff_max_s=0.05)
 LONG = {"frames": 3000, "frame_s": 0.01}
 SECOND = timedelta(seconds=1)
-
-
-class Remote:
-    """A backend far away, whose renders a test plays by hand."""
-
-    locality = Locality.WORLD
-    slots = None
-
-    def __init__(self) -> None:
-        self.orders: list[RenderOrder] = []
-        self.states: dict[str, CallState] = {}
-        self.cancelled: list[str] = []
-        self.asked: list[str] = []
-        self.refuse: BackendError | None = None
-
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
-        self.orders.append(order)
-        if self.refuse is not None:
-            raise self.refuse
-        call = BackendCall(f"call-{len(self.orders)}")
-        self.states[call.id] = CallState(status=CallStatus.RUNNING)
-        return call
-
-    def poll(self, call: BackendCall) -> CallState:
-        self.asked.append(call.id)
-        return self.states.get(call.id, CallState(status=CallStatus.MISSING))
-
-    def cancel(self, call: BackendCall) -> None:
-        self.cancelled.append(call.id)
-        if call.id in self.states:
-            self.states[call.id] = CallState(status=CallStatus.ENDED)
-
-    def close(self) -> None:
-        pass
-
-
-class FindingRemote(Remote):
-    """One that can say whether an order's call exists."""
-
-    def find(self, *, job_id: str, token: str) -> BackendCall | None:
-        for number, order in enumerate(self.orders, 1):
-            if order.token == token and f"call-{number}" in self.states:
-                return BackendCall(f"call-{number}")
-        return None
-
-
-class WorldStorage(MemoryStorage):
-    """A storage whose URLs reach a far backend; it can be away."""
-
-    away = False
-
-    @property
-    def locality(self) -> Locality:
-        return Locality.WORLD
-
-    def stat(self, key: str) -> ObjectInfo:
-        if self.away:
-            raise StorageUnavailableError("storage is away")
-        return super().stat(key)
-
-
-class World:
-    """A service with a far backend, driven by hand: its clock, its ticks, its renders."""
-
-    def __init__(self, backend: Remote) -> None:
-        self.clock = FakeClock(datetime.now(UTC))
-        self.store = MemoryJobStore(clock=self.clock)
-        self.storage = WorldStorage()
-        self.backend = backend
-        self.service = RenderService(self.store, self.storage, backend, worker=False)
-        self.seconds = 0.0
-        self.service._engine.worker().reconciler._monotonic = lambda: self.seconds
-
-    def submit(self, **options: Any) -> str:
-        return self.service.submit(b"RIFF", scene="bars", **options).id
-
-    def tick(self, times: int = 1) -> None:
-        """Take rounds, each with a look at every job that is due."""
-        for _ in range(times):
-            self.seconds += 100
-            self.service.tick()
-
-    def job(self, job_id: str) -> Job:
-        return self.service.get(job_id)
-
-    def send(self, event: RenderEvent) -> Decision:
-        """Deliver an event, as the webhook does."""
-        return self.service._engine.worker().dispatcher.receive(event)
-
-    def render(self, order: RenderOrder, *, lost: bool = False, **scene: Any) -> Completed | Failed:
-        """Render an order as the far side does; its events get through, or are all lost."""
-
-        def send(event: RenderEvent) -> EventReply:
-            if lost:
-                raise ConnectionError("the webhook is lost")
-            return self.send(event).reply
-
-        io = RunnerIO(send=send, render=InProcessRender({"bars": FakeRenderer(**scene)}), pace=PACE)
-        return run_order(order.model_copy(update={"local": True}), io=io)
 
 
 @pytest.fixture
@@ -177,11 +87,6 @@ def world() -> Iterator[World]:
     world = World(Remote())
     yield world
     world.service.close()
-
-
-def event_of(order: RenderOrder, kind: type, run_id: str = "run-1", **fields: Any) -> Any:
-    common = {"event_id": f"{kind.__name__}-{run_id}", "job_id": order.job_id, "token": order.token, "run_id": run_id}
-    return kind(**common, **fields)
 
 
 def infrastructure(code: str = "gpu.lost") -> JobError:
@@ -552,19 +457,6 @@ def test_j11_clean_up_stays_owed_until_it_is_done(world: World) -> None:
     assert [o.key for o in world.storage.list("") if "video" in o.key] == []
 
 
-class DeafRemote(Remote):
-    """One that cannot be told to stop the first call."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def cancel(self, call: BackendCall) -> None:
-        if call.id == "call-1":
-            raise self.error
-        super().cancel(call)
-
-
 _TROUBLE = [BackendError("no permission", retryable=False), KeyError("odd")]
 
 
@@ -687,20 +579,6 @@ def test_the_total_deadline(world: World) -> None:
     assert world.backend.cancelled == ["call-1"]
 
 
-class GoneRemote(Remote):
-    """One that is away for good once it has started something."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def poll(self, call: BackendCall) -> CallState:
-        raise self.error
-
-    def cancel(self, call: BackendCall) -> None:
-        raise self.error
-
-
 @pytest.mark.parametrize("error", _TROUBLE, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_backend_that_is_away_outlasts_no_deadline(
@@ -760,29 +638,6 @@ def test_the_deadline_of_a_queued_job() -> None:
 
 
 # --- leases
-
-
-class Stuck:
-    """A local backend that never says anything, as a process that hangs."""
-
-    locality = Locality.PROCESS
-    slots = 1
-
-    def __init__(self) -> None:
-        self.orders: list[RenderOrder] = []
-
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
-        self.orders.append(order)
-        return BackendCall("stuck")
-
-    def poll(self, call: BackendCall) -> CallState:
-        return CallState(status=CallStatus.RUNNING)
-
-    def cancel(self, call: BackendCall) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def test_j13_a_lapsed_lease_is_taken_over() -> None:
@@ -873,25 +728,6 @@ def test_cancel_in_mid_render(home: RenderService) -> None:
     eventually(lambda: not handle.job.owes_clean_up)
 
 
-class SlowStorage(MemoryStorage):
-    """Takes audio slowly, chunk by chunk, and counts the chunks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.began = threading.Event()
-        self.chunks = 0
-
-    def put(self, key: str, source: Any, **options: Any) -> ObjectInfo:
-        def slowly() -> Iterator[bytes]:
-            for chunk in source:
-                self.chunks += 1
-                self.began.set()
-                time.sleep(0.05)
-                yield chunk
-
-        return super().put(key, slowly() if hasattr(source, "__next__") else source, **options)
-
-
 def test_cancel_while_the_audio_is_stored(tmp_path: Path) -> None:
     """A cancel in the midst of an upload ends it at the next chunk, long before a lease is over."""
     song = tmp_path / "song.wav"
@@ -952,63 +788,6 @@ def test_a_job_that_is_deleted_while_it_winds_up(home: RenderService) -> None:
 
 
 # --- what is away
-
-
-class FlakyStore:
-    """A store that is away now and then: before a call takes effect, or after."""
-
-    def __init__(self, store: MemoryJobStore, chance: float, seed: int) -> None:
-        self.real = store
-        self.chance = chance
-        self._random = random.Random(seed)
-        self._lock = threading.Lock()
-        self.failures = 0
-
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
-            fate = self._random.random()
-        if fate < self.chance / 2:
-            self.failures += 1
-            raise StoreUnavailableError("away")
-        answer = getattr(self.real, name)(*args, **kwargs)
-        if fate < self.chance:
-            self.failures += 1
-            raise StoreUnavailableError("the answer was lost")
-        return answer
-
-    def create(self, job: Job) -> Job:
-        return self.real.create(job)
-
-    def get(self, job_id: str) -> Job:
-        found: Job = self._call("get", job_id)
-        return found
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        found: dict[str, Job] = self._call("get_many", job_ids)
-        return found
-
-    def replace(self, job: Job, *, expected_revision: int) -> Job:
-        stored: Job = self._call("replace", job, expected_revision=expected_revision)
-        return stored
-
-    def query(self, query: JobQuery) -> Page[Job]:
-        page: Page[Job] = self._call("query", query)
-        return page
-
-    def delete(self, job_id: str) -> bool:
-        return self.real.delete(job_id)
-
-    def now(self) -> datetime:
-        return self.real.now()
-
-    def close(self) -> None:
-        pass
-
-    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
-        claimed: list[Job] = self._call(
-            "claim", limit=limit, reserve_for=reserve_for, backends=backends, machine=machine
-        )
-        return claimed
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -1137,18 +916,6 @@ def test_a_record_that_cannot_be_read_does_not_stop_the_others(
     service.close()
 
 
-class Paused:
-    """Renders once it is let go."""
-
-    def __init__(self) -> None:
-        self.began, self.let_go = threading.Event(), threading.Event()
-
-    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        self.began.set()
-        assert self.let_go.wait(60)
-        return FakeRenderer().render(order, audio, output, report)
-
-
 def test_a_render_whose_record_cannot_be_read_any_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A newer version writes the record of a render in progress: its slot becomes free, and others are dispatched."""
     caplog.set_level(logging.CRITICAL, logger="renderdispatch")
@@ -1178,24 +945,10 @@ def test_a_cancel_whose_record_cannot_be_read_any_more(tmp_path: Path, caplog: p
         newer = service.submit(song, scene="fake")
         assert storage.began.wait(30)
         keeper = service._engine.worker().keeper
+        cancelled = evolve(newer.job, stage=Stage.CANCELLING)
         _make_newer(file, newer.id)
-        keeper.let_go()
+        keeper.obey(cancelled)
         eventually(lambda: keeper.count("default") == 0)
-
-
-class HeldStorage(WorldStorage):
-    """Answers no question for a result until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-        self.let_go = threading.Event()
-
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
-        if key.endswith("/result.json"):
-            self.asked.append(key)
-            assert self.let_go.wait(60)
-        return super().open(key)
 
 
 def test_a_slow_round_holds_up_neither_dispatch_nor_close() -> None:

@@ -34,7 +34,10 @@ from renderdispatch import (
 )
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
-from renderdispatch.engine.intake import AudioSource
+from renderdispatch.engine import layout
+from renderdispatch.engine.audio import AudioSource
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import CancelRequested
 from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StoreUnavailableError, UnknownNameError
 from renderdispatch.jobs import Job
@@ -699,3 +702,39 @@ def test_a_wait_can_be_interrupted(memory_service: RenderService) -> None:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 5
     assert not handle.job.ended
+
+
+def test_a_later_job_of_the_same_id_is_not_touched(idle: RenderService) -> None:
+    """Each life of an idempotency key has keys of its own; a delete removes the objects of the life that it read."""
+    storage = idle._engine.parts.storage
+
+    def render() -> Job:
+        handle = idle.submit(b"RIFF", scene="fake", output=TINY, idempotency_key="once")
+        tick_to_the_end(idle, handle.id)
+        return handle.job
+
+    first = render()
+    old = {info.key for info in storage.list("jobs/")}
+    assert all(key.startswith(f"jobs/{first.id}/{first.incarnation}/") for key in old)
+    read_before = first
+    idle.delete(first.id)
+    assert list(storage.list("jobs/")) == []
+
+    second = render()
+    assert second.id == first.id and second.incarnation != first.incarnation
+    standing = {info.key for info in storage.list("jobs/")}
+    assert not standing & old
+    storage.delete_prefix(layout.prefix_of(read_before))
+    assert {info.key for info in storage.list("jobs/")} == standing
+    with pytest.raises(JobNotFoundError):
+        commit(idle._engine.parts.store, read_before, CancelRequested())
+
+
+def test_a_lost_race_leaves_the_winners_audio(idle: RenderService) -> None:
+    """Of two submits with one key, the one that comes second removes its own audio and no other."""
+    handles = in_threads(4, lambda _: idle.submit(b"RIFF", scene="fake", output=TINY, idempotency_key="once"))
+    job = handles[0].job
+    assert {handle.id for handle in handles} == {job.id}
+    assert isinstance(job.request.audio, StoredAudio)
+    assert [info.key for info in idle._engine.parts.storage.list("jobs/")] == [job.request.audio.key]
+    assert job.request.audio.key.startswith(f"jobs/{job.id}/{job.incarnation}/")

@@ -19,6 +19,7 @@ import pytest
 from renderdispatch.messages import JobStatus
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
+from tests.support.lengths import lengths
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
@@ -120,9 +121,9 @@ def load() -> str:
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
-def kill_often(tmp_path: Path, times: int) -> None:
-    seed = int(os.environ.get("RENDERDISPATCH_TEST_SEED", random.randrange(1 << 32)))
-    print(f"RENDERDISPATCH_TEST_SEED={seed}")
+@pytest.mark.parametrize("times", lengths(2, soak=20, timeout_s=1800))
+def test_killed(tmp_path: Path, times: int, seed: int) -> None:
+    """A process killed in mid-render leaves no render; a new one, once up, finishes the job within the lease + 5 s."""
     chance = random.Random(seed)
     took = []
     for number in range(times):
@@ -133,15 +134,3 @@ def kill_often(tmp_path: Path, times: int) -> None:
     print("gone after", gone, "up again after", up, "complete after", complete, load())
     print(f"gone after at most {gone[-1]:.2f} s, complete at most {complete[-1]:.2f} s after the service was up again")
     assert complete[-1] < _FINISH_S, f"complete {complete[-1]:.2f} s after the service was up again; {load()}"
-
-
-def test_killed_twice(tmp_path: Path) -> None:
-    """A process killed in mid-render leaves no render; a new one, once up, finishes the job within the lease + 5 s."""
-    kill_often(tmp_path, 2)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_killed_twenty_times(tmp_path: Path) -> None:
-    """The same, twenty times at random moments."""
-    kill_often(tmp_path, 20)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from renderdispatch import AsyncRenderService, RenderService, StorageKey, UploadGrant, layout
+from renderdispatch import AsyncRenderService, RenderService, StorageKey, UploadGrant
 from renderdispatch.backends.inline import InlineBackend
+from renderdispatch.engine import layout
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.errors import InvalidRequestError, ObjectNotFoundError, StorageDeniedError, StorageUnavailableError
 from renderdispatch.jobs import Job

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from renderdispatch.errors import (
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RemoteAudio
+from renderdispatch.messages import PROTOCOL, RemoteAudio
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
@@ -128,7 +128,7 @@ def test_a_killed_writer_leaves_a_readable_database(file: Path, url: str, store:
     process.send_signal(signal.SIGKILL)
     rest = process.communicate()[0].splitlines()
     told = [line.strip() for line in lines[1:]] + [line for line in rest if len(line) == 32]
-    assert store.get_many(told).keys() == set(told)
+    assert [store.get(job_id).id for job_id in told] == told
     store.create(make_job())
     store.close()
     with sqlite3.connect(file) as connection:
@@ -194,6 +194,7 @@ def test_the_child_keeps_what_it_wrote_when_the_parent_leaves(url: str, store: S
     read, write = os.pipe()
 
     def child() -> None:
+        os.close(write)  # the parent's end alone: if the parent fails, the read below ends
         store.create(make_job(id="first"))
         os.read(read, 1)  # until the parent closed
         store.create(make_job(id="second"))
@@ -205,13 +206,13 @@ def test_the_child_keeps_what_it_wrote_when_the_parent_leaves(url: str, store: S
         except BaseException:  # noqa: BLE001 - the child must not return
             os._exit(1)
         os._exit(0)
-    store.get_many(["first"])
+    store.query(JobQuery())
     store.close()
     os.write(write, b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(read)
     os.close(write)
-    assert store.get_many(["first", "second"]).keys() == {"first", "second"}
+    assert {store.get("first").id, store.get("second").id} == {"first", "second"}
 
 
 @_forks
@@ -289,13 +290,12 @@ def test_a_claim_leaves_out_what_cannot_be_read(file: Path, store: SqlJobStore) 
 
 
 def test_one_that_is_asked_for_and_cannot_be_read(file: Path, store: SqlJobStore) -> None:
-    """`get` says that a newer version wrote it, without its content; `get_many` leaves it out."""
+    """`get` says that a newer version wrote it, without its content."""
     _five(store)
     _make_newer(file, "a")
     with pytest.raises(JobUnreadableError, match="newer") as caught:
         store.get("a")
     assert "warming-up" not in str(caught.value)
-    assert set(store.get_many(["a", "b"])) == {"b"}
 
 
 def test_the_log_hears_of_each_once(file: Path, store: SqlJobStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +305,7 @@ def test_the_log_hears_of_each_once(file: Path, store: SqlJobStore, caplog: pyte
     _make_newer(file, "a", "c")
     for _ in range(3):
         store.query(JobQuery(order="due"))
-        store.get_many(["a", "c"])
+        store.query(JobQuery())
     store.claim(limit=9, reserve_for=_HOUR, backends={"inline"}, machine=None)
     assert len(caplog.records) == 2
 
@@ -469,7 +469,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert store.get(job.id) == job
     filler.unlink()
     store.create(make_job())
-    assert store.get_many(stored.id for stored in created).keys() == {stored.id for stored in created}
+    assert [store.get(stored.id) for stored in created] == created
     store.close()
 
 
@@ -532,3 +532,46 @@ def test_create_after_a_duplicate_goes_on(store: SqlJobStore) -> None:
         with pytest.raises(JobExistsError):
             store.create(job)
     assert store.get(job.id) == job
+
+
+# --- the protocol of records ----------------------------------------------------------------------
+
+
+def _write(file: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def test_a_row_says_its_protocol(file: Path, store: SqlJobStore) -> None:
+    """Each write notes in a column which protocol the record has."""
+    job = store.create(make_job(id="a"))
+    protocol = "SELECT protocol FROM renderdispatch_jobs"
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute(protocol).fetchall() == [(PROTOCOL,)]
+        _write(file, "UPDATE renderdispatch_jobs SET protocol = 0")
+        store.replace(job, expected_revision=job.revision)
+        assert connection.execute(protocol).fetchall() == [(PROTOCOL,)]
+
+
+def test_rows_of_a_newer_protocol_are_left_alone(file: Path, store: SqlJobStore) -> None:
+    """Neither a claim nor a query of what is due or ready meets them: their rows stay as they are."""
+    ids = _five(store)
+    _write(file, "UPDATE renderdispatch_jobs SET protocol = ?, document = 'new' WHERE id IN ('a', 'd')", PROTOCOL + 1)
+    before = [_row(file, job_id) for job_id in ("a", "d")]
+    assert [job.id for job in store.query(JobQuery(order="ready", limit=1)).items] == ["b"]
+    assert [job.id for job in store.query(JobQuery(order="due")).items] == ["b", "c", "e"]
+    claimed = store.claim(limit=2, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    assert [job.id for job in claimed] == ["b", "c"]
+    assert [_row(file, job_id) for job_id in ("a", "d")] == before
+    assert len(ids) == 5
+
+
+def test_a_table_of_another_version(file: Path, url: str) -> None:
+    """A table without all columns is `ConfigurationError`, which names what is missing and what to do."""
+    store = SqlJobStore(url)
+    store.create(make_job())
+    store.close()
+    _write(file, "ALTER TABLE renderdispatch_jobs DROP COLUMN protocol")
+    with pytest.raises(ConfigurationError, match=r"renderdispatch_jobs .* no column protocol\. Use another database"):
+        store.get("x")
+    store.close()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
-
 from renderdispatch.protocols import JobStore
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.stateful import JobStoreMachine
+from tests.support.lengths import examples
 
 
 class MemoryJobStoreMachine(JobStoreMachine):
@@ -28,9 +27,7 @@ class SqlJobStoreMachine(JobStoreMachine):
         self._folder.cleanup()
 
 
-_quick = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
-
 TestMemoryJobStoreMachine = MemoryJobStoreMachine.TestCase
-TestMemoryJobStoreMachine.settings = _quick
+TestMemoryJobStoreMachine.settings = examples(40)
 TestSqlJobStoreMachine = SqlJobStoreMachine.TestCase
-TestSqlJobStoreMachine.settings = _quick
+TestSqlJobStoreMachine.settings = examples(40)

@@ -18,12 +18,12 @@ from wsgiref.simple_server import WSGIServer
 import httpx
 import pytest
 import uvicorn
-from object_servers import KINDS, SECRET, ObjectServer, Quiet, object_server
 
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.messages import JobStatus, StorageKey
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Locality
-from renderdispatch.runner.transfers import Transfers
+from renderdispatch.runner.transfers import open_transfers
 from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
@@ -32,6 +32,7 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import StorageContract, eventually, registered_scenes
 from renderdispatch.testing.contracts.urls import SignedUrlContract
 from renderdispatch.web.objects import asgi_app, wsgi_app
+from tests.support.object_servers import KINDS, SECRET, ObjectServer, Quiet, object_server
 
 _HOUR = timedelta(hours=1)
 _MIB = 1 << 20
@@ -252,7 +253,7 @@ def test_large_objects_in_bounded_memory(
     put = storage.sign_put("warm-up", expires_in=_HOUR, content_type="video/mp4", size=1)
     assert client.put(put.url, headers=put.headers, content=b"x").status_code == 200
     before = server.peak_mib()
-    with Transfers(local=True, give_up_at=float("inf")) as transfers:
+    with open_transfers(local=True, stop=Stop()) as transfers:
         put = storage.sign_put("large", expires_in=_HOUR, content_type="video/mp4", size=size)
         transfers.upload(put, source, moved=lambda _: None)
         url = storage.sign_get("large", expires_in=_HOUR)

@@ -15,7 +15,6 @@ from wsgiref.simple_server import make_server
 import httpx
 import pytest
 import uvicorn
-from object_servers import SECRET, Quiet
 
 from renderdispatch.backends.http import KeyedHttpBackend
 from renderdispatch.backends.inline import InlineBackend
@@ -30,7 +29,9 @@ from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import eventually, in_threads, make_order, registered_scenes
 from renderdispatch.web import objects, renders, webhook
-from renderdispatch.web.gateways import AsgiApp, Environ, Receive, Scope, Send, StartResponse
+from renderdispatch.web.asgi import AsgiApp, Receive, Scope, Send
+from renderdispatch.web.wsgi import Environ, StartResponse
+from tests.support.object_servers import SECRET, Quiet
 
 TOKEN = "a-token-that-is-secret"
 BEARER = {"authorization": f"Bearer {TOKEN}"}

@@ -12,10 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from callback_support import Answer, Request, answering, callback, closing, endless, hanging, saying
-from far_support import QUICK, FarBackend, WorldStorage, free_port, network, receiving
 from pydantic import JsonValue
-from webhook_support import NEW_SECRET, SECRET
 
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.messages import JobStatus, Limits, Output, Stage
@@ -27,6 +24,12 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import FAKE_SCENE, registered_scenes
+from renderdispatch.testing.world import WorldStorage
+from tests.support.callbacks import Answer, Request, answering, callback, closing, endless, hanging, saying
+from tests.support.far_renders import QUICK, FarBackend, network, receiving
+from tests.support.lengths import lengths
+from tests.support.ports import free_port
+from tests.support.webhooks import NEW_SECRET, SECRET
 
 TINY = Output(width=16, height=16)
 
@@ -61,9 +64,13 @@ class ShiftedClock:
 # --- a network that drops, delays, doubles and reorders -------------------------------------------
 
 
-def check_renders(store: SqlJobStore, number: int) -> None:
-    """Render through a bad network; a quarter of the jobs is cancelled by a process that knows no backend call."""
-    seed = random.randrange(1 << 32)
+@pytest.mark.parametrize("number", lengths(30, soak=300, timeout_s=900))
+def test_renders_survive_a_bad_network(store: SqlJobStore, number: int, seed: int) -> None:
+    """Renders over a network that drops, delays, doubles and reorders half of the requests end as they must.
+
+    A quarter of the jobs is cancelled by a process that knows no backend call. Each cancelled one stops computing within
+    one heartbeat of the first answer that gets through to it.
+    """
     rng = random.Random(seed)
     backend, storage = FarBackend(), WorldStorage()
     port = free_port()
@@ -86,7 +93,7 @@ def check_renders(store: SqlJobStore, number: int) -> None:
             to_cancel = {job_id: rng.uniform(0, 1) for job_id, kind in wanted.items() if kind == "cancelled"}
             deadline = time.monotonic() + 60 + number
             while True:
-                jobs = store.get_many(wanted)
+                jobs = {job_id: store.get(job_id) for job_id in wanted}
                 for job_id, after_s in list(to_cancel.items()):
                     began = jobs[job_id].attempt
                     if began is not None and began.runs and time.monotonic() > backend.last_seen.get(job_id, 1e12):
@@ -128,21 +135,6 @@ def check_renders(store: SqlJobStore, number: int) -> None:
     assert "webhook.wrong-signature" not in counts and "store.unavailable" not in counts
     assert len(lags) >= len(cancelled) // 2
     assert max(lags, default=0) < QUICK.heartbeat_s, (seed, sorted(lags))
-
-
-def test_renders_survive_a_bad_network(store: SqlJobStore) -> None:
-    """30 renders over a network that drops, delays, doubles and reorders half of the requests end as they must.
-
-    Each cancelled one stops computing within one heartbeat of the first answer that gets through to it.
-    """
-    check_renders(store, 30)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_many_renders_survive_a_bad_network(store: SqlJobStore) -> None:
-    """The same with 300 renders."""
-    check_renders(store, 300)
 
 
 # --- a network that never gets well ---------------------------------------------------------------
@@ -214,9 +206,17 @@ def storage(tmp_path: Path) -> FsspecStorage:
     return FsspecStorage(tmp_path / "objects")
 
 
-@pytest.mark.long
+IN_CI = {"fails", "hangs", "sends 10 GB"}  # each one takes half a minute
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("answer", NEVER_WELL.values(), ids=NEVER_WELL.keys())
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(answer, id=name, marks=pytest.mark.long if name in IN_CI else pytest.mark.soak)
+        for name, answer in NEVER_WELL.items()
+    ],
+)
 def test_local_renders_end_without_any_webhook(store: SqlJobStore, storage: FsspecStorage, answer: Answer) -> None:
     """A render process whose callback never works hands its outcome over when it leaves, a minute later at most."""
     with callback(answer) as seen:
@@ -233,8 +233,9 @@ def test_local_renders_end_without_any_webhook(store: SqlJobStore, storage: Fssp
 # --- render processes -----------------------------------------------------------------------------
 
 
-def check_local_renders(store: SqlJobStore, storage: FsspecStorage, number: int) -> None:
-    seed = random.randrange(1 << 32)
+@pytest.mark.parametrize("number", lengths(3, soak=24, timeout_s=900))
+def test_render_processes_report_by_webhook(store: SqlJobStore, storage: FsspecStorage, number: int, seed: int) -> None:
+    """`LocalGpuBackend(report="webhook")` brings its jobs to their ends through a bad network."""
     backend = LocalGpuBackend(slots=3, report="webhook")
     port = free_port()
     with (
@@ -253,18 +254,6 @@ def check_local_renders(store: SqlJobStore, storage: FsspecStorage, number: int)
         assert job.status is (JobStatus.FAILED if n % 3 == 2 else JobStatus.COMPLETE), (seed, job)
         assert len(job.attempts) == 1, (seed, job)
     assert counts["applied"] > 0
-
-
-def test_render_processes_report_by_webhook(store: SqlJobStore, storage: FsspecStorage) -> None:
-    """`LocalGpuBackend(report="webhook")` brings three jobs to their ends through a bad network."""
-    check_local_renders(store, storage, 3)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_many_render_processes_report_by_webhook(store: SqlJobStore, storage: FsspecStorage) -> None:
-    """The same with 24 jobs."""
-    check_local_renders(store, storage, 24)
 
 
 def test_a_cancel_stops_a_render_process(store: SqlJobStore, storage: FsspecStorage) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from webhook_support import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 
 from renderdispatch.aio import AsyncRenderService
 from renderdispatch.backends.inline import InlineBackend
@@ -29,15 +28,18 @@ from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.web.webhook import asgi_app, wsgi_app
-from renderdispatch.webhooks import WebhookSigner, derive_key
+from renderdispatch.webhooks import AttemptKeys, WebhookSigner
+from tests.support.webhooks import NEW_SECRET, SECRET, Run, Signed, dispatched, redispatched
 
 
 class SometimesAway(MemoryJobStore):
     """A store that answers nobody while ``away`` is set."""
 
     away = False
+    reads = 0
 
     def get(self, job_id: str) -> Job:
+        self.reads += 1
         if self.away:
             raise StoreUnavailableError("the store does not answer")
         return super().get(job_id)
@@ -83,6 +85,14 @@ def test_a_check_in_is_applied(service: RenderService, store: MemoryJobStore) ->
     attempt = store.get(run.job_id).attempt
     assert attempt is not None and attempt.runs == (run.run_id,)
     assert service.webhook_counts() == {"applied": 1}
+
+
+def test_a_job_is_read_once(service: RenderService, store: SometimesAway) -> None:
+    """An event that is applied costs one read of its job, and one write."""
+    run = dispatched(store)
+    reads, revision = store.reads, store._jobs[run.job_id].revision
+    reply_of(send(service, run.sign(run.check_in())))
+    assert (store.reads - reads, store._jobs[run.job_id].revision - revision) == (1, 1)
 
 
 def test_a_replay_changes_nothing(service: RenderService, store: MemoryJobStore) -> None:
@@ -250,7 +260,7 @@ def test_a_key_speaks_for_no_other_job(service: RenderService, store: MemoryJobS
     under_its_own = leaked.sign_body(event.model_dump_json().encode())
     response = send(service, under_its_own)
     assert (response.status, code_of(response)) == (401, "webhook.wrong-attempt")
-    forged = WebhookSigner(derive_key(SECRET, job_id=leaked.job_id, attempt=1))
+    forged = WebhookSigner(AttemptKeys(SECRET).secret(job_id=leaked.job_id, attempt=1))
     headers, body = other.sign(event)
     response = service.handle_webhook(forged.sign(headers["webhook-id"], body, now=datetime.now(UTC)), body)
     assert (response.status, code_of(response)) == (401, "webhook.wrong-signature")
@@ -353,7 +363,7 @@ def test_refusals_log_no_secret(
         send(service, run.sign(run.check_in(), now=datetime.now(UTC) - timedelta(hours=1))),
         send(service, Run(run.job_id, 2, run.token).sign(run.check_in())),
     ]
-    key = derive_key(SECRET, job_id=run.job_id, attempt=1)
+    key = AttemptKeys(SECRET).secret(job_id=run.job_id, attempt=1)
     said = caplog.text + "".join(map(repr, answers)) + repr(service) + repr(run.check_in())
     for secret in (SECRET[6:], key[6:], run.token, headers["webhook-signature"][3:]):
         assert secret not in said
@@ -366,7 +376,7 @@ def test_a_child_takes_webhooks_after_a_fork(service: RenderService, store: Memo
     signed = run.sign(run.check_in())
     service.webhook_counts()
     engine = service._engine
-    with engine._lock, service._engine._receiver._lock:  # type: ignore[union-attr]
+    with engine._receiver._locks[os.getpid()], engine.receiver()._lock:
         child = os.fork()
         if child == 0:  # pragma: no cover - in the child
             answered = threading.Event()

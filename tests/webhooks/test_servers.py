@@ -19,9 +19,6 @@ from typing import Any
 
 import pytest
 from attrs import frozen
-from callback_support import PeakMemory
-from server_support import SERVERS, Server, serving, store_in
-from webhook_support import SECRET, Run, Signed, dispatched, redispatched
 
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import CancelRequested, RunEvent
@@ -33,7 +30,11 @@ from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.renderers import make_order
-from renderdispatch.webhooks import derive_key
+from renderdispatch.webhooks import AttemptKeys
+from tests.support.callbacks import PeakMemory
+from tests.support.lengths import lengths
+from tests.support.webhook_servers import SERVERS, Server, serving, store_in
+from tests.support.webhooks import SECRET, Run, Signed, dispatched, redispatched
 
 MIB = 1 << 20
 
@@ -168,8 +169,9 @@ def let_loose(server: Server, told: list[Told], threads: int = 8) -> tuple[Count
     return wrong, latencies, time.monotonic() - began
 
 
-def check_storm(server: Server, store: SqlJobStore, events: int) -> None:
-    seed = random.randrange(1 << 32)
+@pytest.mark.parametrize("events", lengths(500, soak=5000, timeout_s=600))
+def test_a_storm_ends_in_the_right_states(server: Server, store: SqlJobStore, events: int, seed: int) -> None:
+    """Events with duplicates, replays and a fifth of forgeries: each answer right, each job as it must be."""
     told, expected = storm(store, random.Random(seed), events)
     wrong, latencies, seconds = let_loose(server, told)
     kinds = Counter("forged" if t.kind.startswith("forged") else t.kind for t in told)
@@ -191,17 +193,6 @@ def check_storm(server: Server, store: SqlJobStore, events: int) -> None:
         assert job.status is right.status, (seed, job)
         if not job.ended:
             assert (job.stage, job.progress) == (right.stage, right.progress), (seed, job)
-
-
-def test_a_storm_ends_in_the_right_states(server: Server, store: SqlJobStore) -> None:
-    """500 events with duplicates, replays and a fifth of forgeries: each answer right, each job as it must be."""
-    check_storm(server, store, 500)
-
-
-@pytest.mark.long
-def test_a_long_storm_ends_in_the_right_states(server: Server, store: SqlJobStore) -> None:
-    """The same with 5,000 events."""
-    check_storm(server, store, 5000)
 
 
 # --- strange requests -----------------------------------------------------------------------------
@@ -261,7 +252,7 @@ def order_of(run: Run) -> RenderOrder:
 
 
 def callback_of(server: Server, run: Run) -> Callback:
-    return Callback(url=server.url, key=derive_key(run.secret, job_id=run.job_id, attempt=run.attempt))
+    return Callback(url=server.url, key=AttemptKeys(run.secret).secret(job_id=run.job_id, attempt=run.attempt))
 
 
 @pytest.mark.parametrize("minutes", [-10, 10])
@@ -297,7 +288,7 @@ def test_the_sender_comes_back_when_the_store_does(server: Server, store: SqlJob
             assert store.get(run.job_id).stage is Stage.DISPATCHED
             away.unlink()
             assert wishes[0] == 5
-            assert reporter.finish(reporter.completed(run.completed().artifact))
+            assert reporter.finish(reporter.events.completed(run.completed().artifact))
     assert store.get(run.job_id).stage is Stage.FINALIZING
 
 
@@ -333,7 +324,7 @@ def test_applications_take_webhooks(code: str, tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with serving(command, tmp_path) as server:
         run = dispatched(store)
-        callback = Callback(url=server.url + "/", key=derive_key(SECRET, job_id=run.job_id, attempt=1))
+        callback = Callback(url=server.url + "/", key=AttemptKeys(SECRET).secret(job_id=run.job_id, attempt=1))
         with WebhookSender(order_of(run), callback) as send:
             assert not send(run.check_in()).stop
         attempt = store.get(run.job_id).attempt

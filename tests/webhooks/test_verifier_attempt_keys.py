@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, WebhookVerificationError
-from renderdispatch.webhooks import AttemptKeys, EventId, WebhookSigner, WebhookVerifier, derive_key, parse_secret
+from renderdispatch.webhooks import RECENT_ATTEMPTS, AttemptKeys, EventId, WebhookSigner, WebhookVerifier, parse_secret
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 OLD, NEW = ("whsec_" + base64.b64encode(byte * 32).decode() for byte in (b"o", b"n"))
@@ -38,17 +38,19 @@ def test_attempt_is_believed_with_its_own_key() -> None:
 @pytest.mark.parametrize("event", [EventId("job-2", 1, "e"), EventId("job-1", 2, "e"), EventId("job-11", 1, "e")])
 def test_leaked_key_cannot_speak_for_another_job_or_attempt(event: EventId) -> None:
     """Only the ids of its own attempt are verified with it."""
-    leaked = derive_key(NEW, job_id="job-1", attempt=1)
+    leaked = AttemptKeys(NEW).secret(job_id="job-1", attempt=1)
     with pytest.raises(WebhookVerificationError, match="no signature"):
         verify(WebhookVerifier(AttemptKeys(NEW)), leaked, event)
 
 
 def test_key_of_an_attempt_is_no_master() -> None:
     """What is derived from a leaked key is worth nothing."""
-    leaked = derive_key(NEW, job_id="job-1", attempt=1)
+    leaked = AttemptKeys(NEW).secret(job_id="job-1", attempt=1)
     with pytest.raises(WebhookVerificationError):
         verify(
-            WebhookVerifier(AttemptKeys(NEW)), derive_key(leaked, job_id="job-1", attempt=1), EventId("job-1", 1, "e")
+            WebhookVerifier(AttemptKeys(NEW)),
+            AttemptKeys(leaked).secret(job_id="job-1", attempt=1),
+            EventId("job-1", 1, "e"),
         )
 
 
@@ -82,14 +84,14 @@ def test_derivation_is_fixed() -> None:
     parts = [b"renderdispatch webhook attempt key v1", b"job-1", b"12"]
     message = b"".join(len(p).to_bytes(4, "big") + p for p in parts)
     expected = hmac.new(parse_secret(NEW), message, hashlib.sha256).digest()
-    assert parse_secret(derive_key(NEW, job_id="job-1", attempt=12)) == expected
-    assert derive_key(NEW, job_id="job-1", attempt=12) == "whsec_gltQFuoauVfX4kYnKm16xBiKXFE0ZD3Hz0e6618g7qQ="
+    assert parse_secret(AttemptKeys(NEW).secret(job_id="job-1", attempt=12)) == expected
+    assert AttemptKeys(NEW).secret(job_id="job-1", attempt=12) == "whsec_gltQFuoauVfX4kYnKm16xBiKXFE0ZD3Hz0e6618g7qQ="
 
 
 @given(job_ids, attempts, job_ids, attempts)
 def test_two_attempts_share_a_key_only_when_they_are_one(job_a: str, a: int, job_b: str, b: int) -> None:
     """Job and attempt cannot flow into one another."""
-    same = derive_key(NEW, job_id=job_a, attempt=a) == derive_key(NEW, job_id=job_b, attempt=b)
+    same = AttemptKeys(NEW).secret(job_id=job_a, attempt=a) == AttemptKeys(NEW).secret(job_id=job_b, attempt=b)
     assert same == ((job_a, a) == (job_b, b))
 
 
@@ -142,3 +144,16 @@ def test_masters_that_are_missing_or_malformed_are_refused(masters: Any) -> None
 def test_repr_shows_no_master() -> None:
     """It stands in logs."""
     assert NEW[6:] not in repr(AttemptKeys(NEW)) and "nnnn" not in repr(AttemptKeys(NEW))
+
+
+def test_the_keys_of_recent_attempts_are_kept_in_bounds() -> None:
+    """Each attempt's key is derived once while it is recent; strangers' ids cost no more memory than a constant."""
+    keys = AttemptKeys([NEW, OLD])
+    first = keys.prepared("rd:job-1:1:e1")
+    assert keys.prepared("rd:job-1:1:e2") is first and len(first) == 2
+    assert keys.prepared("rd:job-1:2:e1") is not first
+    for number in range(2 * RECENT_ATTEMPTS):
+        keys.prepared(f"rd:stranger-{number}:1:e")
+    assert keys._recent.cache_info().currsize == RECENT_ATTEMPTS
+    event = EventId("job-1", 1, "e3")
+    assert verify(WebhookVerifier(keys), keys.secret(job_id="job-1", attempt=1), event) == event

@@ -11,18 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from renderdispatch.errors import WebhookVerificationError
 from renderdispatch.webhooks import BearerVerifier
+from tests.support import SUPPORT, forgeries
+from tests.support.lengths import examples, lengths
 
-sys.path.insert(0, str(Path(__file__).parent))
-import forgeries
-
-quick = settings(max_examples=1000, deadline=None)
-thorough = settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
+quick = examples(1000)
 
 
 class _Drawn:
@@ -51,11 +50,11 @@ def test_forgeries_are_refused() -> None:
     quick(given(st.data())(_refuses_forgeries))()
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_100_000_forgeries_are_refused() -> None:
+@pytest.mark.parametrize("number", lengths(long=10_000, soak=100_000, timeout_s=3600))
+def test_very_many_forgeries_are_refused(number: int, seed: int) -> None:
     """The same at length."""
-    thorough(given(st.data())(_refuses_forgeries))()
+    thorough = settings(max_examples=number, suppress_health_check=list(HealthCheck))
+    thorough(hypothesis.seed(seed)(given(st.data())(_refuses_forgeries)))()
 
 
 _values = st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text(), max_size=2)
@@ -94,18 +93,12 @@ def _run_atheris(enough: int) -> int:
             pytest.fail("atheris is not installed, and CI has to fuzz")
         pytest.skip("atheris has no wheel for this platform")
     command = [sys.executable, str(Path(forgeries.__file__)), str(enough)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=SUPPORT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return int(re.findall(r"refused (\d+)", done.stdout)[-1])
 
 
-def test_forgeries_guided_by_coverage_are_refused() -> None:
-    """Atheris looks at which branches a forgery takes, and tries its neighbours."""
-    assert _run_atheris(50_000) == 50_000
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_1_000_000_forgeries_guided_by_coverage_are_refused() -> None:
-    """The same at length."""
-    assert _run_atheris(1_000_000) == 1_000_000
+@pytest.mark.parametrize("enough", lengths(20_000, long=100_000, soak=1_000_000, timeout_s=3600))
+def test_forgeries_guided_by_coverage_are_refused(enough: int) -> None:
+    """Atheris sees which branches a forgery takes, and tries its neighbours."""
+    assert _run_atheris(enough) == enough

@@ -70,7 +70,7 @@ from pydantic_core import from_json
 
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import CallAnswer, Message, RenderOrder
-from renderdispatch.plumbing.exchange import Answer, Client, NoAnswerError, NotSentError
+from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -160,13 +160,9 @@ class HttpBackend:
         self._secrets = tuple(secrets.values())
         self._slots = slots
         self._closed = False
-        self._client = Client(
-            headers,
-            total_s=timeout.total_seconds(),
-            connect_s=_CONNECT_S,
-            max_bytes=MAX_ANSWER_BYTES,
-            ssl_context=ssl_context,
-        )
+        total_s = timeout.total_seconds()
+        headers |= {"Accept": "application/json", "Content-Type": "application/json"}
+        self._client = Client(headers, total_s=total_s, connect_s=_CONNECT_S, stall_s=total_s, ssl_context=ssl_context)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin!r})"
@@ -241,22 +237,29 @@ class HttpBackend:
         what: str,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
-    ) -> Answer:
+    ) -> Response:
         if self._closed:
             raise BackendError("the backend is closed", retryable=True, code="backend.closed")
         starts = method == "POST"
+        message = f"the render service at {self._origin}"
         try:
-            return self._client(method, url, headers=headers, body=body, fresh=starts)
+            response = self._client.request(
+                method, url, headers=headers, body=body, fresh=starts, max_bytes=MAX_ANSWER_BYTES
+            )
         except NotSentError as error:
-            message = f"the render service at {self._origin} was not asked ({what}): {error}"
+            message = f"{message} {error}: the request ({what}) was not sent"
             raise BackendError(message, retryable=True, code="backend.unreachable") from None
-        except NoAnswerError as error:
-            message = f"the render service at {self._origin} was asked ({what}), and {error}"
+        except NetError as error:
+            message = f"{message} {error} ({what})"
             raise BackendError(message, retryable=True, outcome_known=not starts, code="backend.no-answer") from None
+        if not response.whole:
+            message = f"{message} answered more than {MAX_ANSWER_BYTES} bytes ({what})"
+            raise BackendError(message, retryable=True, outcome_known=not starts, code="backend.no-answer")
+        return response
 
     # --- what an answer means
 
-    def _refusal(self, what: str, answer: Answer, *, secrets: tuple[str, ...] = ()) -> BackendError:
+    def _refusal(self, what: str, answer: Response, *, secrets: tuple[str, ...] = ()) -> BackendError:
         """Return the error that an answer stands for, by the table of the module."""
         status = answer.status
         said = _say(answer, (*self._secrets, *secrets))
@@ -286,7 +289,7 @@ class HttpBackend:
             return BackendError(f"{message}: {hint}", retryable=False, code="backend.redirect")
         return self._unreadable(what, answer, "that means nothing here", outcome_known=not unknown)
 
-    def _unreadable(self, what: str, answer: Answer, why: str, *, outcome_known: bool = True) -> BackendError:
+    def _unreadable(self, what: str, answer: Response, why: str, *, outcome_known: bool = True) -> BackendError:
         message = f"the render service at {self._origin} answered {answer.status} ({what}) {why}"
         return BackendError(message, retryable=False, outcome_known=outcome_known, code="backend.bad-answer")
 
@@ -366,7 +369,7 @@ def _secrets_of(order: RenderOrder) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _say(answer: Answer, secrets: tuple[str, ...]) -> str:
+def _say(answer: Response, secrets: tuple[str, ...]) -> str:
     """Return what a refusal says for itself: one short line, without URLs and without what we sent in secret."""
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):

@@ -1,21 +1,22 @@
 """How is an order rendered in this very process?
 
-In a thread, for tests and notebooks: nothing to start, and scenes that live only in this process can be used.
-A scene that crashes takes the process with it, and one that never calls ``report`` cannot be stopped: for
-anything else there is `LocalGpuBackend`.
+In a thread, for tests and notebooks. Nothing has to be started, and scenes that exist only in this process can be used.
+A scene that crashes takes the process with it, and one that never calls ``report`` cannot be stopped: for anything
+else there is `LocalGpuBackend`.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from renderdispatch.backends.calls import ThreadCalls
+from renderdispatch.backends.executor import Executor, ThreadTask
 from renderdispatch.messages import Completed, Failed, RenderOrder, RenderRequest
-from renderdispatch.protocols import BackendCall, CallState, Locality, OnEvent, Renderer
+from renderdispatch.plumbing.stop import Stop
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, Renderer
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
 from renderdispatch.runner.render import check_renderer
 from renderdispatch.runner.renderers import find_renderer
+from renderdispatch.runner.reporting import told_to_stop
 
 
 class InlineBackend:
@@ -32,13 +33,10 @@ class InlineBackend:
     def __init__(
         self, renderers: Mapping[str, Renderer] | None = None, *, slots: int = 1, pace: Pace | None = None
     ) -> None:
+        self.slots = slots
         self._renderers = dict(renderers or {})
         self._pace = pace or Pace()
-        self._calls = ThreadCalls(slots)
-
-    @property
-    def slots(self) -> int:
-        return self._calls.slots
+        self._executor = Executor(lambda: slots)
 
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
@@ -47,48 +45,23 @@ class InlineBackend:
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a thread."""
-        stopping = _StopSwitch()
+        stop = Stop(error=told_to_stop)
 
-        def body(call: BackendCall) -> Completed | Failed:
-            io = RunnerIO(
-                send=on_event,
-                render=InProcessRender(self._renderers),
-                call_id=call.id,
-                pace=self._pace,
-                listen=stopping.connect,
-            )
+        def render(call: BackendCall) -> Completed | Failed:
+            host = InProcessRender(self._renderers)
+            io = RunnerIO(send=on_event, render=host, call_id=call.id, pace=self._pace, stop=stop)
             return run_order(order, io=io)
 
-        return self._calls.start(body, stopping.flip)
+        return self._executor.start(ThreadTask(render, lambda: stop.request("cancelled")))
 
     def poll(self, call: BackendCall) -> CallState:
-        return self._calls.poll(call)
+        """Return whether the render runs, or how it ended."""
+        return self._executor.poll(call) or CallState(status=CallStatus.MISSING)
 
     def cancel(self, call: BackendCall) -> None:
-        self._calls.cancel(call)
+        """Stop the render at its next report."""
+        self._executor.cancel(call)
 
     def close(self) -> None:
-        self._calls.close()
-
-
-class _StopSwitch:
-    """Stops a run, also one that has yet to listen."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._flipped = False
-        self._stop: Callable[[str], None] | None = None
-
-    def connect(self, stop: Callable[[str], None]) -> None:
-        with self._lock:
-            self._stop = stop
-            flipped = self._flipped
-        if flipped:
-            stop("cancelled")
-
-    def flip(self) -> None:
-        with self._lock:
-            self._flipped = True
-            stop = self._stop
-        if stop is not None:
-            stop("cancelled")
+        """Stop all renders and wait for their ends."""
+        self._executor.stop()

@@ -1,7 +1,7 @@
 """How is an order rendered on the GPUs of this machine?
 
-By ``python -m renderdispatch.runner``, one process a render, behind the supervisor: a crash takes nothing with
-it, a cancel ends it within seconds, and nothing survives the process that started it, however that one dies.
+By ``python -m renderdispatch.runner``, one process a render, behind the supervisor. A crash takes nothing with it, a
+cancel ends it within seconds, and nothing outlives the process that started it, however that process dies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from renderdispatch.backends.calls import ThreadCalls
+from renderdispatch.backends.executor import Executor, ThreadTask
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import (
     RENDER_EVENT,
@@ -28,7 +28,7 @@ from renderdispatch.messages import (
     RenderOrder,
     RenderRequest,
 )
-from renderdispatch.protocols import BackendCall, CallState, Locality, OnEvent
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
 from renderdispatch.runner.render import check_renderer
 from renderdispatch.runner.renderers import find_renderer
@@ -53,12 +53,9 @@ class LocalGpuBackend:
     def __init__(self, slots: int | Literal["auto"] = "auto", *, report: Literal["pipe", "webhook"] = "pipe") -> None:
         if slots != "auto" and slots < 1:
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
-        self._calls = ThreadCalls(1 if slots == "auto" else slots)
+        self.slots = taken = 1 if slots == "auto" else slots
         self.reports_by_webhook = report == "webhook"
-
-    @property
-    def slots(self) -> int:
-        return self._calls.slots
+        self._executor = Executor(lambda: taken)
 
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
@@ -67,61 +64,67 @@ class LocalGpuBackend:
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
-        try:
-            process = SupervisedProcess("renderdispatch.runner")
-        except OSError as error:
-            raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
-        run = _Run(order, process, on_event=None if order.callback is not None else on_event)
-        try:
-            return self._calls.start(run.follow, run.stop)
-        except BackendError:
-            process.end()
-            raise
+        return self._executor.start(_Run(order, None if order.callback is not None else on_event))
 
     def poll(self, call: BackendCall) -> CallState:
-        return self._calls.poll(call)
+        """Return whether the render runs, or how it ended."""
+        return self._executor.poll(call) or CallState(status=CallStatus.MISSING)
 
     def cancel(self, call: BackendCall) -> None:
-        self._calls.cancel(call)
+        """Tell the render to stop; after some seconds it is killed."""
+        self._executor.cancel(call)
 
     def close(self) -> None:
-        self._calls.close()
+        """Stop all renders and wait for their ends."""
+        self._executor.stop()
 
 
-class _Run:
+class _Run(ThreadTask):
     """One render process, and the thread that listens to it.
 
     Args:
         on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
     """
 
-    def __init__(self, order: RenderOrder, process: SupervisedProcess, *, on_event: OnEvent | None) -> None:
+    def __init__(self, order: RenderOrder, on_event: OnEvent | None) -> None:
+        super().__init__(self._follow, self._tell)
         self._order = order
-        self._process = process
         self._on_event = on_event
-        self._kill = threading.Timer(_STOP_S, process.kill)
-        self._kill.daemon = True
-        self._stopping = threading.Lock()
+        self._telling = threading.Lock()
 
-    def stop(self) -> None:
+    def begin(self, queued_as: BackendCall | None) -> BackendCall:
+        """Start the process, and the thread."""
+        try:
+            self._process = SupervisedProcess("renderdispatch.runner")
+        except OSError as error:
+            raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
+        self._kill = threading.Timer(_STOP_S, self._process.kill)
+        self._kill.daemon = True
+        self._process.write_line(self._order.model_dump_json())  # before any cancel can write its line
+        try:
+            return super().begin(queued_as)
+        except BackendError:
+            self._process.end()
+            raise
+
+    def _tell(self) -> None:
         """Tell the render to stop; kill it if it does not."""
-        if self._stopping.acquire(blocking=False):
+        if self._telling.acquire(blocking=False):
             try:
                 self._kill.start()
-            except RuntimeError:  # there are as many threads as there can be: nobody could do it later
+            except RuntimeError:  # the process has as many threads as it may: kill it now
                 self._process.kill()
             self._process.write_line(EventReply(action=Action.STOP, reason="cancelled").model_dump_json())
 
-    def follow(self, call: BackendCall) -> Completed | Failed:
-        """Hand every event on, write every answer back; return how it ended."""
+    def _follow(self, call: BackendCall) -> Completed | Failed:
+        """Hand every event on, write every reply back; return how it ended."""
         process, final, run_id = self._process, None, ""
-        process.write_line(self._order.model_dump_json())
         try:
             while line := process.read_line():
                 try:
                     event = RENDER_EVENT.validate_json(line)
                 except ValidationError:
-                    _log.warning("job %s: the render process sent something that is no event", self._order.job_id)
+                    _log.warning("job %s: the render process sent a line that is not an event", self._order.job_id)
                     continue
                 run_id = event.run_id
                 match event:
@@ -144,7 +147,7 @@ class _Run:
         return final
 
     def _hand_over(self, on_event: OnEvent, event: RenderEvent) -> EventReply | None:
-        """Return the answer; None while the store is away: the run tries again."""
+        """Return the reply; None while the store is away: the run tries again."""
         try:
             return on_event(event)
         except OSError as error:

@@ -1,27 +1,26 @@
 """How does an event change a stored job?
 
-Read, `decide`, replace if the revision still stands, else read again. Nothing else writes jobs, so a
-webhook, a poll, a dispatcher and a crash all end in the same place. Effects come after the commit.
+Read, `decide`, replace if the revision is still the same, else read again. Nothing else writes jobs, so a webhook, a
+poll, a dispatcher and a crash all end in the same place. Effects come after the commit.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import time
 from typing import Final
-
-from attrs import evolve
 
 from renderdispatch.engine.events import JobEvent
 from renderdispatch.engine.transitions import Decision, Verdict, decide
-from renderdispatch.errors import RevisionConflictError
+from renderdispatch.errors import JobNotFoundError, RevisionConflictError, StoreUnavailableError
 from renderdispatch.jobs import Job
+from renderdispatch.plumbing.retry import Backoff, Trouble, retry
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import JobStore
 
 _log: Final = logging.getLogger("renderdispatch.engine.commit")
 
 _TRIES: Final = 200
+_CROWD: Final = Backoff(failures=_TRIES, pause_s=0.001, longest_pause_s=0.05)
 
 
 def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
@@ -29,32 +28,69 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
 
     Args:
         store: Where the job lives.
-        job: Its id; or the job as just read, which saves a read where nobody wrote since.
+        job: Its id; or the job as just read, which saves a read if it has not changed since.
         event: What happened.
 
     Raises:
-        JobNotFoundError: There is no such job (any more).
+        JobNotFoundError: There is no such job (any more); a later job of the same id is another one.
         StoreUnavailableError: The store is away; whether the write happened is not known, and a second call is safe.
         RevisionConflictError: Others wrote first a great many times in a row.
     """
-    job_id = job if isinstance(job, str) else job.id
-    known = None if isinstance(job, str) else job
-    for attempt in range(_TRIES):
-        given, known = known, None
-        current = given if given is not None else store.get(job_id)
-        decision = decide(current, event, store.now())
-        if decision.verdict is not Verdict.APPLIED:
-            if given is not None:  # it may be stale: only what the store says now may refuse an event
-                continue
-            _log.debug("job %s: %s %s", job_id, type(event).__name__, decision.verdict)
-            return decision
+    if isinstance(job, str):
+        job_id = job
+    else:
+        job_id = job.id
         try:
-            stored = store.replace(decision.job, expected_revision=current.revision)
+            if (decision := _write(store, job, event)).verdict is Verdict.APPLIED:
+                return decision
         except RevisionConflictError:
-            if attempt > 2:
-                time.sleep(random.uniform(0, min(0.05, 0.001 * attempt)))
-            continue
-        if stored.stage is not current.stage or stored.status is not current.status:
-            _log.info("job %s: %s -> %s (%s)", job_id, current.stage, stored.stage, stored.status)
-        return evolve(decision, job=stored)
-    raise RevisionConflictError(f"job {job_id}: others wrote first {_TRIES} times in a row; try again")
+            pass  # what was read may be stale: only what the store has now may refuse an event
+
+    def attempt() -> Decision:
+        current = store.get(job_id)
+        if not isinstance(job, str) and current.incarnation != job.incarnation:  # rule J15
+            raise JobNotFoundError(f"job {job_id} was deleted, and a later job has its id")
+        return _write(store, current, event)
+
+    try:
+        decision = retry(attempt, _CROWD, trouble=_conflict)
+    except RevisionConflictError:
+        message = f"job {job_id}: others wrote first {_TRIES} times in a row; try again"
+        raise RevisionConflictError(message) from None
+    if decision.verdict is not Verdict.APPLIED:
+        _log.debug("job %s: %s %s", job_id, type(event).__name__, decision.verdict)
+    return decision
+
+
+def commit_patiently(store: JobStore, job: str | Job, event: JobEvent, *, patience_s: float, stop: Stop) -> Decision:
+    """Commit as `commit` does, and try again while the store is away: a hiccup costs no attempt.
+
+    Args:
+        store: Where the job lives.
+        job: As of `commit`.
+        event: What happened.
+        patience_s: Seconds to go on trying.
+        stop: Ends the waiting: then what the next try raises passes.
+    """
+
+    def trouble(error: Exception) -> Trouble:
+        again = isinstance(error, StoreUnavailableError) and not stop.requested
+        return Trouble.FAILED if again else Trouble.FATAL
+
+    backoff = Backoff(patience_s=patience_s, pause_s=0.1, longest_pause_s=1.0)
+    return retry(lambda: commit(store, job, event), backoff, trouble=trouble, sleep=stop.wait)
+
+
+def _write(store: JobStore, current: Job, event: JobEvent) -> Decision:
+    """Decide on one revision of the job; replace it where that changes something."""
+    decision = decide(current, event, store.now())
+    if decision.verdict is not Verdict.APPLIED:
+        return decision
+    stored = store.replace(decision.job, expected_revision=current.revision)
+    if stored.stage is not current.stage or stored.status is not current.status:
+        _log.info("job %s: %s -> %s (%s)", stored.id, current.stage, stored.stage, stored.status)
+    return Decision(stored, decision.verdict, decision.reply)
+
+
+def _conflict(error: Exception) -> Trouble:
+    return Trouble.FAILED if isinstance(error, RevisionConflictError) else Trouble.FATAL

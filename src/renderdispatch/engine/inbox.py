@@ -1,8 +1,11 @@
-"""What does the service answer to a webhook?
+"""How does what a run reports reach its job?
 
-Verify, read, apply, answer: 200 for what was applied and for what came too late or twice (so that senders stop), 400
-for what is no event, 401 for a bad signature, 413 for a body that is too large, 503 while the store is away or the
-service closes (so that senders come back). The body of a 200 is the channel back to the run: go on, or stop.
+Events of local runs and of webhooks go the same way: the `Inbox` commits them, and tells the holder of the attempt when
+it need hold it no longer. `WebhookReceiver` stands before it for the webhooks: it verifies, reads the job once, checks
+that the key speaks for the attempt, and answers. 200 is for what was applied, and for what came too late or twice (so
+that senders stop); 400 for what is not an event; 401 for a bad signature; 413 for a body that is too large; 503 while
+the store is away or the service closes (so that senders come back). The body of a 200 is the channel back to the run:
+go on, or stop.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from attrs import field, frozen
 from pydantic import ValidationError
 
+from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     JobNotFoundError,
@@ -24,7 +29,8 @@ from renderdispatch.errors import (
     WebhookRefusal,
     WebhookVerificationError,
 )
-from renderdispatch.messages import RENDER_EVENT, Action, EventReply, RenderEvent
+from renderdispatch.jobs import Job
+from renderdispatch.messages import RENDER_EVENT, Action, EventReply, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
 
@@ -34,28 +40,71 @@ MAX_BODY_BYTES: Final = 64 * 1024
 """More than any event needs; larger bodies are refused before they are hashed."""
 
 _RETRY_AFTER_S: Final = 5
+_JSON: Final = {"content-type": "application/json"}
+_GONE: Final = EventReply(action=Action.STOP, reason="no such job")
+
+
+@frozen
+class Inbox:
+    """Commits what runs report.
+
+    Args:
+        over: Called with the token of an attempt that computes nothing more that its job needs.
+        check: Called before each event; raises when none is taken any more.
+    """
+
+    store: JobStore
+    _over: Callable[[str], None]
+    _check: Callable[[], None] = lambda: None
+
+    def take(self, event: RenderEvent, job: Job | None = None) -> Decision:
+        """Apply an event of a run; the decision holds the reply.
+
+        Args:
+            event: What the run reports.
+            job: Its job as just read, which saves a read.
+
+        Raises:
+            JobNotFoundError: The job was deleted.
+            StoreUnavailableError: The event was not taken, and is to come again.
+        """
+        self._check()
+        try:
+            decision = commit(self.store, job if job is not None else event.job_id, event)
+        except JobNotFoundError:
+            self._over(event.token)
+            raise
+        if decision.job.ended or decision.job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
+            self._over(event.token)
+        return decision
+
+    def on_event(self, event: RenderEvent) -> EventReply:
+        """Take an event of a local run, as `OnEvent`; a job that was deleted meanwhile needs no render."""
+        try:
+            return self.take(event).reply
+        except JobNotFoundError:
+            return EventReply(action=Action.STOP, reason="deleted")
 
 
 @frozen(kw_only=True)
 class WebhookResponse:
-    """An HTTP answer, for whatever framework sends it."""
+    """An HTTP response, for any framework to send."""
 
     status: int
     body: bytes
-    headers: Mapping[str, str] = field(factory=lambda: {"content-type": "application/json"})
+    headers: Mapping[str, str] = field(factory=lambda: dict(_JSON))
 
 
 class WebhookReceiver:
-    """Takes the webhooks of the GPU side.
+    """Answers the webhooks of the GPU side.
 
     Args:
+        inbox: Takes the events.
         keys: The attempts' keys, from the master secrets: newest first, those before it still verify renders in flight.
-        apply: Commits an event, as `Dispatcher.receive`.
     """
 
-    def __init__(self, store: JobStore, keys: AttemptKeys, *, apply: Callable[[RenderEvent], Decision]) -> None:
-        self._store = store
-        self._apply = apply
+    def __init__(self, inbox: Inbox, keys: AttemptKeys) -> None:
+        self._inbox = inbox
         self._verifier = WebhookVerifier(keys, max_body=MAX_BODY_BYTES)
         self._counted: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -73,48 +122,47 @@ class WebhookReceiver:
         except WebhookVerificationError as error:
             _log.warning("a webhook was refused: %s", error)
             return self._refuse(413 if error.reason is WebhookRefusal.BODY_TOO_LARGE else 401, error.code, str(error))
-        speaker = EventId.parse(verified.id)
-        assert speaker is not None  # its key was found
+        sender = EventId.parse(verified.id)
+        assert sender is not None  # its key was found
         try:
             event = RENDER_EVENT.validate_json(verified.body)
         except ValidationError as error:
-            _log.warning("job %s: a webhook is no event: %d fields are wrong", speaker.job_id, error.error_count())
-            return self._refuse(400, "webhook.invalid-event", "the body is no event of this protocol")
+            _log.warning("job %s: a webhook is not an event: %d fields are wrong", sender.job_id, error.error_count())
+            return self._refuse(400, "webhook.invalid-event", "the body is not an event of this protocol")
         try:
-            return self._take(speaker, event)
+            return self._take(sender, event)
         except JobNotFoundError:
             self._count("unknown-job")
-            return _answer(EventReply(action=Action.STOP, reason="no such job"))
+            return WebhookResponse(status=200, body=_json_of(_GONE))
         except RenderDispatchError as error:  # the store is away, others always wrote first, or this service is closed
-            _log.warning("job %s: a webhook could not be taken: %s", speaker.job_id, error)
+            _log.warning("job %s: a webhook could not be taken: %s", sender.job_id, error)
             return self._refuse(503, "store.unavailable", "try again", {"retry-after": str(_RETRY_AFTER_S)})
 
-    def _take(self, speaker: EventId, event: RenderEvent) -> WebhookResponse:
-        """Apply an event whose signature is good, where it speaks for the attempt whose key signed it."""
-        job = self._store.get(speaker.job_id)
-        attempts = job.attempts[speaker.attempt - 1 : speaker.attempt]
+    def _take(self, sender: EventId, event: RenderEvent) -> WebhookResponse:
+        """Apply an event whose signature is good, if it speaks for the attempt whose key signed it."""
+        job = self._inbox.store.get(sender.job_id)
+        attempts = job.attempts[sender.attempt - 1 : sender.attempt]
         if event.job_id != job.id or not attempts or attempts[0].token != event.token:
-            _log.warning("job %s: the key of attempt %d signed for another one", job.id, speaker.attempt)
+            _log.warning("job %s: the key of attempt %d signed for another one", job.id, sender.attempt)
             return self._refuse(401, "webhook.wrong-attempt", "this key does not speak for this attempt")
-        decision = self._apply(event)
+        decision = self._inbox.take(event, job)
         self._count(decision.verdict)
         if decision.verdict is not Verdict.APPLIED:
             _log.info("job %s: a webhook was %s (%s)", job.id, decision.verdict, event.type)
-        return _answer(decision.reply)
+        return WebhookResponse(status=200, body=_json_of(decision.reply))
 
     def _refuse(
         self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
     ) -> WebhookResponse:
         self._count(code)
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
-        return WebhookResponse(
-            status=status, body=body, headers={"content-type": "application/json", **(headers or {})}
-        )
+        return WebhookResponse(status=status, body=body, headers={**_JSON, **(headers or {})})
 
     def _count(self, fate: str) -> None:
         with self._lock:
             self._counted[fate] += 1
 
 
-def _answer(reply: EventReply) -> WebhookResponse:
-    return WebhookResponse(status=200, body=reply.model_dump_json(exclude_none=True).encode())
+@lru_cache(16)
+def _json_of(reply: EventReply) -> bytes:
+    return reply.model_dump_json(exclude_none=True).encode()

@@ -1,8 +1,9 @@
-"""Under which keys do a job's objects stand?
+"""Which keys do a job's objects have?
 
-Everything of a job stands under one prefix, everything of an attempt under the attempt's token within it, and
-everything of a tenant under the tenant's. What clients upload by themselves stands under the day of its grant, so that
-what nobody used is found by its key alone.
+All objects of a job share a prefix, ``jobs/{job}/{incarnation}/``; the objects of an attempt have the attempt's token
+below it; and the objects of a tenant share the tenant's prefix. The incarnation is random and is chosen before anything
+is written, so a delete by prefix never touches a later job of the same id (rule J15). Uploads by clients are stored
+under the day of their grant, so unused ones are found by their keys alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from renderdispatch.errors import InvalidRequestError
+from renderdispatch.jobs import Job
 
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TENANTS: Final = "tenants/"
@@ -65,29 +67,43 @@ def upload_age(key: str, now: datetime) -> timedelta | None:
     return None if day is None else now - datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def job_prefix(tenant: str | None, job_id: str) -> str:
-    """Return where a job's objects stand."""
-    return f"{tenant_prefix(tenant)}jobs/{job_id}/"
+def new_incarnation() -> str:
+    """Return a fresh name for one life of a job's id."""
+    return secrets.token_hex(8)
 
 
-def audio_key(tenant: str | None, job_id: str, upload: str, filename: str) -> str:
+def job_prefix(tenant: str | None, job_id: str, incarnation: str) -> str:
+    """Return the prefix of a job's objects. A later job of the same id has another one (rule J15)."""
+    return f"{tenant_prefix(tenant)}jobs/{job_id}/{incarnation}/"
+
+
+def prefix_of(job: Job) -> str:
+    """Return the prefix of the job's objects."""
+    return job_prefix(job.tenant, job.id, job.incarnation)
+
+
+def audio_key(prefix: str, upload: str, filename: str) -> str:
     """Return the key of a job's audio; it keeps the extension of the file's name.
 
     Args:
-        upload: Names the upload, so that two that meet at one job id never overwrite each other.
+        prefix: The job's, from `job_prefix`.
+        upload: Names the upload: each attempt has its own, so that two of them never overwrite each other.
+        filename: The file's name, for its extension.
     """
     extension = re.search(r"\.([A-Za-z0-9]{1,8})$", filename)
-    return f"{job_prefix(tenant, job_id)}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
+    return f"{prefix}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
 
 
-def attempt_prefix(tenant: str | None, job_id: str, token: str) -> str:
-    """Return where the objects of one attempt stand."""
-    return f"{job_prefix(tenant, job_id)}{token}/"
+def attempt_prefix(prefix: str, token: str) -> str:
+    """Return the prefix of one attempt's objects, below the job's."""
+    return f"{prefix}{token}/"
 
 
-def video_key(tenant: str | None, job_id: str, token: str) -> str:
-    return f"{attempt_prefix(tenant, job_id, token)}video.mp4"
+def video_key(prefix: str, token: str) -> str:
+    """Return the key of an attempt's video."""
+    return f"{attempt_prefix(prefix, token)}video.mp4"
 
 
-def result_key(tenant: str | None, job_id: str, token: str) -> str:
-    return f"{attempt_prefix(tenant, job_id, token)}result.json"
+def result_key(prefix: str, token: str) -> str:
+    """Return the key of an attempt's result object."""
+    return f"{attempt_prefix(prefix, token)}result.json"

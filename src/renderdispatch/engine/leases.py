@@ -1,8 +1,8 @@
 """Who keeps an attempt alive?
 
-Its holder: the process that prepares it, and for inline and local renders computes it. The keeper renews the
-leases of all that this process holds, sees through them when somebody wants a job cancelled, and hands in what
-a backend said while the store was away. Remote attempts need no holder once they are dispatched.
+Its holder: the process that prepares it, and for inline and local renders computes it. The keeper renews the leases of
+all attempts that this process holds, stops what the record no longer wants, and commits how a call ended if its final
+event was lost. Remote attempts need no holder once they are dispatched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final
 from attrs import define
 
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AttemptFailed, CancelConfirmed, LeaseRenewed
+from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
+from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK
 from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import (
@@ -29,6 +30,7 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, JobError, Stage
+from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
 _log: Final = logging.getLogger("renderdispatch.engine.leases")
@@ -37,13 +39,18 @@ _STOP_S: Final = 10.0
 """How long a closing worker waits for its renders to end."""
 
 
+class GivenUp(Stopped):
+    """An attempt is prepared no further: it is cancelled or superseded, or the worker closes."""
+
+
 @define
 class Held:
     """An attempt that this process holds.
 
     Args:
         local: Whether it computes on this machine, and so takes up room until its computing has ended.
-        preparing: Whether the dispatcher is still at it.
+        stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
+        preparing: Whether the dispatcher still prepares it.
         released: Whether it is held no more, and only its computing has yet to end.
     """
 
@@ -51,11 +58,10 @@ class Held:
     token: str
     backend: str
     local: bool
+    stop: Stop
     call: BackendCall | None = None
     preparing: bool = True
     released: bool = False
-    unwanted: bool = False
-    """Set once the attempt was cancelled or superseded; whoever prepares it stops."""
 
 
 class LeaseKeeper:
@@ -76,11 +82,11 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
 
-    def hold(self, job: Job) -> Held:
+    def hold(self, job: Job, stop: Stop) -> Held:
         """Begin to hold the job's current attempt."""
         assert job.attempt is not None
         attempt = job.attempt
-        held = Held(job.id, attempt.token, attempt.backend, attempt.local)
+        held = Held(job.id, attempt.token, attempt.backend, attempt.local, stop)
         with self._lock:
             self._held[held.token] = held
         return held
@@ -93,7 +99,7 @@ class LeaseKeeper:
                 held.released = True
 
     def count(self, backend: str) -> int:
-        """Return how many attempts take up room on this backend: those that are held, and those that wind up."""
+        """Return how many attempts take up room on this backend: those held, and those whose computing still ends."""
         self._forget()
         with self._lock:
             return sum(h.backend == backend for h in self._held.values())
@@ -104,17 +110,26 @@ class LeaseKeeper:
         with self._lock:
             return any(h.released for h in self._held.values())
 
-    def look(self, job: Job) -> None:
-        """Act on what the record says of an attempt that may be held here: stop what is no longer wanted."""
+    def obey(self, job: Job) -> None:
+        """Stop what this process holds of the job, if its record no longer wants it."""
         attempt = job.attempt
         with self._lock:
-            for held in self._held.values():
-                if held.job_id == job.id and attempt is not None:
-                    ours = attempt.token == held.token and attempt.ended_at is None
-                    held.unwanted = held.unwanted or not ours or job.stage is Stage.CANCELLING
-            unwanted = [h for h in self._held.values() if h.job_id == job.id and h.unwanted]
-        for held in unwanted:
-            self._stop(held)
+            held_here = [h for h in self._held.values() if h.job_id == job.id]
+        for held in held_here:
+            if attempt is not None and (attempt.token != held.token or attempt.ended_at is not None):
+                held.stop.request("superseded")
+            elif job.stage is Stage.CANCELLING:
+                held.stop.request("cancelled")
+            if held.stop.requested:
+                self.cancel(held)
+
+    def cancel(self, held: Held) -> None:
+        """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
+        if held.call is not None:
+            try:
+                self._backends[held.backend].cancel(held.call)
+            except BackendError as error:
+                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""
@@ -130,27 +145,22 @@ class LeaseKeeper:
         return len(everything)
 
     def collect(self) -> None:
-        """Hand in how calls ended whose final event did not get through."""
+        """Commit how calls ended whose final event was lost."""
         with self._lock:
-            called = [h for h in self._held.values() if h.call is not None and not h.released]
-        for held in called:
-            assert held.call is not None
+            called = [(h, h.call) for h in self._held.values() if h.call is not None and not h.released]
+        for held, call in called:
             try:
-                self._hand_in(held, self._backends[held.backend].poll(held.call))
+                state = self._backends[held.backend].poll(call)
+                if state.status is not CallStatus.RUNNING:
+                    self._commit_end(held, state)
             except (StoreUnavailableError, BackendError) as error:
-                _log.warning("job %s: will look again: %s", held.job_id, error)
+                _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             except JobNotFoundError:
                 self.release(held.token)
-            except JobUnreadableError as error:  # whoever wrote it finds the result, or the lease that lapses
+            except JobUnreadableError as error:  # the version that wrote it finds the result, or the lapsed lease
                 _log.error("job %s: how it ended was not recorded, its lease will lapse: %s", held.job_id, error)
                 self.release(held.token)
         self._forget()
-
-    def let_go(self) -> None:
-        """Have whoever prepares an attempt stop doing so."""
-        with self._lock:
-            for held in self._held.values():
-                held.unwanted = True
 
     def hand_back(self) -> None:
         """Give up everything that is held: another worker may take it at once, and nothing computes here any more."""
@@ -164,7 +174,7 @@ class LeaseKeeper:
                     commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
             except RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
-            self._stop(held)
+            self.cancel(held)
         deadline = time.monotonic() + _STOP_S
         while any(self._runs(held) for held in everything) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -187,33 +197,20 @@ class LeaseKeeper:
         try:
             decision = commit(self._store, held.job_id, event)
         except JobNotFoundError:
-            held.unwanted = True
-            self._stop(held)
+            held.stop.request("deleted")
+            self.cancel(held)
             self.release(held.token)
             return
         job = decision.job
-        self.look(job)
+        self.obey(job)
         if decision.verdict is Verdict.SUPERSEDED or job.ended or job.attempt is None or job.attempt.holder is None:
             self.release(held.token)
 
-    def _hand_in(self, held: Held, state: CallState) -> None:
-        """Commit how a call ended, where its final event did not get through."""
-        if state.status is CallStatus.RUNNING:
-            return
-        if state.outcome is not None:
-            job = commit(self._store, held.job_id, state.outcome).job
-        else:
-            error = state.error or JobError(
-                code="runner.died", message="the render ended without a word", fault=FaultDomain.INFRASTRUCTURE
-            )
-            job = commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True)).job
-        if job.stage is Stage.CANCELLING:
-            commit(self._store, held.job_id, CancelConfirmed(token=held.token, stopped=True))
+    def _commit_end(self, held: Held, state: CallState) -> None:
+        job = self._store.get(held.job_id)
+        attempt = job.attempt
+        if attempt is not None and attempt.token == held.token:
+            event = call_event(attempt, state, cancelling=job.stage is Stage.CANCELLING, silent=True)
+            if event is not None:
+                commit(self._store, job, event)
         self.release(held.token)
-
-    def _stop(self, held: Held) -> None:
-        if held.call is not None:
-            try:
-                self._backends[held.backend].cancel(held.call)
-            except BackendError as error:
-                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)

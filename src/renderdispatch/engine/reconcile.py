@@ -1,32 +1,26 @@
-"""What ends a job when nobody says how it went?
+"""What ends a job when nothing reports how it went?
 
-The reconciler looks at every job that is due: it lets lapsed leases go, holds deadlines, asks the backend and the
-bucket where a webhook may have been lost, confirms cancels, sees a finished video in storage, and clears away what
-ended attempts left. Everything it finds becomes an event; several reconcilers never harm each other. Now and then it
-deletes the uploads of clients that no job can need any more.
+The reconciler checks every job that is due: it lets lapsed leases go, enforces deadlines, asks the backend and the
+bucket where a webhook may have been lost, confirms cancels, sees a finished video in storage, and clears up what ended
+attempts left. Everything that it finds becomes an event; several reconcilers never harm each other.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
-from itertools import islice
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from attrs import define
 from pydantic import ValidationError
 
-from renderdispatch.engine import layout
+from renderdispatch.engine.cleanup import SILENCE, CleanUps, UploadSweep, find_call
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import (
     AttemptFailed,
-    AudioDropped,
     CallMissing,
     CancelConfirmed,
-    CleanedUp,
     ClockAdvanced,
     JobEvent,
     LeaseLapsed,
@@ -34,6 +28,7 @@ from renderdispatch.engine.events import (
     VideoMissing,
     VideoSeen,
 )
+from renderdispatch.engine.outcomes import CallEvent, call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.errors import (
     BackendError,
@@ -42,48 +37,59 @@ from renderdispatch.errors import (
     StorageError,
     StoreUnavailableError,
 )
-from renderdispatch.jobs import Attempt, CleanUp, Job
-from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, JobError, Stage
-from renderdispatch.protocols import (
-    BackendCall,
-    CallState,
-    CallStatus,
-    JobQuery,
-    JobStore,
-    RenderBackend,
-    StorageAdapter,
-    SupportsFind,
-)
+from renderdispatch.jobs import Attempt, Job
+from renderdispatch.messages import Artifact, Completed, Stage
+from renderdispatch.plumbing.stop import Stop
+from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 _PAGE: Final = 100
 _MAX_RESULT_BYTES: Final = 1 << 20
-_SWEEP_S: Final = 3600.0
-_SWEPT_AT_ONCE: Final = 200
-_SILENCE: Final = timedelta(minutes=2)
-"""How long the newest run of a call that has already ended may show no progress, for nobody would start it again; and
-how long other runs of an attempt are given to hear that it has ended."""
-_UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + 11 * CLOCK_SLACK
-"""An upload is submitted within its days, and a job ends within six days; the order's URLs end 10 minutes later."""
-_LOOK_AGAIN_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
-_LOOKS_KEPT: Final = 10_000
+_PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
+_REMEMBERED: Final = 10_000
 
 
 @define
-class _Look:
-    """When a job that did not change is worth another look."""
-
+class _Check:
     revision: int
-    looks: int
-    next_at: float
+    count: int
+    next_s: float
+
+
+class _Schedule:
+    """When a job that did not change is worth another check: ever less often."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, _Check] = {}
+
+    def due(self, job: Job, now_s: float) -> bool:
+        """Return whether to check the job now; if so, the next check is due after a pause."""
+        check = self._checks.get(job.id)
+        if check is None or check.revision != job.revision:
+            check = self._checks[job.id] = _Check(job.revision, 0, now_s)
+        if now_s < check.next_s:
+            return False
+        check.next_s = now_s + _PAUSES_S[min(check.count, len(_PAUSES_S) - 1)]
+        check.count += 1
+        return True
+
+    def keep(self, job_ids: Collection[str]) -> None:
+        """Forget every other job."""
+        self._checks = {job_id: check for job_id, check in list(self._checks.items()) if job_id in job_ids}
+
+    def bound(self) -> None:
+        """Forget all jobs once they are very many, for callers that never `keep`."""
+        if len(self._checks) > _REMEMBERED:
+            self._checks.clear()
 
 
 class Reconciler:
-    """Ends what nobody else ends.
+    """Ends what nothing else ends.
 
     Args:
-        monotonic: The clock that spaces repeated looks at one job, and sweeps of the uploads; seconds.
+        stop: Has a round in progress end after the job that it checks.
+        monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads; seconds.
     """
 
     def __init__(
@@ -92,22 +98,20 @@ class Reconciler:
         storage: StorageAdapter,
         backends: Mapping[str, RenderBackend],
         *,
+        stop: Stop | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._storage = storage
         self._backends = backends
+        self._stop = stop or Stop()
         self._monotonic = monotonic
-        self._looks: dict[str, _Look] = {}
-        self._sweep_at = monotonic()
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        """Have a round in progress end with the job that it looks at."""
-        self._stopped.set()
+        self._schedule = _Schedule()
+        self._clean_ups = CleanUps(store, storage, backends)
+        self._sweep = UploadSweep(storage, monotonic())
 
     def tick(self) -> int:
-        """Look at every job that is due; return how many were changed."""
+        """Check every job that is due; return how many were changed."""
         changed = 0
         cursor = None
         seen: set[str] = set()
@@ -115,93 +119,54 @@ class Reconciler:
         while True:
             page = self._store.query(JobQuery(order="due", due_by=due_by, limit=_PAGE, cursor=cursor))
             for job in page.items:
-                if self._stopped.is_set():
+                if self._stop.requested:
                     return changed
                 seen.add(job.id)
-                if self._worth_a_look(job):
+                if self._schedule.due(job, self._monotonic()):
                     changed += self.reconcile(job)
             cursor = page.cursor
             if cursor is None:
                 break
-        self._looks = {job_id: look for job_id, look in list(self._looks.items()) if job_id in seen}
-        self._sweep_uploads()
+        self._schedule.keep(seen)
+        self._sweep.sweep(self._store.now(), self._monotonic())
         return changed
 
-    def look(self, job: Job) -> Job:
-        """Reconcile one job that somebody asks about, where it is due and worth a look; return it as it is then."""
+    def reconcile_if_due(self, job: Job) -> Job:
+        """Reconcile one job that a client asks about, if it is due for a check; return it as it is then."""
         due_at = job.due_at
-        if due_at is None or due_at > self._store.now() or not self._worth_a_look(job):
+        if due_at is None or due_at > self._store.now() or not self._schedule.due(job, self._monotonic()):
             return job
-        if len(self._looks) > _LOOKS_KEPT:  # nobody ticks here, which is what forgets them
-            self._looks.clear()
+        self._schedule.bound()
         return self._store.get(job.id) if self.reconcile(job) else job
 
     def reconcile(self, job: Job) -> bool:
-        """Look at one job; return whether it changed. What is away is tried again at a later look."""
+        """Check one job; return whether it changed. What is away is tried again at a later check."""
         revision = job.revision
         try:
-            job = self._look_at(job)
+            job = self._check(job)
         except JobNotFoundError:
             return False
         except (StorageError, BackendError, StoreUnavailableError) as error:
-            _log.warning("job %s: will look again: %s", job.id, error)
+            _log.warning("job %s: will be checked again: %s", job.id, error)
             return False
         except Exception:  # noqa: BLE001 - one broken record must not keep the others waiting
             _log.exception("job %s: could not be reconciled", job.id)
             return False
         return job.revision != revision
 
-    def _sweep_uploads(self) -> None:
-        """Delete uploads that are too old for any job to need them, at most once an hour while there are few.
-
-        Their keys say how old they are and sort by it, so nobody is asked, and no younger one is listed.
-        """
-        if self._monotonic() < self._sweep_at:
-            return
-        self._sweep_at = self._monotonic() + _SWEEP_S
-        now = self._store.now()
-        try:
-            old = list(islice(self._old_uploads(now), _SWEPT_AT_ONCE))
-            for key in old:
-                self._storage.delete(key)
-        except StorageError as error:
-            _log.warning("old uploads: will look again: %s", error)
-            return
-        if len(old) == _SWEPT_AT_ONCE:  # more are waiting: let jobs go first
-            self._sweep_at = self._monotonic()
-
-    def _old_uploads(self, now: datetime) -> Iterator[str]:
-        for info in self._storage.list(layout.UPLOADS):
-            age = layout.upload_age(info.key, now)
-            if age is not None and age <= _UPLOADS_KEPT:
-                return
-            if age is not None:
-                yield info.key
-
-    def _worth_a_look(self, job: Job) -> bool:
-        now = self._monotonic()
-        look = self._looks.get(job.id)
-        if look is None or look.revision != job.revision:
-            look = self._looks[job.id] = _Look(job.revision, 0, now)
-        if now < look.next_at:
-            return False
-        look.next_at = now + _LOOK_AGAIN_S[min(look.looks, len(_LOOK_AGAIN_S) - 1)]
-        look.looks += 1
-        return True
-
     def _commit(self, job: Job, event: JobEvent) -> Job:
         return commit(self._store, job, event).job
 
     # --- one job
 
-    def _look_at(self, job: Job) -> Job:
+    def _check(self, job: Job) -> Job:
         if job.owes_clean_up:
             try:
-                job = self._clean_up(job)
+                job = self._clean_ups.clean_up(job)
             except (JobNotFoundError, StoreUnavailableError):
                 raise
             except Exception as error:  # noqa: BLE001 - it stays owed; what runs now is not to wait for it
-                _tell(error, "job %s: its clean-up is tried again", job.id)
+                _log_error(error, "job %s: its clean-up is tried again", job.id)
         if job.ended:
             return job
         attempt = job.attempt
@@ -215,16 +180,16 @@ class Reconciler:
             if attempt.called:
                 job = self._find_result(job, attempt)
             return self._commit(job, LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
-        if attempt.called:
-            try:
-                job = self._ask(job, attempt)
-            except (JobNotFoundError, StoreUnavailableError, StorageError):  # the result may stand there
-                raise
-            except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
-                _tell(error, "job %s: its backend is asked again", job.id)
-            if job.stage is Stage.FINALIZING:
-                return self._finalize(job, attempt)
-        return self._commit(job, ClockAdvanced())
+        return self._check_call(job, attempt) if attempt.called else self._commit(job, ClockAdvanced())
+
+    def _check_call(self, job: Job, attempt: Attempt) -> Job:
+        try:
+            job = self._ask(job, attempt)
+        except (JobNotFoundError, StoreUnavailableError, StorageError):  # storage may hold the result
+            raise
+        except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
+            _log_error(error, "job %s: its backend is asked again", job.id)
+        return self._finalize(job, attempt) if job.stage is Stage.FINALIZING else self._commit(job, ClockAdvanced())
 
     def _finalize(self, job: Job, attempt: Attempt) -> Job:
         """Complete the job once storage shows its video (rule J7)."""
@@ -234,44 +199,40 @@ class Reconciler:
         except ObjectNotFoundError:
             return self._commit(job, VideoMissing(token=attempt.token))
         job = self._commit(job, VideoSeen(token=attempt.token, size=found.size, etag=found.etag))
-        return self._clean_up(job) if job.ended and job.owes_clean_up else job
+        return self._clean_ups.clean_up(job) if job.ended and job.owes_clean_up else job
 
     def _ask(self, job: Job, attempt: Attempt) -> Job:
-        """Ask the backend how a remote attempt goes, and the bucket where that says nothing (rule J12)."""
+        """Ask the bucket and the backend how a remote attempt goes (rule J12)."""
         found = self._find_result(job, attempt)
         if found is not job:
             return found
-        backend = self._backends.get(attempt.backend)
-        call = self._call_of(attempt)
-        if backend is None:
-            return job
-        if call is None:
-            if isinstance(backend, SupportsFind):
-                call = backend.find(job_id=job.id, token=attempt.token)
-                if call is None:
-                    return self._commit(job, CallMissing(token=attempt.token))
-            elif job.stage is Stage.CANCELLING and self._start_passed(attempt):
-                return self._commit(job, CancelConfirmed(token=attempt.token, stopped=False))
-            else:
-                return job
-        if job.stage is Stage.CANCELLING:
-            backend.cancel(call)
-        silent = self._store.now() - job.updated_at > _SILENCE
-        event = _what_it_says(attempt, backend.poll(call), cancelling=job.stage is Stage.CANCELLING, silent=silent)
+        event = self._ask_backend(job, attempt)
         if isinstance(event, CallMissing | AttemptFailed):  # the result may have come while the backend was asked
             found = self._find_result(job, attempt)
             if found is not job:
                 return found
         return job if event is None else self._commit(job, event)
 
-    def _call_of(self, attempt: Attempt) -> BackendCall | None:
-        return None if attempt.call_id is None else BackendCall(attempt.call_id)
-
-    def _start_passed(self, attempt: Attempt) -> bool:
-        return attempt.start_by is not None and self._store.now() > attempt.start_by + CLOCK_SLACK
+    def _ask_backend(self, job: Job, attempt: Attempt) -> CallEvent | None:
+        """Return what the backend knows of the attempt's call, as an event; tell it to stop if the job is cancelled."""
+        backend = self._backends.get(attempt.backend)
+        if backend is None:
+            return None
+        cancelling = job.stage is Stage.CANCELLING
+        now = self._store.now()
+        call, missing = find_call(backend, job.id, attempt)
+        if missing:
+            return CallMissing(token=attempt.token)
+        if call is None:
+            never_came = attempt.start_by is not None and now > attempt.start_by + CLOCK_SLACK
+            return CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
+        if cancelling:
+            backend.cancel(call)
+        silent = now - job.updated_at > SILENCE
+        return call_event(attempt, backend.poll(call), cancelling=cancelling, silent=silent)
 
     def _find_result(self, job: Job, attempt: Attempt) -> Job:
-        """Apply the result object, where it stands: the attempt was delivered, whatever else is silent."""
+        """Apply the result object, if it is there: the attempt was delivered, whatever else is silent."""
         assert attempt.result_key is not None
         artifact = self._read_result(attempt.result_key)
         return job if artifact is None else self._commit(job, ResultFound(token=attempt.token, artifact=artifact))
@@ -283,71 +244,11 @@ class Reconciler:
         except ObjectNotFoundError:
             return None
         except ValidationError:
-            _log.warning("the object at %s is no result", key)
+            _log.warning("the object at %s is not a result", key)
             return None
 
-    # --- clean-up
 
-    def _clean_up(self, job: Job) -> Job:
-        """Stop the calls of ended attempts, remove their objects, and the stored copy of a local file."""
-        for attempt in job.attempts:
-            if attempt.clean_up is CleanUp.OWED and self._is_stopped(job, attempt):
-                self._storage.delete_prefix(layout.attempt_prefix(job.tenant, job.id, attempt.token))
-                job = self._commit(job, CleanedUp(token=attempt.token))
-        if job.audio_clean_up is CleanUp.OWED:
-            if job.audio is not None:
-                self._storage.delete(job.audio.key)
-            job = self._commit(job, AudioDropped())
-        return job
-
-    def _is_stopped(self, job: Job, attempt: Attempt) -> bool:
-        """Return whether nothing of an ended attempt can compute or write any more; tell it to stop if it can."""
-        assert attempt.ended_at is not None
-        # what is known to have stopped is one run: of an input delivered twice, the other hears it at its next report
-        heard = len(attempt.runs) < 2 or self._store.now() > attempt.ended_at + _SILENCE
-        if attempt.local or (attempt.stopped and heard):  # local computing ended with its holder, at the latest
-            return True
-        backend = self._backends.get(attempt.backend)
-        call = self._call_of(attempt)
-        if call is None and isinstance(backend, SupportsFind):
-            call = backend.find(job_id=job.id, token=attempt.token)
-            if call is None:
-                return True
-        if call is not None and backend is not None:
-            backend.cancel(call)
-            if backend.poll(call).status is not CallStatus.RUNNING:
-                return heard
-        # Out of reach: the order's own URLs end with the job's deadline.
-        return self._store.now() > job.finish_by + 11 * CLOCK_SLACK
-
-
-def _tell(error: Exception, message: str, job_id: str) -> None:
-    """Log what failed; with its traceback where it is no error that adapters raise."""
+def _log_error(error: Exception, message: str, job_id: str) -> None:
+    """Log what failed; with its traceback unless adapters raise such errors."""
     known = isinstance(error, (StorageError, BackendError))
     _log.log(logging.WARNING if known else logging.ERROR, f"{message}: %s", job_id, error, exc_info=not known)
-
-
-def _what_it_says(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> JobEvent | None:
-    """Turn a backend's answer into an event; None when it says nothing new."""
-    if state.status is CallStatus.RUNNING:
-        return None
-    # of an input that was delivered twice the call's answer is the first run's to end; the newest one may go on (J6)
-    older = isinstance(state.outcome, Failed) and state.outcome.run_id in attempt.runs[:-1]
-    if cancelling:
-        return CancelConfirmed(token=attempt.token, stopped=not older)
-    if older and silent:
-        message = "the call ended with the answer of an older run, and the newest one gives no sign of life"
-        lost = JobError(code="runner.silent", message=message, fault=FaultDomain.INFRASTRUCTURE)
-        return AttemptFailed(token=attempt.token, error=lost, stopped=False)
-    if older:
-        return None
-    if state.status is CallStatus.MISSING:
-        return CallMissing(token=attempt.token)
-    if isinstance(state.outcome, Completed):
-        return ResultFound(token=attempt.token, artifact=state.outcome.artifact)
-    error = state.outcome.error if state.outcome is not None else state.error
-    if error is None:
-        error = JobError(
-            code="runner.died", message="the render ended without a word", fault=FaultDomain.INFRASTRUCTURE
-        )
-    return AttemptFailed(token=attempt.token, error=error, stopped=True)

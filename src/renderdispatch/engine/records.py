@@ -12,17 +12,18 @@ from typing import Any, Final, get_type_hints
 import attrs
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL
+from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, Model
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, hide_input_in_errors=True)
+class _Record(Model):
+    model_config = ConfigDict(from_attributes=True)
 
 
-def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any], **extra: Any) -> type[_Record]:
+def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any]) -> type[_Record]:
     hints = get_type_hints(cls)
-    fields: dict[str, Any] = dict(extra)
+    fields: dict[str, Any] = {}
     for attribute in attrs.fields(cls):
         hint = replaced.get(hints[attribute.name], hints[attribute.name])
         default: Any = attribute.default
@@ -36,7 +37,7 @@ def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any], **extra
 
 
 _AttemptRecord: Final[Any] = _record_of(Attempt, {})
-_JobRecord: Final[Any] = _record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]}, protocol=(int, PROTOCOL))
+_JobRecord: Final[Any] = _record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]})
 
 
 def dump_job(job: Job) -> str:
@@ -56,6 +57,24 @@ def load_job(document: str | bytes) -> Job:
     record = _JobRecord.model_validate_json(document)
     attempts = tuple(Attempt(**_fields(a, Attempt)) for a in record.attempts)
     return Job(**{**_fields(record, Job), "attempts": attempts})
+
+
+def check_protocol(job: Job) -> Job:
+    """Return the job.
+
+    Raises:
+        JobUnreadableError: A newer version wrote its record: to write it again would lose what only that one knows.
+    """
+    if job.protocol > PROTOCOL:
+        raise unreadable(job.id)
+    return job
+
+
+def unreadable(job_id: str) -> JobUnreadableError:
+    """Return the error for a record that this version cannot read."""
+    return JobUnreadableError(
+        f"a newer version wrote the record of job {job_id}, and this one cannot read it: update it"
+    )
 
 
 def _fields(record: BaseModel, cls: type[attrs.AttrsInstance]) -> dict[str, Any]:

@@ -114,17 +114,18 @@ def _with_attempt(job: Job, **changes: Any) -> Job:
     return evolve(job, attempts=(*job.attempts[:-1], evolve(job.attempt, **changes)))
 
 
-def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0) -> Job:
-    """Move on to ``stage``, never back; progress never falls."""
+def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **changes: Any) -> Job:
+    """Move on to ``stage``, never back, with these changes of the attempt; progress never falls."""
     attempt = job.attempt
     assert attempt is not None
     if _ORDER.index(stage) < _ORDER.index(job.stage):
         stage = job.stage
         fraction = 0.0
     if stage not in attempt.stage_times:
-        job = _with_attempt(job, stage_times={**attempt.stage_times, stage: now})
+        changes["stage_times"] = {**attempt.stage_times, stage: now}
+    attempts = (*job.attempts[:-1], evolve(attempt, **changes)) if changes else job.attempts
     progress = max(job.progress, stage_progress(stage, fraction))
-    return evolve(job, stage=stage, status=JobStatus.PROCESSING, progress=progress)
+    return evolve(job, attempts=attempts, stage=stage, status=JobStatus.PROCESSING, progress=progress)
 
 
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
@@ -295,11 +296,12 @@ def progress(job: Job, event: Progressed, now: datetime) -> Job:
     percent = stage_progress(event.stage, event.fraction)
     if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
         return job
+    changes: dict[str, Any] = {}
     if attempt.runs[-1:] != (event.run_id,):
-        job = _with_attempt(job, runs=(*attempt.runs, event.run_id))
+        changes["runs"] = (*attempt.runs, event.run_id)
     if event.frames is not None:
-        job = _with_attempt(job, frames=event.frames, frames_total=event.frames_total)
-    return _enter(job, event.stage, now, fraction=event.fraction)
+        changes.update(frames=event.frames, frames_total=event.frames_total)
+    return _enter(job, event.stage, now, fraction=event.fraction, **changes)
 
 
 def complete(job: Job, event: Completed | ResultFound, now: datetime) -> Job:

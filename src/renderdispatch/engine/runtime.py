@@ -1,53 +1,18 @@
 """What runs behind a service, in this process?
 
-The parts that it was put together from, and one worker and one webhook receiver for each process id. A service and
-its views for tenants share an engine.
+One worker and one receiver of webhooks for each process, built from the service's parts. A service and its views for
+tenants share an engine.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from collections.abc import Callable, Mapping
-from datetime import timedelta
-from typing import Final, Protocol
-
-from attrs import frozen
-
-from renderdispatch.engine.inbox import WebhookReceiver
-from renderdispatch.engine.transitions import Decision
+from renderdispatch.engine import layout
+from renderdispatch.engine.inbox import Inbox, WebhookReceiver
+from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.worker import Worker
-from renderdispatch.errors import ConfigurationError
-from renderdispatch.jobs import Job
-from renderdispatch.messages import Callback, RenderEvent, RenderRequest
-from renderdispatch.protocols import AudioFetcher, JobStore, RenderBackend, StorageAdapter
-from renderdispatch.webhooks import AttemptKeys
-
-
-class Closable(Protocol):
-    """Something that can be closed."""
-
-    def close(self) -> None:
-        """Release it."""
-
-
-@frozen(kw_only=True)
-class Parts:
-    """What a service is put together from."""
-
-    store: JobStore
-    storage: StorageAdapter
-    backends: Mapping[str, RenderBackend]
-    checks: Mapping[str, Callable[[RenderRequest], None]]
-    route: Callable[[RenderRequest], str] | None
-    fetcher: AudioFetcher | None
-    worker: bool
-    lease: timedelta
-    machine: str
-    keys: AttemptKeys | None
-    webhook_url: str | None
-    owned: tuple[Closable, ...]
+from renderdispatch.errors import ConfigurationError, InvalidRequestError
+from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.plumbing.per_process import PerProcess
 
 
 class Engine:
@@ -55,46 +20,23 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.closed = False
-        self.begin()
-        _engines.add(self)
+        self._open = [True]  # emptied by `close`: to pop takes no lock, which a fork could leave behind
+        self._worker = PerProcess(self._new_worker)
+        self._receiver = PerProcess(self._new_receiver)
 
-    def begin(self) -> None:
-        """Begin in this process. A child begins afresh, for a lock that was held at the fork stays locked."""
-        self._lock = threading.Lock()
-        self._worker: Worker | None = None
-        self._receiver: WebhookReceiver | None = None
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._open
 
     def worker(self) -> Worker:
-        """Return this process's worker; after a fork the child gets its own."""
-        with self._lock:
-            self.check_open()
-            if self._worker is None:
-                parts = self.parts
-                self._worker = Worker(
-                    parts.store,
-                    parts.storage,
-                    parts.backends,
-                    machine=parts.machine,
-                    fetcher=parts.fetcher,
-                    lease=parts.lease,
-                    callback=self._callback if parts.webhook_url is not None else None,
-                )
-            return self._worker
+        """Return this process's worker; after a fork the child gets its own.
 
-    def check_open(self) -> None:
-        """Raise `ConfigurationError` once the service is closed."""
-        if self.closed:
-            raise ConfigurationError("the service is closed")
-
-    def _callback(self, job_id: str, attempt: int) -> Callback:
-        parts = self.parts
-        assert parts.keys is not None
-        assert parts.webhook_url is not None
-        return Callback(url=parts.webhook_url, key=parts.keys.secret(job_id=job_id, attempt=attempt))
-
-    def _apply(self, event: RenderEvent) -> Decision:
-        return self.worker().dispatcher.receive(event)
+        Raises:
+            ConfigurationError: The service is closed.
+        """
+        self.check_open()
+        return self._worker.get()
 
     def receiver(self) -> WebhookReceiver:
         """Return what answers webhooks.
@@ -102,56 +44,74 @@ class Engine:
         Raises:
             ConfigurationError: There is no secret: nothing would be verified.
         """
-        if self.parts.keys is None:
-            raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
-        with self._lock:
-            if self._receiver is None:
-                self._receiver = WebhookReceiver(self.parts.store, self.parts.keys, apply=self._apply)
-            return self._receiver
+        return self._receiver.get()
+
+    def check_open(self) -> None:
+        """Raise `ConfigurationError` once the service is closed."""
+        if self.closed:
+            raise ConfigurationError("the service is closed")
 
     def start(self) -> None:
-        """Start this process's worker, where this service has one. A second call does nothing."""
+        """Start this process's worker, if this service has one. A second call does nothing."""
         if self.parts.worker:
             self.worker().start()
 
     def created(self) -> None:
-        """Let a running worker of this process claim a new job at once."""
-        worker = self._worker
-        if worker is not None and worker.pid == os.getpid():
+        """Start the worker; let one that runs in this process claim a new job at once."""
+        self.start()
+        if (worker := self._worker.peek()) is not None:
             worker.wake()
 
     def changed(self, job: Job) -> None:
-        """Let a running worker of this process act on what was decided about the job at once."""
-        worker = self._worker
-        if worker is not None and worker.pid == os.getpid():
-            worker.keeper.look(job)
-            worker.look()
+        """Let a worker of this process act at once on what was decided about the job."""
+        if (worker := self._worker.peek()) is not None:
+            worker.keeper.obey(job)
+            worker.wake_all()
 
     def reconciled(self, job: Job) -> Job:
         """Return the job as it is now; one that is due is reconciled first, unless a worker of this process does it."""
-        if self.closed or (self._worker is not None and self._worker.running):
+        worker = self._worker.peek()
+        if self.closed or (worker is not None and worker.running):
             return job
-        return self.worker().reconciler.look(job)
+        return self.worker().reconciler.reconcile_if_due(job)
+
+    def delete(self, job: Job) -> None:
+        """Forget an ended job and remove its objects.
+
+        Raises:
+            InvalidRequestError: The job has not ended, or something of it may still compute.
+        """
+        if not job.ended:
+            raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
+        if job.owes_clean_up:
+            self.worker().reconciler.reconcile(job)
+            job = self.parts.store.get(job.id)
+        if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
+            message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
+            raise InvalidRequestError(message, code="job.clean-up-owed")
+        self.parts.storage.delete_prefix(layout.prefix_of(job))
+        self.parts.store.delete(job.id)
 
     def close(self) -> None:
         """Stop the worker, then close what is owned. A second call does nothing."""
-        with self._lock:
-            if self.closed:
-                return
-            self.closed = True
-            worker, self._worker = self._worker, None
-        if worker is not None:
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        if (worker := self._worker.take()) is not None:
             worker.close()
         for part in self.parts.owned:
             part.close()
 
+    def _new_worker(self) -> Worker:
+        self.check_open()  # again: `close` takes the worker that stands, and none is made after it
+        return Worker(self.parts)
 
-_engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
+    def _new_receiver(self) -> WebhookReceiver:
+        if self.parts.keys is None:
+            raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
+        return WebhookReceiver(Inbox(self.parts.store, self._run_over, self.check_open), self.parts.keys)
 
-
-def _begin_in_child() -> None:
-    for engine in list(_engines):
-        engine.begin()
-
-
-os.register_at_fork(after_in_child=_begin_in_child)
+    def _run_over(self, token: str) -> None:
+        if (worker := self._worker.peek()) is not None:
+            worker.run_over(token)

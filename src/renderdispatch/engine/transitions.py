@@ -127,7 +127,7 @@ def decide(job: Job, event: JobEvent, now: datetime) -> Decision:
     Total: any job and any event give a decision, never an exception. Pure: ``now`` is the store's.
     """
     if not _fence_holds(job, event):
-        return Decision(job, Verdict.SUPERSEDED, EventReply(action=Action.STOP, reason="superseded"))
+        return Decision(job, Verdict.SUPERSEDED, _SUPERSEDED)
     rule = None
     if not job.ended or isinstance(event, _AFTER_THE_END):
         rule = TRANSITIONS.get((type(event), job.stage))
@@ -161,9 +161,13 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
+_CONTINUE: Final = EventReply()
+_SUPERSEDED: Final = EventReply(action=Action.STOP, reason="superseded")
+_CANCELLED: Final = EventReply(action=Action.STOP, reason="cancelled")
+_ENDED: Final = EventReply(action=Action.STOP, reason="ended")
+
+
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
-        return EventReply(action=Action.STOP, reason="cancelled")
-    if job.ended or job.stage in rules.WAITING:
-        return EventReply(action=Action.STOP, reason="ended")
-    return EventReply()
+        return _CANCELLED
+    return _ENDED if job.ended or job.stage in rules.WAITING else _CONTINUE

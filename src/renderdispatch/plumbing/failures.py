@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from renderdispatch.errors import ConfigurationError, InvalidRequestError, RenderError, StorageError, StorageFullError
+from renderdispatch.errors import (
+    BackendError,
+    ConfigurationError,
+    InvalidRequestError,
+    RenderError,
+    StorageError,
+    StorageFullError,
+)
 from renderdispatch.messages import FaultDomain, JobError
 
 _T = TypeVar("_T")
@@ -57,6 +64,9 @@ def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:
             return JobError(code=str(error.code), message=said, fault=FaultDomain(error.fault))
         case InvalidRequestError() | ConfigurationError():
             return JobError(code=error.code, message=said, fault=FaultDomain.REQUEST)
+        case BackendError():
+            fault = FaultDomain.INFRASTRUCTURE if error.retryable else FaultDomain.REQUEST
+            return JobError(code=error.code, message=said, fault=fault)
         case StorageFullError():
             return JobError(code="disk.full", message=said, fault=FaultDomain.INFRASTRUCTURE)
         case StorageError():

@@ -1,7 +1,7 @@
 """How often is something tried again, and how long between two tries?
 
-One helper for every loop of that kind. Its limits are arguments: what makes progress starts to count afresh; throttling
-proves that the other side is up, so it has a patience of its own; a stop wakes whoever waits.
+One helper for every loop of that kind. Its limits are arguments. Progress resets the count of failures. Throttling
+proves that the other side is up, so it has its own patience. A stop ends the waiting.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, TypeVar
 
-from attrs import frozen
+from attrs import define, frozen
 
 from renderdispatch.plumbing.stop import Stop
 
@@ -39,7 +39,7 @@ class Backoff:
     """The limits of a retry.
 
     Args:
-        failures: Tries that may fail in a row, without progress; None is no limit.
+        failures: Tries that may fail in a row, without progress; None: no limit.
         patience_s: Seconds from the first failure to the last try.
         throttled_s: Seconds from the first time that the other side asked to slow down, to the last try.
         pause_s: The longest pause after the first failure; it doubles with each.
@@ -58,32 +58,63 @@ class Backoff:
         return random.uniform(longest / 2, longest)
 
 
+@define
+class _Tally:
+    """What failed since the last progress."""
+
+    backoff: Backoff
+    failures: int = 0
+    throttles: int = 0
+    failing_since: float = math.nan
+    throttled_since: float = math.nan
+
+    def progressed(self) -> None:
+        self.failures = 0
+
+    def pause(self, kind: Trouble, now: float) -> float | None:
+        """Count one more failed try; return the seconds until the next one, None where the limits are reached."""
+        if kind is Trouble.THROTTLED:
+            self.failures = 0
+            self.throttles += 1
+            if self.throttles == 1:
+                self.throttled_since = now
+            until, exhausted = self.throttled_since + self.backoff.throttled_s, False
+        else:
+            self.failures += 1
+            if self.failures == 1:
+                self.failing_since = now
+            until = self.failing_since + self.backoff.patience_s
+            exhausted = self.backoff.failures is not None and self.failures >= self.backoff.failures
+        pause_s = self.backoff.after(self.failures + self.throttles)
+        return None if exhausted or now + pause_s > until else pause_s
+
+
 def retry(
     attempt: Callable[[], _T],
     backoff: Backoff,
     *,
     trouble: Callable[[Exception], Trouble],
     progress: Callable[[], int] | None = None,
+    least_s: Callable[[Exception], float] = lambda _error: 0.0,
     stop: Stop | None = None,
     what: str = "",
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] | None = None,
 ) -> _T:
-    """Call ``attempt`` until it returns, fails for good, or the limits are reached; then its last error passes.
+    """Call ``attempt`` until it returns, fails for good, or the limits are reached; then raise its last error.
 
     Args:
         attempt: What is tried.
         backoff: The limits.
         trouble: What an error says about the next try.
-        progress: How far the work has come, as a number that rises; a try that raised it starts to count afresh.
-        stop: Ends the waiting, and no try begins past its deadline. What its `check` raises passes.
-        what: For the log, as ``"download the audio"``; without it nothing is logged.
-        monotonic: The clock of the limits; seconds.
+        progress: How far the work has come, as a number that rises. A try that raised it resets the count.
+        least_s: How many seconds the other side asked to wait. It lengthens a pause, never the limits.
+        stop: Ends the waiting; no try begins past its deadline. An error that its `check` raises passes.
+        what: For the log, such as ``"download the audio"``; empty: nothing is logged.
+        monotonic: The clock of the limits, in seconds.
         sleep: Waits so many seconds between two tries, in place of the stop.
     """
-    failures = throttles = 0
-    failing_since: float | None = None
-    throttled_since: float | None = None
+    tally = _Tally(backoff)
     reached = progress() if progress is not None else 0
     while True:
         try:
@@ -94,21 +125,13 @@ def retry(
                 raise
             if stop is not None:
                 stop.check()
-            now = monotonic()
-            if progress is not None and (come := progress()) > reached:
-                reached, failures, failing_since = come, 0, None
-            if kind is Trouble.THROTTLED:
-                throttles, failures = throttles + 1, 0
-                throttled_since = now if throttled_since is None else throttled_since
-                pause_s = backoff.after(throttles)
-                exhausted = now + pause_s > throttled_since + backoff.throttled_s
-            else:
-                failures += 1
-                failing_since = now if failing_since is None else failing_since
-                pause_s = backoff.after(failures + throttles)
-                exhausted = backoff.failures is not None and failures >= backoff.failures
-                exhausted = exhausted or now + pause_s > failing_since + backoff.patience_s
-            if exhausted or (stop is not None and pause_s >= stop.remaining_s):
+            if progress is not None and (now_at := progress()) > reached:
+                reached = now_at
+                tally.progressed()
+            pause_s = tally.pause(kind, monotonic())
+            if pause_s is not None:
+                pause_s = max(pause_s, least_s(error))
+            if pause_s is None or (stop is not None and pause_s >= stop.remaining_s):
                 raise
             if what:
                 _log.info("trying again in %.1f s to %s: %s", pause_s, what, error)

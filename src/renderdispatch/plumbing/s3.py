@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
@@ -32,15 +32,13 @@ from renderdispatch.errors import (
     StorageUnavailableError,
 )
 from renderdispatch.plumbing.failures import translated
-from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, new_client
+from renderdispatch.plumbing.net import STALL_S, Client, NetError, Response
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.plumbing.sigv4 import Presigner
 
 if TYPE_CHECKING:
     import asyncio
-
-    import httpx
 
 _T = TypeVar("_T")
 
@@ -118,14 +116,13 @@ class S3:
             region=endpoint.region,
             clock=clock,
         ).sign
-        self._http = PerProcess(partial(new_client, stall_s=stall_s))
+        self._http = Client(stall_s=stall_s, proxies=True)
         self._commands = PerProcess(partial(_Commands.open, endpoint, stall_s=stall_s))
         self._bucket_seen = False
 
     def close(self) -> None:
         """Close the connections of this process. A second call does nothing; a later use opens new ones."""
-        if (http := self._http.take()) is not None:
-            http.close()
+        self._http.close()
         if (commands := self._commands.take()) is not None:
             commands.close()
 
@@ -200,11 +197,11 @@ class S3:
         def attempt() -> str | None:
             url = self.sign("PUT", key, expires_s=_OWN_EXPIRY_S, headers=headers, query=query)
             with self._http_errors(what):
-                response = self._http.get().put(url, content=pieces(), headers={**headers, "content-length": str(size)})
-            if response.status_code != 200:
+                sent = {**headers, "content-length": str(size)}
+                response = self._http.request("PUT", url, body=pieces(), headers=sent, max_bytes=_ERROR_BYTES)
+            if response.status != 200:
                 raise self._refused(response, what)
-            etag: str | None = response.headers.get("etag")
-            return etag
+            return response.headers.get("etag")
 
         return self.retry(attempt)
 
@@ -216,17 +213,17 @@ class S3:
         headers = {"range": f"bytes={start}-"} if start else {}
         if etag is not None:
             headers["if-match"] = etag
-        http, url = self._http.get(), self.sign("GET", key, expires_s=_OWN_EXPIRY_S)
-        with self._http_errors(what):
-            response = http.send(http.build_request("GET", url, headers=headers), stream=True)
-            if response.status_code == (206 if start else 200):
-                return Stream(response.headers.get("etag"), self._pieces(response, what), response.close)
-            response.read()
-        raise self._refused(response, what)
+        url = self.sign("GET", key, expires_s=_OWN_EXPIRY_S)
+        with ExitStack() as stack, self._http_errors(what):
+            response = stack.enter_context(self._http.stream("GET", url, headers=headers))
+            if response.status == (206 if start else 200):
+                return Stream(response.headers.get("etag"), self._pieces(response.pieces, what), stack.pop_all().close)
+            refused = response.read(_ERROR_BYTES)
+        raise self._refused(refused, what)
 
-    def _pieces(self, response: httpx.Response, what: str) -> Iterator[bytes]:
+    def _pieces(self, pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
         with self._http_errors(what):
-            yield from response.iter_raw(PIECE_BYTES)
+            yield from pieces
 
     # --- trouble
 
@@ -240,9 +237,7 @@ class S3:
         )
 
     def _http_errors(self, what: str) -> AbstractContextManager[None]:
-        import httpx
-
-        return translated({httpx.HTTPError: partial(self._unreachable, what)})
+        return translated({NetError: partial(self._unreachable, what)})
 
     def _command_errors(self, what: str) -> AbstractContextManager[None]:
         import aiohttp
@@ -263,14 +258,13 @@ class S3:
         )
 
     def _unreachable(self, what: str, error: BaseException) -> StorageError:
-        return StorageUnavailableError(f"{what} cannot be reached at {self.endpoint.url}: {type(error).__name__}")
+        why = error if isinstance(error, NetError) else f"cannot be reached ({type(error).__name__})"
+        return StorageUnavailableError(f"no access to {what}: {self.endpoint.url} {why}")
 
-    def _refused(self, response: httpx.Response, what: str) -> StorageError:
-        text = response.content[:_ERROR_BYTES].decode(errors="replace")
+    def _refused(self, response: Response, what: str) -> StorageError:
+        text = response.body.decode(errors="replace")
         code = re.search(r"<Code>([A-Za-z0-9.]{1,80})</Code>", text)
-        return self._error(
-            what, response.status_code, code[1] if code else "", text=text, date=response.headers.get("date")
-        )
+        return self._error(what, response.status, code[1] if code else "", text=text, date=response.headers.get("date"))
 
     def _refused_command(self, what: str, error: Any) -> StorageError:
         found, about = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})

@@ -1,10 +1,10 @@
 """How is work told to stop, from another thread, and why?
 
-By a `Stop`, in the manner of a cancel scope: it has a deadline, a reason, callbacks, and children that stop with it.
-The work calls `check` at its steps, or sleeps by `wait`; what blocks elsewhere is cut off by a callback.
+By a `Stop`, in the manner of a cancel scope. It has a deadline, a reason, callbacks, and children that stop with it.
+The work calls `check` at its steps, or sleeps by `wait`. A callback ends whatever blocks elsewhere.
 
 A platform that takes a container away throws an exception into its main thread, at any instruction. So `request` takes
-no lock: an exception in the midst of it leaves nothing behind, and a second call does all of it again.
+no lock: an exception in the middle of it leaves nothing locked, and a second call repeats all of it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,35 @@ class Stopped(Exception):
     """The work was told to stop; the text says why."""
 
 
+class Bell:
+    """Wakes the one thread that waits. A ring while no thread waits ends the next wait at once.
+
+    Unlike `threading.Event`, it has no lock of its own that an exception thrown into `ring` could leave locked.
+    """
+
+    def __init__(self) -> None:
+        self._silence = _thread.allocate_lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        """Wake the thread that waits. A second ring before it wakes does nothing."""
+        with suppress(RuntimeError):  # it rang before
+            self._silence.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a ring, at most so many seconds; return whether one came."""
+        return self._silence.acquire(timeout=max(0.0, min(seconds, _thread.TIMEOUT_MAX)))
+
+
 class Stop:
     """A stop signal for one piece of work. Safe to share between threads.
 
     Args:
-        timeout_s: Seconds from now until the deadline; None is no deadline.
-        parent: Stops this one too.
-        error: What `check` raises for a request, made from the reason.
-        late: What `check` raises past the deadline, made from a text; None is as ``error``.
-        monotonic: The clock of the deadline; seconds.
+        timeout_s: Seconds from now until the deadline; None: no deadline.
+        parent: A stop whose end also ends this one.
+        error: Makes, from the reason, what `check` raises after a request.
+        late: Makes, from a text, what `check` raises past the deadline; None: as ``error``.
+        monotonic: The clock of the deadline, in seconds.
     """
 
     def __init__(
@@ -57,7 +77,7 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the parent: what it is told from now on is no business of this work."""
+        """Leave the parent: later requests to it no longer reach this work."""
         if self._parent is not None:
             self._parent.forget(self._call_back)
 
@@ -71,9 +91,9 @@ class Stop:
         """Return a stop that ends with this one, and may end sooner. Use it as a context manager.
 
         Args:
-            timeout_s: As of `Stop`; the parent's deadline holds all the same.
-            error: As of `Stop`; None is the parent's.
-            late: As of `Stop`; None is the parent's.
+            timeout_s: As for `Stop`; the parent's deadline holds too.
+            error: As for `Stop`; None is the parent's.
+            late: As for `Stop`; None is the parent's.
         """
         return Stop(
             timeout_s=timeout_s,
@@ -85,7 +105,7 @@ class Stop:
 
     @property
     def reason(self) -> str | None:
-        """Why the work is to stop; None while it is to go on."""
+        """Why the work is to stop; None while it may go on."""
         if self._parent is not None and (above := self._parent.reason) is not None:
             return above
         if self._reason is not None:
@@ -94,37 +114,37 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether the work is to stop: it was told to, or its time is up."""
+        """Whether the work is to stop, by a request or by its deadline."""
         return self.reason is not None
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the nearest deadline, this one's or a parent's; infinite without one, never below 0."""
+        """Seconds until the nearest deadline, this one's or a parent's: infinite without one, never below 0."""
         above = math.inf if self._parent is None else self._parent.remaining_s
         return max(0.0, min(above, self._deadline - self._monotonic()))
 
     def request(self, reason: str) -> None:
-        """Have the work stop. The first reason counts; a second call calls the callbacks again, and does no harm."""
+        """Have the work stop. The first reason counts. A second call calls the callbacks again, which does no harm."""
         if self._reason is None:
             self._reason = reason
         self._call_back()
 
     def on_request(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when the work is told to stop, or now where it was. It may be called again.
+        """Have ``callback`` called when the work is told to stop, or now if it was already. It may be called twice.
 
-        A deadline calls nothing: what waits for long bounds itself by `remaining_s`.
+        A deadline calls nothing: code that waits for long limits its wait to `remaining_s`.
         """
         self._callbacks.append(callback)
         if self._was_requested:
             callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` no longer. One that is not known is no error."""
+        """Stop calling ``callback``. An unknown one is ignored."""
         with suppress(ValueError):
             self._callbacks.remove(callback)
 
     def check(self) -> None:
-        """Raise what the constructor was given, the parent's first, once the work is to stop."""
+        """Raise the error of the constructor once the work is to stop; the parent's error comes first."""
         if self._parent is not None:
             self._parent.check()
         if self._reason is not None:
@@ -133,21 +153,13 @@ class Stop:
             raise self._late(_TIME_IS_UP)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, until the work is told to stop or its deadline at the latest; return whether it is to stop."""
-        bell = _thread.allocate_lock()  # not an Event, whose own lock an exception in `request` could leave behind
-        bell.acquire()
-
-        def ring() -> None:
-            with suppress(RuntimeError):  # it rang before
-                bell.release()
-
-        self.on_request(ring)
+        """Sleep for so many seconds, less when the work is to stop; return whether it is to stop."""
+        bell = Bell()
+        self.on_request(bell.ring)
         try:
-            left_s = min(seconds, self.remaining_s)
-            if left_s > 0 and not self._was_requested:
-                bell.acquire(timeout=min(left_s, _thread.TIMEOUT_MAX))
+            bell.wait(min(seconds, self.remaining_s))
         finally:
-            self.forget(ring)
+            self.forget(bell.ring)
         return self.requested
 
     @property
@@ -156,46 +168,9 @@ class Stop:
         while stop is not None:
             if stop._reason is not None:  # noqa: SLF001 - one of its own kind
                 return True
-            stop = stop._parent  # noqa: SLF001 - likewise
+            stop = stop._parent  # noqa: SLF001 - one of its own kind
         return False
 
     def _call_back(self) -> None:
         for callback in tuple(self._callbacks):
             callback()
-
-
-class RunLeft(BaseException):
-    """Raised within a run that is to leave; no `Exception`, so that nobody mistakes it for a failure to report."""
-
-
-class Leaving:
-    """Says to one run that it is to leave. Safe to share between threads.
-
-    No `threading.Event`: what is thrown into `leave` could leave the lock of one behind, and the next call would wait
-    for it for good.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._cuts: list[Callable[[], None]] = []
-
-    @property
-    def asked(self) -> bool:
-        return self._asked
-
-    def leave(self) -> None:
-        """Have the run leave; what it waits for is cut off. A second call does no harm."""
-        self._asked = True
-        for cut in tuple(self._cuts):
-            cut()
-
-    def on_leave(self, cut: Callable[[], None]) -> None:
-        """Have ``cut`` called by `leave`, or now where it was called before. It may be called again."""
-        self._cuts.append(cut)
-        if self.asked:
-            cut()
-
-    def check(self) -> None:
-        """Raise `RunLeft` once the run is to leave."""
-        if self.asked:
-            raise RunLeft

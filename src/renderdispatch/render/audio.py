@@ -1,8 +1,7 @@
 """Which samples does a file hold, exactly, in the range that was asked for?
 
-Anything that FFmpeg decodes is read, in bounded memory: corrupt packets are skipped, a truncated file gives what it
-has. Positions are integers of samples from the first to the last step; seconds enter as fractions and leave as
-fractions.
+Anything that FFmpeg decodes is read, in bounded memory. Corrupt packets are skipped, and a truncated file gives what it
+has. Positions are whole samples throughout; seconds come and go as fractions.
 """
 
 from __future__ import annotations
@@ -10,84 +9,59 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
+from av.container import InputContainer
+from numpy.typing import NDArray
 
 from renderdispatch.errors import AudioError
 
-if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
-    from av.container import InputContainer
-    from numpy.typing import NDArray
-
-    Samples = NDArray[np.float32]
-    """(channels, samples) float32, full scale at 1."""
+Samples = NDArray[np.float32]
+"""(channels, samples) float32, full scale at 1."""
 
 _PLAYABLE_RATES: Final = (44_100, 48_000)
-"""The rates that every player of AAC knows; other sources are resampled to the nearest relative."""
+"""The rates that every AAC player knows; other sources are resampled to the one that suits them."""
 
 _ANY_TAGS: Final[dict[str, Any]] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-"""Old songs have titles that are no UTF-8. PyAV 19 reads any, and knows this argument no more."""
+"""Old songs have titles that are not UTF-8. PyAV 19 reads them, and no longer has this argument."""
 
 _BLOCK: Final = 16_384
-"""Samples that are handled at once: enough to make the work of each block outweigh its overhead."""
+"""Samples that are processed at once, so that the overhead of each block is small."""
 
 
 class SoundReader:
     """Decodes a range of a file to mono or stereo at a rate that every player knows.
 
-    Enter it to open the file; iterate over `blocks` once; then `duration` is known.
+    Enter it to open the file, and iterate over `blocks` once; `duration` is known afterwards.
 
     Args:
         path: The file.
-        start: Seconds; the range begins at the sample nearest to it.
-        duration: Seconds; None is to the end. What reaches past the end is cut there.
+        start: Seconds; the range begins at the nearest sample.
+        duration: Seconds; None is to the end. A range that reaches past the end stops there.
     """
 
     def __init__(self, path: Path, *, start: Fraction, duration: Fraction | None) -> None:
         self._path = path
         self._start = start
         self._duration = duration
-        self._stack = ExitStack()
         self._taken = 0
         self._damaged = False
 
     def __enter__(self) -> Self:
-        with self._stack:
-            try:
-                file = self._stack.enter_context(self._path.open("rb"))
-                empty = not file.read(1)
-                file.seek(0)
-            except OSError as error:
-                raise AudioError(f"the audio cannot be read: {error.strerror}", code="audio.unreadable") from error
-            if empty:
-                raise AudioError("the audio file is empty", code="audio.empty")
-            try:
-                # From an open file, without protocols: a playlist that poses as a song reaches no other file or host.
-                container = self._stack.enter_context(
-                    av.open(file, "r", options={"protocol_whitelist": "none"}, **_ANY_TAGS)
-                )
-            except (av.FFmpegError, OSError) as error:
-                raise AudioError(
-                    "this is not audio in any format that can be read", code="audio.undecodable"
-                ) from error
-            if container.format.name == "tty":  # what FFmpeg takes any text for
-                raise AudioError("this is text, not audio", code="audio.undecodable")
-            if not container.streams.audio:
-                raise AudioError("there is no sound in this file", code="audio.no-stream")
-            frames = self._frames(container, container.streams.audio[0])
+        with ExitStack() as stack:
+            container = self._open(stack)
+            frames = self._frames(container)
             first = next(frames, None)
+            if first is None and self._damaged:
+                raise AudioError("nothing in this file can be decoded", code="audio.undecodable")
             if first is None:
-                if self._damaged:
-                    raise AudioError("nothing in this file can be decoded", code="audio.undecodable")
-                raise AudioError("the sound has no samples", code="audio.empty")
+                raise AudioError("the audio has no samples", code="audio.empty")
             # Only a decoded frame tells them for sure: HE-AAC has twice the rate of its header.
             self.source_rate: int = first.sample_rate
             self.channels: int = min(first.layout.nb_channels, 2)
@@ -95,25 +69,44 @@ class SoundReader:
             self.rate: int = _playable(self.source_rate)
             self._decoded = chain([first], frames)
             self.expected_s: float = self._expect(container.duration)
-            self._stack = self._stack.pop_all()
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _open(self, stack: ExitStack) -> InputContainer:
+        try:
+            file = stack.enter_context(self._path.open("rb"))
+            empty = not file.read(1)
+            file.seek(0)
+        except OSError as error:
+            raise AudioError(f"the audio cannot be read: {error.strerror}", code="audio.unreadable") from error
+        if empty:
+            raise AudioError("the audio file is empty", code="audio.empty")
+        try:
+            # From an open file, without protocols: a playlist that poses as a song reaches no other file or host.
+            container: InputContainer = av.open(file, "r", options={"protocol_whitelist": "none"}, **_ANY_TAGS)
+        except (av.FFmpegError, OSError) as error:
+            raise AudioError("this is not audio in a format that can be read", code="audio.undecodable") from error
+        stack.enter_context(container)
+        if container.format.name == "tty":  # FFmpeg takes any text for this format
+            raise AudioError("this is text, not audio", code="audio.undecodable")
+        if not container.streams.audio:
+            raise AudioError("there is no sound in this file", code="audio.no-stream")
+        return container
+
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @property
     def duration(self) -> Fraction:
-        """Seconds in the range: decoded samples / their rate. Right once `blocks` is exhausted."""
+        """Seconds in the range: decoded samples / their rate. It is right when `blocks` is exhausted."""
         return Fraction(self._taken, self.source_rate)
 
     def blocks(self) -> Iterator[Samples]:
         """Iterate over the range at `rate`, in blocks of a fraction of a second.
 
         Raises:
-            AudioError: ``audio.too-short``: the range is less than a sample. ``audio.range``: it begins at or after the
-                end.
+            AudioError: ``audio.too-short``: the range is shorter than one sample. ``audio.range``: it begins at or
+                after the end.
         """
         total = 0
         for block in self._at_playable_rate(_in_blocks(self._in_range())):
@@ -122,31 +115,29 @@ class SoundReader:
         if self._taken == 0 and self._duration is not None and round(self._duration * self.source_rate) == 0:
             raise AudioError(f"{float(self._duration):g} s is less than one sample of sound", code="audio.too-short")
         if self._taken == 0:
-            raise AudioError(
-                f"the sound ends before {float(self._start):g} s, where the video was to begin", code="audio.range"
-            )
+            raise AudioError(f"the audio ends before {float(self._start):g} s, the video's start", code="audio.range")
         missing = round(self.duration * self.rate) - total
         if missing > 0:
             yield np.zeros((self.channels, missing), np.float32)
 
     def _expect(self, microseconds: int | None) -> float:
-        """Return about how many seconds will come, from what the container says."""
-        whole = Fraction(microseconds or 0, 1_000_000) - self._start
-        return float(max(min(whole, self._duration) if self._duration is not None else whole, Fraction(0)))
+        """Return about how many seconds will come, by the container's duration."""
+        whole = float(Fraction(microseconds or 0, 1_000_000) - self._start)
+        return max(whole if self._duration is None else min(whole, float(self._duration)), 0.0)
 
-    def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-        """Decode, skipping what is corrupt. A demuxer that meets garbage at the end of a file has reached its end."""
-        packets = container.demux(stream)
+    def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
+        """Decode, skipping corrupt packets. A demuxer that finds garbage at the end of a file has reached its end."""
+        packets = container.demux(container.streams.audio[0])
         while True:
             try:
-                packet = next(packets, None)
+                packet = next(packets)
+            except StopIteration:
+                return
             except (av.error.InvalidDataError, av.error.EOFError):
                 self._damaged = True
                 return
             except (av.FFmpegError, OSError) as error:
                 raise AudioError("reading the audio failed midway", code="audio.unreadable") from error
-            if packet is None:
-                return
             try:
                 frames = packet.decode()
             except av.error.EOFError:
@@ -154,9 +145,7 @@ class SoundReader:
             except av.FFmpegError:
                 self._damaged = True
                 continue
-            for frame in frames:
-                if frame.samples and frame.sample_rate:
-                    yield frame
+            yield from (frame for frame in frames if frame.samples and frame.sample_rate)
 
     def _in_range(self) -> Iterator[Samples]:
         """Cut the range out of the decoded samples, at the source's rate."""
@@ -174,46 +163,37 @@ class SoundReader:
                 return
 
     def _converted(self) -> Iterator[Samples]:
-        """Convert to float32 planes; a stream that changes its format midway is brought to that of its first frame."""
-        shape: tuple[object, ...] | None = None
-        resampler: AudioResampler | None = None
-        for frame in self._decoded:
-            if shape != (now := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                if resampler is not None:
-                    yield from _planes(resampler, None)
-                shape, resampler = now, AudioResampler("fltp", self.layout, self.source_rate)
-            assert resampler is not None
-            frame.pts = None
-            yield from _planes(resampler, frame)
-        if resampler is not None:
-            yield from _planes(resampler, None)
+        """Convert to float32 planes. If the format changes midway, that of the first frame is kept."""
+        for _, frames in groupby(
+            self._decoded, lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate)
+        ):
+            yield from self._resampled(frames, self.source_rate)
 
     def _at_playable_rate(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
         if self.rate == self.source_rate:
-            yield from blocks
-            return
-        resampler = AudioResampler("fltp", self.layout, self.rate)
-        for block in blocks:
-            yield from _planes(resampler, frame_of(block, layout=self.layout, rate=self.source_rate))
-        yield from _planes(resampler, None)
+            return blocks
+        return self._resampled((frame_of(b, layout=self.layout, rate=self.source_rate) for b in blocks), self.rate)
+
+    def _resampled(self, frames: Iterable[AudioFrame], rate: int) -> Iterator[Samples]:
+        resampler = AudioResampler("fltp", self.layout, rate)
+        for frame in chain(frames, [None]):
+            if frame is not None:
+                frame.pts = None
+            for converted in resampler.resample(frame):
+                yield converted.to_ndarray().astype(np.float32, copy=False)
 
 
 def frame_of(samples: Samples, *, layout: str, rate: int) -> AudioFrame:
-    """Return the samples as FFmpeg takes them."""
+    """Return the samples as a frame of FFmpeg."""
     frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
     frame.sample_rate = rate
     return frame
 
 
-def _planes(resampler: AudioResampler, frame: AudioFrame | None) -> Iterator[Samples]:
-    for converted in resampler.resample(frame):
-        yield converted.to_ndarray().astype(np.float32, copy=False)
-
-
 def _in_blocks(pieces: Iterable[Samples]) -> Iterator[Samples]:
-    """Join small pieces, so that what follows costs little for each, and make them sane.
+    """Join small pieces, so that later steps have little overhead, and make their values sane.
 
-    What is no number is silenced (the AAC encoder refuses it), what is absurdly loud is bounded.
+    Values that are not numbers become silence, because the AAC encoder refuses them; absurdly loud ones are bounded.
     """
     held: list[Samples] = []
     for piece in chain(pieces, [None]):
@@ -226,6 +206,4 @@ def _in_blocks(pieces: Iterable[Samples]) -> Iterator[Samples]:
 
 
 def _playable(rate: int) -> int:
-    if rate in _PLAYABLE_RATES:
-        return rate
-    return 44_100 if rate % 11_025 == 0 else 48_000
+    return rate if rate in _PLAYABLE_RATES else 44_100 if rate % 11_025 == 0 else 48_000

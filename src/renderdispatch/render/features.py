@@ -1,25 +1,22 @@
 """What does the sound do at each frame of the video?
 
-Computed in one pass over the whole song, for the spectrum's smoothing and the scales of level and beat run across it;
-kept in a file, so that memory is bounded whatever the song's length, and read frame by frame or slice by slice.
+The features are computed in one pass over the whole song, because the spectrum's smoothing and the scales of level and
+beat depend on all of it. They are kept in a file and read frame by frame, so that long songs take no more memory.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from attrs import frozen
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from renderdispatch.render.audio import Samples
 
-    Floats = NDArray[np.floating[Any]]
-
-    from renderdispatch.render.audio import Samples
+Floats = NDArray[np.floating[Any]]
 
 FFT_SIZE: Final = 2048
 TEXTURE_WIDTH: Final = 512
@@ -31,27 +28,27 @@ _SMOOTHING: Final = 0.8
 _MIN_DB: Final = -100.0
 _MAX_DB: Final = -30.0
 _BAND_RANGE_DB: Final = 48.0
-"""What lies further below the song's loudest band is dark."""
+"""A band that is further below the song's loudest one is dark."""
 _BAND_STEP_DB: Final = 0.5
 _LOWEST_HZ: Final = 45.0
 _HIGHEST_HZ: Final = 14_000.0
 _QUIETEST: Final = 10 ** (-60 / 20)
-"""Songs are brought to full scale, but noise below this level stays noise."""
+"""Songs are scaled to their loudest part, but not those that stay below this level: they are noise."""
 _BEAT_FADE_S: Final = 0.16
 
 
 @frozen(eq=False)
 class Frame:
-    """What one frame of the video shows.
+    """The sound during one frame of the video.
 
     Args:
         index: From 0.
         time_s: Seconds from the start of the video.
         level: Loudness, 0 (silence) to 1 (as loud as this song gets).
         beat: 1 on a strong onset, fading to 0 within about 0.4 s.
-        bands: (96,) float32, 0 to 1: the spectrum from 45 Hz to 14 kHz, an equal musical interval each, with no
-            smoothing over time and the high notes lifted by 3 dB an octave, as music has less there.
-        texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode gives
+        bands: (96,) float32, 0 to 1: the spectrum from 45 Hz to 14 kHz. All bands span the same musical interval. They
+            are not smoothed over time. High notes are raised by 3 dB an octave, because music has less of them.
+        texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode computes
             it: 2048 points, Blackman, smoothing 0.8 from frame to frame, -100 to -30 dB; texel k is k * rate / 2048 Hz.
             Row 1 is the wave, 128 at rest, 512 samples around the frame's middle.
     """
@@ -71,14 +68,14 @@ class Frame:
 
 
 class Features:
-    """The features of every frame, read from the analyser's file. Close it when done, or use ``with``.
+    """The features of all frames, read from the analyser's file. Use it with ``with``, or close it.
 
     Args:
         path: The file that `Analyser` wrote.
         fps: Frames a second.
         level: (frames,) float32, as in `Frame`.
         beat: (frames,) float32, as in `Frame`.
-        loudest_band_db: What ``bands`` of 1 stands for.
+        loudest_band_db: The level that is 1 in ``bands``.
     """
 
     def __init__(
@@ -99,21 +96,27 @@ class Features:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
-        """How many frames there are."""
+        """Return the number of frames."""
         return len(self.level)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def frame(self, index: int) -> Frame:
-        """Return the features of one frame."""
-        record = self._records(index, index + 1)[0]
+        """Return the features of one frame.
+
+        Raises:
+            IndexError: There is no such frame.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        self._file.seek(index * _RECORD_BYTES)
+        record = np.frombuffer(self._file.read(_RECORD_BYTES), np.uint8)
         db = record[_TEXTURE_BYTES:] * np.float32(_BAND_STEP_DB) - np.float32(255 * _BAND_STEP_DB)
         return Frame(
             index=index,
@@ -124,23 +127,17 @@ class Features:
             texture=record[:_TEXTURE_BYTES].reshape(2, TEXTURE_WIDTH),
         )
 
-    def textures(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Return the textures of frames ``first`` to ``last - 1``: (last - first, 2, 512) uint8."""
-        return self._records(first, last)[:, :_TEXTURE_BYTES].reshape(-1, 2, TEXTURE_WIDTH)
-
-    def _records(self, first: int, last: int) -> NDArray[np.uint8]:
-        if not 0 <= first < last <= len(self):
-            raise IndexError(f"frames {first} to {last} of {len(self)}")
-        self._file.seek(first * _RECORD_BYTES)
-        raw = self._file.read((last - first) * _RECORD_BYTES)
-        return np.frombuffer(raw, np.uint8).reshape(-1, _RECORD_BYTES)
-
 
 class Analyser:
-    """Takes the song block by block and writes the features of each frame to ``path``.
+    """Takes the song block by block and writes the features of each frame to a file.
 
     Frame n shows the sound of exactly [n, n + 1) / fps seconds: its level is that of these samples, and the window of
-    its spectrum is centred on them, so that a click is seen in the frame during which it is heard.
+    its spectrum is centred on them. So a click is seen in the frame during which it is heard.
+
+    Args:
+        path: The file.
+        rate: Samples a second.
+        fps: Frames a second.
     """
 
     def __init__(self, path: Path, *, rate: int, fps: Fraction) -> None:
@@ -162,25 +159,21 @@ class Analyser:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def feed(self, samples: Samples) -> None:
         """Take the next samples: (channels, n) float32."""
         self._hold(samples)
         ready = self._next
-        end = self._held_from + self._held.shape[1]
-        while self._reach(ready) <= end:
+        while self._reach(ready) <= self._held_from + self._held.shape[1]:
             ready += 1
         self._analyse(ready)
 
     def finish(self, frames: int) -> Features:
-        """Analyse what is left, as if silence followed, and return the features of ``frames`` frames."""
+        """Analyse the rest, as if silence followed, and return the features of ``frames`` frames."""
         missing = self._reach(frames - 1) - self._held_from - self._held.shape[1]
-        if missing > 0:
-            self._hold(np.zeros((self._held.shape[0], missing), np.float32))
+        self._hold(np.zeros((self._held.shape[0], max(missing, 0)), np.float32))
         self._analyse(frames)
         self._file.close()
         rms, flux, peaks = (np.concatenate(parts) for parts in (self._rms, self._flux, self._band_peaks))
@@ -205,7 +198,7 @@ class Analyser:
         return (self._first_sample(frame) + self._first_sample(frame + 1)) // 2
 
     def _reach(self, frame: int) -> int:
-        """Return the end of the samples that a frame's features need."""
+        """Return the end of the samples that are needed for a frame's features."""
         return max(self._middle(frame) + FFT_SIZE // 2, self._first_sample(frame + 1))
 
     def _analyse(self, until: int) -> None:
@@ -222,8 +215,7 @@ class Analyser:
             self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * magnitude
             scaled = (_db(self._smoothed) - _MIN_DB) * (255 / (_MAX_DB - _MIN_DB))
             records[row, :TEXTURE_WIDTH] = np.clip(scaled, 0, 255)
-        around = TEXTURE_WIDTH // 2
-        waves = np.stack([mono[middle - around : middle + around] for middle in middles])
+        waves = windows[:, half - TEXTURE_WIDTH // 2 : half + TEXTURE_WIDTH // 2]
         records[:, TEXTURE_WIDTH:_TEXTURE_BYTES] = np.clip(np.floor(128 * (1 + waves)), 0, 255)
         bands = self._bands.db(magnitudes)
         records[:, _TEXTURE_BYTES:] = np.clip(bands / _BAND_STEP_DB + 255, 0, 255)
@@ -248,10 +240,10 @@ def _db(magnitude: Floats) -> Floats:
 
 
 class _BandFilter:
-    """Gathers the bins of a spectrum into bands, an equal musical interval each, by overlapping triangles.
+    """Gathers the bins of a spectrum into bands of equal musical intervals, by overlapping triangles.
 
-    Triangles are at least a bin wide: of low notes, several bands share a bin, and so they blend. No matrix product,
-    for BLAS would start threads that spin beside the encoder's.
+    Triangles are at least a bin wide: several bands of low notes share a bin, and so they blend. This is not a matrix
+    product, because BLAS would start threads that spin beside those of the encoder.
     """
 
     def __init__(self, rate: int) -> None:
@@ -275,14 +267,14 @@ class _BandFilter:
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:
-    """Bring a song's loudness to 0..1; the root brings it nearer to how loud it seems than power is."""
+    """Scale a song's loudness to 0..1. The root of it is nearer to how loud music seems than its power."""
     loudest = max(float(np.percentile(rms, 98)), float(rms.max()) / 4, _QUIETEST)
     level: NDArray[np.float32] = np.sqrt(np.clip(rms / loudest, 0, 1)).astype(np.float32)
     return level
 
 
 def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:
-    """Make pulses of the onsets: rises of the spectrum above those of the second around them.
+    """Return pulses at the onsets, where the spectrum rises more than in the second around them.
 
     Spectral flux with an adaptive threshold: Bello et al., "A Tutorial on Onset Detection in Music Signals" (2005).
     """

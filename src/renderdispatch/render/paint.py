@@ -1,24 +1,23 @@
-"""What do the scenes share when they paint?
+"""What do the scenes that ship share when they paint?
 
-Light that spreads is smooth, so it is computed on a small picture and scaled up; shapes are drawn sharply over it,
-touching few pixels.
+Soft light is computed on a small picture and scaled up. Sharp shapes are drawn over it, and touch few pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from renderdispatch.render.features import Floats
+from renderdispatch.render.params import LightParams
 
-    from renderdispatch.render.drawing import Canvas
-
-    Floats = NDArray[np.floating[Any]]
+Canvas = NDArray[np.uint8]
+"""The picture: (height, width, 3) uint8, RGB with full range. It holds an older frame: paint all of it."""
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -31,7 +30,7 @@ def rgb(colour: str) -> Floats:
 def gradient(colours: Sequence[str], at: Floats) -> Floats:
     """Return the colours blended along ``at``, 0 to 1: (*at.shape, 3) float32, 0 to 255.
 
-    Blended as squares, roughly in linear light, so that the way between two bright colours is not muddy.
+    They are blended as squares, roughly in linear light, so that what is between two bright colours is not muddy.
     """
     stops = np.stack([rgb(colour) for colour in colours])
     where = np.linspace(0, 1, len(stops))
@@ -40,7 +39,7 @@ def gradient(colours: Sequence[str], at: Floats) -> Floats:
 
 
 def smoothstep(start: float, end: float, value: Floats) -> Floats:
-    """Return 0 before ``start``, 1 after ``end``, and a smooth way between."""
+    """Return 0 before ``start``, 1 after ``end``, and a smooth transition between."""
     t = np.clip((value - start) / (end - start), 0, 1).astype(np.float32)
     smooth: Floats = t * t * (3 - 2 * t)
     return smooth
@@ -49,22 +48,45 @@ def smoothstep(start: float, end: float, value: Floats) -> Floats:
 class Backdrop:
     """A small picture of soft light, behind everything.
 
-    ``x`` (w,) and ``y`` (h, 1) are where its pixels are in the picture, in pixels of the full size.
+    ``x`` (w,) and ``y`` (h, 1) say where its pixels are in the picture, in pixels of the full size.
+
+    Args:
+        params: The looks of the scene.
+        width: Pixels of the full size.
+        height: Pixels of the full size.
     """
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, params: LightParams, width: int, height: int) -> None:
         scale = max((width * height / _SMALL_PIXELS) ** 0.5, 1.0)
         columns, rows = max(round(width / scale), 2), max(round(height / scale), 2)
-        self.x: Final[Floats] = ((np.arange(columns, dtype=np.float32) + 0.5) * (width / columns)).astype(np.float32)
-        self.y: Final[Floats] = ((np.arange(rows, dtype=np.float32) + 0.5) * (height / rows)).astype(np.float32)[
-            :, None
-        ]
+        self.x: Final = _centres(columns, width)
+        self.y: Final = _centres(rows, height)[:, None]
+        self._params = params
         self._reformatter = VideoReformatter()
-        # Breaks up the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
+        # Hides the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
         self._noise = np.random.default_rng(1).random((rows, columns, 1), np.float32)
 
-    def paint(self, light: Floats, canvas: Canvas) -> None:
-        """Fill the canvas with ``light``: (h, w, 3) float32, cut at 0 and 255."""
+    def set_light(self, *, glow: Floats, vignette: Floats, pulse: Floats) -> None:
+        """Set what the light of all frames is made of.
+
+        Args:
+            glow: The colour of the glow.
+            vignette: (h, w, 1), how bright the background is.
+            pulse: (h, w, 3), the light of the beat.
+        """
+        self._night = rgb(self._params.background) * (0.35 + 0.65 * vignette)
+        self._glow = glow * np.float32(self._params.glow)
+        self._pulse = pulse
+
+    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
+        """Fill the canvas.
+
+        Args:
+            shine: (h, w), how strongly each place glows.
+            pulse: How strong the light of the beat is.
+            canvas: It is painted whole.
+        """
+        light = self._night + shine[..., None] * self._glow + self._pulse * np.float32(pulse)
         small = np.clip(light + self._noise, 0, 255).astype(np.uint8)
         height, width, _ = canvas.shape
         frame = VideoFrame.from_numpy_buffer(small, format="rgb24")
@@ -75,13 +97,17 @@ class Backdrop:
             canvas[..., channel] = rows[:, :width]
 
 
+def _centres(count: int, length: int) -> Floats:
+    return ((np.arange(count, dtype=np.float32) + 0.5) * (length / count)).astype(np.float32)
+
+
 class Spring:
     """Follows values that jump: up quickly, down slowly.
 
     Args:
-        size: How many values.
-        rise_s: Seconds until a rise is followed to 63 %.
-        fall_s: Likewise for a fall.
+        size: The number of values.
+        rise_s: Seconds until 63 % of a rise are followed.
+        fall_s: Seconds until 63 % of a fall are followed.
         frame_s: Seconds of a frame.
     """
 
@@ -97,8 +123,16 @@ class Spring:
         return self.values
 
 
-def softened(values: Floats) -> Floats:
-    """Return each value blended with its two neighbours."""
-    padded = np.pad(values, 1, mode="edge")
-    blended: Floats = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return blended
+def softened(values: Floats, times: int = 1) -> Floats:
+    """Return each value blended with its two neighbours, so many times."""
+    for _ in range(times):
+        padded = np.pad(values, 1, mode="edge")
+        values = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    return values
+
+
+def spectrum(bands: Floats, at: Floats, loudness: float) -> Floats:
+    """Return the heights, 0 to 1, of bars at the places ``at`` of a frame's bands; places are 0 to 1."""
+    values = np.interp(at, np.linspace(0, 1, len(bands)), bands).astype(np.float32)
+    heights: Floats = np.clip(softened(values) ** 1.7 * loudness, 0, 1)
+    return heights

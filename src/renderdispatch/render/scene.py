@@ -1,6 +1,6 @@
-"""What does the author of a scene write, and what makes a renderer of it?
+"""What does the author of a scene write, and what turns it into a renderer?
 
-A scene is a class with two methods; its parameters are a `SceneParams`::
+A scene is a class with two methods. Its parameters are a `SceneParams`::
 
     class SquareParams(SceneParams):
         colour: Colour = Field(default="#ffffff", description="of the square")
@@ -18,37 +18,51 @@ A scene is a class with two methods; its parameters are a `SceneParams`::
 
     square = NumpyRenderer("my_package.square:Square", SquareParams)
 
-``square`` is a `renderdispatch.protocols.Renderer`; name it under the entry point ``renderdispatch.renderers``.
+``square`` is a `renderdispatch.protocols.Renderer`. Register it under the entry point ``renderdispatch.renderers``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import JsonValue
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
 from renderdispatch.messages import RenderOrder, RenderStats
 from renderdispatch.protocols import ParamInfo, Report
-from renderdispatch.render.drawing import Scene
 from renderdispatch.render.params import SceneParams, describe_params, read_params
 
 if TYPE_CHECKING:
-    from renderdispatch.render.drawing import Canvas as Canvas  # noqa: PLC0414 - handed on to authors
+    from renderdispatch.render.features import Frame
+    from renderdispatch.render.paint import Canvas as Canvas  # noqa: PLC0414 - authors import it from here
 
 __all__ = ["NumpyRenderer", "Scene", "SceneParams"]
+
+
+class Scene(ABC):
+    """Draws one frame after another, in order and in one thread."""
+
+    @abstractmethod
+    def __init__(self, params: Any, *, width: int, height: int, fps: Fraction) -> None:
+        """Prepare what all frames share. Sizes are in pixels; draw in fractions of them, so that the picture scales."""
+
+    @abstractmethod
+    def draw(self, frame: Frame, canvas: Canvas) -> None:
+        """Paint the frame over all of ``canvas``."""
 
 
 class NumpyRenderer:
     """Renders a `Scene` on the CPU to H.264 and AAC in mp4.
 
     Args:
-        scene: ``package.module:Class``, imported at the first render, so that parameters can be checked without it.
+        scene: ``package.module:Class``. It is imported at the first render; parameters can be checked without it.
         params: The model of its parameters.
-        about: What it draws, in one line, for lists of scenes.
+        about: What the scene draws, in one line, for lists of scenes.
     """
 
     def __init__(self, scene: str, params: type[SceneParams], *, about: str = "") -> None:
@@ -60,23 +74,23 @@ class NumpyRenderer:
         return f"NumpyRenderer({self.scene!r}, {self.params.__name__})"
 
     def check_params(self, params: Mapping[str, JsonValue]) -> None:
-        """Raise what `read_params` raises."""
+        """Check the parameters; see `read_params`."""
         read_params(self.params, params)
 
     def describe_params(self) -> Sequence[ParamInfo]:
-        """Return the parameters, for help texts."""
+        """Return one line of help for each parameter."""
         return describe_params(self.params)
 
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Write the video; see `renderdispatch.protocols.Renderer`.
 
-        ``360-mono`` and ``360-stereo`` carry the flat picture on the equirectangular canvas, for stereo once for
-        each eye (top and bottom).
+        ``360-mono`` and ``360-stereo`` show the flat picture on the equirectangular canvas, in stereo once for each
+        eye (top and bottom).
 
         Raises:
             MissingExtraError: NumPy or PyAV is not installed.
-            AudioError: The sound cannot be used.
-            SceneError: The scene raised, or does not take these parameters.
+            AudioError: The audio cannot be used.
+            SceneError: The scene raised an exception, or does not accept these parameters.
             RenderError: ``disk.full``, ``output.unwritable`` or ``encode.failed``.
             RenderStopped: As raised by ``report``.
         """

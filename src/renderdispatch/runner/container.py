@@ -1,8 +1,7 @@
 """What does a function in somebody's cloud do with an order?
 
-All of it is `carry_out`: strings go in and come out, so that nothing needs unpickling on either side, and an answer is
-never mistaken for a call that still runs. The function that is deployed around it is one line; see
-`renderdispatch.modal_app`.
+`carry_out` does all of it. Strings go in and come out, so that neither side unpickles anything, and a result is never
+mistaken for a call that still runs. The deployed function around it is one line; see `renderdispatch.modal_app`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import _thread
 import logging
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -33,21 +31,21 @@ from renderdispatch.messages import (
     RenderOrder,
 )
 from renderdispatch.plumbing.failures import job_error
-from renderdispatch.plumbing.stop import Leaving, RunLeft
+from renderdispatch.plumbing.stop import Bell, Stop
 from renderdispatch.runner.render import SupervisedRender
-from renderdispatch.runner.run import RunnerIO, run_order
-from renderdispatch.runner.ways import way_of
+from renderdispatch.runner.reporting import reporting_by
+from renderdispatch.runner.run import RunLeft, RunnerIO, run_order
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
 LEAVE_S: Final = 8.0
-"""How long what the platform throws in is held back while the run cleans up after itself."""
+"""How long what the platform throws in is held back while the run cleans up."""
 
 MARGIN: Final = timedelta(seconds=60)
-"""How long before the platform's timeout a run gives up by itself: it may take 30 s until a transfer that stalls is
-seen, and 30 s more to report the end over a bad network."""
+"""How long before the platform's timeout a run gives up by itself: it may take 30 s to notice a transfer that stalls,
+and 30 s more to report the end over a bad network."""
 
-_LOOK_S: Final = 0.2
+_CHECK_S: Final = 0.2
 
 
 def carry_out(
@@ -57,20 +55,20 @@ def carry_out(
     renderers: Mapping[str, str] | None = None,
     timeout: timedelta | None = None,
 ) -> str:
-    """Carry out an order (JSON of `RenderOrder`) and answer with JSON of `CallAnswer`, whatever happens.
+    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallAnswer`, whatever happens.
 
-    The render runs in a process of its own, downloads and uploads go by the order's signed URLs: no credential is
-    needed, none is read. It raises nothing of its own. What the platform throws into this thread (Modal's
-    ``InputCancellation``, a `KeyboardInterrupt`) passes, at most ten seconds later: the render process and all that
-    it started are dead by then, the temporary files are gone and connections cut. Such a run reports no end, for it
-    may be started again.
+    The render runs in a process of its own. Downloads and uploads go by the order's signed URLs: no credential is
+    needed, and none is read. It raises no error of its own. What the platform throws into this thread (Modal's
+    ``InputCancellation``, a `KeyboardInterrupt`) passes, at most ten seconds later. By then the render process and
+    all that it started are dead, the temporary files are gone, and the connections are cut. Such a run reports no
+    end, because it may be started again.
 
     Args:
-        order: What is to be done. Unknown fields are ignored, so that a newer service can order; ``file:`` URLs are
-            refused, whatever it says.
+        order: What is to be done. Unknown fields are ignored, so that a newer service can send orders. ``file:`` URLs
+            are always refused.
         call_id: What the platform calls this call; the check-in brings it to the service.
         renderers: Scenes beside those that are registered, each as ``"package.module:name"``.
-        timeout: After which the platform ends this call, where that is known: the run gives up a minute earlier.
+        timeout: When the platform ends this call, where that is known: the run gives up a minute earlier.
     """
     read = _read(order)
     if isinstance(read, JobError):
@@ -78,7 +76,7 @@ def carry_out(
     if timeout is not None:
         latest = datetime.now(UTC) + max(timeout - MARGIN, timeout / 2)
         read = read.model_copy(update={"finish_by": min(read.finish_by, latest)})
-    return _Run(read, call_id, renderers or {}).answer().model_dump_json()
+    return _Run(read, call_id, renderers or {}).result().model_dump_json()
 
 
 def _read(order: str) -> RenderOrder | JobError:
@@ -88,7 +86,7 @@ def _read(order: str) -> RenderOrder | JobError:
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in found["loc"]) or "it"
         what = f"{where}: {found['msg']}"
-    except Exception as error:  # noqa: BLE001 - no text at all, or text that no encoding knows
+    except Exception as error:  # noqa: BLE001 - not text, or text that no encoding can carry
         what = type(error).__name__
     hint = "; deploy the version of the service here too" if _is_newer(order) else ""
     return JobError(code="order.invalid", message=f"the order cannot be read ({what}){hint}", fault=FaultDomain.REQUEST)
@@ -97,15 +95,15 @@ def _read(order: str) -> RenderOrder | JobError:
 def _is_newer(order: str) -> bool:
     try:
         return int(from_json(order)["protocol"]) > PROTOCOL
-    except Exception:  # noqa: BLE001 - then nobody knows
+    except Exception:  # noqa: BLE001 - then it is unknown
         return False
 
 
 class _Run:
     """One order, carried out in a thread of its own.
 
-    Exceptions are thrown into the thread that calls `answer`, at any instruction: so it only waits, and takes
-    no lock that it could leave behind. Everything that has to be cleaned up belongs to the other thread.
+    Exceptions are thrown into the thread that calls `result`, at any instruction. So that thread only waits, and takes
+    no lock that it could leave locked. Everything that has to be cleaned up belongs to the other thread.
     """
 
     def __init__(self, order: RenderOrder, call_id: str | None, renderers: Mapping[str, str]) -> None:
@@ -113,27 +111,26 @@ class _Run:
         self._call_id = call_id
         self._renderers = renderers
         self._folder = Path(tempfile.gettempdir()) / f"renderdispatch-{uuid.uuid4().hex}"
-        self._leaving = Leaving()
-        self._start = [True]  # whoever takes this decides whether the run begins
+        self._stop = Stop(error=RunLeft)
+        self._start = [True]  # the thread that pops this decides whether the run begins
         self._ended = False
-        self._woken = threading.Lock()
-        self._answer = CallAnswer()
+        self._end = Bell()
+        self._result = CallAnswer()
 
-    def answer(self) -> CallAnswer:
-        """Run, and return the answer; what is thrown in meanwhile is raised when the run has left."""
+    def result(self) -> CallAnswer:
+        """Run, and return the result; what is thrown in meanwhile is raised when the run has cleaned up."""
         try:
-            self._woken.acquire()
             try:
-                # not threading.Thread: its start() waits, in Python code that may be left in the middle
+                # not threading.Thread: its start() waits, in Python code that an exception may leave half-way
                 _thread.start_new_thread(self._work, ())
             except RuntimeError as error:
                 return CallAnswer(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
             while not self._ended:
-                self._woken.acquire(timeout=_LOOK_S)
+                self._end.wait(_CHECK_S)
         except BaseException:
             self._leave()
             raise
-        return self._answer
+        return self._result
 
     def _leave(self) -> None:
         """Wait until the run has cleaned up, at most `LEAVE_S`, whatever else is thrown in."""
@@ -145,11 +142,11 @@ class _Run:
                     return
                 if self._ended:
                     return
-                self._leaving.leave()
-                if time.monotonic() > until:  # it connects somewhere, and holds nothing but its folder
+                self._stop.request("the platform takes the run away")
+                if time.monotonic() > until:  # it is connecting somewhere, and holds nothing but its folder
                     shutil.rmtree(self._folder, ignore_errors=True)
                     return
-                self._woken.acquire(timeout=_LOOK_S)
+                self._end.wait(_CHECK_S)
             except BaseException:  # noqa: BLE001, S112 - the first one is raised
                 continue
 
@@ -160,19 +157,19 @@ class _Run:
             return
         try:
             self._folder.mkdir(mode=0o700)
-            self._answer = CallAnswer(outcome=self._run())
+            self._result = CallAnswer(outcome=self._run())
         except RunLeft:
-            _log.info("job %s: the run was told to leave", self._order.job_id)
-        except BaseException as error:  # noqa: BLE001 - an answer, never an exception
+            _log.info("job %s: the platform took the run away", self._order.job_id)
+        except BaseException as error:  # noqa: BLE001 - a result, never an exception
             _log.error("job %s: the run broke", self._order.job_id, exc_info=True)
-            self._answer = CallAnswer(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+            self._result = CallAnswer(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._ended = True
-            self._woken.release()
+            self._end.ring()
 
     def _run(self) -> Completed | Failed:
         render = SupervisedRender(self._renderers)
-        with way_of(self._order, otherwise=lambda _event: EventReply(), leaving=self._leaving) as send:
-            io = RunnerIO(send=send, render=render, call_id=self._call_id, work_dir=self._folder, leaving=self._leaving)
+        with reporting_by(self._order, otherwise=lambda _event: EventReply(), stop=self._stop) as send:
+            io = RunnerIO(send=send, render=render, call_id=self._call_id, work_dir=self._folder, stop=self._stop)
             return run_order(self._order, io=io)

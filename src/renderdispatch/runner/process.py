@@ -1,8 +1,8 @@
-"""How is a Python module run so that it cannot outlive this process?
+"""How does a render run so that it cannot outlive this process?
 
-Behind the supervisor, with JSON lines both ways: what this side writes goes to the module's stdin, what the
-module answers comes over a descriptor of its own, so that stray prints from any library cannot spoil it. What
-it prints (stdout and stderr) is kept, as the tail of a log.
+Behind the supervisor, with JSON lines both ways. What this side writes goes to the other side's stdin. What the other
+side answers comes over a descriptor of its own, so that stray prints from any library cannot spoil it. What it prints
+(stdout and stderr) is kept, as the tail of a log.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from attrs import frozen
 
 from renderdispatch.runner import supervisor
 
@@ -28,8 +32,8 @@ _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
 _LOG_LINES: Final = 200
 _LINE_BYTES: Final = 1 << 20
-_LOOK_S: Final = 0.5
-"""How soon it is seen that the supervisor is gone, while what it watched goes on."""
+_CHECK_S: Final = 0.5
+"""How soon this side notices that the supervisor is gone while what it watched goes on."""
 
 # `python -m`, but with this process's own sys.path: notebooks and tests extend theirs. PYTHONPATH would leak
 # into whatever programs the module starts.
@@ -42,42 +46,27 @@ _BOOT: Final = (
 
 
 class SupervisedProcess:
-    """``python -m module``, its descendants included, bound to the life of this process.
+    """A process that is bound to the life of this one, its descendants included.
 
     Its temporary files go to a folder of its own, which goes with it. One thread reads and ends it; any thread may
     write and kill.
 
     Args:
-        module: What to run; `events_pipe` opens its end of the descriptor for answers.
-        arguments: Its command line.
+        target: The name of a module, which runs as by ``python -m``; or a function, which runs in a fork of this
+            process. A fork starts in milliseconds, but only a process with one thread may fork. Either opens its end
+            of the descriptor for answers by `events_pipe`.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, target: str | Callable[[], None]) -> None:
         scratch = tempfile.mkdtemp(prefix="renderdispatch-")
         held, lifeline = os.pipe()
         events, answers = os.pipe()
-        path = [entry or str(Path.cwd()) for entry in sys.path]
-        script = str(Path(supervisor.__file__))
-        boot = [sys.executable, "-c", _BOOT, module, *arguments]
+        far = _FarEnds(held, answers, scratch)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", script, str(held), scratch, *boot],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    _EVENTS_FD: str(answers),
-                    _SYS_PATH: json.dumps(path),
-                    "PYTHONUNBUFFERED": "1",
-                    "TMPDIR": scratch,
-                },
-                pass_fds=(held, answers),
-                start_new_session=True,
-            )
+            self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
         except BaseException:
             os.close(lifeline)
             os.close(events)
@@ -96,14 +85,14 @@ class SupervisedProcess:
         self._drain = threading.Thread(target=self._keep_log, name="renderdispatch-log", daemon=True)
         try:
             self._drain.start()
-        except RuntimeError as error:  # there are as many as there can be
+        except RuntimeError as error:  # this process has as many threads as it may
             self.end()
             assert self._process.stdout is not None
             self._process.stdout.close()
             raise OSError(f"{error}") from error
 
     def write_line(self, line: str) -> None:
-        """Send one line to the module's stdin; to one that is gone this does nothing."""
+        """Send one line to its stdin; does nothing once it is gone."""
         stdin = self._process.stdin
         assert stdin is not None
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
@@ -111,15 +100,15 @@ class SupervisedProcess:
             stdin.flush()
 
     def read_line(self, timeout_s: float | None = None) -> bytes | None:
-        """Return the module's next line, ``b""`` at its end or its supervisor's, None when ``timeout_s`` passed."""
+        """Return its next line, ``b""`` at its end or its supervisor's, None when ``timeout_s`` passed."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         if self._events is None:
             return b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._events, selectors.EVENT_READ)
             while not self._lines:
-                orphaned = self._process.poll() is not None  # looked at first: what came before it is still read
-                left_s = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
+                orphaned = self._process.poll() is not None  # asked first: what came before its end is still read
+                left_s = _CHECK_S if deadline is None else min(_CHECK_S, deadline - time.monotonic())
                 if not selector.select(0 if orphaned else max(0.0, left_s)):
                     if orphaned:
                         return b""
@@ -134,14 +123,14 @@ class SupervisedProcess:
         return self._lines.popleft()
 
     def kill(self) -> None:
-        """Have the supervisor end the module and its descendants. A second call does nothing."""
+        """Have the supervisor end it and its descendants. A second call does nothing."""
         with self._lock:
             if self._lifeline is not None:
                 os.close(self._lifeline)
                 self._lifeline = None
 
     def end(self, *, wait_s: float = 0.0) -> int:
-        """Wait for the module to end, kill it after ``wait_s``, and return its exit status (128 + n for signal n)."""
+        """Wait for its end, kill it after ``wait_s``, and return its exit status (128 + n for signal n)."""
         try:
             status = self._process.wait(wait_s)
         except subprocess.TimeoutExpired:
@@ -178,8 +167,127 @@ class SupervisedProcess:
                 self._log.append(line.decode(errors="replace").rstrip())
 
 
+@frozen
+class _FarEnds:
+    """What the other side gets: its end of the lifeline, its end for answers, its folder for temporary files."""
+
+    lifeline: int
+    answers: int
+    scratch: str
+
+
+def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
+    path = [entry or str(Path.cwd()) for entry in sys.path]
+    supervised = [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
+    return subprocess.Popen(
+        [*supervised, sys.executable, "-c", _BOOT, module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            _EVENTS_FD: str(far.answers),
+            _SYS_PATH: json.dumps(path),
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": far.scratch,
+        },
+        pass_fds=(far.lifeline, far.answers),
+        start_new_session=True,
+    )
+
+
+class _Fork:
+    """A fork of this process that supervises another fork, which runs a function: as much of `subprocess.Popen`."""
+
+    def __init__(self, function: Callable[[], None], far: _FarEnds) -> None:
+        to_read, stdin = os.pipe()
+        stdout, to_write = os.pipe()
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                _end_with(lambda: _supervise_fork(function, far, to_read, to_write))
+        except BaseException:
+            os.close(stdin)
+            os.close(stdout)
+            raise
+        finally:
+            os.close(to_read)
+            os.close(to_write)
+        self.stdin: BinaryIO = os.fdopen(stdin, "wb")
+        self.stdout: BinaryIO = os.fdopen(stdout, "rb")
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid == self.pid else None
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause_s = 0.0005
+        while (status := self.poll()) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
+        return status
+
+
+def _supervise_fork(function: Callable[[], None], far: _FarEnds, stdin: int, output: int) -> int:
+    """Run in the first fork: supervise a second one."""
+    os.setsid()
+    for descriptor, number in ((stdin, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, number)
+    _close_all_but(0, 1, 2, far.lifeline, far.answers)
+
+    def spawn() -> int:
+        if (pid := os.fork()) == 0:
+            _end_with(lambda: _run_function(function, far))
+        return pid
+
+    return supervisor.supervise(far.lifeline, far.scratch, spawn)
+
+
+def _run_function(function: Callable[[], None], far: _FarEnds) -> int:
+    """Run in the second fork, as if it was a program: nothing of the two processes above may leak into it."""
+    signal.set_wakeup_fd(-1)
+    for number in supervisor.SIGNALS:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+    _close_all_but(0, 1, 2, far.answers)
+    os.environ |= {_EVENTS_FD: str(far.answers), "TMPDIR": far.scratch}
+    tempfile.tempdir = None
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - descriptors
+    sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    function()
+    return 0
+
+
+def _end_with(body: Callable[[], int]) -> None:
+    """End this fork with the status that ``body`` returns; its parent's `atexit` functions are not its own."""
+    status = 1
+    try:
+        status = body()
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:  # noqa: BLE001 - for the log, as the interpreter does
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(status & 0xFF)
+
+
+def _close_all_but(*kept: int) -> None:
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names, not paths
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
 def events_pipe() -> BinaryIO:
-    """Open, in the module that runs, the descriptor for its answers, out of reach of the processes it starts.
+    """Open, in the process that was started, the descriptor for its answers, out of reach of the programs it starts.
 
     Raises:
         KeyError: No `SupervisedProcess` started this process.

@@ -1,20 +1,22 @@
 """Where does the renderer run: in this process, or in one of its own?
 
-In production in one of its own: a scene that crashes, leaks or hangs in a driver takes nothing with it, and a
-cancel ends it at once. `child_main` is what runs there.
+In production in one of its own. A scene that crashes, leaks or hangs in a driver takes nothing with it, and a cancel
+ends it at once. `child_main` is what runs there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from attrs import field, frozen
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
@@ -30,7 +32,7 @@ _MOST_FRAMES: Final = (1 << 53) - 1
 """What every reader of JSON takes for the number that it is."""
 
 _REPORT_EVERY_S: Final = 0.1
-_LOOK_EVERY_S: Final = 0.2
+_CHECK_EVERY_S: Final = 0.2
 
 
 class RenderFailed(RenderError):
@@ -79,7 +81,7 @@ class InProcessRender:
 
 
 def _in_plain_numbers(report: Report) -> Report:
-    """Let renderers count as they like: in NumPy's integers, in floats, with -1 or None for what nobody knows."""
+    """Let renderers count as they like: in NumPy's integers, in floats, with -1 or None for an unknown number."""
     return lambda frames, total: report(_plain(frames), _plain(total))
 
 
@@ -94,11 +96,19 @@ def _plain(said: Any) -> int:
 # --- a process of its own -------------------------------------------------------------------------
 
 
+class _Scene(Message):
+    """The first line that a render process gets: it imports the scene, also while the audio is still fetched."""
+
+    name: str
+    where: str | None
+
+
 class _Task(Message):
+    """The second line."""
+
     order: RenderOrder
     audio: Path
     output: Path
-    renderers: Mapping[str, str] = Field(default_factory=dict)
 
 
 class _Drawn(Message):
@@ -118,19 +128,45 @@ class _Broke(Message):
 
 
 _ANSWER: Final[TypeAdapter[_Drawn | _Made | _Broke]] = TypeAdapter(
-    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")]
+    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")], config=ConfigDict(defer_build=True)
 )
 
 
-@frozen
 class SupervisedRender:
     """Renders in a process of its own, behind the supervisor; ended as soon as ``report`` raises.
+
+    The process is a new one, as on any platform that runs threads of its own; or a fork of this one, if `fork` was
+    called in time. Leaving the context manager ends a fork that was never used.
 
     Args:
         renderers: Scenes beside those that are registered, each as ``"package.module:name"``, imported there.
     """
 
-    renderers: Mapping[str, str] = field(factory=dict)
+    def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
+        self._renderers = dict(renderers or {})
+        self._forked: SupervisedProcess | None = None
+        self._prepared = False
+
+    def __enter__(self) -> SupervisedRender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._forked is not None:
+            self._forked.end()
+
+    def fork(self) -> None:
+        """Fork the process of the next render from this one, which must have one thread, and no secrets yet.
+
+        It shares what is imported here, and so starts in milliseconds. Where it cannot be forked, a new process does.
+        """
+        with contextlib.suppress(OSError):
+            self._forked = SupervisedProcess(child_main)
+
+    def prepare(self, scene: str) -> None:
+        """Have the fork import the scene that it will render."""
+        if self._forked is not None:
+            self._name_scene(self._forked, scene)
+            self._prepared = True
 
     def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Render, and report at least five times a second, also while the renderer is silent.
@@ -138,18 +174,12 @@ class SupervisedRender:
         Raises:
             RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started.
         """
-        try:
-            process = SupervisedProcess("renderdispatch.runner.child")
-        except OSError as failure:
-            if is_disk_full(failure):
-                raise
-            raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
+        process = self._start(order.scene)
         finished = False
         try:
-            task = _Task(order=order, audio=audio, output=output, renderers=self.renderers)
-            process.write_line(task.model_dump_json())
+            process.write_line(_Task(order=order, audio=audio, output=output).model_dump_json())
             frames, total = 0, 0
-            while (line := process.read_line(_LOOK_EVERY_S)) != b"":
+            while (line := process.read_line(_CHECK_EVERY_S)) != b"":
                 if line is not None:
                     match _ANSWER.validate_json(line):
                         case _Made(stats=stats):
@@ -165,6 +195,23 @@ class SupervisedRender:
             raise RenderError(f"the render process {how}", code="renderer.died")
         finally:
             process.end(wait_s=5 if finished else 0)
+
+    def _start(self, scene: str) -> SupervisedProcess:
+        process, self._forked = self._forked, None
+        if process is not None and self._prepared:
+            return process
+        if process is None:
+            try:
+                process = SupervisedProcess("renderdispatch.runner.child")
+            except OSError as failure:
+                if is_disk_full(failure):
+                    raise
+                raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
+        self._name_scene(process, scene)
+        return process
+
+    def _name_scene(self, process: SupervisedProcess, scene: str) -> None:
+        process.write_line(_Scene(name=scene, where=self._renderers.get(scene)).model_dump_json())
 
 
 def child_main() -> None:
@@ -184,15 +231,23 @@ def child_main() -> None:
                 last = now
                 answer(_Drawn(frames=frames, total=total))
 
-        task = _Task.model_validate_json(sys.stdin.buffer.readline())
+        scene = _Scene.model_validate_json(sys.stdin.buffer.readline())
+        own: dict[str, Renderer] = {}
+        with contextlib.suppress(Exception):  # the render meets it again
+            own[scene.name] = _renderer_of(scene)
+        line = sys.stdin.buffer.readline()
+        if not line:  # what started this process changed its mind
+            return
+        task = _Task.model_validate_json(line)
         try:
-            where = task.renderers.get(task.order.scene)
-            own = {} if where is None else {task.order.scene: load_renderer(task.order.scene, where)}
+            own = own or {scene.name: _renderer_of(scene)}
             stats = InProcessRender(own)(task.order, task.audio, task.output, report)
         except Exception as error:  # noqa: BLE001 - whatever a scene raises is answered
-            import traceback
-
             traceback.print_exc()  # for the log; the one line of the error is for people
             answer(_Broke(error=job_error(error, otherwise=FaultDomain.SCENE)))
         else:
             answer(_Made(stats=stats))
+
+
+def _renderer_of(scene: _Scene) -> Renderer:
+    return find_renderer(scene.name) if scene.where is None else load_renderer(scene.name, scene.where)

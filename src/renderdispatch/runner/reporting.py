@@ -1,20 +1,21 @@
 """What does the service hear of a run, and what does the run hear back?
 
-A `Reporter` sends one event at a time, from a thread of its own: the check-in first, then the newest progress
-(at most one a second, older ones dropped rather than queued), a heartbeat when nothing moved, and the final
-event. Each answer may say "stop". The way is any callable: a pipe, a webhook, a function; it raises when an
-event did not arrive. Rendering never waits for it.
+A `Reporter` sends one event at a time, from a thread of its own: the check-in first, then the newest progress (at most
+one a second; older ones are dropped, not queued), a heartbeat when nothing moved, and the final event. Each reply may
+say "stop". Events go through any callable: a pipe, a webhook, a function. It raises when an event did not arrive.
+Rendering never waits for it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from attrs import frozen
@@ -32,16 +33,21 @@ from renderdispatch.messages import (
     RenderOrder,
     RunStage,
 )
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.retry import Backoff, Trouble, retry
+from renderdispatch.plumbing.stop import Bell, Stop, Stopped
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
 Send = Callable[[RenderEvent], EventReply]
-"""Deliver one event and return the answer; raise (an `OSError`, when all is well here) when it did not arrive."""
+"""Deliver one event and return the reply; raise (an `OSError`, if the fault is not here) when it did not arrive."""
 
 _LEAVE_S: Final = 1.0
 _LAST_TRY_S: Final = 3.0
-_LOOK_S: Final = 0.1
+
+
+def told_to_stop(reason: str) -> RenderStopped:
+    """Make the error of a `Stop` whose request the run reports as ``render.stopped``."""
+    return RenderStopped(f"told to stop: {reason}")
 
 
 class NotDeliveredError(OSError):
@@ -52,22 +58,141 @@ class NotDeliveredError(OSError):
         self.retry_after_s = retry_after_s
 
 
+@contextmanager
+def reporting_by(order: RenderOrder, *, otherwise: Send, stop: Stop | None = None) -> Iterator[Send]:
+    """Yield what the order's events go through: webhooks where it names a callback, else ``otherwise``.
+
+    Args:
+        order: The order.
+        otherwise: What the surroundings offer.
+        stop: Cuts off a webhook; for a run whose last report does not matter.
+    """
+    if order.callback is None:
+        yield otherwise
+        return
+    from renderdispatch.runner.webhook import WebhookSender  # it brings httpx
+
+    with WebhookSender(order, order.callback, stop=stop) as webhook:
+        yield webhook
+
+
 @frozen(kw_only=True)
 class Pace:
-    """How often, and how long, a run speaks; seconds."""
+    """How often a run reports, and how long it tries; seconds."""
 
     progress_s: float = 1.0
     heartbeat_s: float = 5.0
     check_in_s: float = 10.0
-    """How long a run waits for the answer to its check-in before it goes on all the same."""
+    """How long a run waits for the reply to its check-in before it goes on all the same."""
     final_s: float = 30.0
     """How long the final event is tried: an idle GPU is not billed for a broken network."""
     backoff_s: float = 0.5
     backoff_max_s: float = 5.0
 
 
+class RunEvents:
+    """Makes the events of one run of an order.
+
+    Args:
+        order: The order.
+        call_id: What the backend calls this run, where it is known here.
+    """
+
+    def __init__(self, order: RenderOrder, call_id: str | None = None) -> None:
+        self._common = {"job_id": order.job_id, "token": order.token, "run_id": uuid.uuid4().hex}
+        self.check_in = CheckedIn.model_validate({**self._stamp(), "call_id": call_id})
+
+    def progressed(self, news: _News) -> Progressed:
+        """Return the event for how far the run is."""
+        return Progressed.model_validate(
+            {
+                **self._stamp(),
+                "stage": news.stage,
+                "fraction": min(1.0, max(0.0, news.fraction)),
+                "frames": None if news.frames is None else max(0, news.frames),
+                "frames_total": None if news.frames_total is None else max(0, news.frames_total),
+            }
+        )
+
+    def completed(self, artifact: Artifact) -> Completed:
+        """Return the event for a delivered video."""
+        return Completed.model_validate({**self._stamp(), "artifact": artifact})
+
+    def failed(self, error: JobError) -> Failed:
+        """Return the event for a failure."""
+        return Failed.model_validate({**self._stamp(), "error": error})
+
+    def _stamp(self) -> dict[str, object]:
+        return {"event_id": uuid.uuid4().hex, **self._common}
+
+
+@frozen
+class _News:
+    """How far a run is."""
+
+    stage: RunStage
+    fraction: float
+    frames: int | None
+    frames_total: int | None
+
+
+class _Line:
+    """Delivers events, one at a time; a reply of "stop" reaches the run.
+
+    Args:
+        send: Delivers one event.
+        pace: Its limits.
+        stop: The run's.
+    """
+
+    def __init__(self, send: Send, pace: Pace, stop: Stop) -> None:
+        self._send = send
+        self._pace = pace
+        self._stop = stop
+        self._backoff = Backoff(pause_s=2 * pace.backoff_s, longest_pause_s=pace.backoff_max_s)
+        self._not_before = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that the other side still asks to wait."""
+        return max(0.0, self._not_before - time.monotonic())
+
+    def try_once(self, event: RenderEvent) -> None:
+        """Deliver an event, or log why it did not arrive."""
+        try:
+            reply = self._send(event)
+        except OSError as error:
+            _log.warning("job %s: a report did not arrive: %s", event.job_id, error)
+            if isinstance(error, NotDeliveredError):  # a longer pause would keep the run from hearing of a stop
+                self._not_before = time.monotonic() + min(error.retry_after_s, self._pace.heartbeat_s)
+            raise
+        except Exception:
+            _log.exception("job %s: a report did not arrive", event.job_id)
+            raise
+        if reply.stop:
+            self._stop.request(reply.reason or "no longer wanted")
+
+    def deliver(self, event: RenderEvent, *, within: Stop) -> None:
+        """Deliver an event; try until it arrives, or ``within`` ends: then raise `Stopped`, or the last error."""
+        retry(
+            lambda: self.try_once(event),
+            self._backoff,
+            trouble=lambda _error: Trouble.FAILED,
+            least_s=lambda _error: self.wait_s,
+            stop=within,
+        )
+
+
 class Reporter:
-    """Speaks for one run of an order. Use it as a context manager: leaving it ends its thread."""
+    """Reports one run of an order. Use it as a context manager: leaving it ends its thread.
+
+    Args:
+        order: The order.
+        send: Delivers one event.
+        call_id: What the backend calls this run, where it is known here.
+        pace: How often to report.
+        stop: The run's; a reply of "stop" is a request to it.
+    """
 
     def __init__(
         self,
@@ -76,175 +201,116 @@ class Reporter:
         *,
         call_id: str | None = None,
         pace: Pace | None = None,
-        leaving: Leaving | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        self.run_id = uuid.uuid4().hex
-        self._send = send
+        self.events = RunEvents(order, call_id)
         self._pace = pace or Pace()
-        self._leaving = leaving or Leaving()
-        self._common = {"job_id": order.job_id, "token": order.token, "run_id": self.run_id}
-        self._check_in = CheckedIn.model_validate({**self._stamp(), "call_id": call_id})
-        self._progress: dict[str, object] | None = None
-        self._fresh = False
+        self._stop = stop or Stop(error=told_to_stop)
+        self._line = _Line(send, self._pace, self._stop)
+        self._stage: RunStage | None = None
+        self._news: deque[_News] = deque(maxlen=1)
         self._final: Completed | Failed | None = None
-        self._stop_reason: str | None = None
-        self._on_stop: list[Callable[[], None]] = []
-        self._closing = False
-        self._failures = 0
-        self._not_before = 0.0
-        self._final_by: float | None = None
-        self._woken = threading.Condition()
-        self._checked_in = threading.Event()
-        self._finished = threading.Event()
+        self._delivered: list[str] = []
+        self._rendering = Stop()  # ends when the outcome is known
+        self._ending = Stop()  # ends when the outcome is not sent any more
+        self._wake, self._noticed = Bell(), Bell()
         self._thread = threading.Thread(target=self._speak, name="renderdispatch-reporter", daemon=True)
 
     def __enter__(self) -> Reporter:
-        """Check in, and wait a while for the answer."""
+        """Check in, and wait a while for the reply, or until the run is to stop."""
+        self._rendering.on_request(self._wake.ring)
+        self._stop.on_request(self._noticed.ring)
         self._thread.start()
-        self._await(self._checked_in, self._pace.check_in_s)
+        try:
+            self._await(lambda: bool(self._delivered) or self._stop.requested, self._pace.check_in_s)
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._woken:
-            self._closing = True
-            self._woken.notify()
-        # a try may hang for longer than that; nobody waits for it, and its thread is a daemon
-        if self._final_by is None or self._leaving.asked:
-            self._thread.join(_LEAVE_S)
-        else:
-            self._thread.join(max(0.0, self._final_by - time.monotonic()))
-
-    def stop(self, reason: str) -> None:
-        """Have the run stop, as if an answer had said so."""
-        self._stop_reason = self._stop_reason or reason
-        for cut in tuple(self._on_stop):
-            cut()
-
-    def on_stop(self, cut: Callable[[], None]) -> None:
-        """Have ``cut`` called when the run is told to stop, or now where it was; from any thread, perhaps again."""
-        self._on_stop.append(cut)
-        if self._stop_reason is not None:
-            cut()
-
-    def raise_if_stopped(self) -> None:
-        """Raise `RenderStopped` once any answer said stop; `RunLeft` once the run is to leave."""
-        self._leaving.check()
-        if self._stop_reason is not None:
-            raise RenderStopped(f"told to stop: {self._stop_reason}")
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._stop.forget(self._noticed.ring)
+        if left := self._final is None or error is not None:
+            self._ending.request("the run was left")
+            self._rendering.request("the run was left")
+        # a try may hang for longer than that; its thread is a daemon, and is left alone
+        self._thread.join(_LEAVE_S if left else self._ending.remaining_s)
 
     def progress(
         self, stage: RunStage, fraction: float = 0.0, *, frames: int | None = None, frames_total: int | None = None
     ) -> None:
-        """Note where the run is; cheap. Raises `RenderStopped` once any answer said stop."""
-        self.raise_if_stopped()
-        with self._woken:
-            entered = self._progress is None or self._progress["stage"] is not stage
-            self._progress = {
-                "stage": stage,
-                "fraction": min(1.0, max(0.0, fraction)),
-                "frames": None if frames is None else max(0, frames),
-                "frames_total": None if frames_total is None else max(0, frames_total),
-            }
-            if entered or not self._fresh:  # the thread may be waiting for as long as a heartbeat
-                self._woken.notify()
-            self._fresh = True
-
-    def completed(self, artifact: Artifact) -> Completed:
-        """Return the event that says so; `finish` sends it."""
-        return Completed.model_validate({**self._stamp(), "artifact": artifact})
-
-    def failed(self, error: JobError) -> Failed:
-        """Return the event that says so; `finish` sends it."""
-        return Failed.model_validate({**self._stamp(), "error": error})
+        """Note how far the run is; cheap. Raises what the run's stop does once it is to stop."""
+        self._stop.check()
+        entered = self._stage is not stage
+        self._stage = stage
+        idle = not self._news
+        self._news.append(_News(stage, fraction, frames, frames_total))
+        if entered or idle:  # the thread may be waiting for as long as a heartbeat
+            self._wake.ring()
 
     def finish(self, outcome: Completed | Failed, *, left_s: float = math.inf) -> bool:
-        """Send the final event; return whether it arrived in time. A run that is to leave sends none.
+        """Send the final event; return whether it arrived in time.
 
-        It is tried for ``final_s``, but not past the deadline that is ``left_s`` away: then the service needs no
-        telling, and nobody shall pay for it. It always gets the time for one good try.
+        It is tried for ``final_s``, but not past the deadline that is ``left_s`` away: by then the service needs no
+        report, and nobody shall pay for it. There is always time for one good try. A run that the platform takes away
+        sends none.
         """
-        self._leaving.check()
+        self._check_left()
         seconds = min(self._pace.final_s, max(left_s, _LAST_TRY_S))
-        with self._woken:
-            self._final = outcome
-            self._final_by = time.monotonic() + seconds
-            self._woken.notify()
-        return self._await(self._finished, seconds)
+        self._final, self._ending = outcome, Stop(timeout_s=seconds)
+        self._rendering.request("the outcome is known")
+        return self._await(lambda: outcome.event_id in self._delivered, seconds)
 
-    def _await(self, arrived: threading.Event, seconds: float) -> bool:
+    def _await(self, condition: Callable[[], bool], seconds: float) -> bool:
         until = time.monotonic() + seconds
-        while not arrived.wait(max(0.0, min(_LOOK_S, until - time.monotonic()))):
-            if self._leaving.asked or time.monotonic() >= until:
-                return False
+        while not condition():
+            if not self._noticed.wait(until - time.monotonic()) and time.monotonic() >= until:
+                return condition()
+            self._check_left()
         return True
 
-    def _stamp(self) -> dict[str, object]:
-        return {"event_id": uuid.uuid4().hex, **self._common}
+    def _check_left(self) -> None:
+        """Raise what is not an `Exception`: the platform takes the run away. A run that was stopped still reports."""
+        with suppress(Exception):
+            self._stop.check()
 
-    # --- the thread
+    # --- the thread -----------------------------------------------------------------------------------
 
     def _speak(self) -> None:
-        while not self._checked_in.is_set() and not self._over():
-            if not self._try(self._check_in, self._checked_in):
-                self._pause()
-        sent = time.monotonic()
-        stage = None
-        while not self._over():
-            with self._woken:
-                now = time.monotonic()
-                entered = self._fresh and self._progress is not None and self._progress["stage"] is not stage
-                pause_s = self._pace.progress_s if self._fresh else self._pace.heartbeat_s
-                due = max(0.0 if entered else sent + pause_s, self._not_before)
-                if due > now:
-                    self._woken.wait(due - now)
-                    continue
-                news, self._fresh = self._progress, False
-            sent = time.monotonic()
-            if news is not None:
-                stage = news["stage"]
-            self._try(self._sign_of_life(news))
-        while self._final_by is not None and not self._finished.is_set() and not self._too_late(self._final_by):
-            assert self._final is not None
-            known = self._checked_in.is_set() or self._try(self._check_in, self._checked_in)
-            if not (known and self._try(self._final, self._finished)):
-                self._pause()
+        with suppress(Stopped):
+            self._deliver(self.events.check_in, self._rendering)
+        self._send_signs_of_life()
+        if self._final is not None:
+            with suppress(Exception):  # it was logged, or the time is up
+                if not self._delivered:
+                    self._deliver(self.events.check_in, self._ending)
+                self._deliver(self._final, self._ending)
 
-    def _sign_of_life(self, news: dict[str, object] | None) -> CheckedIn | Progressed:
+    def _deliver(self, event: CheckedIn | Completed | Failed, within: Stop) -> None:
+        self._line.deliver(event, within=within)
+        self._delivered.append(event.event_id)
+        self._noticed.ring()
+
+    def _send_signs_of_life(self) -> None:
+        sent, latest = time.monotonic(), None
+        while not self._rendering.requested:
+            entered = bool(self._news) and (latest is None or self._news[0].stage is not latest.stage)
+            pause_s = self._pace.progress_s if self._news else self._pace.heartbeat_s
+            due_s = max(0.0 if entered else sent + pause_s - time.monotonic(), self._line.wait_s)
+            if due_s > 0:
+                self._wake.wait(due_s)
+                continue
+            sent = time.monotonic()
+            latest = self._news.pop() if self._news else latest
+            with suppress(Exception):  # it was logged
+                self._line.try_once(self._sign_of_life(latest))
+
+    def _sign_of_life(self, news: _News | None) -> CheckedIn | Progressed:
         """Return the news as an event; where there are none, or no event can carry them, the check-in again."""
         if news is None:
-            return self._check_in
+            return self.events.check_in
         try:
-            return Progressed.model_validate({**self._stamp(), **news})
+            return self.events.progressed(news)
         except Exception:  # noqa: BLE001 - logged; this thread is how the run hears of a stop
-            _log.exception("job %s: progress that cannot be reported", self._check_in.job_id)
-            return self._check_in
-
-    def _over(self) -> bool:
-        return self._closing or self._final is not None
-
-    def _too_late(self, final_by: float) -> bool:
-        return self._leaving.asked or time.monotonic() >= final_by
-
-    def _pause(self) -> None:
-        with self._woken:
-            self._failures += 1
-            longest = min(self._pace.backoff_max_s, self._pace.backoff_s * 2.0 ** min(self._failures, 30))
-            self._woken.wait(max(random.uniform(longest / 2, longest), self._not_before - time.monotonic()))
-
-    def _try(self, event: RenderEvent, arrived: threading.Event | None = None) -> bool:
-        try:
-            reply = self._send(event)
-        except OSError as error:
-            _log.warning("job %s: a report did not arrive: %s", event.job_id, error)
-            if isinstance(error, NotDeliveredError):  # a longer wish would cost the run its way to hear of a stop
-                self._not_before = time.monotonic() + min(error.retry_after_s, self._pace.heartbeat_s)
-            return False
-        except Exception:  # noqa: BLE001 - logged
-            _log.exception("job %s: a report did not arrive", event.job_id)
-            return False
-        self._failures = 0
-        if arrived is not None:
-            arrived.set()
-        if reply.stop:
-            self.stop(reply.reason or "no longer wanted")
-        return True
+            _log.exception("job %s: progress that cannot be reported", self.events.check_in.job_id)
+            return self.events.check_in

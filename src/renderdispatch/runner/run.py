@@ -1,16 +1,14 @@
 """What happens beside the GPU, from the order to the outcome?
 
-`run_order` is the same function on this machine and in a container: nothing here assumes that it is local. The
-video goes first, by a write-once PUT to a key that holds the attempt's token; then the result object,
-write-once too: that is the commit point (rule J6). Whoever finds one of them there already, looks at it and
-reports that one.
+`run_order` is the same function on this machine and in a container: nothing here assumes that it is local. The video
+goes first, by a write-once PUT to a key that holds the attempt's token. Then comes the result object, write-once too:
+that is the commit point (rule J6). A run that finds one of them written already reports the one that is there.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +20,19 @@ from pydantic import ValidationError
 from renderdispatch.errors import FaultName, ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, RenderOrder, RenderStats, Stage
 from renderdispatch.plumbing.failures import job_error
-from renderdispatch.plumbing.stop import Leaving
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.render import RenderFailed, RenderHost
-from renderdispatch.runner.reporting import Pace, Reporter, Send
-from renderdispatch.runner.transfers import Transfers, md5_of, sha256_of
+from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
+from renderdispatch.runner.transfers import Transfers, md5_of, open_transfers, sha256_of
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
+_LATE_S: Final = 3.0
+"""How long a run that begins past its deadline takes to see whether an earlier run delivered."""
 
-Listen = Callable[[Callable[[str], None]], None]
-"""``listen(stop)``: have ``stop(reason)`` called when the service wants the run to end."""
+
+class RunLeft(BaseException):
+    """The platform takes this run away. Not an `Exception`, so that it is never reported as a failure."""
 
 
 @frozen(kw_only=True)
@@ -39,14 +40,14 @@ class RunnerIO:
     """Everything that a run touches.
 
     Args:
-        send: The way to the service; see `reporting.Send`.
+        send: Delivers an event to the service; see `reporting.Send`.
         render: Where the renderer runs.
         call_id: What the backend calls this run, where it is known here.
-        work_dir: Where the temporary folder goes; None is the system's place.
+        work_dir: Where the temporary folder goes; None: the system's place.
         pace: How often the run reports.
-        now: The clock that deadlines are held against.
-        listen: Called with the run's "stop" function, for transports that can speak without being spoken to.
-        leaving: Ends the run at once, from another thread.
+        now: The clock of the deadlines.
+        stop: Ends the run from another thread. What it raises decides how: after `RenderStopped` the run reports that
+            it was stopped; `RunLeft` passes, after everything was cleaned up and without a report.
     """
 
     send: Send
@@ -55,8 +56,7 @@ class RunnerIO:
     work_dir: Path | None = None
     pace: Pace = field(factory=Pace)
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    listen: Listen = field(default=lambda _stop: None)
-    leaving: Leaving = field(factory=Leaving)
+    stop: Stop = field(factory=lambda: Stop(error=told_to_stop))
 
 
 class _TooLate(RenderError):
@@ -70,121 +70,124 @@ class _OutOfTime(RenderError):
 
 
 def run_order(order: RenderOrder, *, io: RunnerIO) -> Completed | Failed:
-    """Carry out an order; always answer with an outcome, never with an exception.
+    """Carry out an order; always return an outcome, never raise an `Exception`.
 
-    A `KeyboardInterrupt` and its like pass after everything was cleaned up, and so does `RunLeft`.
+    A `KeyboardInterrupt` and the like pass after everything was cleaned up, and so does `RunLeft`.
     """
-    late = io.now() > order.start_by
-    pace = evolve(io.pace, check_in_s=0.0) if late else io.pace  # whatever is answered, it does not start
-    with Reporter(order, io.send, call_id=io.call_id, pace=pace, leaving=io.leaving) as reporter:
-        io.listen(reporter.stop)
+    began = io.now()
+    late = began > order.start_by
+    left_s = (order.finish_by - began).total_seconds()
+    pace = evolve(io.pace, check_in_s=0.0) if late else io.pace  # whatever the reply says, it does not start
+    with (
+        io.stop.child(timeout_s=left_s if left_s > 0 else _LATE_S, error=told_to_stop, late=_out_of_time) as stop,
+        Reporter(order, io.send, call_id=io.call_id, pace=pace, stop=stop) as reporter,
+    ):
         outcome: Completed | Failed
         try:
-            outcome = _carry_out(order, io, reporter)
+            outcome = _Run(order, io, stop, reporter).carry_out(began)
         except Exception as error:  # noqa: BLE001 - an outcome, never an exception
             known = isinstance(error, (RenderDispatchError, OSError))
             _log.log(logging.INFO if known else logging.ERROR, "job %s failed", order.job_id, exc_info=not known)
-            outcome = reporter.failed(job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+            outcome = reporter.events.failed(job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
         reporter.finish(outcome, left_s=(order.finish_by - io.now()).total_seconds())
         return outcome
 
 
-def _carry_out(order: RenderOrder, io: RunnerIO, reporter: Reporter) -> Completed:
-    reporter.raise_if_stopped()
-    now = io.now()
-    left_s = (order.finish_by - now).total_seconds()
-    give_up_at = time.monotonic() + left_s
+def _out_of_time(_why: str = "") -> _OutOfTime:
+    return _OutOfTime("the render did not finish before its deadline")
 
-    def in_time() -> None:
-        if time.monotonic() > give_up_at:
-            raise _OutOfTime("the render did not finish before its deadline")
 
-    with (
-        tempfile.TemporaryDirectory(prefix="renderdispatch-", dir=io.work_dir) as folder,
-        Transfers(local=order.local, give_up_at=give_up_at, check=reporter.raise_if_stopped) as transfers,
-    ):
-        io.leaving.on_leave(transfers.cut)
-        reporter.on_stop(transfers.cut)  # nothing else ends a transfer in which nothing moves
-        if (delivered := _earlier_result(order, transfers)) is not None:
-            return reporter.completed(delivered)
-        if now > order.start_by:
-            raise _TooLate(f"the order was to start by {order.start_by:%Y-%m-%d %H:%M:%S} UTC; it is past that")
-        work = Path(folder)
+@frozen
+class _Run:
+    """One order on its way: the audio comes, the scene is rendered, the video and the result object go."""
 
-        def downloading(done: int) -> None:
-            in_time()
-            reporter.progress(Stage.DOWNLOADING_AUDIO, done / max(1, order.audio_size))
+    order: RenderOrder
+    io: RunnerIO
+    stop: Stop
+    reporter: Reporter
 
-        def rendering(frames: int, total: int) -> None:
-            in_time()
+    def carry_out(self, began: datetime) -> Completed:
+        """Deliver the video, or find that an earlier run did."""
+        order = self.order
+        self.stop.check()
+        with (
+            tempfile.TemporaryDirectory(prefix="renderdispatch-", dir=self.io.work_dir) as folder,
+            open_transfers(local=order.local, stop=self.stop) as transfers,
+        ):
+            if (delivered := self._earlier_result(transfers)) is not None:
+                return self.reporter.events.completed(delivered)
+            if began > order.start_by:
+                raise _TooLate(f"the order was to start by {order.start_by:%Y-%m-%d %H:%M:%S} UTC; it is past that")
+            if began > order.finish_by:
+                raise _out_of_time()
+            audio = self._fetch_audio(transfers, Path(folder) / "audio")
+            video = Path(folder) / "video.mp4"
+            stats = self._render(audio, video)
+            artifact = self._upload_video(transfers, video, stats)
+            return self._commit(transfers, artifact, Path(folder) / "result.json")
+
+    def _fetch_audio(self, transfers: Transfers, into: Path) -> Path:
+        size = self.order.audio_size
+
+        def moved(done: int) -> None:
+            self.reporter.progress(Stage.DOWNLOADING_AUDIO, done / max(1, size))
+
+        self.reporter.progress(Stage.DOWNLOADING_AUDIO)
+        return transfers.download(self.order.audio_url, into, size=size, moved=moved)
+
+    def _render(self, audio: Path, video: Path) -> RenderStats:
+        def drawn(frames: int, total: int) -> None:
             if total > 0:
-                reporter.progress(Stage.RENDERING, frames / total, frames=frames, frames_total=total)
+                self.reporter.progress(Stage.RENDERING, frames / total, frames=frames, frames_total=total)
             else:
-                reporter.progress(Stage.RENDERING)
+                self.reporter.progress(Stage.RENDERING)
 
-        reporter.progress(Stage.DOWNLOADING_AUDIO)
-        audio = transfers.download(order.audio_url, work / "audio", size=order.audio_size, moved=downloading)
-        reporter.progress(Stage.RENDERING)
-        video = work / "video.mp4"
+        self.reporter.progress(Stage.RENDERING)
         try:
-            stats = io.render(order.without_secrets(), audio, video, rendering)
-        except Exception as error:
-            raise _as_render_error(error) from error
-        return _deliver(order, transfers, reporter, video, stats, in_time)
+            return self.io.render(self.order.without_secrets(), audio, video, drawn)
+        except Exception as error:  # the scene's fault, unless the error names another one
+            raise RenderFailed(job_error(error, otherwise=FaultDomain.SCENE)) from error
 
+    def _upload_video(self, transfers: Transfers, video: Path, stats: RenderStats) -> Artifact:
+        order, check = self.order, self.stop.check
+        size, sha256 = video.stat().st_size, sha256_of(video, check=check)
 
-def _deliver(
-    order: RenderOrder,
-    transfers: Transfers,
-    reporter: Reporter,
-    video: Path,
-    stats: RenderStats,
-    in_time: Callable[[], None],
-) -> Completed:
-    """Upload the video, then the result object: from there on the attempt is delivered."""
-    size, sha256 = video.stat().st_size, sha256_of(video, check=reporter.raise_if_stopped)
+        def moved(done: int) -> None:
+            self.reporter.progress(Stage.UPLOADING_VIDEO, done / max(1, size))
 
-    def uploading(done: int) -> None:
-        in_time()
-        reporter.progress(Stage.UPLOADING_VIDEO, done / max(1, size))
+        self.reporter.progress(Stage.UPLOADING_VIDEO)
+        same = True
+        try:
+            etag = transfers.upload(order.video.put, video, moved=moved)
+        except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
+            found = transfers.stat(order.video.get)
+            if found is None:
+                raise RenderError("the write-once video exists and cannot be read", code="video.upload") from None
+            # two renders of one scene may well have one size: only an etag that says so makes the bytes the same
+            same = found.size == size and found.etag == md5_of(video, check=check)
+            size, etag = found.size, found.etag
+        return Artifact(**dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256 if same else None)
 
-    reporter.progress(Stage.UPLOADING_VIDEO)
-    same = True
-    try:
-        etag = transfers.upload(order.video.put, video, moved=uploading)
-    except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
-        seen = transfers.look(order.video.get)
-        if seen is None:
-            raise RenderError("the write-once video stands and cannot be seen", code="video.upload") from None
-        # two renders of one scene may well have one size: only an etag that says so makes the bytes the same
-        same = seen.size == size and seen.etag == md5_of(video, check=reporter.raise_if_stopped)
-        size, etag = seen.size, seen.etag
-    artifact = Artifact(**dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256 if same else None)
-    reporter.raise_if_stopped()
-    outcome = reporter.completed(artifact)
-    note = video.with_name("result.json")
-    note.write_text(outcome.model_dump_json())
-    try:
-        transfers.upload(order.result.put, note, moved=lambda _done: None)
-    except ObjectExistsError:
-        delivered = _earlier_result(order, transfers)
-        if delivered is None:
-            raise RenderError("the result object stands and cannot be read", code="video.upload") from None
-        return reporter.completed(delivered)
-    return outcome
+    def _commit(self, transfers: Transfers, artifact: Artifact, note: Path) -> Completed:
+        """Write the result object: from there on the attempt is delivered."""
+        self.stop.check()
+        outcome = self.reporter.events.completed(artifact)
+        note.write_text(outcome.model_dump_json())
+        try:
+            transfers.upload(self.order.result.put, note, moved=lambda _done: None)
+        except ObjectExistsError:
+            delivered = self._earlier_result(transfers)
+            if delivered is None:
+                raise RenderError("the result object exists and cannot be read", code="video.upload") from None
+            return self.reporter.events.completed(delivered)
+        return outcome
 
-
-def _earlier_result(order: RenderOrder, transfers: Transfers) -> Artifact | None:
-    """Return what an earlier run of this attempt delivered."""
-    body = transfers.read_small(order.result.get)
-    if body is None:
-        return None
-    try:
-        return Completed.model_validate_json(body).artifact
-    except ValidationError:
-        raise RenderError("the result object is not one that a run wrote", code="result.invalid") from None
-
-
-def _as_render_error(error: Exception) -> Exception:
-    """Blame the scene for whatever its renderer raised without saying whose fault it is."""
-    return RenderFailed(job_error(error, otherwise=FaultDomain.SCENE))
+    def _earlier_result(self, transfers: Transfers) -> Artifact | None:
+        """Return what an earlier run of this attempt delivered."""
+        body = transfers.read_small(self.order.result.get)
+        if body is None:
+            return None
+        try:
+            return Completed.model_validate_json(body).artifact
+        except ValidationError:
+            raise RenderError("no run wrote this result object", code="result.invalid") from None

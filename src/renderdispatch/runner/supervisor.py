@@ -1,14 +1,13 @@
 """What ends a render whose parent is gone?
 
-Run as a script, with nothing but the standard library: ``python supervisor.py LIFELINE_FD SCRATCH COMMAND...``. It
-starts the command in its own session and waits. When the lifeline (a pipe whose other end the parent holds)
-closes, or its parent process changes, or it is told to by SIGTERM, it ends the command and everything that
-descends from it: SIGTERM first, SIGKILL a second later. Last it removes SCRATCH, the folder for temporary files.
+Run as a script, with nothing but the standard library: ``python supervisor.py LIFELINE_FD SCRATCH COMMAND...``; or
+`supervise`, in a fork. It starts the command and waits. It ends the command, and everything that descends from it,
+when the lifeline closes (a pipe whose other end the parent holds), when its parent process changes, or at SIGTERM:
+SIGTERM first, SIGKILL a second later. Last it removes SCRATCH, the folder for temporary files.
 
-``PR_SET_PDEATHSIG`` cannot do this: it follows the thread that started the child, not its process. The
-lifeline alone would do, but for a sibling that was forked without exec and holds it open: hence also the
-look at the parent's id. As a "subreaper" (Linux) the supervisor also inherits, and so finds, grandchildren that
-left the session.
+``PR_SET_PDEATHSIG`` cannot do this: it follows the thread that started the child, not its process. The lifeline alone
+is not enough: a sibling that was forked without exec holds it open. So the supervisor also checks the parent's id. As
+a "subreaper" (Linux) it also inherits, and so finds, grandchildren that left the session.
 """
 
 import contextlib
@@ -18,8 +17,12 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 GRACE_S = 1.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+"""What the supervisor handles, and what the command gets back in its default state."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -54,39 +57,42 @@ def _kill_descendants() -> None:
                 os.waitpid(pid, 0)
 
 
-def _exit_code(status: int) -> int:
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+def _status_of(child: int) -> int | None:
+    """Return how the child ended, -n by signal n; None while it runs."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid == child else None
 
 
 def _watching(*descriptors: int) -> select.poll:
-    """Not `select.select`, which takes no descriptor above 1023: a parent with many connections has only such ones."""
+    """Watch descriptors. `select.select` takes none above 1023, and a busy parent may only have such ones left."""
     watching = select.poll()
     for descriptor in descriptors:
         watching.register(descriptor, select.POLLIN)
     return watching
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; return its exit status, 128 + n when signal n killed it."""
-    lifeline, scratch, command = int(arguments[0]), arguments[1], arguments[2:]
+def supervise(lifeline: int, scratch: str, spawn: Callable[[], int]) -> int:
+    """Start a command and wait for its end, or bring it about; return its exit status, 128 + n for signal n.
+
+    Args:
+        lifeline: A descriptor that is readable, at its end, when the parent is gone.
+        scratch: The folder to remove at last.
+        spawn: Starts the command and returns its process id.
+    """
     parent = os.getppid()
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: None)
     _become_subreaper()
-    child = os.posix_spawn(
-        command[0], command, os.environ, setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD]
-    )
+    child = spawn()
     status = None
     lost = False
     both = _watching(lifeline, told)
     while status is None and not lost:
         ready = {descriptor for descriptor, _ in both.poll(500)}
-        pid, found = os.waitpid(child, os.WNOHANG)
-        status = found if pid == child else None
+        status = _status_of(child)
         numbers = os.read(told, 512) if told in ready else b""
         asked = any(n in numbers for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         lost = lifeline in ready or asked or os.getppid() != parent
@@ -97,14 +103,19 @@ def main(arguments: list[str]) -> int:
         told_more = _watching(told)
         while status is None and time.monotonic() < deadline:
             told_more.poll(20)
-            pid, found = os.waitpid(child, os.WNOHANG)
-            status = found if pid == child else None
+            status = _status_of(child)
     _kill_descendants()
     shutil.rmtree(scratch, ignore_errors=True)
     if lost:
-        os.killpg(0, signal.SIGKILL)  # whatever is left of the session, this process included
+        os.killpg(0, signal.SIGKILL)  # what is left of the session, this process included
     assert status is not None
-    return _exit_code(status)
+    return status if status >= 0 else 128 - status
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the command of a command line; return its exit status."""
+    lifeline, scratch, command = int(arguments[0]), arguments[1], arguments[2:]
+    return supervise(lifeline, scratch, lambda: os.posix_spawn(command[0], command, os.environ, setsigdef=SIGNALS))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 from attrs import evolve
 
+from renderdispatch.engine.records import check_protocol
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus
+from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import JobQuery, Page
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 
@@ -51,13 +52,9 @@ class MemoryJobStore:
 
     def _get(self, job_id: str) -> Job:
         try:
-            return self._jobs[job_id]
+            return check_protocol(self._jobs[job_id])
         except KeyError:
             raise JobNotFoundError(f"there is no job {job_id}") from None
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        with self._lock:
-            return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
         with self._lock:
@@ -66,7 +63,7 @@ class MemoryJobStore:
                 raise RevisionConflictError(
                     f"job {job.id} is at revision {found}, not {expected_revision}: read it again"
                 )
-            stored = evolve(job, revision=expected_revision + 1)
+            stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
             self._jobs[job.id] = stored
             return stored
 

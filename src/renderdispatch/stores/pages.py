@@ -14,6 +14,7 @@ from typing import Final
 
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
+from renderdispatch.messages import PROTOCOL
 from renderdispatch.protocols import JobQuery
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,6 +56,8 @@ def rank(query: JobQuery, where: Place) -> Place:
 
 def matches(query: JobQuery, job: Job) -> bool:
     """Return whether ``job`` meets every condition of ``query``, its cursor apart."""
+    if job.protocol > PROTOCOL:  # a newer version wrote it
+        return False
     if query.tenant is not None and job.tenant != query.tenant:
         return False
     if query.statuses is not None and job.status not in query.statuses:

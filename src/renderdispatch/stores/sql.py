@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from renderdispatch.engine.records import dump_job, load_job
+from renderdispatch.engine.records import check_protocol, dump_job, load_job, unreadable
 from renderdispatch.errors import (
     ConfigurationError,
     JobExistsError,
@@ -41,7 +41,7 @@ from renderdispatch.errors import (
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus
+from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.plumbing.per_process import ForkGate
 from renderdispatch.protocols import JobQuery, Page
 from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
@@ -50,7 +50,6 @@ _log: Final = logging.getLogger("renderdispatch.stores.sql")
 
 _BUSY_TIMEOUT_S: Final = 15.0
 _TOMBSTONE_LIFE: Final = timedelta(days=7)
-_IDS_A_STATEMENT: Final = 500
 
 # --- the table ------------------------------------------------------------------------------------
 
@@ -59,6 +58,7 @@ _jobs: Final = sa.Table(
     sa.MetaData(),
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("protocol", sa.BigInteger),
     sa.Column("document", sa.Text),  # not a JSON type: those would encode the text a second time
     sa.Column("tenant", sa.Text),
     sa.Column("status", sa.Text),
@@ -73,6 +73,8 @@ _jobs: Final = sa.Table(
 )
 _c: Final = _jobs.c
 _LIVE: Final = _c.created_at.is_not(None)
+_OURS: Final = _c.protocol <= PROTOCOL
+"""Records that no newer version wrote; it alone moves those."""
 
 
 def _index(name: str, *columns: sa.ColumnElement[Any], only: sa.ColumnElement[bool]) -> sa.Index:
@@ -88,7 +90,10 @@ _INDEXES: Final = (
     _index("deleted", _c.deleted_at, only=_c.deleted_at.is_not(None)),
 )
 
-_WRITTEN: Final = ("document", "tenant", "status", "backend", "machine", "priority", "created_at", "ready_at", "due_at")
+_WRITTEN: Final = (
+    *("protocol", "document", "tenant", "status", "backend", "machine"),
+    *("priority", "created_at", "ready_at", "due_at"),
+)
 _RECORD: Final = (_c.id, _c.revision, _c.document, _c.ready_at)
 _ORDERS: Final = {
     "newest": (_c.created_at.desc(), _c.id.asc()),
@@ -99,6 +104,7 @@ _ORDERS: Final = {
 
 def _columns(job: Job) -> dict[str, Any]:
     return {
+        "protocol": job.protocol,
         "document": dump_job(job),
         "tenant": job.tenant,
         "status": job.status.value,
@@ -123,10 +129,9 @@ class _Row(NamedTuple):
 def _job(row: Any) -> Job:
     ready_at = None if row.ready_at is None else from_micros(row.ready_at)
     try:
-        job = load_job(row.document)
+        job = check_protocol(load_job(row.document))
     except ValidationError as error:
-        message = f"this version cannot read the record of job {row.id}, which a newer one wrote: update this process"
-        raise JobUnreadableError(message) from error
+        raise unreadable(row.id) from error
     return evolve(job, revision=row.revision, ready_at=ready_at)
 
 
@@ -145,7 +150,6 @@ def _create_statement(dialect: str) -> Any:
 
 
 _GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
-_GET_MANY: Final = sa.select(*_RECORD).where(_c.id.in_(sa.bindparam("job_ids", expanding=True)), _LIVE)
 _REPLACE: Final = (
     sa.update(_jobs)
     .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
@@ -166,6 +170,7 @@ def _for_machine(machine: Any) -> sa.ColumnElement[bool]:
 _BEST: Final = (
     sa.select(_c.id)
     .where(
+        _OURS,
         _c.ready_at.is_not(None),
         _c.ready_at <= sa.bindparam("now"),
         _c.backend.in_(sa.bindparam("backends", expanding=True)),
@@ -195,11 +200,11 @@ def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
         case "newest":
             found.append(_LIVE)
         case "ready":
-            found += [_c.ready_at.is_not(None), _for_machine(query.machine)]
+            found += [_OURS, _c.ready_at.is_not(None), _for_machine(query.machine)]
             if query.ready_by is not None:
                 found.append(_c.ready_at <= micros(query.ready_by))
         case "due":
-            found.append(_c.due_at.is_not(None))
+            found += [_OURS, _c.due_at.is_not(None)]
             if query.due_by is not None:
                 found.append(_c.due_at <= micros(query.due_by))
     return found
@@ -264,7 +269,7 @@ class SqlJobStore:
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
-        stored = evolve(job, revision=expected_revision + 1)
+        stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
         values = {"job_id": job.id, "expected": expected_revision, **_columns(stored)}
         if self._step(_REPLACE, values)[1] == 1:
             return stored
@@ -301,14 +306,6 @@ class SqlJobStore:
         if not rows:
             raise JobNotFoundError(f"there is no job {job_id}")
         return _job(_Row(*rows[0]))
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        ids = list(dict.fromkeys(job_ids))
-        rows: list[Any] = []
-        with self._connection() as connection:
-            for start in range(0, len(ids), _IDS_A_STATEMENT):  # databases bound the number of parameters
-                rows += connection.execute(_GET_MANY, {"job_ids": ids[start : start + _IDS_A_STATEMENT]})
-        return {job.id: job for job in self._readable(rows)}
 
     def query(self, query: JobQuery) -> Page[Job]:
         check_limit(query)
@@ -468,6 +465,7 @@ def _prepare(engine: Engine, *, patience_s: float) -> None:
                 if engine.dialect.name == "sqlite":
                     connection.exec_driver_sql("PRAGMA journal_mode = WAL")
                 connection.execute(CreateTable(_jobs, if_not_exists=True))
+                _check_columns(connection)
                 for index in _INDEXES:
                     connection.execute(CreateIndex(index, if_not_exists=True))
             return
@@ -475,6 +473,16 @@ def _prepare(engine: Engine, *, patience_s: float) -> None:
             if _driver_code(error) not in _MET_ANOTHER or time.monotonic() > give_up_at:
                 raise
             time.sleep(0.01)
+
+
+def _check_columns(connection: Connection) -> None:
+    found = connection.execute(sa.select(sa.text("*")).select_from(_jobs).where(sa.false())).keys()
+    if missing := [column.name for column in _c if column.name not in found]:
+        message = (
+            f"the table {_jobs.name} was made by another version: it has no column {', '.join(missing)}. "
+            f"Use another database, or drop the table if its jobs are no longer needed"
+        )
+        raise ConfigurationError(message)
 
 
 # --- errors ---------------------------------------------------------------------------------------

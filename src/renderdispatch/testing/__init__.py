@@ -1,6 +1,12 @@
-"""How do the authors of stores, storages and backends test theirs?
+"""Tests of your own stores, storages, backends and applications. Needs the ``testing`` extra.
 
-By subclassing a contract suite and giving it one fixture. Needs the ``testing`` extra.
+Test an adapter by subclassing its contract suite and giving it one fixture: `JobStoreContract`, `StorageContract` or
+`RenderBackendContract`. Further modules, each imported by its own name:
+
+- `renderdispatch.testing.fixtures`: pytest fixtures for a whole deployment on this machine.
+- `renderdispatch.testing.modal`, `.local_r2`, `.webhook_server`: what these fixtures run.
+- `renderdispatch.testing.world`: a service driven by hand, and backends, storages and stores that misbehave.
+- `renderdispatch.testing.stateful`, `.histories`: models to compare a store with.
 """
 
 from __future__ import annotations

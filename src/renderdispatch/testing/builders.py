@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 import uuid
@@ -63,6 +64,7 @@ def make_job(*, backend: str = "inline", machine: str | None = None, **changes: 
     now = changes.get("created_at") or datetime.now(UTC)
     fields = {
         "id": uuid.uuid4().hex,
+        "incarnation": secrets.token_hex(8),
         "request": make_request(audio=audio, backend=backend),
         "fingerprint": "0" * 64,
         "created_at": now,
@@ -160,11 +162,11 @@ def in_threads(number: int, work: Callable[[int], _T]) -> list[_T]:
         return list(pool.map(run, range(number)))
 
 
-_PATIENCE_S: Final = 30.0
+_PATIENCE_S: Final = 60.0
 
 
 def eventually(look: Callable[[], _T]) -> _T:
-    """Call ``look`` until it returns something true, and return that; `AssertionError` after 30 s."""
+    """Call ``look`` until it returns something true, and return that; `AssertionError` after 60 s."""
     deadline = time.monotonic() + _PATIENCE_S
     while not (found := look()):
         assert time.monotonic() < deadline, f"still {found!r} after {_PATIENCE_S:.0f} s"

@@ -1,12 +1,12 @@
-"""Which fixtures do tests of applications get?
+"""Pytest fixtures for tests of applications: a whole deployment on this machine, which fails as you tell it to.
 
 Name this module in your ``conftest.py``::
 
     pytest_plugins = ["renderdispatch.testing.fixtures"]
 
-Then ``loopback_modal`` is Modal, ``local_r2`` is Cloudflare R2 and ``webhook_server`` receives webhooks: a whole
-deployment on this machine, that fails as you tell it to. Each needs the extra of what it stands for (``modal``,
-``r2``), and is skipped where that, or Node for the local R2, is missing; where ``CI`` is set it fails instead.
+``loopback_modal`` is a Modal control plane, ``local_r2`` is Cloudflare R2, ``webhook_server`` receives webhooks. The
+first two need the extras ``modal`` and ``r2``; the local R2 needs Node. A test is skipped when something is missing;
+when the variable ``CI`` is set, it fails instead.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def loopback_modal_options() -> dict[str, Any]:
-    """What `LoopbackModal` is made with; override this fixture to choose."""
+    """Return the arguments of `LoopbackModal`. Override this fixture to choose them."""
     return {}
 
 
 @pytest.fixture
 def loopback_modal(loopback_modal_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackModal]:
-    """A control plane of its own for the test, at which every Modal client of this process is pointed."""
+    """Run a Modal control plane for this test; every Modal client of this process uses it."""
     try:
         from renderdispatch.testing.modal import LoopbackModal
     except ConfigurationError as error:
-        _leave(error)
+        _skip(error)
     with LoopbackModal(**loopback_modal_options) as server:
         for name in [name for name in os.environ if name.startswith("MODAL_")]:
             monkeypatch.delenv(name)
@@ -49,19 +49,19 @@ def loopback_modal(loopback_modal_options: dict[str, Any], monkeypatch: pytest.M
 
 @pytest.fixture(scope="session")
 def local_r2_server() -> Iterator[LocalR2]:
-    """A local R2 with one bucket, ``renders``; override this fixture to choose others."""
+    """Run a local R2 with one bucket, ``renders``. Override this fixture to choose others."""
     try:
         from renderdispatch.testing.local_r2 import local_r2 as running
 
         with running() as server:
             yield server
     except ConfigurationError as error:
-        _leave(error)
+        _skip(error)
 
 
 @pytest.fixture
 def local_r2(local_r2_server: LocalR2) -> Iterator[LocalR2]:
-    """The local R2, its buckets empty and without faults."""
+    """Return the local R2 with empty buckets and no faults."""
     local_r2_server.forget()
     yield local_r2_server
     local_r2_server.forget()
@@ -74,13 +74,13 @@ def local_r2(local_r2_server: LocalR2) -> Iterator[LocalR2]:
 
 @pytest.fixture
 def webhook_server() -> Iterator[WebhookServer]:
-    """A webhook server of its own for the test; give it your service by ``webhook_server.serve(service)``."""
+    """Run a webhook server for this test. Pass your service to it: ``webhook_server.serve(service)``."""
     with _webhook_server() as server:
         yield server
 
 
-def _leave(error: ConfigurationError) -> None:
-    """Skip the test, or fail it where skipping would hide that it never runs."""
+def _skip(error: ConfigurationError) -> None:
+    """Skip the test, or fail it in CI, where a skip would hide that it never runs."""
     if os.environ.get("CI"):
         pytest.fail(str(error))
     pytest.skip(str(error))

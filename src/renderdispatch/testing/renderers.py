@@ -1,7 +1,4 @@
-"""Which renders do tests ask for?
-
-Small ones, that need neither NumPy nor a decoder: a scene that does as its parameters say, and orders for it.
-"""
+"""Small renders for tests: a scene that does what its parameters say, and orders for it. No NumPy, no decoder."""
 
 from __future__ import annotations
 
@@ -30,16 +27,16 @@ AUDIO: Final = b"RIFF, a song"
 
 @frozen(kw_only=True)
 class FakeRenderer:
-    """Draws nothing, slowly or quickly, and writes a few bytes as its video.
+    """A renderer that draws nothing, reports frames, and writes a few bytes as its video.
 
-    An order's parameters of the same names go before these.
+    Parameters of the order with these names override the arguments.
 
     Args:
-        frames: How many frames it reports.
-        frame_s: Seconds that each frame takes.
+        frames: The number of frames that it reports.
+        frame_s: The seconds that each frame takes.
         fail: Raise `SceneError` with this message, half-way.
-        die: Kill the process by this signal, half-way. Only where it is not the test's own.
-        video: What is written.
+        die: Kill the process with this signal, half-way. Use it only in a render process, not in the test's own.
+        video: The text that is written as the video.
     """
 
     frames: int = 3
@@ -49,7 +46,7 @@ class FakeRenderer:
     video: str = "a video of nothing"
 
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        """Report every frame, and write the video."""
+        """Report every frame, then write the video."""
         asked: dict[str, Any] = {name: getattr(self, name) for name in ("frames", "frame_s", "fail", "die", "video")}
         asked.update(order.params)
         frames = asked["frames"]
@@ -77,11 +74,11 @@ class FakeRenderer:
 
 @contextmanager
 def registered_scenes(folder: Path, scenes: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Register scenes by entry points, as an installed package would: render processes find them too.
+    """Register scenes by entry points, as an installed package does, so that render processes find them too.
 
     Args:
-        folder: Where the package's metadata is written; it stands on ``sys.path`` for as long as the block runs.
-        scenes: The object of each scene, as ``"package.module:name"``; by default `FakeRenderer` as ``fake``.
+        folder: Where the package's metadata is written. It is on ``sys.path`` while the block runs.
+        scenes: Each scene's name and its object as ``"package.module:name"``. By default, ``fake`` is `FakeRenderer`.
     """
     found = scenes or {FAKE_SCENE: f"{__name__}:FakeRenderer"}
     metadata = folder / "renderdispatch_test_scenes-1.0.dist-info"
@@ -101,22 +98,24 @@ def registered_scenes(folder: Path, scenes: Mapping[str, str] | None = None) -> 
 
 
 def make_order(storage: StorageAdapter, *, audio: bytes = AUDIO, **changes: Any) -> RenderOrder:
-    """Return an order for the fake scene, its audio stored and its URLs signed by ``storage``.
+    """Return an order for the fake scene. ``storage`` stores its audio and signs its URLs.
 
     Args:
+        storage: Where the audio, the video and the result are.
         audio: The bytes of the song.
         changes: Any of the order's fields.
     """
     now = datetime.now(UTC)
     job_id = changes.get("job_id") or uuid.uuid4().hex
     token = changes.get("token") or uuid.uuid4().hex
+    prefix = layout.job_prefix(None, job_id, layout.new_incarnation())
     hour = timedelta(hours=1)
 
     def urls(key: str, content_type: str) -> ObjectUrls:
         put = storage.sign_put(key, expires_in=hour, content_type=content_type)
         return ObjectUrls(key=key, put=put, get=storage.sign_get(key, expires_in=hour))
 
-    song = layout.audio_key(None, job_id, f"audio-{token}", "song.wav")
+    song = layout.audio_key(prefix, f"audio-{token}", "song.wav")
     storage.put(song, audio)
     fields = {
         "job_id": job_id,
@@ -124,8 +123,8 @@ def make_order(storage: StorageAdapter, *, audio: bytes = AUDIO, **changes: Any)
         "token": token,
         "audio_url": storage.sign_get(song, expires_in=hour),
         "audio_size": len(audio),
-        "video": urls(layout.video_key(None, job_id, token), "video/mp4"),
-        "result": urls(layout.result_key(None, job_id, token), "application/json"),
+        "video": urls(layout.video_key(prefix, token), "video/mp4"),
+        "result": urls(layout.result_key(prefix, token), "application/json"),
         "scene": FAKE_SCENE,
         "output": Output(width=64, height=36),
         "start_by": now + hour,

@@ -1,7 +1,4 @@
-"""Which scene measures instead of pleasing?
-
-`flash` shows nothing but the level, so that a test can see when a click was seen.
-"""
+"""A scene for measurements: `flash` shows the sound's level and nothing else, so that a test can time a click."""
 
 from __future__ import annotations
 
@@ -17,16 +14,17 @@ if TYPE_CHECKING:
 
 
 class FlashParams(SceneParams):
-    """None."""
+    """The scene has no parameters."""
 
 
 class Flash(Scene):
-    """All of the picture as bright as the sound is loud: black in silence, white at the loudest."""
+    """A picture of one brightness: black in silence, white at the loudest."""
 
     def __init__(self, params: FlashParams, *, width: int, height: int, fps: Fraction) -> None:
         pass
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
+        """Fill the picture."""
         canvas[:] = round(255 * frame.level)
 
 

@@ -1,15 +1,13 @@
-"""Which HTTP answer does each error get?
+"""Which HTTP response does each error get?
 
-One table for every framework. What is not in it (a wrong configuration, a bug) is no answer to a client: the framework
-logs it and answers 500, as it does with any other exception.
+This table serves every framework. Errors that are not in it (a wrong configuration, a bug) do not concern the client:
+the framework logs them and answers 500, as it does for any other exception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-from attrs import field, frozen
+from typing import Final
 
 from renderdispatch.errors import (
     IdempotencyConflictError,
@@ -24,6 +22,7 @@ from renderdispatch.errors import (
     StorageUnavailableError,
     StoreUnavailableError,
 )
+from renderdispatch.web.http import Response
 
 ANSWERED: Final[Mapping[type[RenderDispatchError], int]] = {
     JobNotFoundError: 404,
@@ -37,40 +36,30 @@ ANSWERED: Final[Mapping[type[RenderDispatchError], int]] = {
     StorageUnavailableError: 503,
     StorageFullError: 507,
 }
-"""The status of each error, and of those below it."""
+"""The status of each error and of its subclasses."""
 
 RETRY_AFTER_S: Final = 5
-"""When a client that heard 503 may come back."""
-
-_OF_THE_JOB: Final = "job."
+"""Seconds after which a client that received a 503 may try again."""
 
 
-@frozen(kw_only=True)
-class ErrorAnswer:
-    """An HTTP answer: ``body`` is to be sent as JSON."""
-
-    status: int
-    body: Mapping[str, Any]
-    headers: Mapping[str, str] = field(factory=dict)
+def refusal(status: int, code: str, message: str, **headers: str) -> Response:
+    """Return a response with this status, in the shape that all refusals have."""
+    retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    return Response(status, {**retry, **headers}, {"error": {"code": code, "message": message}})
 
 
-def refusal(status: int, code: str, message: str) -> ErrorAnswer:
-    """Return the answer with this status, in the shape that all refusals have."""
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
-    return ErrorAnswer(status=status, body={"error": {"code": code, "message": message}}, headers=headers)
+def answer(error: RenderDispatchError) -> Response:
+    """Return the response to a request that raised ``error``; its body is to be sent as JSON.
 
-
-def answer(error: RenderDispatchError) -> ErrorAnswer:
-    """Return what a client is told.
-
-    A request that only the job's state forbids (delete while it runs, retry of what did not fail) is 409, not 422.
+    The status is 409, not 422, if only the job's state forbids the request: deleting a job that runs, or retrying one
+    that did not fail.
 
     Raises:
-        RenderDispatchError: This very error, where it is none of `ANSWERED`.
+        RenderDispatchError: ``error`` itself, if it is not one of `ANSWERED`.
     """
-    found = next((ANSWERED[kind] for kind in type(error).__mro__ if kind in ANSWERED), None)
-    if found is None:
+    status = next((ANSWERED[kind] for kind in type(error).__mro__ if kind in ANSWERED), None)
+    if status is None:
         raise error
-    if isinstance(error, InvalidRequestError) and error.code.startswith(_OF_THE_JOB):
-        found = 409
-    return refusal(found, error.code, str(error))
+    if isinstance(error, InvalidRequestError) and error.code.startswith("job."):
+        status = 409
+    return refusal(status, error.code, str(error))

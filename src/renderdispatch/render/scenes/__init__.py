@@ -1,5 +1,4 @@
-"""The scenes that ship, one a module; `renderdispatch.render` makes their renderers.
+"""The scenes that ship, one per module; `renderdispatch.render` makes their renderers.
 
-They stand in a package of their own: a module ``render.bars`` would take the place of the renderer ``render.bars`` as
-soon as it was imported.
+They are in a package of their own: importing a module ``render.bars`` would replace the renderer ``render.bars``.
 """

@@ -1,29 +1,24 @@
-"""The scene `bars`: how does the spectrum look as a row of lights over a dark floor?"""
+"""The scene `bars`: the spectrum as a row of lights over a dark floor."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from renderdispatch.render.drawing import Scene
-from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, softened
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, softened, spectrum
 from renderdispatch.render.params import BarsParams
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from renderdispatch.render.drawing import Canvas
-    from renderdispatch.render.features import Frame
-    from renderdispatch.render.paint import Floats
+from renderdispatch.render.scene import Scene
 
 _PHASES: Final = 8
-"""Rounded ends are kept for as many positions between two rows of pixels."""
+"""The number of positions between two rows of pixels for which rounded ends are kept."""
 
 
 class Bars(Scene):
-    """Rounded bars with falling caps, their light around them and their reflection below."""
+    """Rounded bars with falling caps, surrounded by their light and reflected below."""
 
     def __init__(self, params: BarsParams, *, width: int, height: int, fps: Fraction) -> None:
         self.params = params
@@ -50,13 +45,13 @@ class Bars(Scene):
         fade = 0.5 * (1 - np.arange(depth, dtype=np.float32) / max(depth, 1)) ** 2
         upside_down = self.lit[self.floor - depth : self.floor][::-1] if depth else self.lit[:0]
         self.reflected = (upside_down * fade[:, None, None, None]).astype(np.uint8)
-        self.cap = _cap(self.width, max(round(self.width / 2), 1))
-        self.peak = _pill(self.width, max(round(self.width * 0.3), 2))
+        self.cap = _masks(self.width, max(round(self.width / 2), 1), self.width / 2, open_below=True)
+        rows = max(round(self.width * 0.3), 2)
+        self.peak = _masks(self.width, rows, rows / 2, open_below=False)
 
-        self.backdrop = Backdrop(width, height)
+        self.backdrop = Backdrop(params, width, height)
         x, y = self.backdrop.x, self.backdrop.y
         colour = gradient(params.colours, np.clip((x - self.left) / (self.count * self.pitch), 0, 1))
-        self.glow_colour = colour * np.float32(params.glow)
         self.columns = np.clip((x - self.left) / self.pitch - 0.5, 0, self.count - 1)
         self.above = np.maximum(self.floor - y, 0)
         self.below = np.maximum(y - self.floor, 0)
@@ -65,10 +60,11 @@ class Bars(Scene):
         self.edge = (edge * edge * (3 - 2 * edge)).astype(np.float32)
         off = ((x / width - 0.5) / 0.75) ** 2 + ((y - self.floor) / height / 0.8) ** 2
         vignette = np.exp(-off)[..., None]
-        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
-        self.pulse_light = colour * vignette**2 * np.float32(0.2 * params.pulse)
+        pulse = colour * vignette**2 * np.float32(0.2 * params.pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
         heights = self._heights(frame, light)
         self._paint_light(heights, light, frame.beat, canvas)
@@ -80,23 +76,19 @@ class Bars(Scene):
 
     def _heights(self, frame: Frame, light: float) -> Floats:
         """Return each bar's height, 0 to 1."""
-        bands = np.interp(self.bands, np.linspace(0, 1, len(frame.bands)), frame.bands).astype(np.float32)
         loud = self.params.gain * (0.45 + 0.55 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
-        return self.heights.follow(np.clip(softened(bands) ** 1.7 * loud, 0, 1))
+        return self.heights.follow(spectrum(frame.bands, self.bands, loud))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
         at = self.columns.astype(np.intp)
-        smooth = heights
-        for _ in range(3):
-            smooth = softened(smooth)
+        smooth = softened(heights, 3)
         tall = smooth[at] + (smooth[np.minimum(at + 1, self.count - 1)] - smooth[at]) * (self.columns - at)
         over = np.maximum(self.above - tall * self.reach, 0)
         shine = np.exp(-(over + 6 * self.below) / self.spread) * (self.edge * (0.1 + 0.5 * tall))
-        picture = self.night + shine[..., None] * self.glow_colour + self.pulse_light * np.float32(0.5 * light + beat)
-        self.backdrop.paint(picture, canvas)
+        self.backdrop.paint(shine, 0.5 * light + beat, canvas)
 
     def _paint_bars(self, bars: Canvas, tops: Floats) -> None:
-        """Paint from ``tops`` (in rows, between two of them too) to the floor, and the reflections."""
+        """Paint bars from ``tops`` (in rows and fractions of them) to the floor, and their reflections."""
         cap_rows = self.cap.shape[1]
         whole = np.floor(tops).astype(np.intp)
         for bar, top in enumerate(whole):
@@ -108,7 +100,7 @@ class Bars(Scene):
         self._blend(bars, whole, tops - whole, self.cap, self.lit)
 
     def _paint_peaks(self, bars: Canvas, heights: Floats) -> None:
-        """Let the caps fall, ever faster, until a bar lifts them again."""
+        """Paint the caps: they fall faster and faster until a bar lifts them again."""
         lifted = heights >= self.peaks
         self.falling = np.where(lifted, 0, self.falling + self.gravity).astype(np.float32)
         self.peaks = np.where(lifted, heights, np.maximum(self.peaks - self.falling * self.frame_s, heights))
@@ -120,7 +112,7 @@ class Bars(Scene):
     def _blend(
         self, bars: Canvas, rows: NDArray[np.intp], between: Floats, masks: NDArray[np.int16], paint: Canvas
     ) -> None:
-        """Blend paint through a mask, at a row of each bar."""
+        """Blend paint through a mask, at one row for each bar."""
         mask = masks[(between * _PHASES).astype(np.intp)][..., None]
         at = np.clip(rows[:, None] + np.arange(masks.shape[1]), 0, self.floor - 1), np.arange(self.count)[:, None]
         under = bars[at].astype(np.int16)
@@ -132,10 +124,8 @@ class Bars(Scene):
         up = np.clip((self.floor - np.arange(height, dtype=np.float32)) / self.reach, 0, 1)[:, None, None]
         towards_white = 0.1 + 0.5 * up**1.5
         shaded = (colour * (0.72 + 0.28 * up)) * (1 - towards_white) + 255 * towards_white
-        across = (
-            np.linspace(-1, 1, self.width, dtype=np.float32) if self.width > 2 else np.zeros(self.width, np.float32)
-        )
-        rounded = 1 - 0.14 * across**2
+        edge = 1 if self.width > 2 else 0
+        rounded = 1 - 0.14 * np.linspace(-edge, edge, self.width, dtype=np.float32) ** 2
         lit: Canvas = np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255).astype(np.uint8)
         return lit
 
@@ -148,25 +138,14 @@ def _columns(canvas: Canvas, first: int, last: int, count: int, pitch: int, widt
     )
 
 
-def _cap(width: int, rows: int) -> NDArray[np.int16]:
-    """Return how much of each pixel the upper half of a disc covers, 0 to 128: (phases, rows + 1, width)."""
-    radius = width / 2
-    return np.stack(
-        [_covered(width, rows + 1, radius, radius + phase / _PHASES, open_below=True) for phase in range(_PHASES)]
-    )
+def _masks(width: int, rows: int, radius: float, *, open_below: bool) -> NDArray[np.int16]:
+    """Return how much of each pixel a rounded shape covers, 0 to 128: (phases, rows + 1, width).
 
-
-def _pill(width: int, rows: int) -> NDArray[np.int16]:
-    """Return likewise how much a lying pill covers."""
-    return np.stack(
-        [_covered(width, rows + 1, rows / 2, rows / 2 + phase / _PHASES, open_below=False) for phase in range(_PHASES)]
-    )
-
-
-def _covered(width: int, rows: int, radius: float, middle: float, *, open_below: bool) -> NDArray[np.int16]:
-    """Return the cover of a rounded shape: a disc's radius from the line of its middle, by distance to the edge."""
-    x = np.abs(np.arange(width) + 0.5 - width / 2) - max(width / 2 - radius, 0)
-    y = np.arange(rows)[:, None] + 0.5 - middle
-    away = np.hypot(np.maximum(x, 0), np.maximum(-y, 0) if open_below else y)
-    cover: NDArray[np.int16] = (np.clip(radius - away + 0.5, 0, 1) * 128).astype(np.int16)
-    return cover
+    The shape is what is nearer than ``radius`` to a level line, and with ``open_below`` all that is below the line.
+    """
+    x = np.maximum(np.abs(np.arange(width) + 0.5 - width / 2) - max(width / 2 - radius, 0), 0)
+    phases = np.arange(_PHASES)[:, None, None] / _PHASES
+    y = np.arange(rows + 1)[:, None] + 0.5 - (radius + phases)
+    away = np.hypot(x, np.maximum(-y, 0) if open_below else y)
+    masks: NDArray[np.int16] = (np.clip(radius - away + 0.5, 0, 1) * 128).astype(np.int16)
+    return masks

@@ -1,26 +1,21 @@
-"""The scene `radial`: how does the spectrum look around a pulsing ring?"""
+"""The scene `radial`: the spectrum around a pulsing ring."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from renderdispatch.render.drawing import Scene
-from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, smoothstep, softened
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep, softened, spectrum
 from renderdispatch.render.params import RadialParams
-
-if TYPE_CHECKING:
-    from renderdispatch.render.drawing import Canvas
-    from renderdispatch.render.features import Frame
-    from renderdispatch.render.paint import Floats
+from renderdispatch.render.scene import Scene
 
 
 class Radial(Scene):
     """Rounded rays around a ring; the music turns them.
 
-    Where each pixel lies (on which ray, how far out) never changes, so a frame only compares the rays' lengths with it.
+    The place of each pixel (its ray, its distance) never changes, so a frame only compares the rays' lengths with it.
     """
 
     def __init__(self, params: RadialParams, *, width: int, height: int, fps: Fraction) -> None:
@@ -34,23 +29,23 @@ class Radial(Scene):
         self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
         self.turn = 0.0
         self.turn_step = params.spin * frame_s / 60
-        # From the lowest note at the bottom up both sides to the highest at the top.
+        # The lowest note is at the bottom, the highest at the top, on both sides.
         self.around = np.arange(self.count) / self.count
         self._place(width, height)
 
-        self.backdrop = Backdrop(width, height)
+        self.backdrop = Backdrop(params, width, height)
         x, y = self.backdrop.x - width / 2, self.backdrop.y - height / 2
         self.radius = np.hypot(x, y).astype(np.float32)
         vignette = np.exp(-((self.radius / (0.75 * np.hypot(width, height) / 2)) ** 2))[..., None]
-        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
         colour = gradient(params.colours, _mirrored(np.arctan2(x, y) / (2 * np.pi)))
-        self.glow_colour = colour * np.float32(params.glow)
         self.hole = smoothstep(0.55, 1.0, self.radius / self.inner)
-        self.pulse_light = colour * vignette**2 * self.hole[..., None] * np.float32(0.25 * params.pulse)
+        pulse = colour * vignette**2 * self.hole[..., None] * np.float32(0.25 * params.pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
         self.spread = np.float32(0.1 * size)
         self.ray = (np.arctan2(x, y) / (2 * np.pi) % 1 * self.count).astype(np.intp) % self.count
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
         self.turn += self.turn_step * min(3 * light, 1.0)
         heights = self._heights(frame, light)
@@ -60,19 +55,13 @@ class Radial(Scene):
 
     def _heights(self, frame: Frame, light: float) -> Floats:
         at = _mirrored(self.around + self.turn)
-        bands = np.interp(at, np.linspace(0, 1, len(frame.bands)), frame.bands).astype(np.float32)
-        loud = self.params.gain * (0.45 + 0.55 * light)
-        return self.heights.follow(np.clip(softened(bands) ** 1.7 * loud, 0, 1))
+        return self.heights.follow(spectrum(frame.bands, at, self.params.gain * (0.45 + 0.55 * light)))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
-        smooth = heights
-        for _ in range(4):
-            smooth = softened(smooth)
-        tall = smooth[self.ray]
+        tall = softened(heights, 4)[self.ray]
         over = np.maximum(self.radius - self.inner - tall * self.reach, 0)
         shine = np.exp(-over / self.spread) * self.hole * (0.12 + 0.5 * tall)
-        picture = self.night + shine[..., None] * self.glow_colour + self.pulse_light * np.float32(0.5 * light + beat)
-        self.backdrop.paint(picture, canvas)
+        self.backdrop.paint(shine, 0.5 * light + beat, canvas)
 
     def _paint_rays(self, canvas: Canvas, heights: Floats, inner: Floats | np.float32) -> None:
         outer = inner + self.least + heights * (self.reach - self.least)
@@ -88,7 +77,7 @@ class Radial(Scene):
         pixels[where] = under + (((self.colour[touched] - under) * alpha) >> 7)
 
     def _place(self, width: int, height: int) -> None:
-        """Find the pixels that a ray or the ring may touch, and where on them they lie."""
+        """Find the pixels that a ray or the ring may touch, and their place on it."""
         size = min(width, height)
         self.gap = np.float32(0.022 * size)
         self.line = np.float32(max(size / 240, 1.0))
@@ -110,7 +99,7 @@ class Radial(Scene):
         self.side = side[kept].astype(np.float32)
         self.pixel_ray = ray[kept].astype(np.intp) % self.count
         self.true_radius = radius[kept]
-        # A rounded end is the same as a straight one on pixels that count as further out, the more so to the side.
+        # A rounded end is drawn as a straight one whose pixels count as further out, the more so at its sides.
         roundness = half - np.sqrt(np.maximum(half**2 - beside[kept] ** 2, 0))
         self.pixel_radius = (self.true_radius + roundness).astype(np.float32)
         out = np.clip((self.true_radius - self.inner) / self.reach, 0, 1)[:, None]

@@ -1,30 +1,26 @@
-"""The scene `wave`: how does the sound's wave look as a ribbon of light?"""
+"""The scene `wave`: the sound's wave as a ribbon of light."""
 
 from __future__ import annotations
 
 from collections import deque
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from renderdispatch.render.drawing import Scene
-from renderdispatch.render.paint import Backdrop, Spring, gradient, rgb, smoothstep
+from renderdispatch.render.features import Floats, Frame
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep
 from renderdispatch.render.params import WaveParams
-
-if TYPE_CHECKING:
-    from renderdispatch.render.drawing import Canvas
-    from renderdispatch.render.features import Frame
-    from renderdispatch.render.paint import Floats
+from renderdispatch.render.scene import Scene
 
 _SHOWN: Final = 320
-"""Samples of the wave that are seen; the rest is room to find where it rises."""
+"""Samples of the wave that are shown; the others are needed to find where it rises."""
 _STEEPEST: Final = 5.0
-"""Rows a column at most, so that a line stays a line."""
+"""The most rows per column that a line rises, so that it stays a line."""
 
 
 class Wave(Scene):
-    """The wave, held still where it rises, with echoes of what was and light around it."""
+    """The wave, held still where it rises, with echoes of earlier frames and light around it."""
 
     def __init__(self, params: WaveParams, *, width: int, height: int, fps: Fraction) -> None:
         self.params = params
@@ -46,18 +42,18 @@ class Wave(Scene):
         self.colour = gradient(params.colours, across)
         self.core = self.colour * 0.35 + 255 * 0.65
 
-        self.backdrop = Backdrop(width, height)
+        self.backdrop = Backdrop(params, width, height)
         x, y = self.backdrop.x, self.backdrop.y
         self.small_columns = np.clip(x.astype(np.intp), 0, width - 1)
         glow = self.colour[self.small_columns]
         off = ((x / width - 0.5) / 0.7) ** 2 + ((y / height - 0.5) / 0.7) ** 2
         vignette = np.exp(-off)[..., None].astype(np.float32)
-        self.night = rgb(params.background) * (0.35 + 0.65 * vignette)
-        self.glow = glow * np.float32(params.glow)
-        self.pulse_light = glow * vignette**2 * np.float32(0.22 * params.pulse)
+        pulse = glow * vignette**2 * np.float32(0.22 * params.pulse)
+        self.backdrop.set_light(glow=glow, vignette=vignette, pulse=pulse)
         self.spread = np.float32(size * 0.055)
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
         wave = self._steadied(frame.wave, light)
         self._paint_light(wave, light, frame.beat, canvas)
@@ -68,7 +64,7 @@ class Wave(Scene):
         self.echoes.append(wave)
 
     def _steadied(self, wave: Floats, light: float) -> Floats:
-        """Return the row of the line in each column: from where the smoothed wave rises most through 0."""
+        """Return the row of the line in each column. It begins where the smoothed wave rises most through 0."""
         kernel = np.hanning(15).astype(np.float32)
         smooth = np.convolve(wave, kernel / kernel.sum(), mode="same").astype(np.float32)
         room = len(smooth) - _SHOWN
@@ -84,16 +80,14 @@ class Wave(Scene):
         line = wave[self.small_columns]
         y = self.backdrop.y
         away = np.abs(y - line)
-        # Between the line and the middle, as if it were a sheet; and around the line itself.
-        sheet = smoothstep(
-            0, 1, 1 - np.abs(y - (line + self.middle) / 2) / (np.abs(line - self.middle) / 2 + self.spread)
-        )
+        # Light fills the space between the line and the middle, and surrounds the line itself.
+        filled = np.abs(y - (line + self.middle) / 2) / (np.abs(line - self.middle) / 2 + self.spread)
+        sheet = smoothstep(0, 1, 1 - filled)
         shine = np.exp(-away / self.spread) * (0.16 + 0.4 * light) + sheet * 0.16 * light
-        picture = self.night + shine[..., None] * self.glow + self.pulse_light * np.float32(0.5 * light + beat)
-        self.backdrop.paint(picture, canvas)
+        self.backdrop.paint(shine, 0.5 * light + beat, canvas)
 
     def _paint_line(self, canvas: Canvas, line: Floats, colour: Floats, strength: float, thickness: float) -> None:
-        """Blend a smooth line of ``thickness`` pixels, measured across it, at ``line`` rows."""
+        """Blend in a smooth line at the rows ``line``; ``thickness`` is in pixels, measured across the line."""
         slope = np.minimum(np.abs(np.gradient(line)), _STEEPEST) if self.width > 1 else np.zeros_like(line)
         stretch = np.sqrt(1 + slope * slope).astype(np.float32)
         half = thickness / 2 + 0.5

@@ -14,8 +14,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.web.objects import wsgi_app
+from tests.support.ports import ReservedPort
 
-HERE = Path(__file__).parent
 SECRET = "a secret of at least 24 bytes"
 
 
@@ -66,7 +66,6 @@ def silent_server() -> Iterator[str]:
 
 @contextmanager
 def closed_port() -> Iterator[str]:
-    """The URL of a server that is not there: its port is taken, so that no other comes by it, and nobody listens."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    """The URL of a server that is not there: its port refuses connections, and no other process is given it."""
+    with ReservedPort() as port:
+        yield f"http://127.0.0.1:{port.number}"

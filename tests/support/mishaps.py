@@ -1,10 +1,10 @@
-"""How does a test see a render through that gets into trouble?
+"""Renders on a loopback Modal that get into trouble.
 
-A `Rig` is a service in this process (SQLite, the local R2, its worker), its webhook behind a gate, and a loopback Modal
-on which `renderdispatch.modal_app` was deployed by the real ``modal deploy``. Its containers know one scene more, that
-of `mishaps_scenes`. A `Render` is one job of it with the marks that its renders left.
+A `Rig` is a service in this process (SQLite, the local R2, its worker), with a gate before its webhook, and a loopback
+Modal to which the real ``modal deploy`` has deployed `renderdispatch.modal_app`. Its containers know one scene more,
+`tests.support.mishaps_scenes.Trouble`. A `Render` is one job of the rig, with the marks that its renders left.
 
-Take the fixture ``rig``; ``conftest.py`` knows it.
+Tests take the fixture ``rig``, which ``tests/e2e/conftest.py`` imports.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from typing import Any, Final
 
 import pytest
 from attrs import define, field, frozen
-from mishaps_scenes import TROUBLE
 
-from renderdispatch import RenderService, layout
+from renderdispatch import RenderService
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.reconcile import Reconciler
@@ -38,38 +37,39 @@ from renderdispatch.testing import registered_scenes
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal, ModalCall
 from renderdispatch.testing.webhook_server import webhook_server
+from tests.support import ROOT
+from tests.support.mishaps_scenes import TROUBLE, Trouble
 
-HERE: Final = Path(__file__).parent
 PATIENCE_S: Final = 60.0
 CONTAINERS: Final = 3
 SMALL: Final = Output(width=64, height=64)
 
-_LOOK_S: Final = 0.02
-_AWAY: Final = WebhookResponse(status=503, body=b"{}", headers={})
-_TAKEN: Final = WebhookResponse(status=200, body=b"{}", headers={})
+_POLL_S: Final = 0.02
+_UNAVAILABLE: Final = WebhookResponse(status=503, body=b"{}", headers={})
+_ACCEPTED: Final = WebhookResponse(status=200, body=b"{}", headers={})
 
 
 @define
 class Gate:
-    """Stands before the service's webhook.
+    """What receives webhooks before the service does.
 
-    Events for which ``shut`` says so are refused with 503; those for which ``swallow`` says so are lost in spite of a
-    200, as by a proxy that was put together wrongly.
+    Events for which ``shut`` returns True are refused with 503. Events for which ``swallow`` returns True are answered
+    200 and lost, as by a misconfigured proxy.
     """
 
     service: RenderService | None = None
     shut: Callable[[RenderEvent], bool] = lambda _event: False
     swallow: Callable[[RenderEvent], bool] = lambda _event: False
     events: list[RenderEvent] = field(factory=list)
-    """What the service answered with 200, in order."""
+    """The events that the service accepted, in order."""
 
     def handle_webhook(self, headers: list[tuple[str, str]], body: bytes) -> WebhookResponse:
-        """Hand a webhook on, or refuse it."""
+        """Pass a webhook on to the service, refuse it, or lose it."""
         event = RENDER_EVENT.validate_json(body)
         if self.service is None or self.shut(event):
-            return _AWAY
+            return _UNAVAILABLE
         if self.swallow(event):
-            return _TAKEN
+            return _ACCEPTED
         response = self.service.handle_webhook(headers, body)
         if response.status == 200:
             self.events.append(event)
@@ -78,18 +78,19 @@ class Gate:
 
 @define
 class Rig:
-    """A service and all around it.
+    """A service and everything that it talks to.
 
     Args:
         modal: Where containers run.
-        r2: Where objects stand; its faults.
-        storage: The service's.
-        store: The service's.
-        backend: The service's.
-        service: With its worker.
-        gate: Before its webhook.
-        folder: Where renders leave marks.
+        r2: Where objects are stored, and the switches for its faults.
+        storage: The service's storage.
+        store: The service's job store.
+        backend: The service's backend.
+        service: The service, with its worker.
+        gate: What receives webhooks for the service.
+        folder: Where renders leave their marks.
         secret: The service's master secret.
+        renders: Every render that was submitted.
     """
 
     modal: LoopbackModal
@@ -104,7 +105,7 @@ class Rig:
     renders: list[Render] = field(factory=list)
 
     def submit(self, *, limits: Limits | None = None, audio: bytes = b"RIFF, a song", **params: Any) -> Render:
-        """Submit a job for the scene `Trouble`, with these params; see there."""
+        """Submit a job for the scene `Trouble`; ``params`` are its parameters."""
         folder = self.folder / f"render-{len(self.renders)}"
         folder.mkdir()
         params["folder"] = str(folder)
@@ -113,8 +114,8 @@ class Rig:
         self.renders.append(render)
         return render
 
-    def let_go(self) -> None:
-        """End what a test left: every job is cancelled, every render that waits goes on, every fault is off."""
+    def clean_up(self) -> None:
+        """End what a test left: turn every fault off, cancel every job, let every held render go on."""
         self.modal.faults.clear()
         self.r2.forget()
         self.gate.shut = self.gate.swallow = lambda _event: False
@@ -125,14 +126,14 @@ class Rig:
         mine = {attempt.call_id for render in self.renders for attempt in render.job.attempts}
         left = [call for call in self.modal.calls if call.id in mine or not call.status.ended]
         for call in left:
-            self.modal.lose(call.id)  # else what is killed starts again
+            self.modal.lose(call.id)  # otherwise Modal would start the killed input again
         if any(call.running for call in left):
             self.modal.kill_containers()
 
 
 @frozen
 class Render:
-    """One job, and what became of it."""
+    """One job, and what its renders did."""
 
     rig: Rig
     id: str
@@ -154,19 +155,19 @@ class Render:
 
     @property
     def starts(self) -> int:
-        """How often the renderer was started."""
+        """How many times the renderer was started."""
         marks = self.folder / "renders"
         return len(marks.read_text().splitlines()) if marks.exists() else 0
 
     @property
     def objects(self) -> dict[str, int]:
-        """The sizes of what the job's attempts have in storage, by key."""
-        infos = self.rig.storage.list(layout.job_prefix(None, self.id))
+        """The size of each object that the job's attempts have in storage, by key."""
+        infos = self.rig.storage.list(f"jobs/{self.id}/")
         return {info.key: info.size for info in infos if "audio" not in info.key}
 
     @property
     def rendered_at(self) -> datetime:
-        """When the renderer was done."""
+        """When the renderer finished."""
         return datetime.fromtimestamp(float((self.folder / "ended").read_text()), UTC)
 
     def go(self) -> None:
@@ -174,21 +175,21 @@ class Render:
         (self.folder / "go").touch()
 
     def wait(self, until: Callable[[Job], bool], what: str = "that") -> Job:
-        """Wait until something is true of the record, and return it then."""
+        """Wait until ``until`` is true of the job's record, and return the record."""
         deadline = time.monotonic() + PATIENCE_S
         while not until(job := self.job):
             assert time.monotonic() < deadline, f"still not {what}: {job}\n{self._logs()}"
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return job
 
     def wait_for(self, status: JobStatus) -> Job:
-        """Wait until the job has ended, which is to be in this way, and return it."""
+        """Wait until the job has ended, assert that it has this status, and return it."""
         job = self.wait(lambda job: job.ended, str(status))
         assert job.status is status, f"{job}\n{self._logs()}"
         return job
 
     def wait_for_stage(self, stage: Stage) -> Job:
-        """Wait until the job has come to a stage."""
+        """Wait until the job is at this stage."""
         return self.wait(lambda job: job.stage is stage, str(stage))
 
     def wait_for_call(self) -> str:
@@ -198,29 +199,29 @@ class Render:
         return attempt.call_id
 
     def wait_for_renders(self, number: int) -> None:
-        """Wait until the renderer was started so often."""
+        """Wait until the renderer was started this many times."""
         _eventually(lambda: self.starts >= number, lambda: f"{self.starts} renders, {self.job}\n{self._logs()}")
 
     def wait_for_video(self) -> None:
-        """Wait until the newest attempt's video stands in storage."""
+        """Wait until the newest attempt's video is in storage."""
         _eventually(lambda: any(key.endswith("video.mp4") for key in self.objects), lambda: f"{self.job}")
 
     def wait_for_objects(self, number: int) -> None:
-        """Wait until the attempts of the job have so many objects in storage."""
+        """Wait until the job's attempts have this many objects in storage."""
         _eventually(lambda: len(self.objects) == number, lambda: f"{self.objects}, {self.job}")
 
     def wait_for_clean_up(self) -> None:
-        """Wait until nothing of the job is owed to be cleaned up."""
+        """Wait until the job owes no clean-up."""
         self.wait(lambda job: not job.owes_clean_up, "cleaned up")
 
-    def look(self) -> Job:
-        """Have another reconciler look at the job now, be it due or not, and return it."""
+    def reconcile(self) -> Job:
+        """Reconcile the job now, whether or not it is due, and return it."""
         rig = self.rig
         Reconciler(rig.store, rig.storage, {"default": rig.backend}).reconcile(self.job)
         return self.job
 
     def assert_delivered_once(self) -> None:
-        """The job is complete, with one video and one result object, and nothing of it computes any more."""
+        """Assert that the job is complete with one video and one result object, and that nothing of it still runs."""
         job = self.wait_for(JobStatus.COMPLETE)
         assert job.artifact is not None and job.attempt is not None
         keys = {job.artifact.key, job.attempt.result_key}
@@ -233,7 +234,7 @@ class Render:
         self.assert_stopped()
 
     def assert_stopped(self) -> None:
-        """No call of this job computes any more, and none of them left a process behind."""
+        """Assert that no call of this job still runs, and that none left a process behind."""
         _eventually(
             lambda: not any(call.running for call in self.calls),
             lambda: f"{self.calls}\n{self._logs()}",
@@ -246,7 +247,7 @@ class Render:
 
 
 def processes_in(modal: LoopbackModal, containers: Collection[str]) -> dict[int, str]:
-    """Return the command lines of what runs in these containers, whoever its parent is, but for their entry points."""
+    """Return the command lines of all processes of these containers, except for the entry points, by pid."""
     known = {one.pid for one in modal.containers}
     found = {}
     for path in Path("/proc").iterdir():
@@ -262,20 +263,20 @@ def processes_in(modal: LoopbackModal, containers: Collection[str]) -> dict[int,
     return found
 
 
-def _eventually(look: Callable[[], bool], what: Callable[[], str]) -> None:
+def _eventually(condition: Callable[[], bool], what: Callable[[], str]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while not look():
+    while not condition():
         assert time.monotonic() < deadline, what()
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 @pytest.fixture(scope="session")
 def troubled_modal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackModal]:
     """A loopback Modal with the real app, whose containers know the scene `Trouble`."""
     folder = tmp_path_factory.mktemp("scenes")
-    with registered_scenes(folder, {TROUBLE: "mishaps_scenes:Trouble"}):
+    with registered_scenes(folder, {TROUBLE: f"{Trouble.__module__}:{Trouble.__name__}"}):
         pass  # what it wrote stays
-    path = os.pathsep.join([str(folder), str(HERE)])
+    path = os.pathsep.join([str(folder), str(ROOT)])
     with LoopbackModal(max_containers=CONTAINERS, container_env={"PYTHONPATH": path}) as server:
         server.deploy("renderdispatch.modal_app")
         yield server
@@ -296,5 +297,5 @@ def rig(troubled_modal: LoopbackModal, r2: LocalR2, tmp_path: Path, monkeypatch:
         service = stack.enter_context(RenderService(store, storage, backend, secrets=secret, webhook_url=hooks.url))
         gate.service = service
         rig = Rig(troubled_modal, r2, storage, store, backend, service, gate, tmp_path, secret)
-        stack.callback(rig.let_go)
+        stack.callback(rig.clean_up)
         yield rig

@@ -21,7 +21,7 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.testing import make_order
 from renderdispatch.web import objects, renders
-from renderdispatch.web.gateways import AsgiApp
+from renderdispatch.web.asgi import AsgiApp
 
 TOKEN = "a token that is a secret".replace(" ", "-")
 SECRET = "a secret of at least 24 bytes"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
-from webhook_support import SECRET
 
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.errors import StoreUnavailableError
@@ -24,6 +23,9 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.web.webhook import asgi_app, wsgi_app
+from tests.support import ROOT
+from tests.support.ports import free_port
+from tests.support.webhooks import SECRET
 
 HOME: Final = "WEBHOOK_TEST_HOME"
 ENVIRONMENT: Final = {
@@ -32,7 +34,7 @@ ENVIRONMENT: Final = {
 }
 
 SERVERS: Final = {
-    "uvicorn": ["uvicorn", "--port", "{port}", "--log-level", "warning", "server_support:asgi"],
+    "uvicorn": ["uvicorn", "--port", "{port}", "--log-level", "warning", "tests.support.webhook_servers:asgi"],
     "gunicorn": [
         "gunicorn",
         "--bind",
@@ -41,11 +43,11 @@ SERVERS: Final = {
         "2",
         "--log-level",
         "warning",
-        "server_support:wsgi",
+        "tests.support.webhook_servers:wsgi",
     ],
     "gunicorn-threads": [
         *("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--log-level", "warning"),
-        *("--worker-class", "gthread", "--threads", "4", "--preload", "server_support:wsgi"),
+        *("--worker-class", "gthread", "--threads", "4", "--preload", "tests.support.webhook_servers:wsgi"),
     ],
 }
 """uvicorn; two preforked processes; two preforked processes of four threads, the application loaded before the fork."""
@@ -102,10 +104,9 @@ class Server:
 def serving(command: list[str], home: Path) -> Iterator[Server]:
     """Run one of `SERVERS`, or another command, on a store in ``home``; when it ends, nothing went wrong in it."""
     log = home / "server.log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [part.format(port=port) for part in command]
-    path = os.pathsep.join([str(home), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(home), str(ROOT)])
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],

@@ -1,8 +1,4 @@
-"""Which render do containers get into trouble with?
-
-One that goes wrong as its parameters say, and leaves marks in a folder for the test to read. It is imported in
-containers.
-"""
+"""A scene that goes wrong as its parameters say. Containers import it."""
 
 from __future__ import annotations
 
@@ -24,22 +20,26 @@ from renderdispatch.protocols import Report
 TROUBLE: Final = "trouble"
 """The name that the scene is registered under."""
 
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _PATIENCE_S: Final = 120.0
 
 
 @frozen
 class Trouble:
-    """Renders nothing, and does what the order's params say.
+    """Draws nothing. The order's parameters say what it does.
 
-    ``folder``: each start adds a line to the file ``renders`` there, each end writes its time to ``ended``. ``hold``: go on when the file ``go`` is there.
-    ``mishap``: "raise", "memory" (allocate beyond a limit) or "killed" (by SIGKILL, as the kernel does when memory is
-    out); ``times``: for the first so many starts alone. ``child``: start a process, in a session of its own, that
-    would sleep on. ``silent``: report no frame. ``size``: of the video, whose bytes differ at each start.
+    - ``folder``: where it leaves marks. Each start adds a line to the file ``renders``; each end writes its time to the
+      file ``ended``.
+    - ``hold``: wait until the folder has a file ``go``.
+    - ``mishap``: "raise", "memory" (allocate beyond a limit) or "killed" (by SIGKILL, as the kernel does when memory
+      runs out). With ``times``, only the first starts do this.
+    - ``child``: start a process in a session of its own, which goes on sleeping.
+    - ``silent``: report no frame while it waits.
+    - ``size``: the size of the video in bytes, which differ at each start.
     """
 
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        """Report a frame every now and then, until the trouble begins."""
+        """Report frames while it waits, then do what the parameters say."""
         params: dict[str, Any] = dict(order.params)
         folder = Path(params["folder"])
         with (folder / "renders").open("a") as marks:
@@ -53,7 +53,7 @@ class Trouble:
             if not params.get("silent"):
                 frame = min(frame + 1, 999)
                 report(frame, 1000)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         if start <= params.get("times", 1000):
             _get_into(params.get("mishap"))
         report(1000, 1000)

@@ -37,6 +37,7 @@ from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing.local_r2 import LocalR2
 from renderdispatch.testing.modal import LoopbackModal
 from renderdispatch.wiring import Settings, from_settings, open_storage
+from tests.support.ports import ReservedPort
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "fastapi_app"
 PATIENCE_S: Final = 60.0
@@ -50,6 +51,9 @@ _POLL_S: Final = 0.02
 
 Answer = dict[str, Any]
 """What a poll answers, as JSON."""
+
+StartChain = Callable[..., "Chain"]
+"""``start_chain(webhook=False, RENDERDISPATCH_LEASE_S="5")``: options of `Chain`, and variables of the application."""
 
 
 class Chain:
@@ -457,32 +461,6 @@ def settings_of(variables: Mapping[str, str]) -> Settings:
     """Return what an application reads in an environment that has these variables."""
     ours = {name.removeprefix(_PREFIX).lower(): value for name, value in variables.items() if name.startswith(_PREFIX)}
     return Settings.model_validate(ours)
-
-
-class ReservedPort:
-    """A port that no other process is given, and on which nobody listens unless the server that it is for does.
-
-    A socket that is bound, and does not listen, holds it; a server that allows itself to use an address again (all that
-    asyncio makes do) still may listen there. Only Linux takes it so: elsewhere the port is free, and hopefully stays it.
-    """
-
-    def __init__(self) -> None:
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", 0))
-        self.number: int = self._held.getsockname()[1]
-        if sys.platform != "linux":
-            self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give it back. A second call does nothing."""
-        self._held.close()
 
 
 def is_loopback(url: str) -> bool:

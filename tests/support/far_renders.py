@@ -16,29 +16,20 @@ from typing import Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from attrs import define, field
-from callback_support import Callback, Request, callback
-from webhook_support import Signed
 
-from renderdispatch.backends.calls import ThreadCalls
+from renderdispatch.backends.executor import Executor, ThreadTask
 from renderdispatch.messages import Completed, EventReply, Failed, RenderEvent, RenderOrder, RenderStats
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, Report
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
 from renderdispatch.runner.webhook import WebhookSender
 from renderdispatch.service import RenderService
-from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing.renderers import FAKE_SCENE, FakeRenderer
 from renderdispatch.web.webhook import wsgi_app
+from tests.support.callbacks import Callback, Request, callback
+from tests.support.webhooks import Signed
 
 QUICK: Final = Pace(progress_s=0.05, heartbeat_s=0.5, check_in_s=0.5, final_s=3.0, backoff_s=0.03, backoff_max_s=0.2)
 TRY_S: Final = 0.5
-
-
-class WorldStorage(MemoryStorage):
-    """A storage that a far backend accepts."""
-
-    @property
-    def locality(self) -> Locality:
-        return Locality.WORLD
 
 
 class WatchedRenderer:
@@ -67,7 +58,7 @@ class FarBackend:
     slots = None
 
     def __init__(self, *, at_once: int = 8, pace: Pace = QUICK, try_s: float = TRY_S, mute: bool = False) -> None:
-        self._calls = ThreadCalls(1000)
+        self._calls = Executor(lambda: 1000)
         self._room = threading.Semaphore(at_once)
         self._pace = pace
         self._try_s = try_s
@@ -93,21 +84,22 @@ class FarBackend:
                 render = InProcessRender({FAKE_SCENE: WatchedRenderer(self.last_seen)})
                 return run_order(order, io=RunnerIO(send=send, render=render, call_id=call.id, pace=self._pace))
 
-        return self._calls.start(body, lambda: None)
+        return self._calls.start(ThreadTask(body, lambda: None))
 
     def poll(self, call: BackendCall) -> CallState:
-        state = self._calls.poll(call)
+        state = self._calls.poll(call) or CallState(status=CallStatus.MISSING)
         return CallState(status=CallStatus.RUNNING) if self._mute else state
 
     def computes(self, call_id: str) -> bool:
         """Say whether a call runs, whatever `poll` says."""
-        return self._calls.poll(BackendCall(call_id)).status is CallStatus.RUNNING
+        state = self._calls.poll(BackendCall(call_id))
+        return state is not None and state.status is CallStatus.RUNNING
 
     def cancel(self, call: BackendCall) -> None:
         """Lose the cancel on its way."""
 
     def close(self) -> None:
-        self._calls.close()
+        self._calls.stop()
 
 
 # --- the service's server -------------------------------------------------------------------------
@@ -134,12 +126,6 @@ def receiving(service: RenderService, port: int = 0) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -5,17 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from renderdispatch.plumbing.net import Wire
-
-
-class _Stream:
-    """A connection as httpcore hands it to its trace extension."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._connected = connected
-
-    def get_extra_info(self, _name: str) -> socket.socket:
-        return self._connected
+from renderdispatch.plumbing.connector import Connection, Exchange
 
 
 def test_a_cut_takes_nothing_off_the_encryption() -> None:
@@ -23,8 +13,8 @@ def test_a_cut_takes_nothing_off_the_encryption() -> None:
     here, there = socket.socketpair()
     context = ssl.create_default_context()
     with there, context.wrap_socket(here, server_hostname="peer", do_handshake_on_connect=False) as encrypted:
-        wire = Wire()
-        wire.watch("connection.start_tls.complete", {"return_value": _Stream(encrypted)})
-        wire.cut()
+        exchange = Exchange()
+        exchange.begin(Connection(encrypted, exchange).shut_down)
+        exchange.cut()
         assert there.recv(1) == b""
         assert encrypted._sslobj is not None  # type: ignore[attr-defined]

@@ -17,11 +17,11 @@ import av
 import httpx
 import numpy as np
 from attrs import frozen
-from chain import Answer, Chain, is_loopback
 
 from renderdispatch.messages import Completed, Failed, Limits
 from renderdispatch.testing import eventually
 from renderdispatch.webhooks import AttemptKeys, EventId, WebhookVerifier
+from tests.support.chain import Answer, Chain, is_loopback
 
 DISPATCH_STAGES: Final[Mapping[str, float]] = {
     "resolving-audio": 10,

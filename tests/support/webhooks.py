@@ -24,7 +24,7 @@ from renderdispatch.messages import (
 )
 from renderdispatch.protocols import JobStore
 from renderdispatch.testing import make_artifact, make_job
-from renderdispatch.webhooks import EventId, WebhookSigner, derive_key
+from renderdispatch.webhooks import AttemptKeys, EventId, WebhookSigner
 
 SECRET: Final = "whsec_b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQgb2xkIG9sZCE="
 NEW_SECRET: Final = "whsec_bmV3IG5ldyBuZXcgbmV3IG5ldyBuZXcgbmV3IG5ldyE="
@@ -62,7 +62,7 @@ class Run:
     def sign_body(self, body: bytes, *, event_id: str | None = None, now: datetime | None = None) -> Signed:
         """Sign any body."""
         message_id = str(EventId(self.job_id, self.attempt, event_id or uuid.uuid4().hex))
-        signer = WebhookSigner(derive_key(self.secret, job_id=self.job_id, attempt=self.attempt))
+        signer = WebhookSigner(AttemptKeys(self.secret).secret(job_id=self.job_id, attempt=self.attempt))
         headers = signer.sign(message_id, body, now=now or datetime.now(UTC))
         return {**headers, "content-type": "application/json"}, body
 

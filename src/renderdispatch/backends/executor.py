@@ -1,0 +1,286 @@
+"""Which orders run here, which wait for a slot, and how did the last ones end?
+
+An `Executor` starts tasks, as many at once as there are slots, and lets some more wait in a queue, first come first
+served. Whatever a task computes with is its own business: a thread (`ThreadTask`), or another backend
+(`renderdispatch.backends.waiting`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from attrs import define, field
+
+from renderdispatch.errors import BackendError
+from renderdispatch.messages import Completed, Failed, FaultDomain, JobError
+from renderdispatch.plumbing.per_process import PerProcess
+from renderdispatch.protocols import BackendCall, CallState, CallStatus
+
+_log: Final = logging.getLogger("renderdispatch.backends")
+
+_CHECK_S: Final = 0.2
+_CLOSE_S: Final = 10.0
+_REMEMBERED: Final = 1000
+"""How many ended calls are kept, so that a poll still finds their outcome."""
+
+
+class Task(Protocol):
+    """One order, as the executor sees it."""
+
+    def begin(self, queued_as: BackendCall | None) -> BackendCall:
+        """Start it, without waiting for its end, and return the call that `poll` of the executor shall know.
+
+        Args:
+            queued_as: The call under which it was queued, which stays its call; None: it was not queued.
+
+        Raises:
+            BackendError: It cannot be started. With the code ``backend.busy``, a queued task goes on waiting.
+        """
+
+    def poll(self) -> CallState:
+        """Return the state of the call; only called after `begin`."""
+
+    def stop(self) -> None:
+        """Make it end soon; only called after `begin`, perhaps twice, by any thread."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its end."""
+
+    def give_up(self, error: JobError) -> CallState:
+        """Report that a queued task ends without having begun, and return how it ended. It must not block."""
+
+
+class ThreadTask:
+    """A task that runs in a thread of its own.
+
+    Args:
+        body: Computes, and returns the outcome.
+        stop: Makes ``body`` end soon; may be called at any time, by any thread.
+    """
+
+    def __init__(self, body: Callable[[BackendCall], Completed | Failed], stop: Callable[[], None]) -> None:
+        self._body = body
+        self._stop = stop
+        self._state = CallState(status=CallStatus.RUNNING)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, queued_as: BackendCall | None) -> BackendCall:
+        """Start the thread."""
+        call = queued_as or BackendCall(uuid.uuid4().hex)
+        name = f"renderdispatch-call-{call.id[:8]}"
+        self._thread = threading.Thread(target=self._run, args=(call,), name=name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the process has as many threads as it may
+            raise BackendError(f"the call cannot be started: {error}", retryable=True) from error
+        return call
+
+    def poll(self) -> CallState:
+        """Return whether the thread runs, or how it ended."""
+        return self._state
+
+    def stop(self) -> None:
+        """Tell the body to end soon."""
+        if self._state.status is CallStatus.RUNNING:
+            self._stop()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the thread; return at once in the thread itself."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def give_up(self, error: JobError) -> CallState:
+        """Return a state without an outcome."""
+        return CallState(status=CallStatus.ENDED, error=error)
+
+    def _run(self, call: BackendCall) -> None:
+        outcome = None
+        try:
+            outcome = self._body(call)
+        except Exception:  # noqa: BLE001 - logged
+            _log.exception("call %s ended without an outcome", call.id)
+        finally:
+            self._state = CallState(status=CallStatus.ENDED, outcome=outcome)
+
+
+@define(eq=False)
+class _Entry:
+    task: Task
+    call: BackendCall | None = None
+    begun: bool = False
+    unwanted: bool = False
+    ended: CallState | None = None
+    """How it ended, for a task that never began."""
+
+
+@define(eq=False)
+class _State:
+    """What one process knows: the parent's calls are not the child's after a fork."""
+
+    lock: threading.Lock = field(factory=threading.Lock)
+    entries: dict[str, _Entry] = field(factory=dict)
+    running: list[_Entry] = field(factory=list)
+    queue: deque[_Entry] = field(factory=deque)
+    feeder: threading.Thread | None = None
+    wake: threading.Event = field(factory=threading.Event)
+
+
+class Executor:
+    """Runs tasks in a number of slots. Safe to share between threads, and across forks.
+
+    Args:
+        slots: Tasks at once; None: no limit, so that none ever waits.
+        room: Tasks that may wait for a slot.
+    """
+
+    def __init__(self, slots: Callable[[], int | None], *, room: int = 0) -> None:
+        self._slots = slots
+        self._room = room
+        self._closed = False
+        self._here: PerProcess[_State] = PerProcess(_State)
+
+    def start(self, task: Task) -> BackendCall:
+        """Begin a task, or let it wait for a slot.
+
+        Raises:
+            BackendError: The executor is full or closed, or the task cannot begin.
+        """
+        here = self._here.get()
+        with here.lock:
+            if self._closed:
+                raise BackendError("the backend is closed", retryable=True, code="backend.closed")
+            self._advance(here)
+            if not here.queue and self._has_slot(here):
+                return self._begin(here, _Entry(task))
+            if len(here.queue) >= self._room:
+                full = f"{self._room} orders wait already" if self._room else f"all {self._slots()} slots are taken"
+                raise BackendError(full, retryable=True, code="backend.busy")
+            self._ensure_feeder(here)
+            entry = _Entry(task, BackendCall(uuid.uuid4().hex))
+            here.queue.append(entry)
+            return self._remember(here, entry)
+
+    def poll(self, call: BackendCall) -> CallState | None:
+        """Return how the call stands; None where it is not known here, or no longer."""
+        entry = self._here.get().entries.get(call.id)
+        if entry is None:
+            return None
+        if entry.ended is not None:
+            return entry.ended
+        return entry.task.poll() if entry.begun else CallState(status=CallStatus.RUNNING)
+
+    def cancel(self, call: BackendCall) -> bool:
+        """Have the call end soon; return whether it is known here. A second call does no harm."""
+        here = self._here.get()
+        with here.lock:
+            entry = here.entries.get(call.id)
+            if entry is None:
+                return False
+            if not entry.begun:
+                entry.unwanted = True
+                here.wake.set()
+                return True
+        entry.task.stop()
+        return True
+
+    def close(self) -> None:
+        """Refuse new tasks and end those that wait. A second call does nothing."""
+        here = self._here.get()
+        with here.lock:
+            self._closed = True
+            for entry in here.queue:
+                entry.unwanted = True
+            feeder = here.feeder
+            here.wake.set()
+        if feeder is not None and feeder is not threading.current_thread():
+            feeder.join(_CLOSE_S)
+
+    def stop(self) -> None:
+        """Close, stop every task that runs, and wait for their ends."""
+        self.close()
+        here = self._here.get()
+        with here.lock:
+            running = [entry.task for entry in here.running if self._runs(entry)]
+        for task in running:
+            task.stop()
+        for task in running:
+            task.join(_CLOSE_S)
+
+    # --- with the lock held ---------------------------------------------------------------------------
+
+    def _begin(self, here: _State, entry: _Entry) -> BackendCall:
+        entry.call = entry.task.begin(entry.call)
+        entry.begun = True
+        here.running.append(entry)
+        return self._remember(here, entry)
+
+    def _remember(self, here: _State, entry: _Entry) -> BackendCall:
+        assert entry.call is not None
+        here.entries[entry.call.id] = entry
+        if len(here.entries) > _REMEMBERED:
+            ended = [key for key, known in here.entries.items() if self._has_ended(here, known)]
+            for key in ended[: max(0, len(ended) - _REMEMBERED)]:
+                del here.entries[key]
+        return entry.call
+
+    def _ensure_feeder(self, here: _State) -> None:
+        if here.feeder is None:
+            feeder = threading.Thread(target=self._feed, args=(here,), name="renderdispatch-queue", daemon=True)
+            try:
+                feeder.start()
+            except RuntimeError as error:  # the process has as many threads as it may
+                raise BackendError(f"the order cannot wait here: {error}", retryable=True) from error
+            here.feeder = feeder
+
+    def _has_ended(self, here: _State, entry: _Entry) -> bool:
+        return entry.ended is not None or (entry.begun and entry not in here.running)
+
+    def _has_slot(self, here: _State) -> bool:
+        slots = self._slots()
+        if slots is None:
+            here.running.clear()
+            return True
+        here.running = [entry for entry in here.running if self._runs(entry)]
+        return len(here.running) < slots
+
+    def _runs(self, entry: _Entry) -> bool:
+        try:
+            return entry.task.poll().status is CallStatus.RUNNING
+        except BackendError:  # it does not say: its slot is not given away
+            return True
+
+    def _advance(self, here: _State) -> None:
+        """Start queued tasks while slots are free; drop cancelled ones."""
+        for entry in [entry for entry in here.queue if entry.unwanted]:
+            here.queue.remove(entry)
+            self._give_up(entry, "render.stopped", "cancelled")
+        while here.queue and self._has_slot(here):
+            entry = here.queue[0]
+            try:
+                self._begin(here, entry)
+            except BackendError as error:
+                if error.code == "backend.busy":
+                    return
+                self._give_up(entry, error.code, str(error))
+            except Exception as error:  # noqa: BLE001 - the tasks behind it in the queue still get their turn
+                _log.exception("a queued call could not be started")
+                self._give_up(entry, "backend.error", f"it could not be started: {type(error).__name__}")
+            here.queue.popleft()
+
+    def _give_up(self, entry: _Entry, code: str, message: str) -> None:
+        entry.ended = entry.task.give_up(JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE))
+
+    def _feed(self, here: _State) -> None:
+        while True:
+            here.wake.clear()
+            with here.lock:
+                self._advance(here)
+                if not here.queue:
+                    here.feeder = None
+                    return
+            here.wake.wait(_CHECK_S)

@@ -1,0 +1,292 @@
+"""How does a song get into storage?
+
+At submit, `examine` checks what an application hands in, and refuses what can never be used. Bytes and streams are
+stored then. Files that a worker of this machine can read, and URLs, are left to a dispatcher: `check_source` finds out
+whether they are still what was submitted, and `bring` stores them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import stat
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Final, assert_never
+
+from attrs import define, frozen
+from pydantic import SecretStr
+
+from renderdispatch.engine import layout
+from renderdispatch.engine.intake import is_text
+from renderdispatch.engine.parts import Parts
+from renderdispatch.errors import AudioError, InvalidRequestError, ObjectNotFoundError, RenderDispatchError
+from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
+from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
+
+AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
+
+_CHUNK_BYTES: Final = 1 << 20
+_WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
+_NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
+
+
+# --- at submit ------------------------------------------------------------------------------------
+
+
+@frozen
+class InPlace:
+    """A file for a worker of this machine, a stored object or a URL: nothing needs to be moved now."""
+
+    audio: Audio
+
+    def describe(self) -> Audio:
+        """Return what the record would hold, without storing anything."""
+        return self.audio
+
+    def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
+        """See that a worker can read the audio; return what the record holds."""
+        return self.audio
+
+    def discard(self) -> None:
+        """Remove what `store` stored: nothing."""
+
+
+@define
+class Streamed:
+    """Audio that is streamed into storage, and hashed on the way. The source is read once.
+
+    Args:
+        name: The file's name, for its extension.
+    """
+
+    storage: StorageAdapter
+    source: Path | bytes | IO[bytes]
+    name: str
+    _key: str | None = None
+
+    def describe(self) -> StoredAudio:
+        """Read the source for its size and hash."""
+        counted = _Counted(self.source)
+        for _ in counted:
+            pass
+        return counted.stored("")
+
+    def store(self, prefix: str) -> StoredAudio:
+        """Store the source under the prefix of the job's objects; return what the record holds."""
+        key = layout.audio_key(prefix, "audio", self.name)
+        counted = _Counted(self.source)
+        self.storage.put(key, counted)
+        self._key = key
+        if counted.size == 0:
+            self.discard()
+            raise InvalidRequestError("the audio is empty", code="audio.empty")
+        return counted.stored(key)
+
+    def discard(self) -> None:
+        """Remove what `store` stored, if anything."""
+        if self._key is not None:
+            self.storage.delete(self._key)
+
+
+class _Counted:
+    """The chunks of a source, counted and hashed as they pass."""
+
+    def __init__(self, source: Path | bytes | IO[bytes]) -> None:
+        self._source = source
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        with contextlib.ExitStack() as stack:
+            match self._source:
+                case bytes():
+                    file: IO[bytes] = io.BytesIO(self._source)
+                case Path():
+                    file = stack.enter_context(self._source.open("rb"))
+                case _:
+                    file = self._source
+            for chunk in _chunks(file):
+                if not isinstance(chunk, bytes):
+                    raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
+                self._sha256.update(chunk)
+                self.size += len(chunk)
+                yield chunk
+
+    def stored(self, key: str) -> StoredAudio:
+        return StoredAudio(key=key, size=self.size, sha256=self._sha256.hexdigest())
+
+
+def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | Streamed:
+    """Check what an application handed in as audio, and refuse what can never be used.
+
+    Args:
+        audio: What was handed in. With a worker in this process, files are left for it to read.
+        parts: The service's parts.
+        tenant: Whose stored objects may be named.
+
+    Raises:
+        InvalidRequestError: It is not audio, does not exist, is empty, or belongs to another tenant.
+    """
+    match audio:
+        case Path():
+            found = _examine_file(audio, parts.machine)
+            # a record is UTF-8, and a file's name may be no text: then the file is read now, as where no worker runs
+            in_place = parts.worker and is_text(found.path)
+            return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
+        case bytes():
+            if not audio:
+                raise InvalidRequestError("the audio is empty", code="audio.empty")
+            return Streamed(parts.storage, audio, "")
+        case StorageKey():
+            return InPlace(_examine_object(audio.key, parts, tenant))
+        case AudioUrl():
+            return InPlace(_examine_url(audio.url, parts.fetcher))
+        case str():
+            raise InvalidRequestError(f"a bare string is no audio: {_WANTED}", code="audio.invalid")
+        case io.TextIOBase():
+            raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
+        case _ if hasattr(audio, "read"):
+            name = getattr(audio, "name", "")
+            return Streamed(parts.storage, audio, name if isinstance(name, str) else "")
+    raise InvalidRequestError(f"a {type(audio).__name__} is no audio: {_WANTED}", code="audio.invalid")
+
+
+def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
+    if not layout.may_read(tenant, key):
+        raise InvalidRequestError("this storage key is not yours", code="audio.denied")
+    age = layout.upload_age(key, parts.store.now()) if key.startswith(layout.UPLOADS) else None
+    if age is not None and age >= timedelta(days=layout.UPLOAD_DAYS):
+        raise InvalidRequestError("this upload is too old to be used: upload it again", code="audio.expired")
+    try:
+        return StoredAudio(key=key, size=parts.storage.stat(key).size)
+    except ObjectNotFoundError:
+        raise InvalidRequestError(f"nothing is stored under {key[:200]!r}", code="audio.missing") from None
+
+
+def _examine_url(url: object, fetcher: AudioFetcher | None) -> RemoteAudio:
+    if fetcher is None:
+        message = "audio by URL needs RenderService(fetcher=GuardedFetcher()); or download it and submit the file"
+        raise InvalidRequestError(message, code="audio.url-unsupported")
+    if not isinstance(url, str) or not url.startswith(("https://", "http://")) or not url.isprintable():
+        raise InvalidRequestError("an AudioUrl holds an https URL", code="audio.url-refused")
+    if isinstance(fetcher, SupportsUrlCheck):
+        fetcher.check(url)
+    return RemoteAudio(url=SecretStr(url))
+
+
+def _examine_file(path: Path, machine: str) -> LocalAudio:
+    try:
+        path = path.absolute()
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InvalidRequestError(f"{path} is a directory, not an audio file", code="audio.directory")
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidRequestError(f"{path} is not a regular file", code="audio.invalid")
+        if found.st_size == 0:
+            raise InvalidRequestError(f"{path} is empty", code="audio.empty")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise InvalidRequestError(f"{path} does not exist", code="audio.missing") from None
+    except PermissionError:
+        raise InvalidRequestError(f"{path} may not be read by this user", code="audio.denied") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise InvalidRequestError(f"{str(path)[:200]!r} cannot be read: {error}", code="audio.invalid") from None
+    return LocalAudio(path=str(path), machine=machine, size=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+# --- at dispatch ----------------------------------------------------------------------------------
+
+
+def check_source(source: Audio, parts: Parts) -> None:
+    """Check that a job's audio is still what was submitted, as far as that can be known before it is read.
+
+    Raises:
+        AudioError: ``audio.missing`` or ``audio.changed``.
+        InvalidRequestError: It is to be fetched, and there is no fetcher.
+    """
+    match source:
+        case StoredAudio():
+            try:
+                found = parts.storage.stat(source.key)
+            except ObjectNotFoundError:
+                raise AudioError("the audio is not in storage any more", code="audio.missing") from None
+            if found.size != source.size:
+                raise AudioError("the audio in storage has changed since submit", code="audio.changed")
+        case LocalAudio():
+            _check_file(source)
+        case RemoteAudio():
+            if parts.fetcher is None:
+                raise InvalidRequestError(_NO_FETCHER, code="audio.no-fetcher")
+        case _:
+            assert_never(source)
+
+
+def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Callable[[], None]) -> StoredAudio:
+    """See that a job's audio is in storage, and return where.
+
+    Args:
+        source: What the record holds, as `check_source` found it.
+        parts: The service's parts.
+        key: Returns the key of the stored copy, from the file's name.
+        check: Called at each chunk; raises when the audio is needed no longer.
+
+    Raises:
+        AudioError: A file changed, vanished or may not be read.
+        InvalidRequestError: A URL is not allowed.
+    """
+    match source:
+        case StoredAudio():
+            return source
+        case LocalAudio():
+            path = Path(source.path)
+            try:
+                with path.open("rb") as file:
+                    stored = _put(parts.storage, key(path.name), _chunks(file), check)
+            except FileNotFoundError:
+                raise _vanished(path) from None
+            except PermissionError as error:
+                if isinstance(error, RenderDispatchError):
+                    raise
+                raise AudioError(f"{path.name} may not be read", code="audio.denied") from None
+            _check_file(source)
+            return stored
+        case RemoteAudio():
+            assert parts.fetcher is not None
+            with parts.fetcher.fetch(source.url.get_secret_value()) as fetched:
+                return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, check)
+        case _:
+            assert_never(source)
+
+
+def _put(storage: StorageAdapter, key: str, chunks: Iterator[bytes], check: Callable[[], None]) -> StoredAudio:
+    def checked() -> Iterator[bytes]:
+        for chunk in chunks:
+            check()
+            yield chunk
+
+    return StoredAudio(key=key, size=storage.put(key, checked()).size)
+
+
+def _check_file(audio: LocalAudio) -> None:
+    path = Path(audio.path)
+    try:
+        found = path.stat()
+    except OSError:
+        raise _vanished(path) from None
+    if (found.st_size, found.st_mtime_ns) != (audio.size, audio.mtime_ns):
+        raise AudioError(f"{path.name} changed since submit; submit it again", code="audio.changed")
+
+
+def _vanished(path: Path) -> AudioError:
+    return AudioError(f"{path.name} vanished since submit", code="audio.changed")
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,127 @@
+"""What do ended attempts and unused uploads leave behind, and when may it go?
+
+`CleanUps` stops the calls of ended attempts and removes their objects, once nothing can write them any more.
+`UploadSweep` deletes the uploads of clients that no job can need any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Final
+
+from attrs import define, frozen
+
+from renderdispatch.engine import layout
+from renderdispatch.engine.commit import commit
+from renderdispatch.engine.events import AudioDropped, CleanedUp
+from renderdispatch.engine.rules import CLOCK_SLACK
+from renderdispatch.errors import StorageError
+from renderdispatch.jobs import Attempt, CleanUp, Job
+from renderdispatch.protocols import BackendCall, CallStatus, JobStore, RenderBackend, StorageAdapter, SupportsFind
+
+_log: Final = logging.getLogger("renderdispatch.engine.reconcile")
+
+SILENCE: Final = timedelta(minutes=2)
+"""How long the newest run of a call that has already ended may show no progress, for nobody would start it again; and
+how long other runs of an attempt are given to hear that it has ended."""
+
+_URLS_EXPIRED: Final = 11 * CLOCK_SLACK
+"""How long after a job's deadline its order's URLs are surely dead: they outlive it by 10 minutes."""
+
+_SWEEP_S: Final = 3600.0
+_SWEPT_AT_ONCE: Final = 200
+_UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + _URLS_EXPIRED
+"""An upload is submitted within its days, and a job ends within six days."""
+
+
+def find_call(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
+    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
+
+    Raises:
+        BackendError: The backend was asked, and is away.
+    """
+    if attempt.call_id is not None:
+        return BackendCall(attempt.call_id), False
+    if not isinstance(backend, SupportsFind):
+        return None, False
+    call = backend.find(job_id=job_id, token=attempt.token)
+    return call, call is None
+
+
+@frozen
+class CleanUps:
+    """Clears up what ended attempts left."""
+
+    store: JobStore
+    storage: StorageAdapter
+    backends: Mapping[str, RenderBackend]
+
+    def clean_up(self, job: Job) -> Job:
+        """Stop the calls of ended attempts, remove their objects, and the stored copy of a local file."""
+        for attempt in job.attempts:
+            if attempt.clean_up is CleanUp.OWED and self._is_stopped(job, attempt):
+                self.storage.delete_prefix(layout.attempt_prefix(layout.prefix_of(job), attempt.token))
+                job = commit(self.store, job, CleanedUp(token=attempt.token)).job
+        if job.audio_clean_up is CleanUp.OWED:
+            if job.audio is not None:
+                self.storage.delete(job.audio.key)
+            job = commit(self.store, job, AudioDropped()).job
+        return job
+
+    def _is_stopped(self, job: Job, attempt: Attempt) -> bool:
+        """Return whether nothing of an ended attempt can compute or write any more; tell it to stop if it can."""
+        assert attempt.ended_at is not None
+        # Only one run is known to have stopped. Another run of the same input learns this at its next report.
+        heard = len(attempt.runs) < 2 or self.store.now() > attempt.ended_at + SILENCE
+        if attempt.local or (attempt.stopped and heard):  # local computing ended with its holder, at the latest
+            return True
+        backend = self.backends.get(attempt.backend)
+        call, missing = find_call(backend, job.id, attempt)
+        if missing:
+            return True
+        if call is not None and backend is not None:
+            backend.cancel(call)
+            if backend.poll(call).status is not CallStatus.RUNNING:
+                return heard
+        # Out of reach: the order's own URLs end with the job's deadline.
+        return self.store.now() > job.finish_by + _URLS_EXPIRED
+
+
+@define
+class UploadSweep:
+    """Deletes uploads that are too old for any job to need them, at most once an hour while there are few.
+
+    Their keys hold their age and sort by it, so no upload is opened, and no younger one is listed.
+
+    Args:
+        next_s: When the next sweep is due, on the clock that `sweep` is given.
+    """
+
+    storage: StorageAdapter
+    next_s: float
+
+    def sweep(self, now: datetime, monotonic_s: float) -> None:
+        """Delete old uploads, if a sweep is due."""
+        if monotonic_s < self.next_s:
+            return
+        self.next_s = monotonic_s + _SWEEP_S
+        try:
+            old = list(islice(self._old(now), _SWEPT_AT_ONCE))
+            for key in old:
+                self.storage.delete(key)
+        except StorageError as error:
+            _log.warning("old uploads: the sweep is repeated later: %s", error)
+            return
+        if len(old) == _SWEPT_AT_ONCE:  # more are waiting: let jobs go first
+            self.next_s = monotonic_s
+
+    def _old(self, now: datetime) -> Iterator[str]:
+        for info in self.storage.list(layout.UPLOADS):
+            age = layout.upload_age(info.key, now)
+            if age is not None and age <= _UPLOADS_KEPT:
+                return
+            if age is not None:
+                yield info.key

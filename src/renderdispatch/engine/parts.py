@@ -1,0 +1,106 @@
+"""What is a service put together from?
+
+The store, the storage, the backends and the settings, as one value that everything in the engine is built from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from attrs import field, frozen
+
+from renderdispatch.errors import ConfigurationError
+from renderdispatch.messages import Callback, RenderRequest
+from renderdispatch.protocols import (
+    AudioFetcher,
+    JobStore,
+    Locality,
+    RenderBackend,
+    StorageAdapter,
+    SupportsWebhook,
+)
+from renderdispatch.webhooks import AttemptKeys
+
+Route = Callable[[RenderRequest], str]
+"""Chooses a backend by name for a request that names none."""
+
+
+class Closable(Protocol):
+    """Something that can be closed."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+def machine_id() -> str:
+    """Return an id of this machine, the same for every process and every start of it."""
+    seed = platform.node()  # containers share their image's id, and may share an address with those of other hosts
+    for source in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with contextlib.suppress(OSError):
+            seed += Path(source).read_text("ascii")
+            break
+    else:
+        address = uuid.getnode()
+        if not address >> 40 & 1:  # else it is random, another one in each process (RFC 9562)
+            seed = f"{address:x}" if sys.platform == "darwin" else f"{seed}{address:x}"  # macOS: names follow networks
+    return hashlib.sha256(b"renderdispatch" + seed.encode()).hexdigest()[:16]
+
+
+@frozen(kw_only=True)
+class Parts:
+    """What a service is put together from; `RenderService` says what each part is.
+
+    Raises:
+        ConfigurationError: The parts do not fit together.
+    """
+
+    store: JobStore
+    storage: StorageAdapter
+    backends: Mapping[str, RenderBackend]
+    route: Route | None = None
+    fetcher: AudioFetcher | None = None
+    worker: bool = True
+    lease: timedelta = timedelta(seconds=30)
+    machine: str = field(factory=machine_id)
+    keys: AttemptKeys | None = None
+    webhook_url: str | None = None
+    owned: tuple[Closable, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if not self.backends:
+            raise ConfigurationError("a service needs at least one backend")
+        if self.lease < timedelta(seconds=1):
+            raise ConfigurationError("a lease is at least one second")
+        for name, backend in self.backends.items():
+            if self.storage.locality < backend.locality:
+                message = (
+                    f"backend {name!r} ({type(backend).__name__}) renders out of reach of "
+                    f"{type(self.storage).__name__}'s URLs: FsspecStorage reaches this machine's processes, R2Storage "
+                    "the world (RENDERDISPATCH_STORAGE=r2://bucket), and a folder with signed URLs "
+                    "(RENDERDISPATCH_OBJECTS_URL) as far as their host"
+                )
+                raise ConfigurationError(message)
+        if self.webhook_url is None:
+            if any(b.reports_by_webhook for b in self.backends.values() if isinstance(b, SupportsWebhook)):
+                raise ConfigurationError("a backend that reports by webhook needs webhook_url and secrets")
+        elif not self.webhook_url.startswith(("https://", "http://")):
+            raise ConfigurationError("webhook_url is an http or https URL")
+        elif self.keys is None:
+            raise ConfigurationError("webhook_url needs secrets: without one anybody could report anything")
+
+    def callback(self, job_id: str, attempt: int, backend: RenderBackend) -> Callback | None:
+        """Return where a run of this attempt reports, and the key that it signs with; None where it does not."""
+        reports = backend.reports_by_webhook if isinstance(backend, SupportsWebhook) else None
+        if reports is None:
+            reports = backend.locality is Locality.WORLD
+        if self.webhook_url is None or self.keys is None or not reports:
+            return None
+        return Callback(url=self.webhook_url, key=self.keys.secret(job_id=job_id, attempt=attempt))

@@ -1,0 +1,192 @@
+"""How does a claimed attempt get to its backend?
+
+Find the audio, bring it to storage, sign URLs, commit the intent, call the backend: each step is committed before the
+next one. After a crash between any two of them, another dispatcher takes the job up when the lease lapses.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+from attrs import frozen
+
+from renderdispatch.engine import layout
+from renderdispatch.engine.audio import bring, check_source
+from renderdispatch.engine.commit import commit_patiently
+from renderdispatch.engine.events import (
+    AttemptFailed,
+    AudioStored,
+    CancelConfirmed,
+    Dispatched,
+    DispatchIntended,
+    JobEvent,
+    StageEntered,
+)
+from renderdispatch.engine.inbox import Inbox
+from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
+from renderdispatch.engine.orders import make_order
+from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.transitions import Decision, Verdict
+from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
+from renderdispatch.jobs import Job
+from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
+from renderdispatch.plumbing.failures import job_error
+from renderdispatch.plumbing.stop import Stop
+from renderdispatch.protocols import Locality, RenderBackend
+
+_log: Final = logging.getLogger("renderdispatch.engine.dispatch")
+
+
+@frozen(eq=False)
+class Preparation:
+    """Takes one claimed attempt to its backend.
+
+    Args:
+        job: The job, just claimed.
+        held: Its attempt, as this process holds it.
+        closing: Requested when the worker closes. An attempt that is given up for that stays held, to be handed back.
+    """
+
+    _parts: Parts
+    _keeper: LeaseKeeper
+    _inbox: Inbox
+    _job: Job
+    _held: Held
+    _closing: Stop
+
+    @property
+    def _backend(self) -> RenderBackend:
+        return self._parts.backends[self._held.backend]
+
+    def run(self) -> None:
+        """Prepare and start the attempt; whatever goes wrong becomes the attempt's error."""
+        job_id, token = self._job.id, self._held.token
+        try:
+            with self._held.stop:
+                order = self._order(self._bring_audio())
+                self._advance(
+                    DispatchIntended(
+                        token=token,
+                        video_key=order.video.key,
+                        result_key=order.result.key,
+                        start_by=order.start_by,
+                    )
+                )
+            self._start(order)
+        except JobNotFoundError:
+            self._keeper.release(token)
+        except GivenUp:
+            self._give_up()
+        except StoreUnavailableError as error:  # the lease lapses, and another dispatcher goes on
+            _log.warning("job %s: the store is away: %s", job_id, error)
+            self._keeper.release(token)
+        except Exception as error:  # noqa: BLE001 - whatever happened, the job must hear of it
+            if not isinstance(error, (RenderDispatchError, OSError)):
+                _log.exception("job %s: could not be dispatched", job_id)
+            self._fail(error)
+        finally:
+            self._held.preparing = False
+
+    # --- the steps
+
+    def _bring_audio(self) -> StoredAudio:
+        """See that the audio is in storage; each stage is shown, also if nothing is left to do."""
+        job, token = self._job, self._held.token
+        source = job.audio or job.request.audio
+        check_source(source, self._parts)
+        self._advance(StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
+        key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
+        audio = bring(source, self._parts, key=key, check=self._held.stop.check)
+        try:
+            self._advance(AudioStored(token=token, audio=audio))
+        except GivenUp:
+            if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
+                self._parts.storage.delete(audio.key)
+            raise
+        self._advance(StageEntered(token=token, stage=Stage.GENERATING_URL))
+        return audio
+
+    def _order(self, audio: StoredAudio) -> RenderOrder:
+        job, backend = self._job, self._backend
+        assert job.attempt is not None
+        return make_order(
+            job,
+            job.attempt,
+            audio,
+            signer=self._parts.storage,
+            now=self._parts.store.now(),
+            callback=self._parts.callback(job.id, job.attempt.number, backend),
+            local=backend.locality < Locality.WORLD,
+        )
+
+    def _start(self, order: RenderOrder) -> None:
+        held, backend = self._held, self._backend
+        try:
+            call = backend.start(order, on_event=self._inbox.on_event)
+        except BackendError as error:
+            if error.outcome_known:
+                raise
+            # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
+            _log.warning("job %s: waiting for a sign of life: %s", held.job_id, error)
+            self._commit(Dispatched(token=held.token, call_id=None))
+            self._keeper.release(held.token)
+            return
+        held.call = call
+        try:
+            decision = self._commit(Dispatched(token=held.token, call_id=call.id))
+        except JobNotFoundError:
+            self._keeper.cancel(held)
+            raise
+        except StoreUnavailableError:
+            if not held.local:  # its check-in brings the call id
+                raise
+            _log.warning("job %s: the store is away; the render goes on", held.job_id)
+            return
+        superseded = decision.verdict is Verdict.SUPERSEDED
+        if superseded or decision.job.stage is Stage.CANCELLING:
+            self._keeper.cancel(held)
+        if backend.locality is Locality.WORLD or decision.job.ended or superseded:
+            self._keeper.release(held.token)
+
+    # --- the ends
+
+    def _give_up(self) -> None:
+        """Confirm a cancel; an attempt that a closing worker gives up stays held, to be handed back."""
+        try:
+            self._commit(CancelConfirmed(token=self._held.token, stopped=True))
+        except (JobNotFoundError, StoreUnavailableError) as error:
+            _log.warning("job %s: its lease will lapse: %s", self._job.id, error)
+        finally:
+            if not self._closing.requested:
+                self._keeper.release(self._held.token)
+
+    def _fail(self, error: Exception) -> None:
+        """Fail the attempt; nothing of it runs, for its start was refused or never came."""
+        described = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
+        try:
+            self._commit(AttemptFailed(token=self._held.token, error=described, stopped=True))
+        except (JobNotFoundError, StoreUnavailableError) as failure:
+            _log.warning("job %s: its failure was not recorded, its lease will lapse: %s", self._job.id, failure)
+        finally:
+            self._keeper.release(self._held.token)
+
+    # --- the record
+
+    def _commit(self, event: JobEvent) -> Decision:
+        patience_s = self._parts.lease.total_seconds()
+        return commit_patiently(self._parts.store, self._held.job_id, event, patience_s=patience_s, stop=self._closing)
+
+    def _advance(self, event: JobEvent) -> None:
+        """Take a step.
+
+        Raises:
+            GivenUp: The attempt is no longer wanted.
+        """
+        self._held.stop.check()
+        decision = self._commit(event)
+        if decision.verdict is Verdict.SUPERSEDED:
+            raise GivenUp("superseded")
+        if decision.job.ended or decision.job.stage is Stage.CANCELLING:
+            raise GivenUp("cancelled")

@@ -1,0 +1,195 @@
+"""How does a request become a job?
+
+Check the request, then the audio; find out whether an idempotency key has its job already; store the audio; record the
+job. Nothing waits for anything to render.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from attrs import frozen
+
+from renderdispatch.engine import layout
+from renderdispatch.engine.audio import AudioSource, Streamed, examine
+from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request
+from renderdispatch.engine.parts import Parts
+from renderdispatch.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobExistsError,
+    JobNotFoundError,
+    ObjectNotFoundError,
+    StoreUnavailableError,
+    UnknownNameError,
+)
+from renderdispatch.jobs import Job
+from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
+from renderdispatch.protocols import SupportsCheck
+
+UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
+"""How long a client has for an upload of its own."""
+
+_NO_AUDIO: Final = StoredAudio(key="", size=0)
+
+
+@frozen
+class Submissions:
+    """Records jobs, for one tenant or for the service without tenants.
+
+    Args:
+        created: Called after a job was recorded.
+    """
+
+    _parts: Parts
+    _tenant: str | None
+    _created: Callable[[], None]
+
+    def submit(
+        self,
+        audio: AudioSource,
+        fields: Mapping[str, Any],
+        *,
+        backend: str | None,
+        priority: int,
+        idempotency_key: str | None,
+    ) -> Job:
+        """Record a job and return it, or the job that this idempotency key has already.
+
+        Args:
+            audio: What the application handed in.
+            fields: The rest of the request.
+            backend: Where to render; None is chosen by the route, else the first backend.
+            priority: Higher goes first.
+            idempotency_key: The same key gives the same job back.
+
+        Raises:
+            InvalidRequestError: The request can never be served; nothing was recorded.
+            IdempotencyConflictError: The key belongs to a job with another request.
+        """
+        priority = check_priority(priority)
+        request = self._routed(read_request({**fields, "audio": _NO_AUDIO, "backend": backend or ""}))
+        job_id = uuid.uuid4().hex if idempotency_key is None else keyed_id(self._tenant, idempotency_key)
+        incoming = examine(audio, self._parts, self._tenant)
+
+        def same(audio: Callable[[], Audio]) -> Job | None:
+            return None if idempotency_key is None else self._same(job_id, request, audio, idempotency_key, not backend)
+
+        if (job := same(incoming.describe)) is not None:
+            return job
+        incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
+        stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
+        try:
+            return self._create(
+                request.model_copy(update={"audio": stored}),
+                id=job_id,
+                incarnation=incarnation,
+                tenant=self._tenant,
+                priority=priority,
+            )
+        except JobExistsError:  # another submit with this key was faster
+            incoming.discard()
+            if (job := same(lambda: stored)) is None:
+                raise
+            return job
+        except BaseException:
+            if self._surely_absent(job_id, incarnation):  # a create whose answer was lost may stand: it needs its audio
+                incoming.discard()
+            raise
+
+    def retry(self, job: Job) -> Job:
+        """Submit a failed or cancelled job again; return the new job.
+
+        Raises:
+            InvalidRequestError: The job did not fail, or its audio is gone.
+        """
+        if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
+            message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be tried again"
+            raise InvalidRequestError(message, code="job.not-retryable")
+        new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
+        request, audio = job.request, job.request.audio
+        passing = (layout.prefix_of(job), layout.UPLOADS)  # what may go before the new job ends
+        if isinstance(audio, StoredAudio) and not audio.key:
+            message = f"the audio of job {job.id} was never stored; submit it again"
+            raise InvalidRequestError(message, code="audio.missing")
+        if isinstance(audio, StoredAudio) and audio.key.startswith(passing):
+            copy = self._copied(audio.key, layout.job_prefix(job.tenant, new_id, incarnation))
+            request = request.model_copy(update={"audio": copy})
+        return self._create(
+            request, id=new_id, incarnation=incarnation, tenant=job.tenant, priority=job.priority, retry_of=job.id
+        )
+
+    def grant_upload(self, *, size: int, content_type: str) -> UploadGrant:
+        """Return a grant for a client's own upload.
+
+        Raises:
+            InvalidRequestError: ``upload.size`` or ``upload.type``.
+        """
+        size, content_type = check_upload(size, content_type)
+        now = self._parts.store.now()
+        key = layout.upload_key(self._tenant, now)
+        put = self._parts.storage.sign_put(key, expires_in=UPLOAD_GRANT_LIFE, content_type=content_type, size=size)
+        return UploadGrant(key=key, put=put, expires_at=now + UPLOAD_GRANT_LIFE)
+
+    def _routed(self, request: RenderRequest) -> RenderRequest:
+        """Return the request with its backend, which finds nothing wrong with it."""
+        parts = self._parts
+        name = request.backend or (parts.route(request) if parts.route is not None else next(iter(parts.backends)))
+        if name not in parts.backends:
+            raise UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")
+        request = request.model_copy(update={"backend": name})
+        if isinstance(backend := parts.backends[name], SupportsCheck):
+            backend.check(request)
+        return request
+
+    def _same(
+        self, job_id: str, request: RenderRequest, audio: Callable[[], Audio], key: str, routed: bool
+    ) -> Job | None:
+        """Return the job that the idempotency key has; None where the key is new (rule J9).
+
+        Raises:
+            IdempotencyConflictError: The job's request is another one.
+        """
+        try:
+            job = self._parts.store.get(job_id)
+        except JobNotFoundError:
+            return None
+        chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
+        if job.fingerprint != fingerprint(request.model_copy(update={"audio": audio(), "backend": chosen})):
+            message = f"idempotency key {key[:40]!r} belongs to job {job.id}, whose request is another one"
+            raise IdempotencyConflictError(message)
+        return job
+
+    def _create(self, request: RenderRequest, **fields: Any) -> Job:
+        now = self._parts.store.now()
+        job = Job(
+            **fields,
+            request=request,
+            fingerprint=fingerprint(request),
+            created_at=now,
+            updated_at=now,
+            finish_by=now + request.limits.total_timeout,
+            ready_at=now,
+        )
+        job = self._parts.store.create(job)
+        self._created()
+        return job
+
+    def _surely_absent(self, job_id: str, incarnation: str) -> bool:
+        try:
+            return self._parts.store.get(job_id).incarnation != incarnation
+        except JobNotFoundError:
+            return True
+        except StoreUnavailableError:
+            return False
+
+    def _copied(self, key: str, prefix: str) -> StoredAudio:
+        storage = self._parts.storage
+        try:
+            with storage.open(key) as source:
+                return Streamed(storage, source, key).store(prefix)
+        except ObjectNotFoundError:
+            raise InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None

@@ -1,0 +1,154 @@
+"""What does a service show of its jobs?
+
+Their records, pages and counts, the answer to a poll, and the finished video. Nothing here changes a job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from attrs import evolve, frozen
+
+from renderdispatch.engine import layout
+from renderdispatch.engine.parts import Parts
+from renderdispatch.errors import (
+    JobCancelledError,
+    JobFailedError,
+    JobNotCompleteError,
+    JobNotFoundError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+)
+from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus, PollError, PollResponse, PollResult, Stage
+from renderdispatch.plumbing.files import write_file
+from renderdispatch.protocols import JobQuery, Page, SupportsCounts
+
+DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
+"""How long a download URL is good for; a new one is signed at each call."""
+
+_CHUNK_BYTES: Final = 1 << 20
+_PAGE: Final = 1000
+
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""What may be a job's id at all: databases stumble over other text that a stranger sends."""
+
+
+@frozen
+class Views:
+    """The jobs of one tenant, or of all.
+
+    Args:
+        tenant: None sees every job.
+    """
+
+    parts: Parts
+    tenant: str | None
+
+    def get(self, job_id: str) -> Job:
+        """Return the job's record. Raises `JobNotFoundError`."""
+        job = self.parts.store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
+        if job is None or (self.tenant is not None and job.tenant != self.tenant):
+            raise JobNotFoundError(f"no job {job_id[:80]!r}")
+        return job
+
+    def page(self, status: JobStatus | Iterable[JobStatus] | None, *, limit: int, cursor: str | None) -> Page[Job]:
+        """Return a page of jobs, newest first."""
+        statuses = None
+        if status is not None:
+            statuses = frozenset([JobStatus(status)] if isinstance(status, str) else map(JobStatus, status))
+        return self.parts.store.query(JobQuery(tenant=self.tenant, statuses=statuses, limit=limit, cursor=cursor))
+
+    def counts(self) -> dict[JobStatus, int]:
+        """Return how many jobs have each status."""
+        store = self.parts.store
+        if isinstance(store, SupportsCounts):
+            return store.counts(tenant=self.tenant)
+        counted = dict.fromkeys(JobStatus, 0)
+        for job in self._all(JobQuery(tenant=self.tenant, limit=_PAGE)):
+            counted[job.status] += 1
+        return counted
+
+    def poll(self, job: Job) -> PollResponse:
+        """Return what a poll endpoint answers for the job."""
+        artifact = job.artifact if job.status is JobStatus.COMPLETE else None
+        result = error = None
+        if artifact is not None:
+            shown = {name: getattr(artifact, name) for name in PollResult.model_fields if name != "video_key"}
+            result = PollResult(video_key=artifact.key, **shown)
+        if job.status is JobStatus.FAILED and job.error is not None:
+            error = PollError(code=job.error.code, message=job.error.message)
+        return PollResponse(
+            job_id=job.id,
+            status=job.status,
+            stage=job.stage,
+            progress=job.progress,
+            attempt=len(job.attempts),
+            queue_position=self._queue_position(job),
+            result=result,
+            error=error,
+            download_url=self._signed(artifact.key) if artifact is not None else None,
+            created_at=job.created_at,
+            updated_at=job.updated_at,
+        )
+
+    def download_url(self, job: Job) -> str:
+        """Return a URL of the finished video. Raises `JobNotCompleteError`."""
+        return self._signed(_video_key(job))
+
+    def open_video(self, job: Job) -> AbstractContextManager[BinaryIO]:
+        """Open the finished video for reading. Raises `JobNotCompleteError`."""
+        return self.parts.storage.open(_video_key(job))
+
+    def save(self, job: Job, target: Path, *, overwrite: bool) -> Path:
+        """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
+        with self.open_video(job) as source:
+            chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
+            try:
+                write_file(target, chunks, key=str(target), only_if_absent=not overwrite)
+            except ObjectExistsError:
+                raise ObjectExistsError(f"{target} exists, and overwrite was not asked") from None
+        return target
+
+    def open_object(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Open one of the tenant's objects for reading. Raises `ObjectNotFoundError`."""
+        if not layout.may_read(self.tenant, key):
+            raise ObjectNotFoundError(f"nothing is stored under {key[:200]!r}")
+        return self.parts.storage.open(key)
+
+    def _signed(self, key: str) -> str:
+        return self.parts.storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE)
+
+    def _queue_position(self, job: Job) -> int | None:
+        """Return 1 for the job that is next."""
+        if job.stage is not Stage.QUEUED or job.ended:
+            return None
+        store = self.parts.store
+        if isinstance(store, SupportsCounts):
+            return store.ahead_of(job) + 1
+        ready = self._all(JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
+        return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
+
+    def _all(self, query: JobQuery) -> Iterator[Job]:
+        while True:
+            page = self.parts.store.query(query)
+            yield from page.items
+            if page.cursor is None:
+                return
+            query = evolve(query, cursor=page.cursor)
+
+
+def _video_key(job: Job) -> str:
+    match job.status:
+        case JobStatus.COMPLETE if job.artifact is not None:
+            return job.artifact.key
+        case JobStatus.FAILED if job.error is not None:
+            raise JobFailedError(f"job {job.id} failed: {job.error.message}", code=job.error.code)
+        case JobStatus.CANCELLED:
+            raise JobCancelledError(f"job {job.id} was cancelled")
+    raise JobNotCompleteError(f"job {job.id} is {job.status} ({job.stage}, {job.progress:g} %)")
