@@ -224,7 +224,7 @@ class LoopbackModal:
         """Return one call.
 
         Raises:
-            LookupError: There is none with this id.
+            LookupError: No call has this id.
         """
         return self._on_loop(lambda: self._find(call_id).describe())
 
@@ -237,7 +237,7 @@ class LoopbackModal:
         """Return a deployed function.
 
         Raises:
-            LookupError: There is none of this name.
+            LookupError: No function has this name.
         """
         for function in self.functions:
             if function.options is None and function.name == name and app in {None, function.app}:
@@ -319,12 +319,12 @@ class LoopbackModal:
         self._on_loop(lambda: self._scheduler.redeliver(self._find(call_id)))
 
     def timeout(self, call_id: str) -> None:
-        """Have this call's input pass its function's timeout, once a container has it."""
+        """Let the function's timeout pass for this call's input, once a container has it."""
         for start in self._running(call_id):
             self._on_loop(lambda start=start: self._scheduler.time_out(start))  # type: ignore[misc]
 
     def lose(self, call_id: str) -> None:
-        """Give a call up, with an internal failure; a container that has its input goes on."""
+        """End a call with an internal failure. A container that has its input goes on."""
         self._on_loop(lambda: self._scheduler.give_up(self._find(call_id), "the input was lost"))
 
     def expire(self, call_id: str) -> None:
@@ -337,7 +337,7 @@ class LoopbackModal:
         """Run a function without arguments, as its schedule would, and wait until it ended.
 
         Raises:
-            LookupError: There is none of this name.
+            LookupError: No function has this name.
             TimeoutError: It did not end for ``timeout`` seconds.
         """
         found = self.function(function, app=app)
