@@ -170,16 +170,11 @@ class Deployment(BaseSettings):
 
 
 def _written(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(int(value))
-        case tuple():
-            return ",".join(value) or _NO_GPU
-        case float():
-            return f"{value:g}"
-    return str(value)
+    if isinstance(value, tuple):
+        return ",".join(value) or _NO_GPU
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def _describe(problem: Mapping[str, Any]) -> str:

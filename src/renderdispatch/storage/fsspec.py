@@ -136,7 +136,7 @@ class _Remote:
     def _write_in_memory(self, key: str, data: bytes, *, if_absent: bool) -> None:
         with _memory_lock, _translated(key):
             if if_absent and self._system.isfile(self._path(key)):
-                raise ObjectExistsError(f"{key!r} is write-once, and an object stands there")
+                raise ObjectExistsError(f"{key!r} is write-once, and the object exists already")
             self._system.pipe_file(self._path(key), data)
 
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:
@@ -174,7 +174,7 @@ class _Remote:
             try:
                 if self._system.isfile(self._path(key)):
                     self._system.rm_file(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):  # somebody was faster
+            except (FileNotFoundError, NotADirectoryError):  # deleted concurrently
                 return
 
     def sign_get(self, key: str, expires_in: timedelta) -> str:

@@ -73,7 +73,7 @@ class MemoryObjects:
         info = ObjectInfo(key=key, size=len(data), etag=etag, modified_at=self._clock())
         with self._lock:
             if if_absent and key in self._objects:
-                raise ObjectExistsError(f"{key!r} is write-once, and an object stands there")
+                raise ObjectExistsError(f"{key!r} is write-once, and the object exists already")
             self._objects[key] = _Object(data, info)
         return info
 
@@ -139,7 +139,7 @@ class MemoryObjects:
         """Return the key and the bounds of a URL that was signed here for ``verb`` and has not expired."""
         unsigned, _, signature = url.rpartition("&signature=")
         if not hmac.compare_digest(self._signature(unsigned).encode(), signature.encode(errors="replace")):
-            raise StorageDeniedError("the signature of a memory: URL does not fit")
+            raise StorageDeniedError("the signature of a memory: URL does not match")
         parts = urlsplit(unsigned)
         bounds = dict(parse_qsl(parts.query))
         if bounds["op"] != verb:
