@@ -91,7 +91,7 @@ class Response:
     def all_headers(self) -> list[tuple[str, str]]:
         """The headers, those that follow from the body included."""
         added = {"content-type": "application/json"} if isinstance(self.body, Mapping) else {}
-        if (content := self.content) is not None and self.status != 304:  # there, it would be the length of a 200
+        if (content := self.content) is not None and self.status not in {204, 304}:  # RFC 9110 8.6
             added["content-length"] = str(len(content))
         return list({**added, **self.headers}.items())
 
