@@ -39,11 +39,10 @@ class Request:
     pairs: tuple[tuple[str, str], ...] = field(repr=False)
     body: Iterator[bytes] = field(repr=False)
     multiprocess: bool = False
-    headers: Mapping[str, str] = field(init=False, repr=False)
-    """The headers by name; values of a repeated header are joined by commas."""
 
-    @headers.default
-    def _join(self) -> dict[str, str]:
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers by name; values of a repeated header are joined by commas."""
         headers: dict[str, str] = {}
         for name, value in self.pairs:
             headers[name] = f"{headers[name]},{value}" if name in headers else value
