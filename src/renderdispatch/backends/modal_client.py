@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from attrs import field, frozen
 
-from renderdispatch.backends.modal_faults import LinkClosed, Says, Unanswered, meaning_of
+from renderdispatch.backends.modal_faults import Evidence, LinkClosed, Unanswered, meaning_of
 
 if TYPE_CHECKING:
     import modal
@@ -127,7 +127,7 @@ class Connection:
             raise ModalTrouble(LinkClosed(), sent=sent) from None
         finally:
             task.cancel()  # not awaited: the client may take its time
-        silent = result.error is not None and meaning_of(result.error).says is Says.SILENCE
+        silent = result.error is not None and meaning_of(result.error).evidence is Evidence.SILENCE
         if proves or silent:
             self._heard_at = None if silent else _now()
         if result.error is not None:

@@ -92,9 +92,7 @@ class ModalLink:
     async def _cancel(self, call_id: str) -> None:
         terminate = self._cancels.are_ignored(call_id)
         await self._ask(
-            call_id,
-            lambda call: call.cancel.aio(terminate_containers=terminate),
-            limit_s=self._connection.request_s,
+            call_id, lambda call: call.cancel.aio(terminate_containers=terminate), limit_s=self._connection.request_s
         )
 
     async def _ask(

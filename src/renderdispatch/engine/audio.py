@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Final, Protocol, assert_never
+from typing import IO, Final, assert_never
 
 from attrs import define, frozen
 from pydantic import SecretStr
@@ -36,23 +36,6 @@ _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 # --- at submit ------------------------------------------------------------------------------------
 
 
-class Incoming(Protocol):
-    """Audio that was examined, and is acceptable so far."""
-
-    def describe(self) -> Audio:
-        """Return what the record would hold, without storing anything."""
-
-    def store(self, prefix: str) -> Audio:
-        """Put the audio where a worker can read it; return what the record holds.
-
-        Args:
-            prefix: Of the job's objects.
-        """
-
-    def discard(self) -> None:
-        """Remove what `store` stored, if anything."""
-
-
 @frozen
 class InPlace:
     """A file for a worker of this machine, a stored object or a URL: nothing needs to be moved now."""
@@ -60,15 +43,15 @@ class InPlace:
     audio: Audio
 
     def describe(self) -> Audio:
-        """Return the audio."""
+        """Return what the record would hold, without storing anything."""
         return self.audio
 
     def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
-        """Return the audio."""
+        """See that a worker can read the audio; return what the record holds."""
         return self.audio
 
     def discard(self) -> None:
-        """Do nothing: nothing was stored."""
+        """Remove what `store` stored: nothing."""
 
 
 @define
@@ -92,7 +75,7 @@ class Streamed:
         return counted.stored("")
 
     def store(self, prefix: str) -> StoredAudio:
-        """Store the source under the prefix."""
+        """Store the source under the prefix of the job's objects; return what the record holds."""
         key = layout.audio_key(prefix, "audio", self.name)
         counted = _Counted(self.source)
         self.storage.put(key, counted)
@@ -103,7 +86,7 @@ class Streamed:
         return counted.stored(key)
 
     def discard(self) -> None:
-        """Remove the stored copy."""
+        """Remove what `store` stored, if anything."""
         if self._key is not None:
             self.storage.delete(self._key)
 
@@ -136,7 +119,7 @@ class _Counted:
         return StoredAudio(key=key, size=self.size, sha256=self._sha256.hexdigest())
 
 
-def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
+def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | Streamed:
     """Check what an application handed in as audio, and refuse what can never be used.
 
     Args:

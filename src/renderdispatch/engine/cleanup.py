@@ -37,6 +37,20 @@ _UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + _URLS_EXPIRED
 """An upload is submitted within its days, and a job ends within six days."""
 
 
+def find_call(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
+    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
+
+    Raises:
+        BackendError: The backend was asked, and is away.
+    """
+    if attempt.call_id is not None:
+        return BackendCall(attempt.call_id), False
+    if not isinstance(backend, SupportsFind):
+        return None, False
+    call = backend.find(job_id=job_id, token=attempt.token)
+    return call, call is None
+
+
 @frozen
 class CleanUps:
     """Clears up what ended attempts left."""
@@ -65,11 +79,9 @@ class CleanUps:
         if attempt.local or (attempt.stopped and heard):  # local computing ended with its holder, at the latest
             return True
         backend = self.backends.get(attempt.backend)
-        call = None if attempt.call_id is None else BackendCall(attempt.call_id)
-        if call is None and isinstance(backend, SupportsFind):
-            call = backend.find(job_id=job.id, token=attempt.token)
-            if call is None:
-                return True
+        call, missing = find_call(backend, job.id, attempt)
+        if missing:
+            return True
         if call is not None and backend is not None:
             backend.cancel(call)
             if backend.poll(call).status is not CallStatus.RUNNING:

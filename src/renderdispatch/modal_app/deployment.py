@@ -16,18 +16,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 
-GPUS: Final = (
-    "T4",
-    "L4",
-    "A10",
-    "L40S",
-    "A100",
-    "A100-80GB",
-    "RTX-PRO-6000",
-    "H100",
-    "H200",
-    "B200",
-)
+GPUS: Final = ("T4", "L4", "A10", "L40S", "A100", "A100-80GB", "RTX-PRO-6000", "H100", "H200", "B200")
 """The GPUs that Modal rents out, cheapest first."""
 
 SUGGESTED_GPUS: Final = ("L4", "A10", "T4")

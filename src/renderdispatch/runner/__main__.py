@@ -17,7 +17,7 @@ import threading
 from io import FileIO, RawIOBase
 from typing import BinaryIO, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
@@ -28,7 +28,7 @@ from renderdispatch.runner.run import RunnerIO, run_order
 
 _REPLY_S: Final = 10.0
 _GONE: Final = EventReply(action=Action.STOP, reason="the service is gone")
-_REPLY: Final[TypeAdapter[EventReply | None]] = TypeAdapter(EventReply | None)
+_REPLY: Final[TypeAdapter[EventReply | None]] = TypeAdapter(EventReply | None, config=ConfigDict(defer_build=True))
 
 
 class _Parent:

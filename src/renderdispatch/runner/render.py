@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from attrs import field, frozen
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
@@ -128,7 +128,7 @@ class _Broke(Message):
 
 
 _ANSWER: Final[TypeAdapter[_Drawn | _Made | _Broke]] = TypeAdapter(
-    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")]
+    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")], config=ConfigDict(defer_build=True)
 )
 
 

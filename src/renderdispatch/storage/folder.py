@@ -30,6 +30,9 @@ _STALE_S: Final = 86400.0
 class Folder:
     """Keeps objects as files below ``root``, which is made by the first write."""
 
+    locality = Locality.MACHINE
+    writes_once = True
+
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - the root itself may be a link
         self._lock = threading.Lock()
@@ -74,14 +77,6 @@ class Folder:
     def where(self) -> str:
         return self.root.as_uri()
 
-    @property
-    def locality(self) -> Locality:
-        return Locality.MACHINE
-
-    @property
-    def writes_once(self) -> bool:
-        return True
-
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
         """Write an object whole, or not at all."""
         path = self.path(key)
@@ -91,13 +86,13 @@ class Folder:
     def open(self, key: str) -> BinaryIO:
         """Open the object for reading."""
         path = self.path(key)
-        self.info(key)  # opening a pipe would wait for its writer
+        self.stat(key)  # opening a pipe would wait for its writer
         try:
             return path.open("rb")
         except OSError as error:
             raise storage_error(error, key) from error
 
-    def info(self, key: str) -> ObjectInfo:
+    def stat(self, key: str) -> ObjectInfo:
         """Return what stands under the key.
 
         There is no etag: a file system keeps none, and to hash the file at each look would read it whole.
@@ -126,7 +121,7 @@ class Folder:
                 yield from self._list_below(Path(entry.path), key, prefix)
             elif key.startswith(prefix):
                 with suppress(ObjectNotFoundError, StorageDeniedError):  # gone meanwhile, or no object
-                    yield self.info(key)
+                    yield self.stat(key)
 
     def delete(self, key: str) -> None:
         """Remove the object, and the folders above it that it leaves empty."""
@@ -150,7 +145,7 @@ class Folder:
         """Return the object's ``file:`` URL."""
         return self.path(key).as_uri()
 
-    def sign_put(self, key: str, size: int | None) -> SignedPut:
+    def sign_put(self, key: str, expires_in: timedelta, size: int | None) -> SignedPut:  # noqa: ARG002 - as of `Objects`
         """Return the ``file:`` URL under which `renderdispatch.plumbing.local_urls` writes the object once."""
         url = self.path(key).as_uri()
         self.prepare()

@@ -30,7 +30,6 @@ from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.net import STALL_S, etag_of
 from renderdispatch.plumbing.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.storage.bodies import Body, body_of, equal_parts, spool
 from renderdispatch.storage.keys import (
     MAX_KEY_BYTES,
     MAX_PUT_BYTES,
@@ -39,7 +38,7 @@ from renderdispatch.storage.keys import (
     check_prefix,
     check_put_size,
 )
-from renderdispatch.storage.sources import chunks_of
+from renderdispatch.storage.sources import Body, body_of, chunks_of, equal_parts, spool
 
 _log: Final = logging.getLogger("renderdispatch.storage")
 
