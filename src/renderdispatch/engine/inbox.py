@@ -41,7 +41,7 @@ MAX_BODY_BYTES: Final = 64 * 1024
 
 _RETRY_AFTER_S: Final = 5
 _JSON: Final = {"content-type": "application/json"}
-_GONE: Final = EventReply(action=Action.STOP, reason="no such job")
+_GONE: Final = EventReply.model_construct(action=Action.STOP, reason="no such job")
 
 
 @frozen

@@ -161,10 +161,10 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
-_CONTINUE: Final = EventReply()
-_SUPERSEDED: Final = EventReply(action=Action.STOP, reason="superseded")
-_CANCELLED: Final = EventReply(action=Action.STOP, reason="cancelled")
-_ENDED: Final = EventReply(action=Action.STOP, reason="ended")
+_CONTINUE: Final = EventReply.model_construct()
+_SUPERSEDED: Final = EventReply.model_construct(action=Action.STOP, reason="superseded")
+_CANCELLED: Final = EventReply.model_construct(action=Action.STOP, reason="cancelled")
+_ENDED: Final = EventReply.model_construct(action=Action.STOP, reason="ended")
 
 
 def _reply(job: Job) -> EventReply:
