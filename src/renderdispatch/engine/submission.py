@@ -33,7 +33,7 @@ from renderdispatch.protocols import SupportsCheck
 UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 """How long a client has for an upload of its own."""
 
-_NO_AUDIO: Final = StoredAudio(key="", size=0)
+_NO_AUDIO: Final = StoredAudio.model_construct(key="", size=0)
 
 
 @frozen
