@@ -109,9 +109,6 @@ class JobStore(Protocol):
             JobUnreadableError: A newer version wrote its record.
         """
 
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """Return those of the jobs that exist and can be read, by id."""
-
     def replace(self, job: Job, *, expected_revision: int) -> Job:
         """Store ``job`` over the revision ``expected_revision``; return it with its new revision, one higher.
 
@@ -331,14 +328,6 @@ class SupportsFind(Protocol):
 
     def find(self, *, job_id: str, token: str) -> BackendCall | None:
         """Return the call that was started for this attempt, or None when there surely is none."""
-
-
-@runtime_checkable
-class SupportsLogs(Protocol):
-    """A backend that keeps what a call printed."""
-
-    def logs(self, call: BackendCall) -> Iterator[str]:
-        """Iterate over the lines that the call printed, oldest first."""
 
 
 @runtime_checkable

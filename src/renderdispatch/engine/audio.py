@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Final, Protocol, assert_never
+from typing import IO, Final, assert_never
 
 from attrs import define, frozen
 from pydantic import SecretStr
@@ -43,23 +43,6 @@ _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 # --- at submit ------------------------------------------------------------------------------------
 
 
-class Incoming(Protocol):
-    """Audio that was examined, and is acceptable so far."""
-
-    def describe(self) -> Audio:
-        """Return what the record would hold, without storing anything."""
-
-    def store(self, prefix: str) -> Audio:
-        """Put the audio where a worker can read it; return what the record holds.
-
-        Args:
-            prefix: Of the job's objects.
-        """
-
-    def discard(self) -> None:
-        """Remove what `store` stored, if anything."""
-
-
 @frozen
 class InPlace:
     """A file for a worker of this machine, a stored object or a URL: nothing needs to be moved now."""
@@ -67,15 +50,15 @@ class InPlace:
     audio: Audio
 
     def describe(self) -> Audio:
-        """Return the audio."""
+        """Return what the record would hold, without storing anything."""
         return self.audio
 
     def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
-        """Return the audio."""
+        """See that a worker can read the audio; return what the record holds."""
         return self.audio
 
     def discard(self) -> None:
-        """Do nothing: nothing was stored."""
+        """Remove what `store` stored: nothing."""
 
 
 @define
@@ -99,7 +82,7 @@ class Streamed:
         return counted.stored("")
 
     def store(self, prefix: str) -> StoredAudio:
-        """Store the source under the prefix."""
+        """Store the source under the prefix of the job's objects; return what the record holds."""
         key = layout.audio_key(prefix, "audio", self.name)
         counted = _Counted(self.source)
         self.storage.put(key, counted)
@@ -110,7 +93,7 @@ class Streamed:
         return counted.stored(key)
 
     def discard(self) -> None:
-        """Remove the stored copy."""
+        """Remove what `store` stored, if anything."""
         if self._key is not None:
             self.storage.delete(self._key)
 
@@ -143,7 +126,7 @@ class _Counted:
         return StoredAudio(key=key, size=self.size, sha256=self._sha256.hexdigest())
 
 
-def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
+def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | Streamed:
     """Check what an application handed in as audio, and refuse what can never be used.
 
     Args:
@@ -157,7 +140,7 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
     match audio:
         case Path():
             found = _examine_file(audio, parts.machine)
-            # a record is UTF-8, and a file's name may be no text: then the file is read now, as where no worker runs
+            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs.
             in_place = parts.worker and is_text(found.path)
             return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
@@ -169,13 +152,13 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
         case str():
-            raise InvalidRequestError(f"a bare string is no audio: {_WANTED}", code="audio.invalid")
+            raise InvalidRequestError(f"a string is not audio: {_WANTED}", code="audio.invalid")
         case io.TextIOBase():
             raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
             return Streamed(parts.storage, audio, name if isinstance(name, str) else "")
-    raise InvalidRequestError(f"a {type(audio).__name__} is no audio: {_WANTED}", code="audio.invalid")
+    raise InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
 def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
@@ -232,7 +215,7 @@ def check_source(source: Audio, parts: Parts) -> None:
 
     Raises:
         AudioError: ``audio.missing`` or ``audio.changed``.
-        InvalidRequestError: It is to be fetched, and there is no fetcher.
+        InvalidRequestError: It is a URL, and there is no fetcher.
     """
     match source:
         case StoredAudio():
