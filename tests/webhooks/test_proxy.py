@@ -93,7 +93,7 @@ def test_renders_survive_a_bad_network(store: SqlJobStore, number: int, seed: in
             to_cancel = {job_id: rng.uniform(0, 1) for job_id, kind in wanted.items() if kind == "cancelled"}
             deadline = time.monotonic() + 60 + number
             while True:
-                jobs = store.get_many(wanted)
+                jobs = {job_id: store.get(job_id) for job_id in wanted}
                 for job_id, after_s in list(to_cancel.items()):
                     began = jobs[job_id].attempt
                     if began is not None and began.runs and time.monotonic() > backend.last_seen.get(job_id, 1e12):

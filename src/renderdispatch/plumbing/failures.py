@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from renderdispatch.errors import (
     BackendError,
@@ -20,6 +20,8 @@ from renderdispatch.errors import (
     StorageFullError,
 )
 from renderdispatch.messages import FaultDomain, JobError
+
+_T = TypeVar("_T")
 
 Translation = Mapping[type[BaseException], Callable[[Any], BaseException]]
 """Foreign classes, each with a function that makes our error. A function that returns its argument lets it pass."""
@@ -36,10 +38,16 @@ def translated(table: Translation, *, chain: bool = False) -> Iterator[None]:
     try:
         yield
     except tuple(table) as error:
-        ours = next(table[kind] for kind in type(error).__mro__ if kind in table)(error)
+        make = nearest(error, table)
+        ours = error if make is None else make(error)
         if ours is error:
             raise
         raise ours from (error if chain else None)
+
+
+def nearest(error: BaseException, table: Mapping[type[BaseException], _T]) -> _T | None:
+    """Return the entry of the nearest class in an exception's ancestry; None where there is none."""
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), None)
 
 
 def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:

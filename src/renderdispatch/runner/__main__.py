@@ -28,7 +28,7 @@ from renderdispatch.runner.reporting import reporting_by, told_to_stop
 from renderdispatch.runner.run import RunnerIO, run_order
 
 _REPLY_S: Final = 10.0
-_GONE: Final = EventReply(action=Action.STOP, reason="the service is gone")
+_GONE: Final = EventReply.model_construct(action=Action.STOP, reason="the service is gone")
 _REPLY: Final[TypeAdapter[EventReply | None]] = TypeAdapter(EventReply | None, config=ConfigDict(defer_build=True))
 
 

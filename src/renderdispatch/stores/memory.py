@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 from attrs import evolve
@@ -55,10 +55,6 @@ class MemoryJobStore:
             return check_protocol(self._jobs[job_id])
         except KeyError:
             raise JobNotFoundError(f"there is no job {job_id}") from None
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        with self._lock:
-            return {job_id: self._jobs[job_id] for job_id in job_ids if job_id in self._jobs}
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
         with self._lock:

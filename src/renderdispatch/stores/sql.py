@@ -50,7 +50,6 @@ _log: Final = logging.getLogger("renderdispatch.stores.sql")
 
 _BUSY_TIMEOUT_S: Final = 15.0
 _TOMBSTONE_LIFE: Final = timedelta(days=7)
-_IDS_A_STATEMENT: Final = 500
 
 # --- the table ------------------------------------------------------------------------------------
 
@@ -151,7 +150,6 @@ def _create_statement(dialect: str) -> Any:
 
 
 _GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
-_GET_MANY: Final = sa.select(*_RECORD).where(_c.id.in_(sa.bindparam("job_ids", expanding=True)), _LIVE)
 _REPLACE: Final = (
     sa.update(_jobs)
     .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
@@ -308,14 +306,6 @@ class SqlJobStore:
         if not rows:
             raise JobNotFoundError(f"there is no job {job_id}")
         return _job(_Row(*rows[0]))
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        ids = list(dict.fromkeys(job_ids))
-        rows: list[Any] = []
-        with self._connection() as connection:
-            for start in range(0, len(ids), _IDS_A_STATEMENT):  # databases bound the number of parameters
-                rows += connection.execute(_GET_MANY, {"job_ids": ids[start : start + _IDS_A_STATEMENT]})
-        return {job.id: job for job in self._readable(rows)}
 
     def query(self, query: JobQuery) -> Page[Job]:
         check_limit(query)

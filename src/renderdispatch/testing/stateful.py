@@ -192,7 +192,7 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_hold_the_same(self) -> None:
-        assert self.store.get_many(["a", "b", "c", "d", "e", "f"]) == self.jobs
+        assert {job.id: job for job in self.store.query(JobQuery()).items} == self.jobs
 
     def _expected(self, query: JobQuery) -> list[Job]:
         """Answer ``query`` from the model, by the words of `JobQuery`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -252,11 +252,6 @@ class FlakyStore:
     def get(self, job_id: str) -> Job:
         """Return the job, or raise."""
         found: Job = self._call("get", job_id)
-        return found
-
-    def get_many(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """Return the jobs, or raise."""
-        found: dict[str, Job] = self._call("get_many", job_ids)
         return found
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:

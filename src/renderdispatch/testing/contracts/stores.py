@@ -182,22 +182,6 @@ class JobStoreContract:
         with pytest.raises(JobNotFoundError):
             store.get(job.id)
 
-    def test_get_many_returns_those_that_exist(self, store: JobStore) -> None:
-        """`get_many` returns the standing jobs by id; unknown and deleted ones are left out, repeats are one."""
-        one, two, gone = (store.create(make_job()) for _ in range(3))
-        store.delete(gone.id)
-        assert store.get_many([one.id, "unknown", two.id, gone.id, one.id]) == {one.id: one, two.id: two}
-
-    def test_get_many_of_none(self, store: JobStore) -> None:
-        """`get_many` of no ids is empty."""
-        assert store.get_many([]) == {}
-
-    def test_get_many_takes_a_great_many_ids(self, store: JobStore) -> None:
-        """`get_many` takes any iterable, and thousands of ids."""
-        job = store.create(make_job())
-        ids = (*(f"unknown-{number}" for number in range(3000)), job.id)
-        assert store.get_many(iter(ids)) == {job.id: job}
-
     # --- replace
 
     def test_replace_stores_and_raises_the_revision_by_one(self, store: JobStore) -> None:
@@ -473,7 +457,8 @@ class JobStoreContract:
         stored = other.replace(evolve(job, priority=3), expected_revision=job.revision)
         assert store.query(JobQuery()).items == (stored,)
         assert store.delete(job.id)
-        assert other.get_many([job.id]) == {}
+        with pytest.raises(JobNotFoundError):
+            other.get(job.id)
 
     def test_instances_exclude_each_other(self, store: JobStore, other: JobStore) -> None:
         """A create or replace that one instance won is refused to the other."""
