@@ -63,8 +63,7 @@ class Frame:
     @property
     def wave(self) -> NDArray[np.float32]:
         """The wave of the texture, (512,) float32, -1 to 1."""
-        wave: NDArray[np.float32] = (self.texture[1].astype(np.float32) - 128) / 128
-        return wave
+        return np.asarray((self.texture[1].astype(np.float32) - 128) / 128)
 
 
 @define(eq=False, kw_only=True)
@@ -252,15 +251,13 @@ class _BandFilter:
     def db(self, magnitudes: Floats) -> Floats:
         """Return (frames, bands) in dB from (frames, bins)."""
         gathered: Floats = np.add.reduceat(magnitudes[:, self._bins] * self._weights, self._starts, axis=1)
-        bands: Floats = _db(gathered) + self._lift_db
-        return bands
+        return np.asarray(_db(gathered) + self._lift_db)
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:
     """Scale a song's loudness to 0..1. The root of it is nearer to how loud music seems than its power."""
     loudest = max(float(np.percentile(rms, 98)), float(rms.max()) / 4, _QUIETEST)
-    level: NDArray[np.float32] = np.sqrt(np.clip(rms / loudest, 0, 1)).astype(np.float32)
-    return level
+    return np.asarray(np.sqrt(np.clip(rms / loudest, 0, 1)), np.float32)
 
 
 def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:
