@@ -52,7 +52,7 @@ class Mp4Writer:
         self._path = path
         self._frames = 0
         self._samples = 0
-        self._waiting: Iterator[Packet[Stream]] = iter(())
+        self._waiting = self._spooled()
         self._open = True
         self._reformatter = VideoReformatter()
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
@@ -97,7 +97,6 @@ class Mp4Writer:
         """End the sound; frames may follow."""
         self._keep(self._sound.encode(None))
         self._spool.seek(0)
-        self._waiting = self._spooled()
 
     def convert(self, canvas: Canvas) -> VideoFrame:
         """Convert a canvas for the encoder; it may be reused afterwards. Another thread may write meanwhile."""

@@ -6,12 +6,14 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Generic, Self, TypeVar
 
 import av
 import numpy as np
@@ -23,10 +25,11 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
-from renderdispatch.render.overlap import Consumer
 from renderdispatch.render.paint import Canvas
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import Scene
+
+T = TypeVar("T")
 
 _AHEAD: Final = 2
 """Frames that may wait for the encoder: enough that neither side waits for a slow frame of the other."""
@@ -93,6 +96,39 @@ def draw_and_encode(artist: Artist, writer: Mp4Writer, report: Report) -> None:
             artist.draw(index, canvas)
             encoder.put(writer.convert(canvas))
             report(index + 1, artist.frames)
+
+
+class Consumer(Generic[T]):
+    """Passes items to ``consume`` in another thread, in order.
+
+    The end of the ``with`` block waits for this thread, which consumes all items first; if the block raised, it drops
+    those that wait. An error of ``consume`` is raised by a later `put`, or at the end.
+
+    Args:
+        consume: Called in the other thread, with one item after the other.
+        ahead: How many items may wait while one is consumed.
+    """
+
+    def __init__(self, consume: Callable[[T], object], *, ahead: int) -> None:
+        self._consume = consume
+        self._ahead = ahead
+        self._unfinished: deque[Future[object]] = deque()
+        self._thread = ThreadPoolExecutor(1, "renderdispatch-encoder")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for item in self._unfinished:
+                item.result()
+
+    def put(self, item: T) -> None:
+        """Pass an item on; wait while too many are waiting."""
+        if len(self._unfinished) > self._ahead:
+            self._unfinished.popleft().result()
+        self._unfinished.append(self._thread.submit(self._consume, item))
 
 
 class Artist:

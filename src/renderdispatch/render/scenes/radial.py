@@ -47,14 +47,11 @@ class Radial(Scene):
         """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
         self.turn += self.turn_step * min(3 * light, 1.0)
-        heights = self._heights(frame, light)
+        loud = self.params.gain * (0.45 + 0.55 * light)
+        heights = self.heights.follow(spectrum(frame.bands, _mirrored(self.around + self.turn), loud))
         self._paint_light(heights, light, frame.beat, canvas)
         beat = 1 + 0.05 * self.params.pulse * frame.beat
         self._paint_rays(canvas, heights, np.float32(self.inner * beat))
-
-    def _heights(self, frame: Frame, light: float) -> Floats:
-        at = _mirrored(self.around + self.turn)
-        return self.heights.follow(spectrum(frame.bands, at, self.params.gain * (0.45 + 0.55 * light)))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
         tall = softened(heights, 4)[self.ray]
