@@ -7,9 +7,9 @@ thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -160,14 +160,11 @@ class Artist:
             canvas[self._height :] = canvas[: self._height]
 
 
-@contextmanager
-def _blamed_on_the_scene(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (SceneError, MemoryError):
-        raise
-    except Exception as error:
-        raise SceneError(f"the scene {what}: {type(error).__name__}: {error}") from error
+def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:
+    def blame(error: Exception) -> SceneError:
+        return SceneError(f"the scene {what}: {type(error).__name__}: {error}")
+
+    return translated({Exception: blame, SceneError: lambda same: same, MemoryError: lambda same: same}, chain=True)
 
 
 def _render_error(error: OSError | av.FFmpegError) -> RenderError:
