@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+# Tests wait as much as they compute: three at a time keep two cores busy.
+JOBS ?= 3
 BIN := $(VENV)/bin
 PYTEST ?= -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

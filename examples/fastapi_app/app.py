@@ -1,4 +1,4 @@
-"""Renders over HTTP with FastAPI: ``uvicorn app:app``, and open http://127.0.0.1:8000/."""
+"""Render over HTTP with FastAPI: run ``uvicorn app:app`` and open http://127.0.0.1:8000/."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ async def submit(
     duration: Annotated[float | None, Form()] = None,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, str]:
-    """Take audio and say what to draw; the answer comes before anything is rendered."""
+    """Submit a job; the response comes before anything is rendered."""
     handle = await renders.submit(
         audio.file, scene=scene, output=output, params=params, duration=duration, idempotency_key=idempotency_key
     )
@@ -39,7 +39,7 @@ async def submit(
 
 @app.get("/jobs/{job_id}")
 async def poll(job_id: str, request: Request) -> Response:
-    """Say how far the job is, and where its video is once there is one."""
+    """Return the progress of the job, and the URL of its video once it is complete."""
     found = await renders.poll(job_id)
     if found.download_url is not None and found.download_url.startswith("file:"):  # a folder of this server
         found = found.model_copy(update={"download_url": str(request.url_for("video", job_id=job_id))})
@@ -48,14 +48,14 @@ async def poll(job_id: str, request: Request) -> Response:
 
 @app.delete("/jobs/{job_id}")
 async def cancel(job_id: str, request: Request) -> Response:
-    """Have the job end; it is ``cancelling`` until nothing computes any more."""
+    """Cancel the job; it is ``cancelling`` until its render has stopped."""
     await renders.cancel(job_id)
     return await poll(job_id, request)
 
 
 @app.get("/jobs/{job_id}/video")
 async def video(job_id: str) -> Response:
-    """Lead to the finished video, wherever it is stored."""
+    """Send the finished video, or redirect to it."""
     url = urlsplit(await renders.download_url(job_id))
     if url.scheme == "file":
         return FileResponse(url2pathname(url.path), media_type="video/mp4")
@@ -64,12 +64,12 @@ async def video(job_id: str) -> Response:
 
 @app.exception_handler(RequestValidationError)
 async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    """Say which fields are wrong, in the shape of the service's own refusals."""
+    """Name the wrong fields, in the format of the service's own errors."""
     wrong = "; ".join(f"{found['loc'][-1]}: {found['msg']}" for found in error.errors())
     return JSONResponse({"error": {"code": "request.invalid", "message": wrong}}, 422)
 
 
 @app.get("/", include_in_schema=False)
 async def page() -> FileResponse:
-    """Show a form, the progress and the video."""
+    """Show a page with a form, the progress and the video."""
     return FileResponse(Path(__file__).with_name("page.html"))

@@ -1,4 +1,4 @@
-"""Renders over HTTP with Flask: ``gunicorn --workers 2 --threads 8 app:app``."""
+"""Render over HTTP with Flask: run ``gunicorn --workers 2 --threads 8 app:app``."""
 
 import atexit
 from typing import Any
@@ -21,7 +21,7 @@ install(app, service, webhook="/webhook")
 
 
 class Form(BaseModel):
-    """What may stand beside the audio."""
+    """The fields beside the audio."""
 
     scene: str = "bars"
     output: str = "flat-1080p-landscape"
@@ -31,7 +31,7 @@ class Form(BaseModel):
 
 @app.post("/jobs")
 def submit() -> tuple[dict[str, str], int]:
-    """Take audio and say what to draw; the answer comes before anything is rendered."""
+    """Submit a job; the response comes before anything is rendered."""
     form = Form.model_validate({name: value for name, value in request.form.items() if value})
     audio = request.files["audio"].stream
     key = request.headers.get("Idempotency-Key")
@@ -41,7 +41,7 @@ def submit() -> tuple[dict[str, str], int]:
 
 @app.get("/jobs/<job_id>")
 def poll(job_id: str) -> Response:
-    """Say how far the job is, and where its video is once there is one."""
+    """Return the progress of the job, and the URL of its video once it is complete."""
     found = service.poll(job_id)
     if found.download_url is not None and found.download_url.startswith("file:"):  # a folder of this server
         found = found.model_copy(update={"download_url": url_for("video", job_id=job_id, _external=True)})
@@ -50,27 +50,27 @@ def poll(job_id: str) -> Response:
 
 @app.delete("/jobs/<job_id>")
 def cancel(job_id: str) -> Response:
-    """Have the job end; it is ``cancelling`` until nothing computes any more."""
+    """Cancel the job; it is ``cancelling`` until its render has stopped."""
     service.cancel(job_id)
     return poll(job_id)
 
 
 @app.get("/jobs/<job_id>/video")
 def video(job_id: str) -> AnyResponse:
-    """Lead to the finished video, wherever it is stored."""
+    """Send the finished video, or redirect to it."""
     url = urlsplit(service.download_url(job_id))
     return send_file(url2pathname(url.path)) if url.scheme == "file" else redirect(url.geturl())
 
 
 @app.errorhandler(ValidationError)
 def invalid(error: ValidationError) -> tuple[dict[str, Any], int]:
-    """Say which fields are wrong."""
+    """Name the wrong fields."""
     wrong = "; ".join(f"{found['loc'][0]}: {found['msg']}" for found in error.errors())
     return {"error": {"code": "request.invalid", "message": wrong}}, 422
 
 
 @app.errorhandler(HTTPException)
 def refused(error: HTTPException) -> tuple[dict[str, Any], int]:
-    """Answer what Flask refuses as JSON, too: no such page, no audio, too large."""
+    """Answer Flask's own errors as JSON, too: no such page, no audio, too large."""
     said = f"{error.args[0]}: a file is needed" if isinstance(error, BadRequestKeyError) else error.description
     return {"error": {"code": f"http.{error.code}", "message": said}}, error.code or 500

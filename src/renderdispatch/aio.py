@@ -1,36 +1,47 @@
 """How does async code use the service?
 
 `AsyncRenderService` has the names of `RenderService`, awaited: one line a method over a worker thread. Waiting and
-watching sleep on the event loop, not in a thread. A test holds the signatures to those of the blocking facade.
+watching sleep on the event loop, not in a thread. A test compares the signatures with those of the blocking facade.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio
 from anyio import to_thread
-from pydantic import JsonValue
 
-from renderdispatch.engine.audio import AudioSource
-from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.watching import Pause, what_shows
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant
-from renderdispatch.protocols import Page
 from renderdispatch.service import JobHandle, RenderService
-from renderdispatch.webhooks import Headers
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-async def _in_thread(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    return await to_thread.run_sync(partial(call, *args, **kwargs))
+def _awaited(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, _T]]:
+    """Return a method's async twin: with its signature and docstring, run in a worker thread."""
+
+    @wraps(method)
+    async def awaited(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await to_thread.run_sync(partial(method, self._twin, *args, **kwargs))
+
+    return awaited
+
+
+def _handled(
+    method: Callable[Concatenate[Any, _P], JobHandle],
+) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, AsyncJobHandle]]:
+    """Return a method's async twin, as `_awaited` does, whose handle is async too."""
+
+    @wraps(method)
+    async def handled(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> AsyncJobHandle:
+        return AsyncJobHandle(await _awaited(method)(self, *args, **kwargs))
+
+    return handled
 
 
 class AsyncRenderService:
@@ -41,18 +52,10 @@ class AsyncRenderService:
     """
 
     def __init__(self, service: RenderService) -> None:
-        self._service = service
+        self._twin = service
 
     def __repr__(self) -> str:
-        return f"Async{self._service!r}"
-
-    async def start(self) -> None:
-        """Start the worker of this process, unless ``worker=False`` was given. A second call does nothing."""
-        await _in_thread(self._service.start)
-
-    async def close(self) -> None:
-        """Stop the worker; local renders end, and their jobs go back to the queue. A second call does nothing."""
-        await _in_thread(self._service.close)
+        return f"Async{self._twin!r}"
 
     async def __aenter__(self) -> AsyncRenderService:
         await self.start()
@@ -62,108 +65,37 @@ class AsyncRenderService:
         with anyio.CancelScope(shield=True):
             await self.close()
 
-    async def tick(self) -> int:
-        """Take one round of dispatch and reconcile; return how many jobs were moved."""
-        return await _in_thread(self._service.tick)
+    start = _awaited(RenderService.start)
+    close = _awaited(RenderService.close)
+    tick = _awaited(RenderService.tick)
+    submit = _handled(RenderService.submit)
+    create_upload = _awaited(RenderService.create_upload)
+    get = _awaited(RenderService.get)
+    poll = _awaited(RenderService.poll)
+    jobs = _awaited(RenderService.jobs)
+    counts = _awaited(RenderService.counts)
+    download_url = _awaited(RenderService.download_url)
+    save = _awaited(RenderService.save)
+    handle_webhook = _awaited(RenderService.handle_webhook)
+    webhook_counts = _awaited(RenderService.webhook_counts)
+    cancel = _awaited(RenderService.cancel)
+    retry = _handled(RenderService.retry)
+    delete = _awaited(RenderService.delete)
 
     def for_tenant(self, tenant: str) -> AsyncRenderService:
-        """Return this service as one tenant sees it. Nothing is awaited: it is a view."""
-        return AsyncRenderService(self._service.for_tenant(tenant))
-
-    async def submit(
-        self,
-        audio: AudioSource,
-        *,
-        scene: str | Path = "bars",
-        params: Mapping[str, JsonValue] | None = None,
-        output: Output | str = "flat-1080p-landscape",
-        start: float = 0,
-        duration: float | None = None,
-        backend: str | None = None,
-        require_gpu: bool = False,
-        limits: Limits | None = None,
-        priority: int = 0,
-        metadata: Mapping[str, JsonValue] | None = None,
-        idempotency_key: str | None = None,
-    ) -> AsyncJobHandle:
-        """Record a job and return its handle. Takes and raises what `RenderService.submit` does."""
-        handle = await _in_thread(
-            self._service.submit,
-            audio,
-            scene=scene,
-            params=params,
-            output=output,
-            start=start,
-            duration=duration,
-            backend=backend,
-            require_gpu=require_gpu,
-            limits=limits,
-            priority=priority,
-            metadata=metadata,
-            idempotency_key=idempotency_key,
-        )
-        return AsyncJobHandle(handle)
-
-    async def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
-        """Let a client send audio straight to storage, as `RenderService.create_upload`."""
-        return await _in_thread(self._service.create_upload, size=size, content_type=content_type)
+        """Return this service as one tenant sees it, as `RenderService.for_tenant`. Nothing is awaited."""
+        return AsyncRenderService(self._twin.for_tenant(tenant))
 
     def handle(self, job_id: str) -> AsyncJobHandle:
-        """Return a handle on a job. Nothing is awaited: the handle finds out whether the job exists."""
-        return AsyncJobHandle(self._service.handle(job_id))
-
-    async def get(self, job_id: str) -> Job:
-        """Return the job's record. Raises `JobNotFoundError`."""
-        return await _in_thread(self._service.get, job_id)
-
-    async def poll(self, job_id: str) -> PollResponse:
-        """Return what a poll endpoint answers. Raises `JobNotFoundError`."""
-        return await _in_thread(self._service.poll, job_id)
-
-    async def jobs(
-        self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
-    ) -> Page[Job]:
-        """Return a page of jobs, newest first; ``cursor`` of one page asks for the next."""
-        return await _in_thread(self._service.jobs, status=status, limit=limit, cursor=cursor)
-
-    async def counts(self) -> dict[JobStatus, int]:
-        """Return how many jobs have each status."""
-        return await _in_thread(self._service.counts)
-
-    async def download_url(self, job_id: str) -> str:
-        """Return a URL of the finished video, good for 7 days. Raises `JobNotCompleteError`."""
-        return await _in_thread(self._service.download_url, job_id)
-
-    async def save(self, job_id: str, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
-        return await _in_thread(self._service.save, job_id, path, overwrite=overwrite)
-
-    async def handle_webhook(self, headers: Headers, body: bytes) -> WebhookResponse:
-        """Take a webhook of the GPU side and return the response to send."""
-        return await _in_thread(self._service.handle_webhook, headers, body)
-
-    async def webhook_counts(self) -> dict[str, int]:
-        """Return how many webhooks this process took, by their fate."""
-        return await _in_thread(self._service.webhook_counts)
-
-    async def cancel(self, job_id: str) -> Job:
-        """Have the job end, and its computing stop; return the job as it is now."""
-        return await _in_thread(self._service.cancel, job_id)
-
-    async def retry(self, job_id: str) -> AsyncJobHandle:
-        """Submit a failed or cancelled job again, as a new job."""
-        return AsyncJobHandle(await _in_thread(self._service.retry, job_id))
-
-    async def delete(self, job_id: str) -> None:
-        """Forget an ended job and remove its objects. Raises what `RenderService.delete` does."""
-        await _in_thread(self._service.delete, job_id)
+        """Return a handle on a job. Whether the job exists is found out when the handle is used."""
+        return AsyncJobHandle(self._twin.handle(job_id))
 
 
 class AsyncJobHandle:
     """One job, for async code; awaiting the handle waits for the job to end."""
 
     def __init__(self, handle: JobHandle) -> None:
-        self._handle = handle
+        self._twin = handle
         self.id = handle.id
 
     def __repr__(self) -> str:
@@ -172,52 +104,39 @@ class AsyncJobHandle:
     def __await__(self) -> Generator[Any, None, Job]:
         return self.wait().__await__()
 
+    poll = _awaited(JobHandle.poll)
+    cancel = _awaited(JobHandle.cancel)
+    retry = _handled(JobHandle.retry)
+    download_url = _awaited(JobHandle.download_url)
+    save = _awaited(JobHandle.save)
+    _reconciled = _awaited(JobHandle._reconciled)  # noqa: SLF001 - its twin
+
     async def job(self) -> Job:
         """Return the record as it is now. Raises `JobNotFoundError`."""
-        return await _in_thread(lambda: self._handle.job)
-
-    async def poll(self) -> PollResponse:
-        """Return what a poll endpoint answers."""
-        return await _in_thread(self._handle.poll)
+        return await to_thread.run_sync(lambda: self._twin.job)
 
     async def wait(self, timeout: float | timedelta | None = None) -> Job:  # noqa: ASYNC109 - the blocking facade's
-        """Wait for the job to end, and return it. Raises `WaitTimeoutError`; the job goes on."""
+        """Wait for the job to end, however it ends, and return it, as `JobHandle.wait`."""
         async for job in self._revisions(timeout):
             if job.ended:
                 return job
         raise AssertionError
 
     async def watch(self, timeout: float | timedelta | None = None) -> AsyncIterator[Job]:  # noqa: ASYNC109 - the blocking facade's
-        """Yield the job now and after each visible change, until it has ended. Raises `WaitTimeoutError`."""
+        """Yield the job now and after each visible change, until it has ended, as `JobHandle.watch`."""
         shown = None
         async for job in self._revisions(timeout):
             if (visible := what_shows(job)) != shown:
                 shown = visible
                 yield job
 
-    async def cancel(self) -> Job:
-        """Have the job end; return it as it is now."""
-        return await _in_thread(self._handle.cancel)
-
-    async def retry(self) -> AsyncJobHandle:
-        """Submit the failed or cancelled job again, as a new job."""
-        return AsyncJobHandle(await _in_thread(self._handle.retry))
-
-    async def download_url(self) -> str:
-        """Return a URL of the finished video. Raises `JobNotCompleteError`."""
-        return await _in_thread(self._handle.download_url)
-
-    async def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the finished video to a file; return its path."""
-        return await _in_thread(self._handle.save, path, overwrite=overwrite)
-
     async def _revisions(self, timeout: float | timedelta | None) -> AsyncIterator[Job]:  # noqa: ASYNC109 - the blocking facade's
         pause = Pause(timeout)
         while True:
-            yield (job := await _in_thread(self._handle._reconciled))  # noqa: SLF001 - its twin
+            yield (job := await self._reconciled())
             if job.ended:
                 return
             await anyio.sleep(pause.after(job))
 
     def _repr_html_(self) -> str:
-        return self._handle._repr_html_()
+        return self._twin._repr_html_()

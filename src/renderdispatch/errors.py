@@ -1,52 +1,49 @@
-"""What can go wrong, and what is each thing called?
+"""Which errors does the library raise?
 
-Every error of this library descends from `RenderDispatchError` and is also the apt builtin, so that
-``except LookupError`` works where it reads naturally::
+Each is a `RenderDispatchError` and also the builtin that fits, so that ``except LookupError`` works where it reads
+naturally::
 
     RenderDispatchError
-    ├── InvalidRequestError (ValueError)          the request can never be served as it stands
+    ├── InvalidRequestError (ValueError)          the request can never succeed
     │   ├── UnknownNameError (LookupError)         no such scene, preset, backend, parameter
-    │   └── GpuUnavailableError                    a GPU was required where there is none
-    ├── ConfigurationError (ValueError)           the service is put together wrongly
+    │   └── GpuUnavailableError                    a GPU was required, and there is none
+    ├── ConfigurationError (ValueError)           a setting is wrong, or the parts do not fit
     │   └── MissingExtraError (ImportError)        an optional dependency is not installed
     ├── JobNotFoundError (LookupError)
-    ├── JobUnreadableError (ValueError)           its record is one of a newer version
-    ├── JobExistsError (ValueError)               create() met a job with that id
-    ├── RevisionConflictError (RuntimeError)      somebody else wrote first: read again
-    ├── IdempotencyConflictError (ValueError)     the same key came with another request
-    ├── JobNotCompleteError (RuntimeError)        the job has no result (yet): it failed, was cancelled or runs
+    ├── JobUnreadableError (ValueError)           a newer version wrote its record
+    ├── JobExistsError (ValueError)               a job with this id exists already
+    ├── RevisionConflictError (RuntimeError)      another process wrote first: read again
+    ├── IdempotencyConflictError (ValueError)     the same key was used with another request
+    ├── JobNotCompleteError (RuntimeError)        the job has no result: it runs, failed or was cancelled
     │   ├── JobFailedError
     │   └── JobCancelledError
     ├── WaitTimeoutError (TimeoutError)           wait() ran out of time; the job goes on
-    ├── StoreUnavailableError (ConnectionError)   the job store does not answer: try again
+    ├── StoreUnavailableError (ConnectionError)   the job store does not respond: try again
     ├── StorageError (OSError)
     │   ├── ObjectNotFoundError (FileNotFoundError)
-    │   ├── ObjectExistsError (FileExistsError)    a write-once key was written before
+    │   ├── ObjectExistsError (FileExistsError)    a write-once key was written already
     │   ├── StorageDeniedError (PermissionError)
     │   ├── StorageFullError                       no space is left
     │   └── StorageUnavailableError (ConnectionError)
     ├── WebhookVerificationError (ValueError)     a webhook was refused; ``reason`` says why
     ├── BackendError (RuntimeError)               says whether it is retryable and whether the outcome is known
     └── RenderError (RuntimeError)                raised by renderers and the runner: code and fault domain
-        ├── AudioError                             the sound cannot be used
-        ├── SceneError                             the scene is at fault
-        └── RenderStopped                          told to stop: cancelled or superseded
+        ├── AudioError                             the audio cannot be used
+        ├── SceneError                             the scene or its parameters are wrong
+        └── RenderStopped                          the run was told to stop
 
-Each carries ``code``, a stable string for programs. Messages never carry a secret or a signed URL.
+Each has a ``code``, a stable string for programs. Messages never contain a secret or a signed URL.
 """
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import ClassVar, Literal
 
 
 class RenderDispatchError(Exception):
-    """The root of the tree; ``code`` is stable, the message is for people."""
+    """The base of all errors. ``code`` is stable; the message is for people."""
 
     code: str = "error"
 
@@ -57,72 +54,72 @@ class RenderDispatchError(Exception):
 
 
 class InvalidRequestError(RenderDispatchError, ValueError):
-    """The request can never be served as it stands; nothing was recorded."""
+    """The request can never succeed; nothing was recorded."""
 
     code = "request.invalid"
 
 
 class UnknownNameError(InvalidRequestError, LookupError):
-    """No scene, preset, backend or parameter has this name; the message holds the near matches."""
+    """No scene, preset, backend or parameter has this name; the message suggests similar names."""
 
     code = "request.unknown-name"
 
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], *, code: str) -> UnknownNameError:
-        """Name the near matches, or everything that is known when nothing is near."""
+        """Return the error; its message has similar names, or all names if none is similar."""
+        import difflib
+
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = "known: " + ", ".join(names) if names else "none is registered"
         if near:
             hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-        elif names:
-            hint = "known: " + ", ".join(names)
-        else:
-            hint = "none is registered"
         return cls(f"unknown {kind} {name[:80]!r}; {hint}", code=code)
 
 
 class GpuUnavailableError(InvalidRequestError):
-    """`require_gpu=True` where no GPU can take the render."""
+    """`require_gpu=True` was given, and no backend has a GPU for the render."""
 
     code = "gpu.unavailable"
 
 
 class ConfigurationError(RenderDispatchError, ValueError):
-    """The parts do not fit together, or a setting is wrong; the message says which."""
+    """A setting is wrong, or the parts of the service do not fit together; the message says which."""
 
     code = "configuration"
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """An optional dependency is missing; the message says which extra brings it."""
+    """An optional dependency is missing; the message says which extra installs it."""
 
     code = "configuration.missing-extra"
 
     @classmethod
     def of(cls, what: str, extra: str) -> MissingExtraError:
+        """Return the error for a feature that needs an extra."""
         return cls(f"{what} needs the '{extra}' extra: pip install 'renderdispatch[{extra}]'")
 
 
 class JobNotFoundError(RenderDispatchError, LookupError):
-    """No job has this id (in this tenant), or it was deleted."""
+    """No job has this id (in this tenant), or the job was deleted."""
 
     code = "job.not-found"
 
 
 class JobUnreadableError(RenderDispatchError, ValueError):
-    """This version cannot read the job's record: a newer one wrote it, and goes on with it."""
+    """A newer version wrote the job's record, and this version cannot read it."""
 
     code = "job.unreadable"
 
 
 class JobExistsError(RenderDispatchError, ValueError):
-    """`create` met a live job with the same id."""
+    """A job with the same id exists already."""
 
     code = "job.exists"
 
 
 class RevisionConflictError(RenderDispatchError, RuntimeError):
-    """The record moved on since it was read: read again and decide again."""
+    """The record was changed after it was read: read it again and decide again."""
 
     code = "job.revision-conflict"
 
@@ -158,31 +155,31 @@ class WaitTimeoutError(RenderDispatchError, TimeoutError):
 
 
 class StoreUnavailableError(RenderDispatchError, ConnectionError):
-    """The job store does not answer; what was to be written may stand all the same. Try again."""
+    """The job store does not respond. A write may have taken effect. Try again."""
 
     code = "store.unavailable"
 
 
 class StorageError(RenderDispatchError, OSError):
-    """Object storage refused; see the subclasses for what callers can act on."""
+    """Object storage failed; the subclasses are what callers can act on."""
 
     code = "storage.error"
 
 
 class ObjectNotFoundError(StorageError, FileNotFoundError):
-    """No object stands under this key."""
+    """No object has this key."""
 
     code = "storage.not-found"
 
 
 class ObjectExistsError(StorageError, FileExistsError):
-    """The key is write-once (or ``if_absent`` was asked), and an object stands there."""
+    """The object exists already, and the key is write-once (or ``if_absent`` was given)."""
 
     code = "storage.exists"
 
 
 class StorageDeniedError(StorageError, PermissionError):
-    """The credentials do not allow it, or a key leaves the storage's root."""
+    """The credentials do not allow it, or a key is outside the storage's root."""
 
     code = "storage.denied"
 
@@ -194,7 +191,7 @@ class StorageFullError(StorageError):
 
 
 class StorageUnavailableError(StorageError, ConnectionError):
-    """Storage does not answer, or asks to slow down. Try again."""
+    """Storage does not respond, or asks to slow down. Try again."""
 
     code = "storage.unavailable"
 
@@ -202,8 +199,8 @@ class StorageUnavailableError(StorageError, ConnectionError):
 class WebhookRefusal(StrEnum):
     """Why a webhook was refused; the values are stable.
 
-    ``malformed-*`` says that no sender who follows the rules sends such a request. Everything else may
-    also happen to an honest one: a lost header, a wrong clock, a key that was rotated away.
+    ``malformed-*`` means that no sender that follows the specification sends such a request. The others can also happen
+    to an honest sender: a header was lost, a clock is wrong, a key was rotated.
     """
 
     MISSING_HEADER = "missing-header"
@@ -215,20 +212,17 @@ class WebhookRefusal(StrEnum):
     TIMESTAMP_TOO_NEW = "timestamp-too-new"
     MALFORMED_SIGNATURE = "malformed-signature"
     UNSUPPORTED_SIGNATURE = "unsupported-signature"
-    """Only signatures of versions that are not understood here."""
+    """All signatures are of versions that are not supported."""
     MALFORMED_AUTHORIZATION = "malformed-authorization"
     MALFORMED_BODY = "malformed-body"
     BODY_TOO_LARGE = "body-too-large"
     UNKNOWN_KEY = "unknown-key"
     WRONG_SIGNATURE = "wrong-signature"
-    WRONG_TOKEN = "wrong-token"  # noqa: S105 - the name of a reason, no secret
+    WRONG_TOKEN = "wrong-token"  # noqa: S105 - the name of a reason, not a secret
 
 
 class WebhookVerificationError(RenderDispatchError, ValueError):
-    """A webhook was refused; nothing of it may be believed.
-
-    ``code`` is ``webhook.`` and the reason.
-    """
+    """A webhook was refused; do not trust anything in it. ``code`` is ``webhook.`` and the reason."""
 
     code = "webhook.refused"
 
@@ -238,13 +232,14 @@ class WebhookVerificationError(RenderDispatchError, ValueError):
 
 
 class BackendError(RenderDispatchError, RuntimeError):
-    """A backend could not do what it was asked.
+    """A backend could not do what it was asked to do.
 
     Args:
         message: What happened, without secrets.
         retryable: Whether a later, identical call may succeed.
-        outcome_known: False when the call may have taken effect all the same (a lost answer). An
-            unknown outcome is never treated as a failure (rule J2).
+        outcome_known: False if the call may have taken effect, because its response was lost. An unknown outcome is
+            never treated as a failure (rule J2).
+        code: The stable string for programs.
     """
 
     code = "backend.error"
@@ -259,10 +254,10 @@ FaultName = Literal["request", "audio", "scene", "infrastructure", "preemption",
 
 
 class RenderError(RenderDispatchError, RuntimeError):
-    """What a renderer or the runner raises to say whose fault a failure is.
+    """A render failed; ``fault`` says whose fault it is.
 
-    A renderer may raise any exception; one that is no `RenderError` counts as the scene's fault, for
-    the same scene would raise it again.
+    Renderers may raise any exception. One that is not a `RenderError` counts as the scene's fault, because the same
+    scene would raise it again.
     """
 
     code = "render.failed"
@@ -270,20 +265,20 @@ class RenderError(RenderDispatchError, RuntimeError):
 
 
 class AudioError(RenderError):
-    """The sound cannot be used: not audio, empty, or shorter than the asked range."""
+    """The audio cannot be used: it is not audio, it is empty, or it ends before the range that was asked for."""
 
     code = "audio.invalid"
     fault = "audio"
 
 
 class SceneError(RenderError):
-    """The scene is broken, or its parameters are."""
+    """The scene or its parameters are wrong."""
 
     code = "scene.failed"
     fault = "scene"
 
 
 class RenderStopped(RenderError):
-    """The service said stop (cancelled, or superseded by a newer run); cleans up and unwinds."""
+    """The service told the run to stop, because the job was cancelled or a newer run took over."""
 
     code = "render.stopped"

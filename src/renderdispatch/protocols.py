@@ -411,11 +411,30 @@ class FetchedAudio:
     filename: str | None
 
 
+class StopSignal(Protocol):
+    """What ends a fetch from another thread; `renderdispatch.plumbing.stop.Stop` is one."""
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline."""
+
+    def on_request(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when the fetch is to end, or now if it is already. It may be called twice."""
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Stop calling ``callback``."""
+
+
 class AudioFetcher(Protocol):
     """What reads audio from a URL that a stranger may have given."""
 
-    def fetch(self, url: str) -> AbstractContextManager[FetchedAudio]:
+    def fetch(self, url: str, *, stop: StopSignal | None = None) -> AbstractContextManager[FetchedAudio]:
         """Open the URL for streamed reading, under guard: hosts, redirects, bytes and time are bounded.
+
+        Args:
+            url: Where the audio is.
+            stop: Ends the fetch soon after a request, whatever the host does meanwhile: it raises
+                `StorageUnavailableError`.
 
         Raises:
             InvalidRequestError: The URL is not allowed; the message never quotes it.

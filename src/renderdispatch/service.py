@@ -35,7 +35,7 @@ __all__ = ["DOWNLOAD_URL_LIFE", "UPLOAD_GRANT_LIFE", "JobHandle", "RenderService
 
 
 class RenderService:
-    """Renders video on a GPU, and is sure to deliver the result.
+    """Renders video on a GPU, and brings every job to an end.
 
     Args:
         store: Where jobs live.
@@ -44,14 +44,14 @@ class RenderService:
         route: Chooses a backend for requests that name none.
         secrets: Master secrets for webhooks, ``whsec_...``: the first signs new attempts, all are understood, so that
             they can be rotated while renders run.
-        webhook_url: Where the GPU side reaches `handle_webhook`. Without one no webhook is asked for, and the
-            reconciler finds out by itself.
+        webhook_url: Where the GPU side reaches `handle_webhook`. Without one, renders send no webhook, and the
+            reconciler asks backends and storage.
         fetcher: What reads audio from URLs; without one, `AudioUrl` is refused.
         worker: Whether this process dispatches and reconciles in the background. No thread starts before `start`, a
             ``with`` block or the first `submit`. Without it, some other process has to run `tick` or a worker.
-        lease: How long a job stays with a worker that gives no sign of life.
+        lease: How long a job stays with a worker that has stopped renewing its claim.
         machine: This machine's id; None finds one.
-        owned: What is closed with the service, in this order.
+        owned: Parts that `close` closes too, in this order.
 
     Raises:
         ConfigurationError: The parts do not fit together.
@@ -122,10 +122,10 @@ class RenderService:
         return self._engine.worker().tick()
 
     def for_tenant(self, tenant: str) -> RenderService:
-        """Return this service as one tenant sees it: its jobs, its objects, its idempotency keys, and no other.
+        """Return a view of this service for one tenant: only its jobs, its objects and its idempotency keys.
 
         Raises:
-            InvalidRequestError: The name is no tenant's name.
+            InvalidRequestError: The name is not 1 to 64 letters, digits, dots, dashes or underscores.
         """
         return _TenantView(self._engine, layout.check_tenant(tenant))
 
@@ -150,18 +150,18 @@ class RenderService:
         """Record a job and return its handle, without waiting for anything to render.
 
         Args:
-            audio: A file's path; bytes; an open binary file, read to its end; or a `StorageKey`. With a worker on
-                this machine a path is only looked at, and read later; everything else is streamed into storage now.
+            audio: A file's path; bytes; an open binary file, read to its end; an `AudioUrl`; or a `StorageKey`. With a
+                worker in this process, a file is checked now and read later. Bytes and streams are stored now.
             scene: The name of a registered scene.
             params: The scene's parameters, at most 2 KiB of JSON.
             output: An `Output`, or a preset's name.
             start: Seconds into the audio.
             duration: Seconds of video; None is to the end.
-            backend: Where to render; None lets the route, or else the first backend, have it.
+            backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
             limits: Deadlines and attempts.
             priority: Higher goes first.
-            metadata: The application's own, at most 4 KiB of JSON.
+            metadata: Data of the application, at most 4 KiB of JSON.
             idempotency_key: The same key gives the same job back, for as long as the job lives.
 
         Raises:
@@ -187,7 +187,7 @@ class RenderService:
         return JobHandle(self, job.id)
 
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
-        """Let a client send audio straight to storage, without the bytes passing through the application.
+        """Let a client send audio straight to storage, so that the bytes do not pass through the application.
 
         The client sends one PUT to ``put.url``, with exactly ``put.headers`` (browsers set the length by themselves),
         within a day; then the application submits ``StorageKey(grant.key)``, on the same day or the next, in UTC. The
@@ -195,7 +195,7 @@ class RenderService:
 
         Args:
             size: Bytes, 1 to 5 GiB; signed, so that no other size is taken.
-            content_type: ``audio/...``, ``video/...`` or ``application/octet-stream``; signed likewise.
+            content_type: ``audio/...``, ``video/...`` or ``application/octet-stream``; signed too.
 
         Raises:
             InvalidRequestError: ``upload.size`` or ``upload.type``.
@@ -205,7 +205,7 @@ class RenderService:
     # --- reading
 
     def handle(self, job_id: str) -> JobHandle:
-        """Return a handle on a job. Whether the job exists is found out when the handle is used."""
+        """Return a handle on a job. The first use of the handle finds out whether the job exists."""
         return JobHandle(self, job_id)
 
     def get(self, job_id: str) -> Job:
@@ -219,8 +219,8 @@ class RenderService:
     def poll(self, job_id: str) -> PollResponse:
         """Return what a poll endpoint answers: ``poll(...).to_json()`` is the body.
 
-        Where no worker runs in this process, a job that is due is reconciled first, so that the polls of its client
-        alone bring it to its end: its backend or the bucket is asked, ever less often while nothing changes.
+        If no worker runs in this process, a job that is due is reconciled first: its backend or its bucket is asked,
+        ever less often while nothing changes. So the polls of a client alone bring its job to an end.
 
         Raises:
             JobNotFoundError: This tenant has no such job.
@@ -273,18 +273,18 @@ class RenderService:
         """Open one of this tenant's objects for reading.
 
         Raises:
-            ObjectNotFoundError: Nothing stands under this key, or it is another tenant's.
+            ObjectNotFoundError: There is no such object, or it belongs to another tenant.
         """
         return self._views.open_object(key)
 
     # --- webhooks
 
     def handle_webhook(self, headers: Headers, body: bytes) -> WebhookResponse:
-        """Take a webhook of the GPU side and return the answer to send; `web.webhook` mounts it in frameworks.
+        """Take a webhook of the GPU side and return the response to send; `web.webhook` mounts it in frameworks.
 
         Args:
             headers: Of the request: a mapping or pairs, in any case.
-            body: The raw bytes. Of a body longer than `receiver.MAX_BODY_BYTES`, one byte more is enough.
+            body: The raw bytes. A body longer than `inbox.MAX_BODY_BYTES` may be cut one byte after that.
 
         Raises:
             ConfigurationError: The service has no secret.
@@ -292,7 +292,7 @@ class RenderService:
         return self._engine.receiver().receive(headers, body)
 
     def webhook_counts(self) -> dict[str, int]:
-        """Return how many webhooks this process took, by their fate: ``applied``, ``ignored``, or why refused.
+        """Return how many webhooks this process took, by what became of them: ``applied``, ``ignored``, or a refusal.
 
         Raises:
             ConfigurationError: The service has no secret.
@@ -302,9 +302,9 @@ class RenderService:
     # --- changing
 
     def cancel(self, job_id: str) -> Job:
-        """Have the job end, and its computing stop; return the job as it is now, often still ``cancelling``.
+        """Ask for the job to end and its computing to stop; return the job as it is now, often still ``cancelling``.
 
-        Cancelling twice, or after the end, is no error.
+        A second call, or one after the end, does nothing.
 
         Raises:
             JobNotFoundError: This tenant has no such job.
@@ -327,7 +327,7 @@ class RenderService:
 
         Raises:
             JobNotFoundError: This tenant has no such job.
-            InvalidRequestError: The job has not ended (cancel it first), or something of it may still compute.
+            InvalidRequestError: The job has not ended (cancel it first), or a render of it may still run.
         """
         self._engine.delete(self.get(job_id))
 
@@ -362,7 +362,7 @@ class JobHandle:
         """Wait for the job to end, however it ends, and return it.
 
         Args:
-            timeout: Seconds; None waits for as long as it takes, which the job's deadline bounds.
+            timeout: Seconds; None waits until the job ends, which its deadline bounds.
 
         Raises:
             WaitTimeoutError: Time is up; the job goes on.
@@ -373,7 +373,7 @@ class JobHandle:
         raise AssertionError
 
     def watch(self, timeout: float | timedelta | None = None) -> Iterator[Job]:
-        """Yield the job now, and again each time that something to see has changed, until it has ended.
+        """Yield the job now and after each visible change, until it has ended.
 
         Raises:
             WaitTimeoutError: Time is up; the job goes on.
@@ -385,23 +385,23 @@ class JobHandle:
                 yield job
 
     def cancel(self) -> Job:
-        """As `RenderService.cancel`."""
+        """Ask for the job to end, as `RenderService.cancel`."""
         return self._service.cancel(self.id)
 
     def retry(self) -> JobHandle:
-        """As `RenderService.retry`."""
+        """Submit the job again as a new one, as `RenderService.retry`."""
         return self._service.retry(self.id)
 
     def download_url(self) -> str:
-        """As `RenderService.download_url`."""
+        """Return a URL of the finished video, as `RenderService.download_url`."""
         return self._service.download_url(self.id)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """As `RenderService.save`."""
+        """Write the finished video to a file, as `RenderService.save`."""
         return self._service.save(self.id, path, overwrite=overwrite)
 
     def _revisions(self, timeout: float | timedelta | None) -> Iterator[Job]:
-        """Yield the job again and again, ever less often while nothing changes, up to its end."""
+        """Yield the job repeatedly until it has ended, ever less often while nothing changes."""
         pause = Pause(timeout)
         while True:
             yield (job := self._reconciled())

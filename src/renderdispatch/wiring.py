@@ -1,12 +1,11 @@
 """Which adapters does an application get?
 
-This module alone chooses them: `local` needs nothing, and `from_settings` reads the environment. Each adapter is
-imported when it is chosen, so that nobody waits for the others.
+This module alone chooses them: `local` needs nothing, and `from_settings` reads the environment. An adapter is imported
+when it is chosen, so that a start does not wait for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from ipaddress import ip_address
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 BACKENDS: Final = "renderdispatch.backends"
 """The entry points of other backends: each a callable without arguments."""
 
+_SHIPPED: Final = ("local", "inline", "modal", "http")
 _R2: Final = "r2://"
 
 
@@ -226,18 +226,19 @@ def _open_r2(settings: Settings, where: str) -> StorageAdapter:
             "RENDERDISPATCH_STORAGE is r2://bucket/prefix; keys go in RENDERDISPATCH_R2_ACCESS_KEY_ID and "
             "RENDERDISPATCH_R2_SECRET_ACCESS_KEY, an endpoint in RENDERDISPATCH_R2_ENDPOINT_URL"
         )
+    key_id, secret = _revealed(settings.r2_access_key_id), _revealed(settings.r2_secret_access_key)
     if settings.r2_account_id is None and settings.r2_endpoint_url is None:
         raise _missing("RENDERDISPATCH_R2_ACCOUNT_ID (or, for another S3 API, RENDERDISPATCH_R2_ENDPOINT_URL)")
-    if settings.r2_access_key_id is None:
+    if key_id is None:
         raise _missing("RENDERDISPATCH_R2_ACCESS_KEY_ID")
-    if settings.r2_secret_access_key is None:
+    if secret is None:
         raise _missing("RENDERDISPATCH_R2_SECRET_ACCESS_KEY")
     return R2Storage(
         bucket,
         account_id=settings.r2_account_id,
         endpoint_url=settings.r2_endpoint_url,
-        access_key_id=settings.r2_access_key_id.get_secret_value(),
-        secret_access_key=settings.r2_secret_access_key.get_secret_value(),
+        access_key_id=key_id,
+        secret_access_key=secret,
         prefix=prefix,
         jurisdiction=settings.r2_jurisdiction,
         region=settings.r2_region or "auto",
@@ -290,8 +291,19 @@ def open_store(settings: Settings) -> JobStore:
 
 
 def _backend(name: str, settings: Settings) -> RenderBackend:
-    if name in _SHIPPED:
-        return _SHIPPED[name](settings)
+    match name:
+        case "local":
+            from renderdispatch.backends.local import LocalGpuBackend
+
+            return LocalGpuBackend()
+        case "inline":
+            from renderdispatch.backends.inline import InlineBackend
+
+            return InlineBackend()
+        case "modal":
+            return _modal(settings)
+        case "http":
+            return _http(settings)
     from importlib.metadata import entry_points
 
     found = {point.name: point for point in entry_points(group=BACKENDS)}
@@ -304,18 +316,6 @@ def _backend(name: str, settings: Settings) -> RenderBackend:
             "which is not a RenderBackend"
         )
     return backend
-
-
-def _local(_: Settings) -> RenderBackend:
-    from renderdispatch.backends.local import LocalGpuBackend
-
-    return LocalGpuBackend()
-
-
-def _inline(_: Settings) -> RenderBackend:
-    from renderdispatch.backends.inline import InlineBackend
-
-    return InlineBackend()
 
 
 def _modal(settings: Settings) -> RenderBackend:
@@ -341,14 +341,6 @@ def _http(settings: Settings) -> RenderBackend:
         modal_key=_revealed(settings.http_modal_key),
         modal_secret=_revealed(settings.http_modal_secret),
     )
-
-
-_SHIPPED: Final[Mapping[str, Callable[[Settings], RenderBackend]]] = {
-    "local": _local,
-    "inline": _inline,
-    "modal": _modal,
-    "http": _http,
-}
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

@@ -114,15 +114,8 @@ class Bench:
     def _begin(self) -> tuple[Mp4Writer, Features]:
         """Do what comes before the first frame, which is the same in every way and not measured."""
         with SoundReader(self.song, start=Fraction(0), duration=None) as sound:
-            writer = Mp4Writer(
-                self.folder / "video.mp4",
-                self.folder / "sound",
-                width=PICTURE.width,
-                height=PICTURE.height,
-                fps=PICTURE.fps,
-                rate=sound.rate,
-                layout=sound.layout,
-            )
+            files = self.folder / "video.mp4", self.folder / "sound"
+            writer = Mp4Writer(*files, PICTURE, rate=sound.rate, layout=sound.layout)
             path = self.folder / "features"
             return writer, read_sound(sound, writer, path, fps=PICTURE.fps, report=lambda done, total: None)
 

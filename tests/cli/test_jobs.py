@@ -201,7 +201,7 @@ def test_doctor_says_what_is_broken(cli: CommandLine, tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert ran.status == 1
-    assert "set RENDERDISPATCH_HOME to a folder of yours" in ran.out
+    assert "set RENDERDISPATCH_HOME to a folder that you can write to" in ran.out
     assert "libx264 encoded a frame" in ran.out
     assert ran.err == ""
 

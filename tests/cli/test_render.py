@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from renderdispatch.cli import app
 from tests.support.command_line import COMMAND, SMALL, CommandLine, write_song
 from tests.support.needs import need_ffmpeg
 
@@ -145,10 +146,43 @@ def test_a_reader_that_had_enough_is_no_error(cli: CommandLine) -> None:
     assert process.communicate(timeout=30)[1] == ""
 
 
-def test_a_missing_extra_is_named(cli: CommandLine) -> None:
+def test_help_imports_no_command(cli: CommandLine) -> None:
+    """The help of the whole command line comes from a table; it costs little more than click."""
+    code = "import sys; from renderdispatch.cli.app import run; run(['--help']); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {*ran.stdout.splitlines()[-1].split()}
+    others = {"pydantic", "rich", "attr", "importlib.metadata", "logging", "renderdispatch.wiring"}
+    assert not loaded & others
+    assert {name for name in loaded if name.startswith("renderdispatch.cli.")} == {
+        "renderdispatch.cli.app",
+        "renderdispatch.cli.interrupts",
+    }
+
+
+def test_the_table_of_commands_is_true() -> None:
+    """Each name is that of a command, and each line is the first one of its help."""
+    context = app.cli.make_context("renderdispatch", [], resilient_parsing=True)
+    for name, (_, summary) in app.COMMANDS.items():
+        _, command, _ = app.cli.resolve_command(context, [name])
+        assert command is not None
+        assert (command.name, command.get_short_help_str(limit=200)) == (name, summary)
+
+
+@pytest.mark.parametrize(("words", "found"), [("renderdispatch jo", "jobs"), ("renderdispatch jobs wa", "watch")])
+def test_shells_complete_commands(cli: CommandLine, words: str, found: str) -> None:
+    """The names of commands, and of commands of commands."""
+    position = str(len(words.split()) - 1)
+    asked = {"_RENDERDISPATCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+    script = Path(sys.executable).with_name("renderdispatch")
+    ran = subprocess.run([script], check=True, capture_output=True, text=True, env={**cli.environment, **asked})
+    assert ran.stdout == f"plain,{found}\n"
+
+
+@pytest.mark.parametrize(("missing", "arguments"), [("click", ["--version"]), ("rich", ["scenes"])])
+def test_a_missing_extra_is_named(cli: CommandLine, missing: str, arguments: list[str]) -> None:
     """Where click or rich are not installed, one line says what to install."""
-    (cli.plugins / "sitecustomize.py").write_text("import sys\nsys.modules['click'] = None\n")
-    ran = cli("--version")
+    (cli.plugins / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n")
+    ran = cli(*arguments)
     assert ran.status == 2
     assert "pip install 'renderdispatch[cli]'" in ran.said_one_error()
 
@@ -156,7 +190,7 @@ def test_a_missing_extra_is_named(cli: CommandLine) -> None:
 def test_a_broken_installation_is_said_in_one_line(cli: CommandLine) -> None:
     """Whatever a library raises while it loads."""
     (cli.plugins / "sqlalchemy.py").write_text("raise RuntimeError('half of it is missing')\n")
-    ran = cli("--version")
+    ran = cli("jobs", "list")
     assert ran.status == 1
     assert "half of it is missing" in ran.said_one_error()
 

@@ -42,7 +42,10 @@ def test_without_json_errors_are_for_people(cli: CommandLine) -> None:
     ("arguments", "said"),
     [
         (["render"], "Missing argument 'SONG'. See 'renderdispatch render --help'."),
-        (["render", "song.wav", "--size", "big"], "is no size such as 1280x720. See 'renderdispatch render --help'."),
+        (
+            ["render", "song.wav", "--size", "big"],
+            "write WIDTHxHEIGHT, such as 1280x720. See 'renderdispatch render --help'.",
+        ),
         (["jbos"], "Did you mean 'jobs'? See 'renderdispatch --help'."),
     ],
 )

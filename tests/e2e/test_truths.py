@@ -207,7 +207,7 @@ def test_t7_the_container_streams_the_audio_to_disk(
 
     def submit_long() -> str:
         r2.forget()
-        r2.fail("reset", method="GET", key="/audio-", after_bytes=_BROKEN_OFF_AT)
+        r2.fail("reset", method="GET", key="/audio", after_bytes=_BROKEN_OFF_AT)
         return chain.submit(long)
 
     of_the_song = peaks_of(chain, modal, lambda: chain.submit(song))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +149,30 @@ def test_a_cancel_ends_the_fetching(service: RenderService) -> None:
         job = handle.wait(60)
     assert job.status is JobStatus.CANCELLED
     assert "do-not-tell" not in dump_job(job)
+
+
+@pytest.mark.parametrize("ending", ["cancel", "close"])
+def test_a_host_that_trickles_is_left_at_once(service: RenderService, ending: str) -> None:
+    """Response headers that never end hold up neither a cancel nor the service's end."""
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        asked.set()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nx-trickle: ")
+        while not over.wait(0.05):
+            connection.sendall(b"x")
+
+    with target(answer) as host:
+        handle = service.submit(_url(host), scene="fake")
+        assert asked.wait(30)
+        began = time.monotonic()
+        if ending == "cancel":
+            handle.cancel()
+            assert handle.wait(30).status is JobStatus.CANCELLED
+        else:
+            service.close()
+        assert time.monotonic() - began < 5
+        over.set()
 
 
 def test_a_failed_job_can_be_tried_again_once_its_audio_was_stored(service: RenderService) -> None:

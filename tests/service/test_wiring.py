@@ -172,7 +172,7 @@ def test_a_bucket_without_all_that_it_needs(monkeypatch: pytest.MonkeyPatch, tmp
     ("changes", "said"),
     [
         ({"STORAGE": "r2://id:do-not-tell@renders"}, "RENDERDISPATCH_R2_ENDPOINT_URL"),
-        ({"STORAGE": "r2://"}, "no bucket's name"),
+        ({"STORAGE": "r2://"}, "not a bucket's name"),
         ({"STORAGE": "r2://renders/../up"}, "prefix"),
         ({"R2_JURISDICTION": "us"}, "r2_jurisdiction"),
         ({"R2_ENDPOINT_URL": "https://s3.example.com"}, "either account_id"),

@@ -1,15 +1,14 @@
-"""What does a storm do to a service, and how is that drawn from one number?
+"""A storm: a service whose every link misbehaves, as drawn from one seed.
 
-A `Storm` puts a service together with the loopback Modal, the local R2 and its webhook, all of them real servers, with
-a `Link` that misbehaves before R2 and one before the webhook. Clients submit jobs, cancel some, and wait for each;
-`Storm.problems` says what is not as it should be afterwards.
+A `Storm` runs a service with the loopback Modal, the local R2 and its webhook, all of them real servers. One `Link` that
+misbehaves is between the service and R2, another between the containers and the webhook. Clients submit jobs, cancel
+some, and wait for each. `Storm.problems` returns what is wrong afterwards.
 
-All that is drawn comes from `Dice`: a number from 0 to 1 for the seed and the name of what is asked. The names do not
-depend on when something happens: ``r2/17/PUT video.mp4/2`` is the third PUT of a video of job 17, ``crash/17`` the
-seventeenth start of an input. So a seed gives the same jobs, the same cancels and the same fate to the request of the
-same name. It does not give the same interleaving: threads and processes run as the machine lets them, and with them
-how many requests there are, how far a job was when it was cancelled, and on Modal's side which call is the
-seventeenth.
+`Dice` draws everything: it returns a number from 0 to 1 for the seed and a name. The names do not depend on when
+something happens: ``r2/17/PUT video.mp4/2`` is the third PUT of a video of job 17, ``crash/17`` the seventeenth start of
+an input. So one seed gives the same jobs, the same cancels, and the same fate to the request of the same name. It does
+not give the same interleaving. That depends on the machine, and with it how many requests there are, how far a job was
+when it was cancelled, and which call is the seventeenth on Modal's side.
 """
 
 from __future__ import annotations
@@ -56,10 +55,10 @@ from tests.support.storm_scene import BROKEN_SCENE, BROKEN_SOUND, SCENE, SOUND, 
 SECRET: Final = "whsec_c3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0gc3Rvcm0="
 BACKEND: Final = "modal"
 MARK: Final = "RENDERDISPATCH_STORM"
-"""Stands in the environment of every container of a storm."""
+"""A variable in the environment of every container of a storm."""
 
 LIMITS: Final = Limits(
-    # Jobs wait in Modal's queue for seconds; what was never started is found out 60 s after this.
+    # Jobs wait in Modal's queue for seconds; a call that never started is given up 60 s after this.
     start_timeout=timedelta(seconds=30),
     total_timeout=timedelta(minutes=12),
     # An attempt is lost to some fault in at most one case of ten here, so that twenty of them never all are (1e-20):
@@ -68,7 +67,7 @@ LIMITS: Final = Limits(
 )
 
 _COME_AND_GO_S: Final = 30.0
-"""What a container may take to start, or to end."""
+"""How long a container may take to start, or to end."""
 
 How = Literal["pass", "slow", "drop", "lose answer", "cut answer", "double", "late", "500", "503"]
 

@@ -16,7 +16,7 @@ from renderdispatch.stores.sql import SqlJobStore
 if TYPE_CHECKING:
     from renderdispatch.plumbing.local_urls import Endpoint
     from renderdispatch.storage.fsspec import FsspecStorage
-    from renderdispatch.storage.memory import MemoryStorage
+    from renderdispatch.storage.memory import MemoryObjects, MemoryStorage
 
     def stores(memory: MemoryJobStore, sql: SqlJobStore) -> tuple[JobStore, JobStore]:
         return memory, sql
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     def storages(memory: MemoryStorage, fsspec: FsspecStorage) -> tuple[StorageAdapter, StorageAdapter]:
         return memory, fsspec
 
-    def endpoint(memory: MemoryStorage) -> Endpoint:
+    def endpoint(memory: MemoryObjects) -> Endpoint:
         return memory
 
 

@@ -1,8 +1,7 @@
 """Which orders run here, which wait for a slot, and how did the last ones end?
 
 An `Executor` starts tasks, as many at once as there are slots, and lets some more wait in a queue, first come first
-served. Whatever a task computes with is its own business: a thread (`ThreadTask`), or another backend
-(`renderdispatch.backends.waiting`).
+served. A task computes in a thread (`ThreadTask`), or by another backend (`renderdispatch.backends.waiting`).
 """
 
 from __future__ import annotations
@@ -284,3 +283,27 @@ class Executor:
                     here.feeder = None
                     return
             here.wake.wait(_CHECK_S)
+
+
+class ThreadBackend:
+    """What backends share that give each render a thread.
+
+    Args:
+        slots: Renders at once.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._executor = Executor(lambda: slots)
+
+    def poll(self, call: BackendCall) -> CallState:
+        """Return whether the render runs, or how it ended."""
+        return self._executor.poll(call) or CallState(status=CallStatus.MISSING)
+
+    def cancel(self, call: BackendCall) -> None:
+        """Have the render end soon; one that ended, or never was, is no error."""
+        self._executor.cancel(call)
+
+    def close(self) -> None:
+        """Stop all renders and wait for their ends. A second call does nothing."""
+        self._executor.stop()

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from renderdispatch.backends.executor import Executor, ThreadTask
+from renderdispatch.backends.executor import ThreadBackend, ThreadTask
 from renderdispatch.messages import Completed, Failed, RenderOrder, RenderRequest
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, Renderer
+from renderdispatch.protocols import BackendCall, Locality, OnEvent, Renderer
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
 from renderdispatch.runner.render import check_renderer
 from renderdispatch.runner.renderers import find_renderer
 from renderdispatch.runner.reporting import told_to_stop
 
 
-class InlineBackend:
+class InlineBackend(ThreadBackend):
     """Renders in threads of this process.
 
     Args:
@@ -33,10 +33,9 @@ class InlineBackend:
     def __init__(
         self, renderers: Mapping[str, Renderer] | None = None, *, slots: int = 1, pace: Pace | None = None
     ) -> None:
-        self.slots = slots
+        super().__init__(slots)
         self._renderers = dict(renderers or {})
         self._pace = pace or Pace()
-        self._executor = Executor(lambda: slots)
 
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
@@ -53,15 +52,3 @@ class InlineBackend:
             return run_order(order, io=io)
 
         return self._executor.start(ThreadTask(render, lambda: stop.request("cancelled")))
-
-    def poll(self, call: BackendCall) -> CallState:
-        """Return whether the render runs, or how it ended."""
-        return self._executor.poll(call) or CallState(status=CallStatus.MISSING)
-
-    def cancel(self, call: BackendCall) -> None:
-        """Stop the render at its next report."""
-        self._executor.cancel(call)
-
-    def close(self) -> None:
-        """Stop all renders and wait for their ends."""
-        self._executor.stop()

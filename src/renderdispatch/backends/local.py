@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from renderdispatch.backends.executor import Executor, ThreadTask
+from renderdispatch.backends.executor import ThreadBackend, ThreadTask
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import (
     RENDER_EVENT,
@@ -28,10 +27,11 @@ from renderdispatch.messages import (
     RenderOrder,
     RenderRequest,
 )
-from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
+from renderdispatch.protocols import BackendCall, Locality, OnEvent
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
 from renderdispatch.runner.render import check_renderer
 from renderdispatch.runner.renderers import find_renderer
+from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.local")
 
@@ -39,7 +39,7 @@ _STOP_S: Final = 5.0
 """How long a render that was told to stop may take to clean up before it is killed."""
 
 
-class LocalGpuBackend:
+class LocalGpuBackend(ThreadBackend):
     """Renders in processes of this machine.
 
     Args:
@@ -53,9 +53,8 @@ class LocalGpuBackend:
     def __init__(self, slots: int | Literal["auto"] = "auto", *, report: Literal["pipe", "webhook"] = "pipe") -> None:
         if slots != "auto" and slots < 1:
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
-        self.slots = taken = 1 if slots == "auto" else slots
+        super().__init__(1 if slots == "auto" else slots)
         self.reports_by_webhook = report == "webhook"
-        self._executor = Executor(lambda: taken)
 
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
@@ -65,18 +64,6 @@ class LocalGpuBackend:
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
         return self._executor.start(_Run(order, None if order.callback is not None else on_event))
-
-    def poll(self, call: BackendCall) -> CallState:
-        """Return whether the render runs, or how it ended."""
-        return self._executor.poll(call) or CallState(status=CallStatus.MISSING)
-
-    def cancel(self, call: BackendCall) -> None:
-        """Tell the render to stop; after some seconds it is killed."""
-        self._executor.cancel(call)
-
-    def close(self) -> None:
-        """Stop all renders and wait for their ends."""
-        self._executor.stop()
 
 
 class _Run(ThreadTask):
@@ -141,7 +128,9 @@ class _Run(ThreadTask):
         for text in process.log:
             _log.debug("job %s: %s", self._order.job_id, text)
         if final is None:
-            final = self._died(run_id, describe_exit(status, process.log))
+            how = f"the render process {describe_exit(status, process.log)}"
+            died = JobError(code="runner.died", message=how, fault=FaultDomain.INFRASTRUCTURE)
+            final = RunEvents(self._order, run_id=run_id).failed(died)
             if self._on_event is not None:
                 self._hand_over(self._on_event, final)
         return final
@@ -156,13 +145,3 @@ class _Run(ThreadTask):
         except Exception:  # noqa: BLE001 - logged
             _log.exception("job %s: an event was not taken", self._order.job_id)
             return None
-
-    def _died(self, run_id: str, how: str) -> Failed:
-        error = JobError(code="runner.died", message=f"the render process {how}", fault=FaultDomain.INFRASTRUCTURE)
-        return Failed(
-            event_id=uuid.uuid4().hex,
-            job_id=self._order.job_id,
-            token=self._order.token,
-            run_id=run_id,
-            error=error,
-        )

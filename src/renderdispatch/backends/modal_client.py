@@ -1,4 +1,4 @@
-"""What of Modal does one process hold: its client, the function that was deployed, and how long to wait for them?
+"""What does one process hold of Modal: the client, the deployed function, and the time limits of their calls?
 
 All of it lives on one event loop, which `renderdispatch.backends.modal_link` runs. The client's own calls may block for
 long: its first connection to a control plane that is away takes about a minute. So each call here has a time limit.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from attrs import field, frozen
 
-from renderdispatch.backends.modal_faults import LinkClosed, Says, Unanswered, meaning_of
+from renderdispatch.backends.modal_faults import Evidence, LinkClosed, Unanswered, meaning_of
 
 if TYPE_CHECKING:
     import modal
@@ -45,7 +45,7 @@ class ModalTrouble(Exception):
 
     @property
     def is_gone(self) -> bool:
-        """Whether Modal says that there is no such thing, or no longer."""
+        """Whether Modal says that the thing does not exist, or no longer."""
         import modal
 
         return isinstance(self.error, modal.exception.NotFoundError)
@@ -102,12 +102,12 @@ class Connection:
     async def client(self) -> modal.Client:
         """Return the client; it connects by itself, at its first request."""
         if self._client is None:
-            opening = self._opening.join(anew=True)
+            opening = self._opening.join(again=True)
             self._client = await self.bounded(opening, seconds=self.connect_s, sent=False, proves=False)
         return self._client
 
     def forget(self) -> None:
-        """Have the next request open another client: this one was closed by somebody else."""
+        """Have the next request open another client: this one was closed elsewhere."""
         self._client = None
 
     async def bounded(self, work: Awaitable[_T], *, seconds: float, sent: bool, proves: bool = True) -> _T:
@@ -127,7 +127,7 @@ class Connection:
             raise ModalTrouble(LinkClosed(), sent=sent) from None
         finally:
             task.cancel()  # not awaited: the client may take its time
-        silent = result.error is not None and meaning_of(result.error).says is Says.SILENCE
+        silent = result.error is not None and meaning_of(result.error).evidence is Evidence.SILENCE
         if proves or silent:
             self._heard_at = None if silent else _now()
         if result.error is not None:
@@ -179,7 +179,7 @@ class Functions:
             self.forget()
         found, limit_s = self._found, self._connection.connect_s
         if found is None or not self._connection.fresh:
-            looking_up = self._looking_up.join(anew=True)
+            looking_up = self._looking_up.join(again=True)
             found = await self._connection.bounded(looking_up, seconds=limit_s, sent=False)
         bound = found.variants.setdefault(variant, _Shared(lambda: _with_options(found.function, variant)))
         if bound.ready:
@@ -231,13 +231,13 @@ class _Shared(Generic[_T]):
         task = self._task
         return task is not None and task.done() and not task.cancelled() and task.exception() is None
 
-    def join(self, *, anew: bool = False) -> Awaitable[_T]:
-        """Return the work to wait for, begun where it is not in progress.
+    def join(self, *, again: bool = False) -> Awaitable[_T]:
+        """Return the work to wait for; begin it if it is not in progress.
 
         Args:
-            anew: Also begin again where it succeeded before.
+            again: Also begin again if it succeeded before.
         """
-        if self._task is None or (self._task.done() and (anew or not self.ready)):
+        if self._task is None or (self._task.done() and (again or not self.ready)):
             self._task = asyncio.ensure_future(self._work())
             self._task.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio warns
         return asyncio.shield(self._task)

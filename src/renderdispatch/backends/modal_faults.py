@@ -1,8 +1,7 @@
 """What does an exception of the Modal client mean?
 
-One table, `meanings`, from exception class to meaning; the nearest class in an exception's ancestry counts. Two
-questions are put to it: what does this say of a call that was polled (`state_of`), and what of something that was
-asked of Modal (`refusal`)?
+One table says it, `meanings`; the nearest class in an exception's ancestry counts. It is used in two ways: `state_of`
+tells the state of a call that was polled, `refusal` the error of any other request.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from renderdispatch.errors import BackendError
 from renderdispatch.messages import FaultDomain, JobError
+from renderdispatch.plumbing.failures import nearest
 from renderdispatch.protocols import CallState, CallStatus
 
 LOG_IN: Final = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
@@ -24,86 +24,67 @@ DEPLOY: Final = "run `renderdispatch modal deploy`"
 
 
 def how_to_deploy(app: str, *, environment: str | None = None, version: int | None = None) -> str:
-    """Return the next step where this app is not deployed, or not in this version."""
+    """Return the next step for an app that is not deployed, or not in this version."""
     if version is not None:
-        return "name a version that is deployed, or none for the newest"
+        return "name a deployed version, or none for the newest"
     options = "" if app == "renderdispatch" else f" --app {app}"
     options += "" if environment is None else f" --environment {environment}"
     return f"run `renderdispatch modal deploy{options}`"
 
 
 class Unanswered(Exception):
-    """Modal did not answer within the time that it was given."""
+    """Modal did not respond within the time that it was given."""
 
 
 class UnknownCall(Exception):
-    """What was asked about is no id of a Modal call."""
+    """The given id is not an id of a Modal call."""
 
 
 class LinkClosed(Exception):
     """The backend was closed, here, while it waited for Modal."""
 
 
-class Says(StrEnum):
-    """What an exception says of a call that is polled."""
+class Evidence(StrEnum):
+    """What an exception proves about a call that was polled."""
 
     RUNNING = "running"
     MISSING = "missing"
     ENDED = "ended"
-    NOTHING = "nothing"
-    """Modal answered, but not about the call."""
+    NONE = "none"
+    """Modal responded, but not about the call."""
     SILENCE = "silence"
-    """No answer came: the connection is to be doubted."""
+    """Modal did not respond: the connection may be broken."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Meaning:
     """A row of the table.
 
     Args:
-        says: What it says of a call that is polled.
+        evidence: What the exception proves about a call that was polled.
         code: Of the error that it becomes.
-        what: The error in words; what Modal said is added.
-        fault: Where it ended the call: whose fault that was.
-        retryable: Where something was asked: whether to ask again later may help.
-        outcome_known: Where a start was asked: whether it surely did not happen. Before anything was sent, it always
-            is known.
+        text: The error in words; what Modal said is added.
+        fault: If it ended the call, whose fault that was.
+        retryable: Of a request: whether the same request may succeed later.
+        outcome_known: Of a start: whether it surely did not happen. Before anything was sent, that is always known.
     """
 
-    says: Says
+    evidence: Evidence
     code: str
-    what: str
-    fault: FaultDomain = FaultDomain.INFRASTRUCTURE
-    retryable: bool = True
-    outcome_known: bool = False
+    text: str
+    fault: FaultDomain = field(default=FaultDomain.INFRASTRUCTURE, kw_only=True)
+    retryable: bool = field(default=True, kw_only=True)
+    outcome_known: bool = field(default=False, kw_only=True)
 
 
-_SILENCE: Final = Meaning(
-    says=Says.SILENCE, code="modal.unreachable", what="Modal did not answer, or cannot be reached from here"
-)
-_TROUBLE: Final = Meaning(says=Says.NOTHING, code="modal.trouble", what="Modal is in trouble")
-_REFUSED: Final = Meaning(
-    says=Says.NOTHING, code="modal.refused", what="Modal refused", retryable=False, outcome_known=True
-)
-_OLD: Final = Meaning(
-    says=Says.NOTHING,
-    code="modal.version",
-    what="Modal does not speak with this version of its client; install another one of `modal`",
-    retryable=False,
-    outcome_known=True,
-)
-_LOGGED_OUT: Final = Meaning(
-    says=Says.NOTHING,
-    code="modal.credentials",
-    what=f"Modal knows no valid credentials; {LOG_IN}",
-    retryable=False,
-    outcome_known=True,
-)
-_RAISED: Final = Meaning(says=Says.ENDED, code="modal.raised", what="the function raised instead of answering")
-_UNREADABLE: Final = Meaning(
-    says=Says.ENDED, code="modal.unreadable", what="what the function raised or answered cannot be read here"
-)
-_UNKNOWN: Final = Meaning(says=Says.SILENCE, code="modal.unexpected", what="the Modal client failed")
+_ended: Final = partial(Meaning, Evidence.ENDED)
+_missing: Final = partial(Meaning, Evidence.MISSING)
+_silence: Final = partial(Meaning, Evidence.SILENCE)
+_later: Final = partial(Meaning, Evidence.NONE, outcome_known=True)
+_never: Final = partial(Meaning, Evidence.NONE, retryable=False, outcome_known=True)
+
+_RAISED: Final = _ended("modal.raised", "the function raised instead of answering")
+_UNKNOWN: Final = _silence("modal.unexpected", "the Modal client failed")
 
 
 @cache
@@ -112,85 +93,63 @@ def meanings() -> Mapping[type[BaseException], Meaning]:
     from grpclib.exceptions import GRPCError, StreamTerminatedError
     from modal import exception as modal
 
+    unreadable = _ended("modal.unreadable", "the function's result or exception cannot be read here")
+    unreachable = _silence("modal.unreachable", "Modal did not answer, or cannot be reached from here")
+    trouble = Meaning(Evidence.NONE, "modal.trouble", "Modal is in trouble")
+    refused = _never("modal.refused", "Modal refused")
+    old = _never("modal.version", "Modal does not support this version of its client; install another one of `modal`")
+    denied = f"these Modal credentials may not do this; {LOG_IN} of the right workspace"
+    ended = "Modal ended the call: it was cancelled, or its container could not start"
+    timeout = "the function exceeded the time that it was given"
+    taken = "the container was taken away"
     return {
-        # of the call
-        TimeoutError: Meaning(says=Says.RUNNING, code="modal.running", what="the call has not ended"),
-        modal.OutputExpiredError: Meaning(says=Says.MISSING, code="modal.expired", what="the result is no longer kept"),
-        modal.NotFoundError: Meaning(
-            says=Says.MISSING,
-            code="modal.not-deployed",
-            what="Modal finds nothing of this name",
-            retryable=False,
-            outcome_known=True,
+        # about the call
+        TimeoutError: Meaning(Evidence.RUNNING, "modal.running", "the call has not ended"),
+        modal.OutputExpiredError: _missing("modal.expired", "the result is no longer kept"),
+        modal.NotFoundError: _missing(
+            "modal.not-deployed", "Modal finds nothing of this name", retryable=False, outcome_known=True
         ),
-        UnknownCall: Meaning(
-            says=Says.MISSING, code="modal.unknown-call", what="no id of a Modal call", retryable=False
-        ),
-        modal.FunctionTimeoutError: Meaning(
-            says=Says.ENDED,
-            code="modal.timeout",
-            what="the function ran into the time that it was given",
-            fault=FaultDomain.DEADLINE,
-        ),
-        modal.InternalFailure: Meaning(says=Says.ENDED, code="modal.worker-lost", what="Modal lost the container"),
-        modal.RemoteError: Meaning(
-            says=Says.ENDED,
-            code="modal.ended",
-            what="Modal ended the call: it was cancelled, or its container could not start",
-        ),
-        modal.ExecutionError: _UNREADABLE,
-        modal.DeserializationError: _UNREADABLE,
-        modal.InputCancellation: Meaning(says=Says.ENDED, code="modal.cancelled", what="Modal cancelled the call"),
-        KeyboardInterrupt: Meaning(
-            says=Says.ENDED,
-            code="modal.preempted",
-            what="the container was taken away",
-            fault=FaultDomain.PREEMPTION,
-        ),
-        # of the way to Modal
-        Unanswered: _SILENCE,
-        modal.ConnectionError: _SILENCE,
-        modal.ServiceError: _SILENCE,
-        modal.TimeoutError: _SILENCE,
-        StreamTerminatedError: _SILENCE,
-        GRPCError: _SILENCE,
-        modal.ClientClosed: Meaning(says=Says.SILENCE, code="modal.closed", what="the Modal client was closed"),
-        LinkClosed: Meaning(says=Says.SILENCE, code="backend.closed", what="the backend was closed"),
-        # of what was asked
-        modal.InternalError: _TROUBLE,
-        modal.DataLossError: _TROUBLE,
-        modal.ConflictError: Meaning(
-            says=Says.NOTHING, code="modal.conflict", what="Modal cannot do this now", outcome_known=True
-        ),
-        modal.ResourceExhaustedError: Meaning(
-            says=Says.NOTHING, code="modal.busy", what="a limit or quota of Modal is reached", outcome_known=True
-        ),
-        modal.AuthError: _LOGGED_OUT,
-        modal.PermissionDeniedError: Meaning(
-            says=Says.NOTHING,
-            code="modal.denied",
-            what=f"these Modal credentials may not do this; {LOG_IN} of the right workspace",
-            retryable=False,
-            outcome_known=True,
-        ),
-        modal.InvalidError: _REFUSED,
-        modal.AlreadyExistsError: _REFUSED,
-        modal.RequestSizeError: _REFUSED,
-        modal.SerializationError: _REFUSED,
-        modal.UnimplementedError: _OLD,
-        modal.VersionError: _OLD,
+        UnknownCall: _missing("modal.unknown-call", "not an id of a Modal call", retryable=False),
+        modal.FunctionTimeoutError: _ended("modal.timeout", timeout, fault=FaultDomain.DEADLINE),
+        modal.InternalFailure: _ended("modal.worker-lost", "Modal lost the container"),
+        modal.RemoteError: _ended("modal.ended", ended),
+        modal.ExecutionError: unreadable,
+        modal.DeserializationError: unreadable,
+        modal.InputCancellation: _ended("modal.cancelled", "Modal cancelled the call"),
+        KeyboardInterrupt: _ended("modal.preempted", taken, fault=FaultDomain.PREEMPTION),
+        # about the connection
+        Unanswered: unreachable,
+        modal.ConnectionError: unreachable,
+        modal.ServiceError: unreachable,
+        modal.TimeoutError: unreachable,
+        StreamTerminatedError: unreachable,
+        GRPCError: unreachable,
+        modal.ClientClosed: _silence("modal.closed", "the Modal client was closed"),
+        LinkClosed: _silence("backend.closed", "the backend was closed"),
+        # about the request
+        modal.InternalError: trouble,
+        modal.DataLossError: trouble,
+        modal.ConflictError: _later("modal.conflict", "Modal cannot do this now"),
+        modal.ResourceExhaustedError: _later("modal.busy", "a limit or quota of Modal is reached"),
+        modal.AuthError: _never("modal.credentials", f"Modal knows no valid credentials; {LOG_IN}"),
+        modal.PermissionDeniedError: _never("modal.denied", denied),
+        modal.InvalidError: refused,
+        modal.AlreadyExistsError: refused,
+        modal.RequestSizeError: refused,
+        modal.SerializationError: refused,
+        modal.UnimplementedError: old,
+        modal.VersionError: old,
     }
 
 
 def meaning_of(error: BaseException) -> Meaning:
-    """Return the row of the nearest class; what a call raised by itself is `_RAISED`, whatever its class.
+    """Return the row of the nearest class. What a call raised by itself is `_RAISED`, whatever its class.
 
-    A class alone does not say whether a call still runs (`TimeoutError`) or a function raised it: the frame in which
-    the client unpacks a result does. Without a known class and that frame, nothing is said of the call.
+    A class alone does not tell whether a call still runs (`TimeoutError`) or a function raised it. The frame in which
+    the client unpacks a result does. Without a known class and that frame, the error proves nothing about the call.
     """
-    table = meanings()
-    found = next((table[kind] for kind in type(error).__mro__ if kind in table), None)
-    if _came_as_result(error) and (found is None or found.says is not Says.ENDED):
+    found = nearest(error, meanings())
+    if _came_as_result(error) and (found is None or found.evidence is not Evidence.ENDED):
         return _RAISED
     return found or _UNKNOWN
 
@@ -206,32 +165,27 @@ def _came_as_result(error: BaseException) -> bool:
 
 
 def state_of(error: BaseException, *, secret: str | None = None) -> CallState | None:
-    """Return what an exception says of the call that was polled; None when it says nothing of it."""
+    """Return what an exception proves about the call that was polled; None if it proves nothing."""
     meaning = meaning_of(error)
-    match meaning.says:
-        case Says.RUNNING:
-            return CallState(status=CallStatus.RUNNING)
-        case Says.MISSING:
-            return CallState(status=CallStatus.MISSING)
-        case Says.ENDED:
-            message = _sentence(meaning, error, secret)
-            return CallState(
-                status=CallStatus.ENDED, error=JobError(code=meaning.code, message=message, fault=meaning.fault)
-            )
-    return None
+    if meaning.evidence in {Evidence.NONE, Evidence.SILENCE}:
+        return None
+    ended = meaning.evidence is Evidence.ENDED
+    message = _sentence(meaning, error, secret)
+    failure = JobError(code=meaning.code, message=message, fault=meaning.fault) if ended else None
+    return CallState(status=CallStatus(meaning.evidence.value), error=failure)
 
 
 def refusal(
     error: BaseException, what: str, *, sent: bool, unknown: str | None = None, secret: str | None = None
 ) -> BackendError:
-    """Return the error of something that was asked of Modal.
+    """Return the error of a request.
 
     Args:
         error: What the client raised.
-        what: What is the case now, as ``"job 17 was not started"``.
-        sent: Whether it can have been done all the same; before it was sent, it cannot.
-        unknown: What is the case where the outcome is not known, as ``"job 17 may have been started"``.
-        secret: Is not to be seen in the message.
+        what: The state now, such as ``"job 17 was not started"``.
+        sent: Whether the request was sent. If not, it surely had no effect.
+        unknown: The state if the outcome is not known, such as ``"job 17 may have been started"``.
+        secret: Is removed from the message.
     """
     meaning = meaning_of(error)
     known = meaning.outcome_known or not sent
@@ -250,17 +204,17 @@ _MOST: Final = 500
 
 def _sentence(meaning: Meaning, error: BaseException, secret: str | None) -> str:
     said = readable(error, secret=secret)
-    return f"{meaning.what} ({said})" if said else meaning.what
+    return f"{meaning.text} ({said})" if said else meaning.text
 
 
 def readable(error: BaseException, *, secret: str | None = None) -> str:
     """Return an exception's class and words on one line, without the queries of URLs and without ``secret``.
 
-    Of a remote traceback the last line is kept: it names the exception.
+    The last line of a remote traceback is kept, because it names the exception.
     """
     try:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    except Exception:  # noqa: BLE001 - whatever its author did
+    except Exception:  # noqa: BLE001 - the client's classes may raise anything
         lines = []
     said = " ".join(lines) if len(lines) <= 3 else f"{lines[0]} ... {lines[-1]}"
     said = _USER.sub(r"\1", _URL_SECRETS.sub(r"\1?...", said))

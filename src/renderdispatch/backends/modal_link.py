@@ -75,7 +75,7 @@ class ModalLink:
         except ModalTrouble as trouble:
             if not trouble.is_gone:
                 raise
-        # It was deployed anew, under another id; nothing was started.
+        # Nothing was started: the function was deployed again, under another id.
         self._functions.forget()
         return await self._spawn(await self._functions.get(variant), argument)
 
@@ -92,9 +92,7 @@ class ModalLink:
     async def _cancel(self, call_id: str) -> None:
         terminate = self._cancels.are_ignored(call_id)
         await self._ask(
-            call_id,
-            lambda call: call.cancel.aio(terminate_containers=terminate),
-            limit_s=self._connection.request_s,
+            call_id, lambda call: call.cancel.aio(terminate_containers=terminate), limit_s=self._connection.request_s
         )
 
     async def _ask(
@@ -140,20 +138,16 @@ class _Turns:
     async def turn(self) -> AsyncIterator[None]:
         """Hold one of the places for as long as the block runs."""
         if self._free.locked():
-            await self._queue()
-        else:
-            await self._free.acquire()
+            await asyncio.sleep(random.uniform(0, _JITTER_S))
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise ModalTrouble(Unanswered("too many polls wait for answers"), sent=False) from None
         try:
             yield
         finally:
             self._free.release()
-
-    async def _queue(self) -> None:
-        await asyncio.sleep(random.uniform(0, _JITTER_S))
-        try:
-            await asyncio.wait_for(self._free.acquire(), timeout=self._patience_s)
-        except TimeoutError:
-            raise ModalTrouble(Unanswered("too many polls wait for answers"), sent=False) from None
 
 
 class _Cancels:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import uuid
 from typing import Final
 
 from renderdispatch.backends.executor import Executor
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.messages import CheckedIn, EventReply, Failed, JobError, RenderEvent, RenderOrder
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
+from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.waiting")
 
@@ -100,8 +100,7 @@ class _Order:
 
     def give_up(self, error: JobError) -> CallState:
         """Hand over a failure in the place of the run that never began."""
-        job_id, token, run_id = self._order.job_id, self._order.token, uuid.uuid4().hex
-        outcome = Failed(event_id=uuid.uuid4().hex, job_id=job_id, token=token, run_id=run_id, error=error)
+        outcome = RunEvents(self._order).failed(error)
         with contextlib.suppress(RuntimeError):  # no thread can be started; a poll tells it
             threading.Thread(target=self._hand_over, args=(outcome,), daemon=True).start()
         return CallState(status=CallStatus.ENDED, outcome=outcome)

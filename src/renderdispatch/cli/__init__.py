@@ -1,8 +1,7 @@
 """What happens when somebody types ``renderdispatch``?
 
-`main` loads the command line and turns whatever comes of it into an exit status: 0 when it went well, 2 for what was
-refused before anything was done, 1 for everything else that went wrong, 128 + n after signal n. People get one line
-on stderr, and never a traceback.
+`main` runs the command line and exits with its status: 0 for success, 2 for a request that was refused before anything
+was done, 1 for every other failure, 128 + n after signal n. People get one line on stderr, and never a traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +12,10 @@ import sys
 from typing import Final, NoReturn
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_EXTRAS: Final = frozenset({"click", "rich"})
+
+
+class CannotLoadError(Exception):
+    """A command, or the command line itself, cannot be imported; the cause says why."""
 
 
 def main() -> NoReturn:
@@ -23,17 +25,19 @@ def main() -> NoReturn:
             signal.signal(number, lambda caught, _frame: os._exit(128 + caught))
     try:
         from renderdispatch.cli.app import run
-    except Exception as error:  # noqa: BLE001 - a broken installation is said in one line too
-        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in _EXTRAS:
-            sys.exit(_say("the command line needs the 'cli' extra: pip install 'renderdispatch[cli]'", 2))
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.exit(_say(f"this installation is broken ({message}); install renderdispatch anew", 1))
-    status = run(sys.argv[1:])
-    for number in _SIGNALS:  # all is done: while the interpreter winds up, a signal changes nothing any more
+
+        status = run(sys.argv[1:])
+    except Exception as error:  # noqa: BLE001 - `run` catches all but failed imports; those get one line too
+        message, status = _explain(error.__cause__ if isinstance(error, CannotLoadError) else error)
+        sys.stderr.write(f"renderdispatch: error: {message}\n")
+    for number in _SIGNALS:  # the work is done: while the interpreter exits, a signal changes nothing any more
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 
-def _say(message: str, status: int) -> int:
-    sys.stderr.write(f"renderdispatch: error: {message}\n")
-    return status
+def _explain(error: BaseException | None) -> tuple[str, int]:
+    """Return what to tell the user about a failed import, and the exit status."""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in {"click", "rich"}:
+        return "the command line needs the 'cli' extra: pip install 'renderdispatch[cli]'", 2
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"this installation is broken ({message}); reinstall renderdispatch", 1

@@ -1,67 +1,68 @@
-"""Which commands are there, and how does each one end?"""
+"""Which commands exist, and how does each one end?"""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
 from typing import Final
 
 import click
 
-from renderdispatch.cli.doctor import doctor
-from renderdispatch.cli.failures import tell_error, tell_failure
-from renderdispatch.cli.interrupts import Interrupted, Interrupts
-from renderdispatch.cli.jobs import jobs
-from renderdispatch.cli.modal import modal
-from renderdispatch.cli.options import logging_options
-from renderdispatch.cli.rendering import demo, render
-from renderdispatch.cli.scenes import scenes
+from renderdispatch.cli import CannotLoadError
+from renderdispatch.cli.interrupts import Interrupted
 from renderdispatch.errors import RenderDispatchError
-from renderdispatch.messages import JobStatus
-from renderdispatch.wiring import from_settings, read_settings
 
-_log: Final = logging.getLogger("renderdispatch.cli")
+COMMANDS: Final = {
+    "demo": ("rendering", "Compose a short piece of music, and render it."),
+    "doctor": ("doctor", "Check that this machine can render."),
+    "jobs": ("jobs", "List, follow, cancel, save and delete the jobs of this home."),
+    "modal": ("modal", "Deploy the render function to Modal, and check it."),
+    "render": ("rendering", "Render SONG to a video."),
+    "scenes": ("scenes", "List the scenes, or show the parameters of one."),
+    "worker": ("worker", "Render the jobs of this home until Ctrl-C or SIGTERM."),
+}
+"""The module and the one-line help of each command: a module is imported when its command is called."""
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("renderdispatch"), prog_name="renderdispatch")
+class _Commands(click.Group):
+    """Knows its commands by name and help, and imports one when it is called."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            try:
+                command = getattr(import_module(f"renderdispatch.cli.{COMMANDS[name][0]}"), name)
+            except Exception as error:
+                raise CannotLoadError from error
+        return name, command, rest
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="renderdispatch", prog_name="renderdispatch")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Render music to video, and be sure to get the result.
 
-    Jobs and videos lie in a home: 'renderdispatch doctor' shows where, and RENDERDISPATCH_HOME sets another one.
+    Jobs and videos are kept in a home folder: 'renderdispatch doctor' shows which, and RENDERDISPATCH_HOME sets another
+    one.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-@cli.command()
-@logging_options
-def worker(*, quiet: bool) -> None:
-    """Render the jobs of this home until Ctrl-C or SIGTERM.
-
-    Jobs that are not finished then go back to the queue.
-    """
-    with Interrupts() as interrupts, from_settings(worker=True) as service:
-        waiting = service.counts()[JobStatus.PENDING]
-        if not quiet:
-            home = read_settings().home
-            click.echo(f"working for {home}, {waiting} jobs are queued; Ctrl-C ends", err=True)
-        interrupts.wait()
-
-
-for command in (render, demo, scenes, jobs, doctor, modal):
-    cli.add_command(command)
+for _name, (_, _help) in COMMANDS.items():
+    cli.add_command(click.Command(_name, short_help=_help))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status, and say in one line what went wrong."""
     try:
         return _run(arguments, as_json="--json" in arguments)
-    except BrokenPipeError:  # whoever read the output has had enough of it
+    except BrokenPipeError:  # the reader of the output closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -70,27 +71,16 @@ def _run(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
         status = cli.main(list(arguments), prog_name="renderdispatch", standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as error:
-        return tell_failure(_with_help(error), error.exit_code, code="command.usage", as_json=as_json)
-    except RenderDispatchError as error:
-        return tell_error(error, as_json=as_json)
     except Interrupted as interrupted:
         return interrupted.exit_status
     except click.Abort:
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, CannotLoadError):
         raise
-    except Exception as error:  # noqa: BLE001 - people get a line, and with -vv the traceback
-        _log.debug("the command failed", exc_info=True)
-        said = f"this is a bug: {type(error).__name__}: {error} (-vv shows where)"
-        return tell_failure(said, 1, code="internal", as_json=as_json)
+    except Exception as error:
+        if isinstance(error, ImportError) and not isinstance(error, RenderDispatchError):
+            raise CannotLoadError from error
+        from renderdispatch.cli.failures import tell
+
+        return tell(error, as_json=as_json)
     return status if isinstance(status, int) else 0
-
-
-def _with_help(error: click.ClickException) -> str:
-    """Return what was wrong with the command line, and which help says what is right."""
-    said = error.format_message()
-    if not isinstance(error, click.UsageError) or error.ctx is None:
-        return said
-    stop = "" if said.endswith((".", "?")) else "."
-    return f"{said}{stop} See '{error.ctx.command_path} --help'."

@@ -1,6 +1,6 @@
-"""Does a bucket do all that renders ask of it?
+"""Does a bucket do everything that renders need?
 
-Each check does what a render or a browser would do, below a prefix of its own that is removed at the end. Signed URLs
+Each check does what a render or a browser would do, below a prefix of its own that is deleted at the end. Signed URLs
 are never shown.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from renderdispatch.cli.finding import Finding, found
+from renderdispatch.cli.finding import Finding, Verdict, found
 from renderdispatch.errors import ObjectExistsError, StorageError, StorageUnavailableError
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.net import Client, NetError, Response
@@ -26,19 +26,19 @@ _LIFE: Final = timedelta(minutes=10)
 _REQUEST_S: Final = 30.0
 _SKEW_S: Final = 5.0
 _BAD_SKEW_S: Final = 60.0
-"""Deadlines allow as much between two machines; S3 itself refuses from 15 minutes on."""
+"""Deadlines allow this much between two machines; S3 itself refuses requests from 15 minutes on."""
 _TRIES: Final = 4
 _PAUSE_S: Final = 1.1
 """R2 takes one write a second of one key."""
 
 
 def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop | None = None) -> list[Finding]:
-    """Carry out every check; without access to the bucket, only those that need none.
+    """Run every check; without access to the bucket, only those that need none.
 
     Args:
-        storage: Over the bucket.
-        origin: Of the page that uploads from browsers, as ``https://app.example``.
-        stop: Ends the request that is running.
+        storage: The bucket.
+        origin: The origin of a page that uploads from browsers, such as ``https://app.example``.
+        stop: Ends a running request.
     """
     with closing(Client(total_s=_REQUEST_S, proxies=True)) as client:
         bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/", stop)
@@ -47,10 +47,10 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop 
             return findings
         findings.append(found("storage", bucket.access))
         if findings[-1].status == "broken":
-            with suppress(StorageError):  # what may be written need not be readable
+            with suppress(StorageError):  # a token that may write need not be allowed to read
                 bucket.clean_up()
             return findings
-        checks: dict[str, Callable[[], Finding]] = {
+        checks = {
             "write-once": bucket.write_once,
             "multipart": bucket.multipart,
             "signed get": bucket.signed_get,
@@ -62,7 +62,7 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop 
 
 
 class _Bucket:
-    """The checks; each writes other keys below the prefix."""
+    """The checks; each one writes keys of its own below the prefix."""
 
     def __init__(self, storage: R2Storage, client: Client, prefix: str, stop: Stop | None) -> None:
         self._storage = storage
@@ -70,20 +70,20 @@ class _Bucket:
         self._prefix = prefix
         self._stop = stop
 
-    def clock(self) -> Finding:
-        """Ask without a signature: the refusal is dated too."""
+    def clock(self) -> Verdict:
+        """Send an unsigned request: the refusal has a date too."""
         response = self._request("the endpoint", "GET", self._signed_put("clock").url.partition("?")[0])
         try:
             skew_s = time.time() - parsedate_to_datetime(response.headers.get("date", "")).timestamp()
         except ValueError:
-            return Finding("clock", "note", "the endpoint does not say what time it is: nothing to compare with")
+            return "note", "the endpoint sends no date; the clock cannot be compared"
         if abs(skew_s) <= _SKEW_S:
-            return Finding("clock", "ok", f"within {_SKEW_S:g} s of the endpoint's")
-        said = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the endpoint's; let NTP set it"
-        return Finding("clock", "broken" if abs(skew_s) > _BAD_SKEW_S else "note", said)
+            return "ok", f"within {_SKEW_S:g} s of the endpoint's"
+        text = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the endpoint's; set it by NTP"
+        return "broken" if abs(skew_s) > _BAD_SKEW_S else "note", text
 
-    def access(self) -> Finding:
-        """Put, read, list and delete: what the token of a render's bucket has to allow."""
+    def access(self) -> Verdict:
+        """Put, read, list and delete: a render's token must be allowed all four."""
         key = f"{self._prefix}access"
         self._storage.put(key, _BODY)
         with self._storage.open(key) as file:
@@ -91,79 +91,70 @@ class _Bucket:
         listed = [info.key for info in self._storage.list(key)]
         self._storage.delete(key)
         if not same:
-            return Finding("storage", "broken", f"{self._storage!r} gave back other bytes than were put")
+            return "broken", f"{self._storage!r} returned other bytes than were put"
         if listed != [key]:
-            return Finding("storage", "broken", f"{self._storage!r} does not list an object that was just put")
-        return Finding("storage", "ok", f"{self._storage!r}: an object was put, read, listed and deleted")
+            return "broken", f"{self._storage!r} does not list an object that was just put"
+        return "ok", f"{self._storage!r}: an object was put, read, listed and deleted"
 
-    def write_once(self) -> Finding:
-        """Put the same key twice on the condition that nothing stands there."""
+    def write_once(self) -> Verdict:
+        """Put the same key twice, on the condition that it does not exist."""
         key = f"{self._prefix}once"
         self._storage.put(key, _BODY, if_absent=True)
         try:
             self._storage.put(key, _BODY, if_absent=True)
         except ObjectExistsError:
-            return Finding("write-once", "ok", "a second conditional put was refused")
-        return Finding(
-            "write-once", "broken", "a second conditional put went through: this S3 API ignores if-none-match; use R2"
-        )
+            return "ok", "a second conditional put was refused"
+        return "broken", "a second conditional put was accepted: this S3 API ignores if-none-match; use R2"
 
-    def multipart(self) -> Finding:
-        """Put one byte more than fits one part."""
-        size = self._storage.put(f"{self._prefix}parts", iter([bytes(PART_BYTES), b"."])).size
-        if size != PART_BYTES + 1 or self._storage.stat(f"{self._prefix}parts").size != size:
-            return Finding("multipart", "broken", "an upload in two parts has not the size of both")
-        return Finding("multipart", "ok", "an upload in two parts arrived whole")
+    def multipart(self) -> Verdict:
+        """Put one byte more than fits into one part."""
+        key, size = f"{self._prefix}parts", PART_BYTES + 1
+        put = self._storage.put(key, iter([bytes(PART_BYTES), b"."])).size
+        if not put == self._storage.stat(key).size == size:
+            return "broken", "an upload in two parts does not have the size of both"
+        return "ok", "an upload in two parts arrived whole"
 
-    def signed_get(self) -> Finding:
+    def signed_get(self) -> Verdict:
+        """Read an object by the URL that clients get."""
         key = f"{self._prefix}get"
         self._storage.put(key, _BODY)
         url = self._storage.sign_get(key, expires_in=_LIFE)
-        signed = "X-Amz-Signature=" in url
-        what = "a signed URL" if signed else "the public domain"
+        what, step = "a signed URL", "check for a proxy between here and the endpoint that changes requests"
+        if "X-Amz-Signature=" not in url:
+            what, step = "the public domain", "connect the domain to this bucket, or unset RENDERDISPATCH_R2_PUBLIC_URL"
         response = self._request(what, "GET", url)
         if response.status == 200 and response.body == _BODY:
-            return Finding("signed get", "ok", f"an object was read by {what}")
-        step = (
-            "look whether something between here and the endpoint changes requests"
-            if signed
-            else "connect the domain to this bucket, or unset RENDERDISPATCH_R2_PUBLIC_URL"
-        )
-        return Finding("signed get", "broken", f"{what} answered {response.status}; {step}")
+            return "ok", f"an object was read by {what}"
+        return "broken", f"{what} returned {response.status}; {step}"
 
-    def signed_put(self) -> Finding:
-        """Upload twice by one signed URL: the first is taken, the second refused."""
+    def signed_put(self) -> Verdict:
+        """Upload twice by one signed URL: the first must be accepted, the second refused."""
         put = self._signed_put("put")
-        statuses = [self._put(put), self._put(put)]
-        match statuses:
+        match statuses := [self._put(put), self._put(put)]:
             case [200, 412]:
-                return Finding(
-                    "signed put", "ok", "an upload by a signed URL was taken once, and refused the second time"
-                )
+                return "ok", "an upload by a signed URL was accepted once, and refused the second time"
             case [200, 200]:
-                said = "a signed URL took a second upload: this S3 API ignores if-none-match; use R2"
-            case _:
-                said = f"uploads by a signed URL were answered {statuses}, not 200 and 412; look at the token's rights"
-        return Finding("signed put", "broken", said)
+                return "broken", "a signed URL took a second upload: this S3 API ignores if-none-match; use R2"
+        return "broken", f"uploads by a signed URL returned {statuses}, not 200 and 412; check the token's permissions"
 
-    def cors(self, origin: str | None) -> Finding:
-        """Ask what a browser asks before it uploads."""
+    def cors(self, origin: str | None) -> Verdict:
+        """Send the request that a browser sends before it uploads."""
         if origin is None:
-            said = "not asked; 'renderdispatch doctor --origin https://your.app' asks whether pages there may upload"
-            return Finding("cors", "note", said)
+            step = "'renderdispatch doctor --origin https://your.app' checks that pages there may upload"
+            return "note", f"not checked; {step}"
         put = self._signed_put("cors")
         wanted = sorted(name for name in put.headers if name != "content-length")  # browsers set that themselves
-        asked = {
+        headers = {
             "origin": origin,
             "access-control-request-method": "PUT",
             "access-control-request-headers": ",".join(wanted),
         }
-        response = self._request("the preflight", "OPTIONS", put.url, asked)
+        response = self._request("the preflight", "OPTIONS", put.url, headers)
         return judge_preflight(response.status, response.headers, origin=origin, wanted=wanted)
 
-    def clean_up(self) -> Finding:
-        number = self._storage.delete_prefix(self._prefix)
-        return Finding("clean-up", "ok", f"the {number} objects of these checks are deleted")
+    def clean_up(self) -> Verdict:
+        """Delete what the checks wrote."""
+        return "ok", f"the {self._storage.delete_prefix(self._prefix)} objects of these checks are deleted"
 
     def _signed_put(self, name: str) -> SignedPut:
         key = f"{self._prefix}{name}"
@@ -188,28 +179,27 @@ class _Bucket:
             raise StorageUnavailableError(message) from None
 
 
-def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wanted: list[str]) -> Finding:
-    """Say whether a browser would upload after this answer.
+def judge_preflight(status: int, headers: Mapping[str, str], *, origin: str, wanted: list[str]) -> Verdict:
+    """Return whether a browser would upload after this response to ``OPTIONS``.
 
     Args:
-        status: Of the answer to ``OPTIONS``.
-        headers: Of the answer, by names in lower case.
-        origin: Of the page.
-        wanted: Which headers the upload sends.
+        headers: The response's headers, by names in lower case.
+        origin: The page's origin.
+        wanted: The headers that the upload sends.
     """
     rule = (
         f"add a CORS rule to the bucket: AllowedOrigins [{origin}], AllowedMethods [PUT], "
         f"AllowedHeaders [{', '.join(wanted)}]"
     )
     refused_by_rule = status == 403 and "xml" in headers.get("content-type", "")
-    if status >= 400 and not refused_by_rule:  # Cloudflare's local R2 knows no rules, and refuses pages in plain text
-        return Finding("cors", "note", f"the endpoint does not answer preflights ({status}); on R2 {rule}")
+    if status >= 400 and not refused_by_rule:  # Cloudflare's local R2 has no rules, and refuses pages in plain text
+        return "note", f"the endpoint does not support preflights ({status}); on R2 {rule}"
     allowed = {part.strip().lower() for part in headers.get("access-control-allow-headers", "").split(",")}
     methods = {part.strip().upper() for part in headers.get("access-control-allow-methods", "").split(",")}
     if not 200 <= status < 300 or headers.get("access-control-allow-origin") not in {origin, "*"}:
-        return Finding("cors", "broken", f"pages of {origin} may not upload; {rule}")
+        return "broken", f"pages of {origin} may not upload; {rule}"
     if not methods & {"PUT", "*"}:
-        return Finding("cors", "broken", f"pages of {origin} may not PUT; {rule}")
+        return "broken", f"pages of {origin} may not PUT; {rule}"
     if "*" not in allowed and (missing := [name for name in wanted if name not in allowed]):
-        return Finding("cors", "broken", f"pages of {origin} may not send {', '.join(missing)}; {rule}")
-    return Finding("cors", "ok", f"pages of {origin} may upload")
+        return "broken", f"pages of {origin} may not send {', '.join(missing)}; {rule}"
+    return "ok", f"pages of {origin} may upload"

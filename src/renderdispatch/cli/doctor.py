@@ -1,6 +1,6 @@
-"""Is everything here that a render needs?
+"""Does this machine have everything that a render needs?
 
-Each check does what a render would do, and says in words what is wrong and what to do about it.
+Each check does what a render would do; it says what is wrong and what to do about it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 from attrs import evolve
 
 from renderdispatch.cli.bucket import examine_bucket
-from renderdispatch.cli.finding import Finding, found, show
+from renderdispatch.cli.finding import Finding, Verdict, found, show
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
 from renderdispatch.errors import RenderDispatchError
@@ -42,22 +42,22 @@ with av.open(io.BytesIO(), "w", format="mp4") as container:
 """
 
 
-@click.command(short_help="Look whether everything that a render needs is there.")
-@click.option("--origin", metavar="URL", help="Also ask whether browsers may upload to the bucket from pages there.")
+@click.command(short_help="Check that this machine can render.")
+@click.option("--origin", metavar="URL", help="Also check that browsers may upload to the bucket from pages there.")
 @json_option
 def doctor(*, origin: str | None, as_json: bool) -> int:
-    """Look whether this machine can render, and Modal where it is a backend.
+    """Check that this machine can render. If Modal is a backend, check Modal too.
 
-    The exit status is 1 when something is broken.
+    The exit status is 1 if something is broken.
     """
     return show(examine(origin=origin), as_json=as_json)
 
 
 def examine(*, origin: str | None = None) -> list[Finding]:
-    """Carry out every check; one that fails does not keep the others from being made.
+    """Run every check, also after one has failed.
 
     Args:
-        origin: Of the page that uploads to a bucket from browsers, as ``https://app.example``.
+        origin: The origin of a page that uploads to the bucket from browsers, such as ``https://app.example``.
     """
     try:
         settings = read_settings()
@@ -70,7 +70,6 @@ def examine(*, origin: str | None = None) -> list[Finding]:
         found("disk", lambda: _disk(settings)),
         found("job store", lambda: _store(settings)),
         *_storage(settings, origin),
-        *_modal(settings),
         *_backends(settings),
         found("encoder", _encoder),
         found("scenes", _scenes),
@@ -81,49 +80,47 @@ def examine(*, origin: str | None = None) -> list[Finding]:
 # --- the checks -----------------------------------------------------------------------------------
 
 
-def _python() -> Finding:
-    said = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()}"
-    known = platform.system() in {"Linux", "Darwin"}
-    return Finding("python", "ok" if known else "note", said if known else f"{said}, which nobody has tested")
+def _python() -> Verdict:
+    text = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()}"
+    tested = platform.system() in {"Linux", "Darwin"}
+    return ("ok", text) if tested else ("note", f"{text}, where renderdispatch is not tested")
 
 
-def _extras() -> Finding:
-    missing = [extra for extra, modules in _NEEDED.items() if not all(map(find_spec, modules))]
+def _extras() -> Verdict:
+    missing = ",".join(extra for extra, modules in _NEEDED.items() if not all(map(find_spec, modules)))
     if missing:
-        wanted = ",".join(missing)
-        return Finding("extras", "broken", f"'{wanted}' missing: pip install 'renderdispatch[{wanted}]'")
-    return Finding("extras", "ok", ", ".join(_NEEDED))
+        return "broken", f"'{missing}' missing: pip install 'renderdispatch[{missing}]'"
+    return "ok", ", ".join(_NEEDED)
 
 
-def _home(settings: Settings) -> Finding:
+def _home(settings: Settings) -> Verdict:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         probe = settings.home / f".doctor-{uuid.uuid4().hex}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        said = f"{settings.home} cannot be written ({error.strerror}); set RENDERDISPATCH_HOME to a folder of yours"
-        return Finding("home", "broken", said)
-    return Finding("home", "ok", str(settings.home))
+        step = "set RENDERDISPATCH_HOME to a folder that you can write to"
+        return "broken", f"{settings.home} cannot be written ({error.strerror}); {step}"
+    return "ok", str(settings.home)
 
 
-def _disk(settings: Settings) -> Finding:
+def _disk(settings: Settings) -> Verdict:
     existing = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    said = f"{free / 2**30:.1f} GiB are free"
+    text = f"{free / 2**30:.1f} GiB are free"
     if free < _LOW_DISK_BYTES:
-        return Finding("disk", "note", f"only {said}; 'renderdispatch jobs rm --older-than 7d' frees some")
-    return Finding("disk", "ok", said)
+        return "note", f"only {text}; 'renderdispatch jobs rm --older-than 7d' frees some"
+    return "ok", text
 
 
-def _store(settings: Settings) -> Finding:
+def _store(settings: Settings) -> Verdict:
     store = open_store(settings)
     try:
         name = type(store).__name__
         if isinstance(store, SupportsCounts):
-            return Finding("job store", "ok", f"{name}: {sum(store.counts().values())} jobs")
-        jobs = "jobs" if store.query(JobQuery(limit=1)).items else "no jobs yet"
-        return Finding("job store", "ok", f"{name} was read: {jobs}")
+            return "ok", f"{name}: {sum(store.counts().values())} jobs"
+        return "ok", f"{name} can be read: {'jobs' if store.query(JobQuery(limit=1)).items else 'no jobs yet'}"
     finally:
         store.close()
 
@@ -141,8 +138,8 @@ def _storage(settings: Settings, origin: str | None) -> list[Finding]:
         storage.close()
 
 
-def _objects(storage: StorageAdapter) -> Finding:
-    key, body = f"doctor/{uuid.uuid4().hex}", b"renderdispatch"
+def _objects(storage: StorageAdapter) -> Verdict:
+    name, key, body = type(storage).__name__, f"doctor/{uuid.uuid4().hex}", b"renderdispatch"
     storage.put(key, body)
     try:
         with storage.open(key) as file:
@@ -150,66 +147,57 @@ def _objects(storage: StorageAdapter) -> Finding:
     finally:
         storage.delete(key)
     if not same:
-        return Finding("storage", "broken", f"{type(storage).__name__} gave back other bytes than were put")
-    return Finding("storage", "ok", f"{type(storage).__name__}: an object was put, read and deleted")
-
-
-def _modal(settings: Settings) -> list[Finding]:
-    if "modal" not in settings.backends:
-        return []
-    return [evolve(finding, check=f"modal {finding.check}") for finding in examine_modal(settings)]
+        return "broken", f"{name} returned other bytes than were put"
+    return "ok", f"{name}: an object was put, read and deleted"
 
 
 def _backends(settings: Settings) -> list[Finding]:
-    """Put the service together; what is said of this machine and of Modal above is not said again."""
-    if settings.backends == ("local",) or "modal" in settings.backends:
-        return []
+    """Check Modal, or else that the backends and the storage go together. Nothing is to check for local renders."""
+    if "modal" in settings.backends:
+        return [evolve(finding, check=f"modal {finding.check}") for finding in examine_modal(settings)]
 
-    def together() -> Finding:
+    def build() -> Verdict:
         from_settings(settings, worker=False).close()
-        return Finding("backends", "ok", ", ".join(settings.backends))
+        return "ok", ", ".join(settings.backends)
 
-    return [found("backends", together)]
+    return [] if settings.backends == ("local",) else [found("backends", build)]
 
 
-def _encoder() -> Finding:
-    """Encode one frame, in a process of its own: a broken library would take this one with it."""
+def _encoder() -> Verdict:
+    """Encode one frame in a separate process: a broken library would crash this one."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _ENCODE_A_FRAME],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=_ENCODER_S,
-            stdin=subprocess.DEVNULL,
-        )
+        ran = _run([sys.executable, "-c", _ENCODE_A_FRAME], timeout_s=_ENCODER_S)
     except subprocess.TimeoutExpired:
-        return Finding("encoder", "broken", f"one frame was not encoded within {_ENCODER_S:g} s")
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return Finding("encoder", "broken", f"libx264 does not encode ({last}); reinstall 'renderdispatch[render]'")
-    return Finding("encoder", "ok", "libx264 encoded a frame")
+        return "broken", f"libx264 did not encode one frame within {_ENCODER_S:g} s"
+    if ran.returncode != 0:
+        last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
+        return "broken", f"libx264 does not encode ({last}); reinstall 'renderdispatch[render]'"
+    return "ok", "libx264 encoded a frame"
 
 
-def _scenes() -> Finding:
+def _scenes() -> Verdict:
     broken = []
     for name in scene_names():
         try:
             find_renderer(name)
         except RenderDispatchError as error:
             broken.append(f"{name}: {error}")
-    if broken:
-        return Finding("scenes", "broken", "; ".join(broken))
-    return Finding("scenes", "ok", ", ".join(scene_names()))
+    return ("broken", "; ".join(broken)) if broken else ("ok", ", ".join(scene_names()))
 
 
-def _gpu() -> Finding:
+def _gpu() -> Verdict:
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        listed = subprocess.run([tool, "-L"], check=False, capture_output=True, text=True, timeout=30)
-        names = [line.partition(" (UUID")[0] for line in listed.stdout.splitlines() if line.startswith("GPU")]
-        if listed.returncode == 0 and names:
-            return Finding("gpu", "ok", "; ".join(names))
+        ran = _run([tool, "-L"], timeout_s=30)
+        names = [line.partition(" (UUID")[0] for line in ran.stdout.splitlines() if line.startswith("GPU")]
+        if ran.returncode == 0 and names:
+            return "ok", "; ".join(names)
     if any(Path("/dev").glob("nvidia[0-9]*")):
-        return Finding("gpu", "note", "a device is there, but nvidia-smi does not list it; look at the driver")
-    return Finding("gpu", "note", "none; the scenes that ship draw on the CPU")
+        return "note", "a device is present, but nvidia-smi does not list it; check the driver"
+    return "note", "none; the scenes that ship draw on the CPU"
+
+
+def _run(command: list[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+    )

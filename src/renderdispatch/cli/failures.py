@@ -1,16 +1,16 @@
-"""What do people and scripts hear when a command fails, and what is its exit status?
+"""What do people and scripts see when a command fails, and what is its exit status?
 
-Each failure is told once, by whoever catches it: in one line on stderr, and with ``--json`` in one on stdout too.
+Each failure is told once, where it is caught: in one line on stderr, and with ``--json`` in one line on stdout too.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from renderdispatch.cli.display import error_as_json, print_json, print_result
+from renderdispatch.cli.display import error_as_json, print_result
 from renderdispatch.errors import (
     ConfigurationError,
     IdempotencyConflictError,
@@ -19,7 +19,9 @@ from renderdispatch.errors import (
     ObjectExistsError,
     RenderDispatchError,
 )
-from renderdispatch.jobs import Job
+
+if TYPE_CHECKING:
+    from renderdispatch.jobs import Job
 
 _log: Final = logging.getLogger("renderdispatch.cli")
 
@@ -32,32 +34,36 @@ _REFUSED: Final = (
 )
 
 
-def tell_error(error: RenderDispatchError, *, as_json: bool, job: Job | None = None) -> int:
-    """Say what went wrong; return 2 for what was refused before anything was done, and 1 for all else.
+def tell(error: Exception, *, as_json: bool, job: Job | None = None) -> int:
+    """Print what went wrong; return the exit status: 2 if it was refused before anything was done, else 1.
 
     Args:
-        error: What was raised.
-        as_json: Whether a script listens.
-        job: What it went wrong with; a script hears its id, its status, and its own error where it has one.
+        error: What was raised. Errors that are neither the library's nor click's are bugs.
+        as_json: Whether a script reads stdout.
+        job: The job that failed. A script sees its id, its status, and its own error if it has one.
     """
     _log.debug("the command failed", exc_info=error)
+    suffix = ""
+    match error:
+        case RenderDispatchError(code=code):
+            status, message, suffix = 2 if isinstance(error, _REFUSED) else 1, str(error), f" [{code}]"
+        case click.ClickException(exit_code=status):
+            code, message = "command.usage", _with_help(error)
+        case _:
+            status, code = 1, "internal"
+            message = f"this is a bug: {type(error).__name__}: {error} (-vv shows the traceback)"
+    message = " ".join(message.split())
     if as_json:
-        of_job = None if job is None else error_as_json(job)
-        print_result(job, error=of_job or {"code": error.code, "message": _one_line(str(error))})
-    return _say(f"{error} [{error.code}]", 2 if isinstance(error, _REFUSED) else 1)
-
-
-def tell_failure(message: str, status: int, *, code: str, as_json: bool) -> int:
-    """Say what went wrong that is no error of the library; return ``status``. Only scripts hear the code."""
-    if as_json:
-        print_json({"error": {"code": code, "message": _one_line(message)}})
-    return _say(message, status)
-
-
-def _say(message: str, status: int) -> int:
-    click.echo(f"renderdispatch: error: {_one_line(message)}", err=True)
+        own = None if job is None else error_as_json(job)
+        print_result(job, error=own or {"code": code, "message": message})
+    click.echo(f"renderdispatch: error: {message}{suffix}", err=True)
     return status
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
+def _with_help(error: click.ClickException) -> str:
+    """Return what is wrong with the command line, and which help explains it."""
+    message = error.format_message()
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return message
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} See '{error.ctx.command_path} --help'."

@@ -1,45 +1,42 @@
-"""What does a check of ``doctor`` find, and what becomes of one that fails?"""
+"""What does a check find, and how is it shown?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from attrs import frozen
+from attrs import asdict, frozen
 
-from renderdispatch.cli.display import plain_table, print_json, print_table
+from renderdispatch.cli.display import print_json, print_table
 from renderdispatch.errors import RenderDispatchError
+
+Status: TypeAlias = Literal["ok", "note", "broken"]
+Verdict: TypeAlias = tuple[Status, str]
+"""How a check ended, and what it saw; if something is wrong, also what to do about it."""
 
 
 @frozen
 class Finding:
-    """What one check found.
-
-    Args:
-        said: What is so, and where something is wrong, what to do about it.
-    """
+    """What one check found."""
 
     check: str
-    status: Literal["ok", "note", "broken"]
+    status: Status
     said: str
 
 
-def found(name: str, check: Callable[[], Finding]) -> Finding:
-    """Carry out the check; an error of our tree, or of the system, is a finding too."""
+def found(name: str, check: Callable[[], Verdict]) -> Finding:
+    """Run a check. An error of the library or of the system is a finding, so that the other checks still run."""
     try:
-        return check()
+        return Finding(name, *check())
     except (RenderDispatchError, OSError) as error:
         return Finding(name, "broken", " ".join(str(error).split()))
 
 
 def show(findings: Sequence[Finding], *, as_json: bool) -> int:
-    """Print what was found; return the exit status: 1 when something is broken."""
+    """Print the findings; return the exit status: 1 if something is broken."""
     if as_json:
         for finding in findings:
-            print_json({"check": finding.check, "status": finding.status, "said": finding.said})
+            print_json(asdict(finding))
     else:
-        table = plain_table("CHECK", "", "")
-        for finding in findings:
-            table.add_row(finding.check, finding.status, finding.said)
-        print_table(table)
-    return 1 if any(finding.status == "broken" for finding in findings) else 0
+        print_table([(finding.check, finding.status, finding.said) for finding in findings], "CHECK", "", "")
+    return int(any(finding.status == "broken" for finding in findings))

@@ -1,8 +1,8 @@
 """What do Ctrl-C and SIGTERM do while a command works?
 
-The first one is noted, and the command winds down: whoever waits, waits here, and is woken at once. A second one
-ends the process on the spot; its renders end with it, for their supervisors hold a lifeline. A signal that the
-process was started to ignore (``nohup``, a job in the background) stays ignored.
+The first signal is noted, wakes `Interrupts.wait`, and the command winds down. A second one ends the process at once;
+its renders end with it, because their supervisors hold a lifeline. A signal that the process was started to ignore
+(``nohup``, a job in the background) stays ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Final
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,10 +20,10 @@ _SHOW_CURSOR: Final = b"\x1b[?25h\n"
 
 
 class Interrupted(BaseException):
-    """Raised where `Interrupts.abrupt` allows it; no `Exception`, so that nobody mistakes it for a failure.
+    """Raised where `Interrupts.abrupt` allows it. It is not an `Exception`, so that no handler takes it for a failure.
 
     Args:
-        exit_status: What the process is to exit with.
+        exit_status: The exit status of the process.
     """
 
     def __init__(self, exit_status: int) -> None:
@@ -32,7 +32,7 @@ class Interrupted(BaseException):
 
 
 class Interrupts:
-    """Notes signals; a context manager of the main thread."""
+    """Notes signals. A context manager for the main thread."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -48,9 +48,7 @@ class Interrupts:
                 signal.signal(number, self._catch)
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
         os.close(self._woken)
@@ -58,21 +56,22 @@ class Interrupts:
 
     @property
     def received(self) -> bool:
+        """Whether a signal came."""
         return self._received is not None
 
     @property
     def exit_status(self) -> int:
-        """What the process exits with after the signal: 130 after Ctrl-C."""
+        """The exit status of the process after the signal: 130 after Ctrl-C."""
         assert self._received is not None
         return 128 + self._received
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait, at most until a signal comes."""
+        """Wait until a signal comes, at most for ``seconds``."""
         select.select([self._woken], [], [], seconds)
 
     @contextmanager
     def abrupt(self) -> Iterator[None]:
-        """Have a signal raise `Interrupted` in here, where every instruction may be the last one."""
+        """Let a signal raise `Interrupted` here, at any instruction."""
         self._abrupt = True
         try:
             if self.received:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 
 import click
+from attrs import asdict
 
-from renderdispatch.cli.display import facts_table, plain_table, print_json, print_table
+from renderdispatch.cli.display import print_json, print_table
 from renderdispatch.cli.options import json_option
 from renderdispatch.errors import RenderDispatchError
-from renderdispatch.protocols import ParamInfo, Renderer, SupportsParams
+from renderdispatch.protocols import Renderer, SupportsParams
 from renderdispatch.runner.renderers import find_renderer, scene_names
 
 
@@ -21,37 +22,29 @@ def scenes(*, name: str | None, as_json: bool) -> None:
     if name is not None:
         _show(name, find_renderer(name), as_json=as_json)
     elif as_json:
-        for found in scene_names():
-            print_json({"name": found, "summary": _summary(found)})
+        for known in scene_names():
+            print_json({"name": known, "summary": _summary(known)})
     else:
-        print_table(facts_table([(found, _summary(found)) for found in scene_names()]))
+        print_table([(known, _summary(known)) for known in scene_names()])
 
 
 def _show(name: str, renderer: Renderer, *, as_json: bool) -> None:
-    params = _params(renderer)
+    params = list(renderer.describe_params()) if isinstance(renderer, SupportsParams) else []
     if as_json:
-        shown = [{"name": p.name, "type": p.type, "default": p.default, "help": p.help} for p in params]
-        print_json({"name": name, "summary": _summary(name), "params": shown})
+        print_json({"name": name, "summary": _summary(name), "params": [asdict(param) for param in params]})
         return
     click.echo(f"{name}: {_summary(name)}")
-    if not params:
+    if params:
+        rows = [(param.name, param.type, param.default, param.help) for param in params]
+        print_table(rows, "PARAMETER", "TYPE", "DEFAULT", "MEANING")
+    else:
         click.echo("It takes no parameters.")
-        return
-    table = plain_table("PARAMETER", "TYPE", "DEFAULT", "MEANING")
-    for param in params:
-        table.add_row(param.name, param.type, param.default, param.help)
-    print_table(table)
-
-
-def _params(renderer: Renderer) -> list[ParamInfo]:
-    return list(renderer.describe_params()) if isinstance(renderer, SupportsParams) else []
 
 
 def _summary(name: str) -> str:
-    """Return the first line of the renderer's docstring; a scene that is broken is listed with what is wrong."""
+    """Return the first line of the renderer's docstring, or why the scene cannot be used."""
     try:
         renderer = find_renderer(name)
     except RenderDispatchError as error:
         return f"(cannot be used: {error})"
-    said = inspect.getdoc(renderer) or ""
-    return said.partition("\n")[0]
+    return (inspect.getdoc(renderer) or "").partition("\n")[0]

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Final, Protocol, assert_never
+from typing import IO, Final, assert_never
 
 from attrs import define, frozen
 from pydantic import SecretStr
@@ -22,8 +22,15 @@ from pydantic import SecretStr
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import AudioError, InvalidRequestError, ObjectNotFoundError, RenderDispatchError
+from renderdispatch.errors import (
+    AudioError,
+    InvalidRequestError,
+    ObjectNotFoundError,
+    RenderDispatchError,
+    StorageUnavailableError,
+)
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
 
 AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
@@ -36,23 +43,6 @@ _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 # --- at submit ------------------------------------------------------------------------------------
 
 
-class Incoming(Protocol):
-    """Audio that was examined, and is acceptable so far."""
-
-    def describe(self) -> Audio:
-        """Return what the record would hold, without storing anything."""
-
-    def store(self, prefix: str) -> Audio:
-        """Put the audio where a worker can read it; return what the record holds.
-
-        Args:
-            prefix: Of the job's objects.
-        """
-
-    def discard(self) -> None:
-        """Remove what `store` stored, if anything."""
-
-
 @frozen
 class InPlace:
     """A file for a worker of this machine, a stored object or a URL: nothing needs to be moved now."""
@@ -60,15 +50,15 @@ class InPlace:
     audio: Audio
 
     def describe(self) -> Audio:
-        """Return the audio."""
+        """Return what the record would hold, without storing anything."""
         return self.audio
 
     def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
-        """Return the audio."""
+        """See that a worker can read the audio; return what the record holds."""
         return self.audio
 
     def discard(self) -> None:
-        """Do nothing: nothing was stored."""
+        """Remove what `store` stored: nothing."""
 
 
 @define
@@ -92,7 +82,7 @@ class Streamed:
         return counted.stored("")
 
     def store(self, prefix: str) -> StoredAudio:
-        """Store the source under the prefix."""
+        """Store the source under the prefix of the job's objects; return what the record holds."""
         key = layout.audio_key(prefix, "audio", self.name)
         counted = _Counted(self.source)
         self.storage.put(key, counted)
@@ -103,7 +93,7 @@ class Streamed:
         return counted.stored(key)
 
     def discard(self) -> None:
-        """Remove the stored copy."""
+        """Remove what `store` stored, if anything."""
         if self._key is not None:
             self.storage.delete(self._key)
 
@@ -136,7 +126,7 @@ class _Counted:
         return StoredAudio(key=key, size=self.size, sha256=self._sha256.hexdigest())
 
 
-def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
+def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | Streamed:
     """Check what an application handed in as audio, and refuse what can never be used.
 
     Args:
@@ -150,7 +140,7 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
     match audio:
         case Path():
             found = _examine_file(audio, parts.machine)
-            # a record is UTF-8, and a file's name may be no text: then the file is read now, as where no worker runs
+            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs.
             in_place = parts.worker and is_text(found.path)
             return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
@@ -162,13 +152,13 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> Incoming:
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
         case str():
-            raise InvalidRequestError(f"a bare string is no audio: {_WANTED}", code="audio.invalid")
+            raise InvalidRequestError(f"a string is not audio: {_WANTED}", code="audio.invalid")
         case io.TextIOBase():
             raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
             return Streamed(parts.storage, audio, name if isinstance(name, str) else "")
-    raise InvalidRequestError(f"a {type(audio).__name__} is no audio: {_WANTED}", code="audio.invalid")
+    raise InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
 def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
@@ -225,7 +215,7 @@ def check_source(source: Audio, parts: Parts) -> None:
 
     Raises:
         AudioError: ``audio.missing`` or ``audio.changed``.
-        InvalidRequestError: It is to be fetched, and there is no fetcher.
+        InvalidRequestError: It is a URL, and there is no fetcher.
     """
     match source:
         case StoredAudio():
@@ -244,14 +234,14 @@ def check_source(source: Audio, parts: Parts) -> None:
             assert_never(source)
 
 
-def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Callable[[], None]) -> StoredAudio:
+def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop) -> StoredAudio:
     """See that a job's audio is in storage, and return where.
 
     Args:
         source: What the record holds, as `check_source` found it.
         parts: The service's parts.
         key: Returns the key of the stored copy, from the file's name.
-        check: Called at each chunk; raises when the audio is needed no longer.
+        stop: Ends the copying once the audio is needed no longer; what its `check` raises passes.
 
     Raises:
         AudioError: A file changed, vanished or may not be read.
@@ -264,7 +254,7 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Call
             path = Path(source.path)
             try:
                 with path.open("rb") as file:
-                    stored = _put(parts.storage, key(path.name), _chunks(file), check)
+                    stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
             except FileNotFoundError:
                 raise _vanished(path) from None
             except PermissionError as error:
@@ -275,8 +265,12 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], check: Call
             return stored
         case RemoteAudio():
             assert parts.fetcher is not None
-            with parts.fetcher.fetch(source.url.get_secret_value()) as fetched:
-                return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, check)
+            try:
+                with parts.fetcher.fetch(source.url.get_secret_value(), stop=stop) as fetched:
+                    return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, stop.check)
+            except StorageUnavailableError:
+                stop.check()  # a fetch that was cut off
+                raise
         case _:
             assert_never(source)
 

@@ -25,8 +25,8 @@ from renderdispatch.protocols import BackendCall, CallStatus, JobStore, RenderBa
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 SILENCE: Final = timedelta(minutes=2)
-"""How long the newest run of a call that has already ended may show no progress, for nobody would start it again; and
-how long other runs of an attempt are given to hear that it has ended."""
+"""How long the newest run of a call that has already ended may show no progress: no backend would start it again. And
+how long other runs of an attempt may take to learn that it has ended."""
 
 _URLS_EXPIRED: Final = 11 * CLOCK_SLACK
 """How long after a job's deadline its order's URLs are surely dead: they outlive it by 10 minutes."""
@@ -35,6 +35,20 @@ _SWEEP_S: Final = 3600.0
 _SWEPT_AT_ONCE: Final = 200
 _UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + _URLS_EXPIRED
 """An upload is submitted within its days, and a job ends within six days."""
+
+
+def find_call(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
+    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
+
+    Raises:
+        BackendError: The backend was asked, and is away.
+    """
+    if attempt.call_id is not None:
+        return BackendCall(attempt.call_id), False
+    if not isinstance(backend, SupportsFind):
+        return None, False
+    call = backend.find(job_id=job_id, token=attempt.token)
+    return call, call is None
 
 
 @frozen
@@ -65,11 +79,9 @@ class CleanUps:
         if attempt.local or (attempt.stopped and heard):  # local computing ended with its holder, at the latest
             return True
         backend = self.backends.get(attempt.backend)
-        call = None if attempt.call_id is None else BackendCall(attempt.call_id)
-        if call is None and isinstance(backend, SupportsFind):
-            call = backend.find(job_id=job.id, token=attempt.token)
-            if call is None:
-                return True
+        call, missing = find_call(backend, job.id, attempt)
+        if missing:
+            return True
         if call is not None and backend is not None:
             backend.cancel(call)
             if backend.poll(call).status is not CallStatus.RUNNING:

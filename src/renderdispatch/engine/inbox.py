@@ -41,7 +41,6 @@ MAX_BODY_BYTES: Final = 64 * 1024
 
 _RETRY_AFTER_S: Final = 5
 _JSON: Final = {"content-type": "application/json"}
-_GONE: Final = EventReply(action=Action.STOP, reason="no such job")
 
 
 @frozen
@@ -133,7 +132,7 @@ class WebhookReceiver:
             return self._take(sender, event)
         except JobNotFoundError:
             self._count("unknown-job")
-            return WebhookResponse(status=200, body=_json_of(_GONE))
+            return WebhookResponse(status=200, body=_json_of(EventReply(action=Action.STOP, reason="no such job")))
         except RenderDispatchError as error:  # the store is away, others always wrote first, or this service is closed
             _log.warning("job %s: a webhook could not be taken: %s", sender.job_id, error)
             return self._refuse(503, "store.unavailable", "try again", {"retry-after": str(_RETRY_AFTER_S)})

@@ -92,7 +92,7 @@ class LeaseKeeper:
         return held
 
     def release(self, token: str) -> None:
-        """Hold the attempt no longer. One that is not held is no error."""
+        """Hold the attempt no longer. Does nothing for one that is not held."""
         with self._lock:
             held = self._held.get(token)
             if held is not None:
@@ -121,7 +121,15 @@ class LeaseKeeper:
             elif job.stage is Stage.CANCELLING:
                 held.stop.request("cancelled")
             if held.stop.requested:
-                self._cancel(held)
+                self.cancel(held)
+
+    def cancel(self, held: Held) -> None:
+        """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
+        if held.call is not None:
+            try:
+                self._backends[held.backend].cancel(held.call)
+            except BackendError as error:
+                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""
@@ -166,7 +174,7 @@ class LeaseKeeper:
                     commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
             except RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
-            self._cancel(held)
+            self.cancel(held)
         deadline = time.monotonic() + _STOP_S
         while any(self._runs(held) for held in everything) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -190,7 +198,7 @@ class LeaseKeeper:
             decision = commit(self._store, held.job_id, event)
         except JobNotFoundError:
             held.stop.request("deleted")
-            self._cancel(held)
+            self.cancel(held)
             self.release(held.token)
             return
         job = decision.job
@@ -206,10 +214,3 @@ class LeaseKeeper:
             if event is not None:
                 commit(self._store, job, event)
         self.release(held.token)
-
-    def _cancel(self, held: Held) -> None:
-        if held.call is not None:
-            try:
-                self._backends[held.backend].cancel(held.call)
-            except BackendError as error:
-                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)

@@ -21,7 +21,7 @@ def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: 
         attempt: The attempt as its record has it.
         state: What the backend says of the call.
         cancelling: Whether the job is to be cancelled.
-        silent: Whether the newest run has shown no progress for so long that nobody would start it again.
+        silent: Whether the newest run has shown no progress for so long that it counts as lost.
     """
     if state.status is CallStatus.RUNNING:
         return None

@@ -78,23 +78,22 @@ class Parts:
         if not self.backends:
             raise ConfigurationError("a service needs at least one backend")
         if self.lease < timedelta(seconds=1):
-            raise ConfigurationError("a lease is at least one second")
+            raise ConfigurationError("lease must be at least one second")
         for name, backend in self.backends.items():
             if self.storage.locality < backend.locality:
                 message = (
-                    f"backend {name!r} ({type(backend).__name__}) renders out of reach of "
-                    f"{type(self.storage).__name__}'s URLs: FsspecStorage reaches this machine's processes, R2Storage "
-                    "the world (RENDERDISPATCH_STORAGE=r2://bucket), and a folder with signed URLs "
-                    "(RENDERDISPATCH_OBJECTS_URL) as far as their host"
+                    f"backend {name!r} ({type(backend).__name__}) cannot read the URLs of "
+                    f"{type(self.storage).__name__}. FsspecStorage serves this machine; set "
+                    "RENDERDISPATCH_STORAGE=r2://bucket, or RENDERDISPATCH_OBJECTS_URL to sign URLs of a folder"
                 )
                 raise ConfigurationError(message)
         if self.webhook_url is None:
             if any(b.reports_by_webhook for b in self.backends.values() if isinstance(b, SupportsWebhook)):
                 raise ConfigurationError("a backend that reports by webhook needs webhook_url and secrets")
         elif not self.webhook_url.startswith(("https://", "http://")):
-            raise ConfigurationError("webhook_url is an http or https URL")
+            raise ConfigurationError("webhook_url must be an http or https URL")
         elif self.keys is None:
-            raise ConfigurationError("webhook_url needs secrets: without one anybody could report anything")
+            raise ConfigurationError("webhook_url needs secrets: reports that are not signed cannot be trusted")
 
     def callback(self, job_id: str, attempt: int, backend: RenderBackend) -> Callback | None:
         """Return where a run of this attempt reports, and the key that it signs with; None where it does not."""

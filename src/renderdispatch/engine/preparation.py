@@ -34,7 +34,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality, RenderBackend
+from renderdispatch.protocols import Locality, RenderBackend
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -98,7 +98,7 @@ class Preparation:
         check_source(source, self._parts)
         self._advance(StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, check=self._held.stop.check)
+        audio = bring(source, self._parts, key=key, stop=self._held.stop)
         try:
             self._advance(AudioStored(token=token, audio=audio))
         except GivenUp:
@@ -122,9 +122,9 @@ class Preparation:
         )
 
     def _start(self, order: RenderOrder) -> None:
-        held = self._held
+        held, backend = self._held, self._backend
         try:
-            call = self._backend.start(order, on_event=self._inbox.on_event)
+            call = backend.start(order, on_event=self._inbox.on_event)
         except BackendError as error:
             if error.outcome_known:
                 raise
@@ -134,14 +134,10 @@ class Preparation:
             self._keeper.release(held.token)
             return
         held.call = call
-        self._dispatched(call)
-
-    def _dispatched(self, call: BackendCall) -> None:
-        held, backend = self._held, self._backend
         try:
             decision = self._commit(Dispatched(token=held.token, call_id=call.id))
         except JobNotFoundError:
-            backend.cancel(call)
+            self._keeper.cancel(held)
             raise
         except StoreUnavailableError:
             if not held.local:  # its check-in brings the call id
@@ -150,10 +146,7 @@ class Preparation:
             return
         superseded = decision.verdict is Verdict.SUPERSEDED
         if superseded or decision.job.stage is Stage.CANCELLING:
-            try:
-                backend.cancel(call)
-            except BackendError as error:  # the call runs, so this is no failed start: the reconciler tells it again
-                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
+            self._keeper.cancel(held)
         if backend.locality is Locality.WORLD or decision.job.ended or superseded:
             self._keeper.release(held.token)
 

@@ -15,7 +15,7 @@ from typing import Final
 from attrs import define
 from pydantic import ValidationError
 
-from renderdispatch.engine.cleanup import SILENCE, CleanUps, UploadSweep
+from renderdispatch.engine.cleanup import SILENCE, CleanUps, UploadSweep, find_call
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import (
     AttemptFailed,
@@ -40,7 +40,7 @@ from renderdispatch.errors import (
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import Artifact, Completed, Stage
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, JobQuery, JobStore, RenderBackend, StorageAdapter, SupportsFind
+from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
@@ -220,14 +220,10 @@ class Reconciler:
             return None
         cancelling = job.stage is Stage.CANCELLING
         now = self._store.now()
-        if attempt.call_id is not None:
-            call = BackendCall(attempt.call_id)
-        elif isinstance(backend, SupportsFind):
-            found = backend.find(job_id=job.id, token=attempt.token)
-            if found is None:
-                return CallMissing(token=attempt.token)
-            call = found
-        else:
+        call, missing = find_call(backend, job.id, attempt)
+        if missing:
+            return CallMissing(token=attempt.token)
+        if call is None:
             never_came = attempt.start_by is not None and now > attempt.start_by + CLOCK_SLACK
             return CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
         if cancelling:

@@ -6,13 +6,17 @@ tenants share an engine.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from renderdispatch.engine import layout
 from renderdispatch.engine.inbox import Inbox, WebhookReceiver
 from renderdispatch.engine.parts import Parts
-from renderdispatch.engine.worker import Worker
 from renderdispatch.errors import ConfigurationError, InvalidRequestError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.per_process import PerProcess
+
+if TYPE_CHECKING:
+    from renderdispatch.engine.worker import Worker
 
 
 class Engine:
@@ -104,7 +108,9 @@ class Engine:
             part.close()
 
     def _new_worker(self) -> Worker:
-        self.check_open()  # again: `close` takes the worker that stands, and none is made after it
+        from renderdispatch.engine.worker import Worker  # a process that only polls and takes webhooks needs none
+
+        self.check_open()  # again: `close` takes the worker that there is, and none is made after it
         return Worker(self.parts)
 
     def _new_receiver(self) -> WebhookReceiver:

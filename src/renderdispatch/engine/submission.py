@@ -33,7 +33,7 @@ from renderdispatch.protocols import SupportsCheck
 UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 """How long a client has for an upload of its own."""
 
-_NO_AUDIO: Final = StoredAudio(key="", size=0)
+_NO_AUDIO: Final = StoredAudio.model_construct(key="", size=0)
 
 
 @frozen
@@ -107,7 +107,7 @@ class Submissions:
             InvalidRequestError: The job did not fail, or its audio is gone.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
-            message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be tried again"
+            message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise InvalidRequestError(message, code="job.not-retryable")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         request, audio = job.request, job.request.audio
@@ -159,7 +159,7 @@ class Submissions:
             return None
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
         if job.fingerprint != fingerprint(request.model_copy(update={"audio": audio(), "backend": chosen})):
-            message = f"idempotency key {key[:40]!r} belongs to job {job.id}, whose request is another one"
+            message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
             raise IdempotencyConflictError(message)
         return job
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final
 
 from attrs import evolve, frozen
@@ -127,7 +128,7 @@ def decide(job: Job, event: JobEvent, now: datetime) -> Decision:
     Total: any job and any event give a decision, never an exception. Pure: ``now`` is the store's.
     """
     if not _fence_holds(job, event):
-        return Decision(job, Verdict.SUPERSEDED, _SUPERSEDED)
+        return Decision(job, Verdict.SUPERSEDED, _stop("superseded"))
     rule = None
     if not job.ended or isinstance(event, _AFTER_THE_END):
         rule = TRANSITIONS.get((type(event), job.stage))
@@ -161,13 +162,17 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
-_CONTINUE: Final = EventReply()
-_SUPERSEDED: Final = EventReply(action=Action.STOP, reason="superseded")
-_CANCELLED: Final = EventReply(action=Action.STOP, reason="cancelled")
-_ENDED: Final = EventReply(action=Action.STOP, reason="ended")
+@cache
+def _stop(reason: str) -> EventReply:
+    return EventReply(action=Action.STOP, reason=reason)
+
+
+@cache
+def _go_on() -> EventReply:
+    return EventReply()
 
 
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
-        return _CANCELLED
-    return _ENDED if job.ended or job.stage in rules.WAITING else _CONTINUE
+        return _stop("cancelled")
+    return _stop("ended") if job.ended or job.stage in rules.WAITING else _go_on()

@@ -1,9 +1,10 @@
-"""How is a job followed and shown?"""
+"""How is a job followed and shown?
+
+`Pause` spaces the reads of a caller that waits; `show_html` draws a job in a notebook.
+"""
 
 from __future__ import annotations
 
-import base64
-import html
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ _EMBED_BYTES: Final = 20 << 20
 
 
 class Pause:
-    """How long to wait between two looks at a job; short after a change, then longer."""
+    """How long to wait between two reads of a job: short after a change, then longer."""
 
     def __init__(self, timeout: float | timedelta | None) -> None:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
@@ -27,7 +28,7 @@ class Pause:
         self._pause = 0.02
 
     def after(self, job: Job) -> float:
-        """Return the seconds to wait after this look.
+        """Return the seconds to wait after this read.
 
         Raises:
             WaitTimeoutError: Time is up.
@@ -44,17 +45,20 @@ class Pause:
 
 
 def what_shows(job: Job) -> tuple[object, ...]:
-    """Return what a watcher can see of a job; renewed leases are not part of it."""
+    """Return what a watcher can see of a job: everything but renewed leases."""
     attempt = job.attempt
     return (job.status, job.stage, job.progress, len(job.attempts), attempt and attempt.frames, job.ended)
 
 
 def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:
-    """Show a job in a notebook: its state, and the video once it is there.
+    """Return HTML that shows a job in a notebook: its state, and the finished video.
 
     Args:
         open_video: Opens the video; a small one is embedded where a page could not load its URL.
     """
+    import base64
+    import html
+
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"

@@ -1,7 +1,7 @@
 """What users deploy to Modal: ``modal deploy -m renderdispatch.modal_app``, or ``renderdispatch modal deploy``.
 
-The app and its functions stand in `renderdispatch.modal_app.functions`. They are imported when they are first used, for
-that takes Modal's client, and the choices of a deployment (`renderdispatch.modal_app.deployment`) do not.
+The app and its functions are in `renderdispatch.modal_app.functions`. They are imported at their first use, because
+they need Modal's client. The choices of a deployment (`renderdispatch.modal_app.deployment`) do not need it.
 """
 
 from __future__ import annotations

@@ -16,18 +16,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 
-GPUS: Final = (
-    "T4",
-    "L4",
-    "A10",
-    "L40S",
-    "A100",
-    "A100-80GB",
-    "RTX-PRO-6000",
-    "H100",
-    "H200",
-    "B200",
-)
+GPUS: Final = ("T4", "L4", "A10", "L40S", "A100", "A100-80GB", "RTX-PRO-6000", "H100", "H200", "B200")
 """The GPUs that Modal rents out, cheapest first."""
 
 SUGGESTED_GPUS: Final = ("L4", "A10", "T4")
@@ -181,16 +170,11 @@ class Deployment(BaseSettings):
 
 
 def _written(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(int(value))
-        case tuple():
-            return ",".join(value) or _NO_GPU
-        case float():
-            return f"{value:g}"
-    return str(value)
+    if isinstance(value, tuple):
+        return ",".join(value) or _NO_GPU
+    if isinstance(value, bool | float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
 
 
 def _describe(problem: Mapping[str, Any]) -> str:

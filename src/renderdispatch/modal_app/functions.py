@@ -1,16 +1,16 @@
 """What do users deploy to Modal?
 
 An app with one function, ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
-It takes a `RenderOrder` and answers with a `CallAnswer`, both as JSON, and it gets no secret: an order holds signed
-URLs and the key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be
-chosen; it comes from the environment of whoever deploys.
+It takes a `RenderOrder` and returns a `CallAnswer`, both as JSON. It gets no secret: an order holds signed URLs and the
+key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be chosen, by variables in the
+environment of ``modal deploy``.
 
-With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also carries a worker for applications that have none: ``tick``,
-scheduled, dispatches and reconciles; ``webhook`` takes what renders report. These two get the Modal Secret that
+With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also has a worker, for applications without one: ``tick`` is scheduled,
+and dispatches and reconciles; ``webhook`` receives the reports of renders. These two get the Modal Secret that
 ``RENDERDISPATCH_MODAL_SECRET`` names.
 
-The same module is imported in the containers, where the package is there as source alone and those variables are not
-set: only the worker's image carries along what its functions are defined by.
+Containers import the same module. There the package is source alone, and the variables are not set, but for those that
+define the worker's functions: its image carries them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DEPLOYMENT: Final = Deployment.from_environment(os.environ, carried=not modal.is_local())
 
 LONGEST: Final = timedelta(hours=24)
-"""Modal lets no call run for longer, whatever it was spawned with."""
+"""Modal ends a call after this time, whatever timeout it was spawned with."""
 
 _PAUSE_S: Final = 1.0
 _WORKER_MEMORY: Final = 512
@@ -64,10 +64,10 @@ def render(order: str) -> str:
 
 
 def _open_service() -> RenderService:
-    """Return the service of the secret's variables.
+    """Return the service that the secret's variables describe.
 
     Raises:
-        ConfigurationError: They name no store or storage that others can reach.
+        ConfigurationError: They do not name a store and a storage.
     """
     from renderdispatch.wiring import from_settings, read_settings
 
@@ -97,7 +97,7 @@ if DEPLOYMENT.worker:
         retries=0,
     )
     def tick() -> int:
-        """Dispatch and reconcile for most of a period; return how many jobs were moved."""
+        """Dispatch and reconcile for most of a period; return how many jobs moved."""
         until = time.monotonic() + 0.8 * DEPLOYMENT.period
         moved = 0
         with _open_service() as service:
@@ -113,7 +113,7 @@ if DEPLOYMENT.worker:
     @modal.concurrent(max_inputs=_WEBHOOKS_AT_ONCE)
     @modal.asgi_app()
     def webhook() -> Callable[..., Awaitable[Any]]:
-        """Take what renders report, at every path; each request is verified by its signature."""
+        """Receive the reports of renders, at every path. Each request is verified by its signature."""
         from renderdispatch.web.webhook import asgi_app
 
         return asgi_app(_open_service())

@@ -1,6 +1,6 @@
 """What does an image on Modal need, so that orders can be carried out in it?
 
-The same lines are read in the containers, where nothing is built.
+Containers run the same lines, but build nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ except ImportError:
 
 
 def base_image(*extras: str) -> modal.Image:
-    """Return an image with what this package and these extras of it need, but for its own source.
+    """Return an image with the requirements of this package and these extras, without its source.
 
-    Add your own packages to it, and the source last, by `with_source`: it changes most often.
+    Add your own packages to it. Add the source last, by `with_source`, because it changes most often.
     """
     image = modal.Image.debian_slim(python_version=PYTHON_VERSION)
     if "render" in extras:
         # "all" brings the driver's OpenGL and its video encoder into the container
         image = image.env({"NVIDIA_DRIVER_CAPABILITIES": "all"}).apt_install(*APT_PACKAGES)
-    # in a container the package has no metadata to ask
+    # in a container the package has no metadata
     return image.pip_install(*pip_requirements(*extras)) if modal.is_local() else image
 
 
 def with_source(image: modal.Image, *modules: str, environment: Mapping[str, str] | None = None) -> modal.Image:
-    """Return the image with the source of this package, as it is imported here, and of ``modules`` beside it.
+    """Return the image with the source of this package and of ``modules``, as they are imported here.
 
     Args:
         modules: Packages or modules that can be imported here.

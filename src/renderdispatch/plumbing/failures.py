@@ -1,7 +1,7 @@
 """What does a foreign error mean here, and whose fault was it?
 
-`translated` is the one way by which errors of other libraries become ours: each adapter gives it a table. `job_error`
-says how an exception reads as the error of a job.
+`translated` turns errors of other libraries into ours; each adapter gives it a table. `job_error` describes an
+exception as the error of a job.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from renderdispatch.errors import (
     BackendError,
@@ -21,25 +21,33 @@ from renderdispatch.errors import (
 )
 from renderdispatch.messages import FaultDomain, JobError
 
+_T = TypeVar("_T")
+
 Translation = Mapping[type[BaseException], Callable[[Any], BaseException]]
-"""Foreign classes, each with what makes an error of ours of one; a function that returns its argument lets it pass."""
+"""Foreign classes, each with a function that makes our error. A function that returns its argument lets it pass."""
 
 
 @contextmanager
 def translated(table: Translation, *, chain: bool = False) -> Iterator[None]:
-    """Raise what ``table`` makes of a foreign error that the block raises; the nearest class of its ancestry counts.
+    """Raise our error in the place of a foreign one that the block raises. The nearest class of its ancestry decides.
 
     Args:
-        table: Which classes, and what each becomes.
-        chain: Whether the foreign error stays visible as the cause. Off by default: its text may hold a URL.
+        table: The classes, and what each becomes.
+        chain: Whether the foreign error stays visible as the cause. Off by default, because its text may hold a URL.
     """
     try:
         yield
     except tuple(table) as error:
-        ours = next(table[kind] for kind in type(error).__mro__ if kind in table)(error)
+        make = nearest(error, table)
+        ours = error if make is None else make(error)
         if ours is error:
             raise
         raise ours from (error if chain else None)
+
+
+def nearest(error: BaseException, table: Mapping[type[BaseException], _T]) -> _T | None:
+    """Return the entry of the nearest class in an exception's ancestry; None where there is none."""
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), None)
 
 
 def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:
@@ -47,8 +55,8 @@ def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:
 
     Args:
         error: What was raised.
-        otherwise: Whose fault it is when the exception does not say: the scene's while it renders, the
-            infrastructure's everywhere else.
+        otherwise: Whose fault it is if the exception does not say: the scene's while it renders, else the
+            infrastructure's.
     """
     said = _text(error)
     match error:
@@ -80,7 +88,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    """Return what an exception says, whatever its author did; names of files may hold bytes that are no text."""
+    """Return the text of an exception, even if its author's code fails; file names may hold bytes that are not text."""
     try:
         said = str(error)
     except Exception:  # noqa: BLE001 - a description, never an exception

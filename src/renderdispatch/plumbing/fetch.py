@@ -20,6 +20,7 @@ resolve names by itself.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from renderdispatch.errors import AudioError, ConfigurationError, InvalidRequest
 from renderdispatch.plumbing.failures import Translation, translated
 from renderdispatch.plumbing.net import BadCertificateError, Client, NetError, Stream
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import FetchedAudio
+from renderdispatch.protocols import FetchedAudio, StopSignal
 
 if TYPE_CHECKING:
     import httpx
@@ -158,7 +159,7 @@ class GuardedFetcher:
         self._read(url)
 
     @contextmanager
-    def fetch(self, url: str, *, stop: Stop | None = None) -> Iterator[FetchedAudio]:
+    def fetch(self, url: str, *, stop: StopSignal | None = None) -> Iterator[FetchedAudio]:
         """Open the URL for streamed reading.
 
         Args:
@@ -170,8 +171,15 @@ class GuardedFetcher:
             AudioError: ``audio.too-large``, ``audio.empty``, or ``audio.invalid`` if it is surely not audio.
             StorageUnavailableError: The host does not answer, breaks off, or is too slow.
         """
+        bound = Stop(timeout_s=min(self._total_s, math.inf if stop is None else stop.remaining_s))
+
+        def end() -> None:
+            bound.request("told to stop")
+
         with ExitStack() as stack:
-            bound = stack.enter_context(Stop(timeout_s=self._total_s, parent=stop))
+            if stop is not None:
+                stack.callback(stop.forget, end)
+                stop.on_request(end)
             response, found = self._follow(self._read(url), bound, stack)
             self._check_response(response)
             yield FetchedAudio(

@@ -1,20 +1,18 @@
-"""How does a file come to stand whole, or not at all?
+"""How does a file come into being whole, or not at all?
 
 It is written under another name on the same file system, brought to disk, and only then given its name: by a rename,
-which replaces, or by a hard link, which is refused where something stands. Readers never see a part, and a writer that
-is killed leaves nothing but a temporary file.
+which replaces, or by a hard link, which is refused where a file exists. Readers never see a part, and a writer that is
+killed leaves nothing but a temporary file.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import secrets
 import stat
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -27,37 +25,37 @@ from renderdispatch.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 
 TEMPORARY: Final = ".renderdispatch-tmp"
-"""The folder, at the root of a storage, where files lie until they are whole; a prefix of their names elsewhere."""
+"""The folder, at the root of a storage, for files that are not whole yet; a prefix of their names elsewhere."""
 
 CHUNK_BYTES: Final = 1 << 20
 
-_PATIENCE_S: Final = 10.0
-_SHORTLY_S: Final = 0.001
+_NAMING: Final = Backoff(patience_s=10.0, pause_s=0.001, longest_pause_s=0.001)
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_ABSENT: Final = frozenset({errno.ENOENT})
-_DENIED: Final = {
-    errno.EACCES: "no permission",
-    errno.EPERM: "not permitted, or the file system has no hard links",
-    errno.EROFS: "the file system is read-only",
-    errno.ENAMETOOLONG: "a part of the key is longer than the file system allows",
-    errno.ENOTDIR: "a part of the key is an object, and nothing can stand below it in a folder",
-    errno.EISDIR: "objects stand below this key, so nothing can stand under it in a folder",
-    errno.ELOOP: "a symbolic link goes in circles",
+_MEANINGS: Final[dict[int | None, tuple[type[StorageError], str]]] = {
+    errno.ENOSPC: (StorageFullError, "no space is left to write {key}"),
+    errno.EDQUOT: (StorageFullError, "no space is left to write {key}"),
+    errno.ENOENT: (ObjectNotFoundError, "nothing is stored under {key}"),
+    errno.EACCES: (StorageDeniedError, "{key} is refused: no permission"),
+    errno.EPERM: (StorageDeniedError, "{key} is refused: not permitted, or the file system has no hard links"),
+    errno.EROFS: (StorageDeniedError, "{key} is refused: the file system is read-only"),
+    errno.ENAMETOOLONG: (StorageDeniedError, "{key} is refused: a part of it is longer than the file system allows"),
+    errno.ENOTDIR: (StorageDeniedError, "{key} is refused: a part of it is an object, and a folder cannot be one too"),
+    errno.EISDIR: (StorageDeniedError, "{key} is refused: there are objects below it, so it is a folder"),
+    errno.ELOOP: (StorageDeniedError, "{key} is refused: a symbolic link goes in circles"),
 }
 
 
 def storage_error(error: OSError, key: str) -> StorageError:
-    """Return what an error of the file system means for the object ``key``."""
-    if error.errno in _FULL:
-        return StorageFullError(f"no space is left to write {key!r}")
-    if error.errno in _ABSENT:
-        return ObjectNotFoundError(f"nothing is stored under {key!r}")
-    if error.errno in _DENIED:
-        return StorageDeniedError(f"{key!r} is refused: {_DENIED[error.errno]}")
-    return StorageUnavailableError(f"{key!r} cannot be reached: {error.strerror or type(error).__name__}")
+    """Return what an error of the file system means for the object ``key``; an error of a storage is returned as is."""
+    if isinstance(error, StorageError):
+        return error
+    reason = error.strerror or type(error).__name__
+    kind, text = _MEANINGS.get(error.errno, (StorageUnavailableError, "{key} cannot be reached: {reason}"))
+    return kind(text.format(key=repr(key), reason=reason))
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -70,17 +68,17 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 def write_file(
     target: Path, chunks: Iterable[bytes], *, key: str, only_if_absent: bool, size: int | None = None
 ) -> os.stat_result:
-    """Write ``chunks`` to ``target``, whole or not at all, and return what the file system says of the file.
+    """Write ``chunks`` to ``target``, whole or not at all, and return the file's status.
 
     Args:
-        target: Missing folders above it are made.
-        chunks: What it raises passes through, and nothing is written.
+        target: The file; missing folders above it are made.
+        chunks: Its bytes. An error of the iterator passes, and nothing is written.
         key: What errors call the object.
-        only_if_absent: Refuse where something stands. Atomic.
+        only_if_absent: Refuse where a file exists. Atomic.
         size: Refuse any other number of bytes.
 
     Raises:
-        ObjectExistsError: Something stands there, and ``only_if_absent``.
+        ObjectExistsError: A file exists there, and ``only_if_absent``.
         StorageFullError: No space is left.
         StorageDeniedError: The file system does not allow it, or ``size`` does not fit.
         StorageUnavailableError: The file system fails.
@@ -105,14 +103,8 @@ def write_file(
     return written
 
 
-@contextmanager
-def _translated(key: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error(error, key) from error
+def _translated(key: str) -> AbstractContextManager[None]:
+    return translated({OSError: lambda error: storage_error(error, key)}, chain=True)
 
 
 def _folder_for_temporary(target: Path) -> Path:
@@ -125,9 +117,9 @@ def _folder_for_temporary(target: Path) -> Path:
 
 
 def _new_file(folder: Path) -> tuple[FileIO, Path]:
-    # not `tempfile`, whose files nobody else may read: whoever serves the folder should
+    # not `tempfile`: only this user may read its files, but a server of the folder must, too
     path = folder / f"{TEMPORARY}-{os.getpid()}-{secrets.token_hex(8)}"
-    return path.open("xb", buffering=0), path  # a buffer would meet a full disk once more, when it is closed
+    return path.open("xb", buffering=0), path  # a buffer would meet a full disk again when it is closed
 
 
 def _write_all(file: FileIO, chunk: bytes) -> None:
@@ -137,23 +129,24 @@ def _write_all(file: FileIO, chunk: bytes) -> None:
 
 
 def _give_name(temporary: Path, target: Path, *, key: str, only_if_absent: bool) -> None:
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            _make_folder(target.parent)
-            if not only_if_absent:
-                temporary.replace(target)
-            elif target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "objects stand below it")
-            else:
-                os.link(temporary, target)
-            break
-        except FileNotFoundError:  # whoever deleted the last other object of the folder took the folder away
-            if time.monotonic() > give_up_at or not temporary.exists():
-                raise
-            time.sleep(random.uniform(0, _SHORTLY_S))  # out of step with whoever else is at it
-        except FileExistsError:
-            raise ObjectExistsError(f"{key!r} is write-once, and an object stands there") from None
+    def give() -> None:
+        _make_folder(target.parent)
+        if not only_if_absent:
+            temporary.replace(target)
+        elif target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there are objects below it")
+        else:
+            os.link(temporary, target)
+
+    def trouble(error: Exception) -> Trouble:
+        # a concurrent delete removed the now-empty folder; create it again
+        again = isinstance(error, FileNotFoundError) and temporary.exists()
+        return Trouble.FAILED if again else Trouble.FATAL
+
+    try:
+        retry(give, _NAMING, trouble=trouble)
+    except FileExistsError:
+        raise ObjectExistsError(f"{key!r} is write-once, and an object exists there") from None
     _to_disk(target.parent)
 
 
@@ -162,12 +155,12 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         if any(_is_file(above) for above in (folder, *folder.parents)):
-            raise NotADirectoryError(errno.ENOTDIR, "an object stands above it") from None
-        raise FileNotFoundError(errno.ENOENT, "it was there, and was taken away just now") from None
+            raise NotADirectoryError(errno.ENOTDIR, "there is an object above it") from None
+        raise FileNotFoundError(errno.ENOENT, "it existed, and was removed just now") from None
 
 
 def _is_file(path: Path) -> bool:
-    """Tell by one look: between two, others may take away what stands there."""
+    """Ask once: between two calls, others may remove what is there."""
     try:
         return not stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -175,7 +168,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _to_disk(folder: Path) -> None:
-    """Make the name as durable as the bytes; a folder that is gone again needs no name."""
+    """Make the name as durable as the bytes; a folder that was removed again needs none."""
     with suppress(FileNotFoundError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, TypeVar
 
-from attrs import define, frozen
+from attrs import frozen
 
 from renderdispatch.plumbing.stop import Stop
 
@@ -58,35 +58,29 @@ class Backoff:
         return random.uniform(longest / 2, longest)
 
 
-@define
 class _Tally:
     """What failed since the last progress."""
 
-    backoff: Backoff
-    failures: int = 0
-    throttles: int = 0
-    failing_since: float = math.nan
-    throttled_since: float = math.nan
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._counts = {Trouble.FAILED: 0, Trouble.THROTTLED: 0}
+        self._since: dict[Trouble, float] = {}
 
-    def progressed(self) -> None:
-        self.failures = 0
+    def reset_failures(self) -> None:
+        self._counts[Trouble.FAILED] = 0
+        self._since.pop(Trouble.FAILED, None)
 
     def pause(self, kind: Trouble, now: float) -> float | None:
         """Count one more failed try; return the seconds until the next one, None where the limits are reached."""
-        if kind is Trouble.THROTTLED:
-            self.failures = 0
-            self.throttles += 1
-            if self.throttles == 1:
-                self.throttled_since = now
-            until, exhausted = self.throttled_since + self.backoff.throttled_s, False
-        else:
-            self.failures += 1
-            if self.failures == 1:
-                self.failing_since = now
-            until = self.failing_since + self.backoff.patience_s
-            exhausted = self.backoff.failures is not None and self.failures >= self.backoff.failures
-        pause_s = self.backoff.after(self.failures + self.throttles)
-        return None if exhausted or now + pause_s > until else pause_s
+        throttled = kind is Trouble.THROTTLED
+        if throttled:
+            self.reset_failures()
+        self._counts[kind] += 1
+        most = math.inf if throttled or self._backoff.failures is None else self._backoff.failures
+        patience_s = self._backoff.throttled_s if throttled else self._backoff.patience_s
+        pause_s = self._backoff.after(sum(self._counts.values()))
+        in_time = now + pause_s <= self._since.setdefault(kind, now) + patience_s
+        return pause_s if in_time and self._counts[kind] < most else None
 
 
 def retry(
@@ -127,7 +121,7 @@ def retry(
                 stop.check()
             if progress is not None and (now_at := progress()) > reached:
                 reached = now_at
-                tally.progressed()
+                tally.reset_failures()
             pause_s = tally.pause(kind, monotonic())
             if pause_s is not None:
                 pause_s = max(pause_s, least_s(error))

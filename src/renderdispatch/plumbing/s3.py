@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_NOTHING: Final[Mapping[str, str]] = {}
 _OWN_EXPIRY_S: Final = 3600
 """How long the URLs live that this process signs for itself. A transfer that has begun may take longer."""
 
@@ -178,8 +180,8 @@ class S3:
         *,
         size: int,
         pieces: Callable[[], Iterator[bytes]],
-        headers: Mapping[str, str],
-        query: Mapping[str, str],
+        headers: Mapping[str, str] = _NOTHING,
+        query: Mapping[str, str] = _NOTHING,
     ) -> str | None:
         """Put an object, or a part of one, and return its etag. A retry sends the body from its start.
 
@@ -335,7 +337,7 @@ def refusal(
     if status in _UNAVAILABLE or code in _AGAIN:
         return StorageUnavailableError(f"storage could not serve {what} ({status} {code})")
     if status == 412 or code == "PreconditionFailed":
-        return ObjectExistsError(f"{what} is write-once, and an object stands there")
+        return ObjectExistsError(f"{what} is write-once, and the object exists already")
     if code in {"NoSuchKey", "NoSuchUpload"}:
         return ObjectNotFoundError(f"nothing is stored under {what}")
     if status == 507:
@@ -388,7 +390,7 @@ _HEADERS: Final = {
 
 @frozen
 class Stream:
-    """An object that is being read: its etag as the header says it, its bytes, and what ends the reading."""
+    """An object that is being read: its etag as in the header, its bytes, and what ends the reading."""
 
     etag: str | None
     pieces: Iterator[bytes]
@@ -440,12 +442,13 @@ class _Commands:
         return sync(self.loop, function, *args, **kwargs)
 
     def close(self) -> None:
+        """Close the connections; the loop is fsspec's."""
         self.run(self.client.close)
 
 
 @cache
 def _session() -> Any:
-    """Return botocore's model of S3, which takes long to read; it holds no credentials and no connections."""
+    """Return botocore's model of S3. It takes long to read, and holds no credentials and no connections."""
     from aiobotocore.session import AioSession
 
     return AioSession()
@@ -457,30 +460,31 @@ def check_endpoint(
     """Return the URL of the S3 API.
 
     Raises:
-        ConfigurationError: It cannot be one; the message says what to give.
+        ConfigurationError: The arguments do not name one; the message says what to give.
     """
-    from urllib.parse import urlsplit
-
     if (account_id is None) == (endpoint_url is None):
         raise ConfigurationError("give either account_id (for R2) or endpoint_url (for any S3 API)")
     if jurisdiction not in {None, "eu", "fedramp"}:
         raise ConfigurationError(f"jurisdiction is 'eu', 'fedramp' or None, not {jurisdiction!r}")
-    if account_id is not None:
-        if not re.fullmatch(r"[0-9a-f]{32}", account_id):
+    if endpoint_url is None:
+        if not re.fullmatch(r"[0-9a-f]{32}", account_id or ""):
             raise ConfigurationError("account_id has 32 hexadecimal digits: the dashboard's R2 overview shows it")
         within = f".{jurisdiction}" if jurisdiction else ""
         return f"https://{account_id}{within}.{_R2_HOST}"
-    assert endpoint_url is not None
     if jurisdiction is not None:
         raise ConfigurationError("endpoint_url names the jurisdiction itself: give jurisdiction with account_id alone")
+    return _check_url(endpoint_url, local_path)
+
+
+def _check_url(endpoint_url: str, local_path: str) -> str:
     try:
         parts = urlsplit(endpoint_url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise ConfigurationError("endpoint_url is no URL") from None
+        raise ConfigurationError("endpoint_url is not a URL") from None
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.query or parts.fragment:
         raise ConfigurationError(
-            "endpoint_url is a plain http or https URL, as https://<account>.r2.cloudflarestorage.com"
+            "endpoint_url is a plain http or https URL, such as https://<account>.r2.cloudflarestorage.com"
         )
     if host == "r2.dev" or host.endswith(".r2.dev"):
         raise ConfigurationError(
@@ -489,11 +493,11 @@ def check_endpoint(
     path = parts.path.rstrip("/")
     if path not in {"", local_path}:
         raise ConfigurationError(
-            f"endpoint_url has a path, {path[:80]!r}: leave it off, and give the bucket's name as bucket"
+            f"endpoint_url has a path, {path[:80]!r}: remove it, and give the bucket's name as bucket"
         )
     if host.endswith(_R2_HOST) and not re.fullmatch(r"[0-9a-f]{32}(\.eu|\.fedramp)?\." + re.escape(_R2_HOST), host):
         raise ConfigurationError(
-            f"{host} is no account's endpoint: that is https://<account>.{_R2_HOST}, with no bucket in front"
+            f"{host} is not an account's endpoint: that is https://<account>.{_R2_HOST}, with no bucket in front"
         )
     return f"{parts.scheme}://{parts.netloc}{path}"
 

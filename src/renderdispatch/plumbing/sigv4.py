@@ -31,13 +31,7 @@ class Presigner:
     """
 
     def __init__(
-        self,
-        bucket_url: str,
-        *,
-        access_key_id: str,
-        secret_access_key: str,
-        region: str,
-        clock: Callable[[], datetime],
+        self, bucket_url: str, *, access_key_id: str, secret_access_key: str, region: str, clock: Callable[[], datetime]
     ) -> None:
         parts = urlsplit(bucket_url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else str(parts.hostname)

@@ -1,7 +1,7 @@
 """Which renderers come with the library?
 
-`bars`, `wave` and `radial`: scenes drawn with NumPy, encoded by PyAV; they need nothing but the ``render`` extra.
-Importing this package loads neither; rendering does. Write your own scene with `Scene`, `SceneParams` and
+`bars`, `wave` and `radial`: scenes that NumPy draws and PyAV encodes. They need only the ``render`` extra, and load it
+when they render, not when this package is imported. Write your own scene with `Scene`, `SceneParams` and
 `NumpyRenderer` of `renderdispatch.render.scene`.
 """
 

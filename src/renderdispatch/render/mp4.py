@@ -1,37 +1,32 @@
 """How do pictures and sound become one mp4 file?
 
 H.264 by libx264 and AAC, both from time 0, the index before the data, BT.709 in limited range. The sound is encoded
-first, while the song is analysed, and waits in a spool file; its packets are then interleaved with those of the video.
+first, while the song is analysed, and kept in a spool file. Then its packets are interleaved with those of the video.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import av
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-from renderdispatch.render.audio import frame_of
-
-if TYPE_CHECKING:
-    from av.stream import Stream
-
-    from renderdispatch.render.audio import Samples
-    from renderdispatch.render.paint import Canvas
-
-    AnyPacket = Packet[Stream]
+from renderdispatch.messages import Output
+from renderdispatch.render.audio import Samples, frame_of
+from renderdispatch.render.paint import Canvas
 
 ENCODER: Final = "libx264"
 _AUDIO_BIT_RATE: Final = 192_000
 _RECORD: Final = struct.Struct("<Iqqq")
-"""A spooled packet's bytes, pts, dts and duration, the times in samples."""
+"""The size, pts, dts and duration of a spooled packet; times are in samples."""
 
 
 class Mp4Writer:
@@ -41,47 +36,41 @@ class Mp4Writer:
 
     Args:
         path: The file.
-        spool: A file that it may use meanwhile.
-        width: Pixels, even.
-        height: Pixels, even.
-        fps: Frames a second; frame n is shown at exactly n / fps.
+        spool: A temporary file for the sound.
+        output: Size and frame rate; frame n is shown at exactly n / fps.
         rate: Samples a second.
         layout: ``mono`` or ``stereo``.
 
     Raises:
-        av.FFmpegError: By every method; errors of the file system among them are OSErrors too.
+        av.FFmpegError: By every method. Those of the file system are also `OSError`.
     """
 
-    def __init__(
-        self, path: Path, spool: Path, *, width: int, height: int, fps: Fraction, rate: int, layout: str
-    ) -> None:
-        self._frame_time = 1 / fps
+    def __init__(self, path: Path, spool: Path, output: Output, *, rate: int, layout: str) -> None:
+        self._frame_time = 1 / output.fps
         self._sample_time = Fraction(1, rate)
         self._layout = layout
         self._path = path
         self._frames = 0
         self._samples = 0
-        self._waiting: Iterator[AnyPacket] = iter(())
+        self._waiting: Iterator[Packet[Stream]] = iter(())
         self._open = True
         self._reformatter = VideoReformatter()
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         try:
-            video = self._container.add_stream(ENCODER, rate=fps)
-            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            video = self._container.add_stream(ENCODER, rate=output.fps)
+            video.width, video.height, video.pix_fmt = output.width, output.height, "yuv420p"
             video.time_base = video.codec_context.time_base = self._frame_time
             video.options = {"preset": "veryfast", "crf": "19"}
             context = video.codec_context
-            # Threads share a frame. Were each to take its own, an 8K video would hold 100 MB for every thread.
+            # Threads share a frame. If each had its own, an 8K video would take 100 MB for every thread.
             context.thread_type = "SLICE"
-            # Every fourth second can be jumped to, whatever the frame rate.
-            context.gop_size = max(round(4 * fps), 1)
-            context.colorspace = Colorspace.ITU709
-            context.color_primaries = ColorPrimaries.BT709
-            context.color_trc = ColorTrc.BT709
-            context.color_range = ColorRange.MPEG
+            # Players can jump to every fourth second, whatever the frame rate.
+            context.gop_size = max(round(4 * output.fps), 1)
+            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             sound = self._container.add_stream("aac", rate=rate, layout=layout)
-            # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength; this one does
-            # not, takes half the time, and is as near to the original at this bit rate.
+            # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
+            # not, takes half the time, and is as close to the original at this bit rate.
             sound.options = {"aac_coder": "fast"}
             sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
             self._video, self._sound = video, sound
@@ -102,21 +91,18 @@ class Mp4Writer:
         frame = frame_of(samples, layout=self._layout, rate=self._sound.rate)
         frame.pts, frame.time_base = self._samples, self._sample_time
         self._samples += samples.shape[1]
-        for packet in self._sound.encode(frame):
-            self._keep(packet)
+        self._keep(self._sound.encode(frame))
 
     def finish_sound(self) -> None:
         """End the sound; frames may follow."""
-        for packet in self._sound.encode(None):
-            self._keep(packet)
+        self._keep(self._sound.encode(None))
         self._spool.seek(0)
         self._waiting = self._spooled()
 
     def convert(self, canvas: Canvas) -> VideoFrame:
-        """Return a canvas as the encoder takes it; the canvas is free again. Another thread may write meanwhile."""
-        rgb = VideoFrame.from_numpy_buffer(canvas, format="rgb24")
+        """Convert a canvas for the encoder; it may be reused afterwards. Another thread may write meanwhile."""
         return self._reformatter.reformat(
-            rgb,
+            VideoFrame.from_numpy_buffer(canvas, format="rgb24"),
             format="yuv420p",
             src_colorspace=Colorspace.ITU709,
             dst_colorspace=Colorspace.ITU709,
@@ -142,20 +128,20 @@ class Mp4Writer:
         self._container.close()
 
     def abandon(self) -> None:
-        """Let go of a file that will not be completed, and remove it. After `close`, nothing is left to do."""
+        """Remove a file that will not be completed. After `close`, this does nothing."""
         if not self._open:
             return
         self._open = False
         self._spool.close()
-        # Without the file, FFmpeg cannot rewrite all of it to bring the index to its front.
+        # First, so that FFmpeg does not rewrite the whole file to move the index to its front.
         self._path.unlink(missing_ok=True)
         with suppress(av.FFmpegError):
             self._container.close()
 
-    def _mux(self, packet: AnyPacket) -> None:
-        """Write a picture's packet after the sound that is heard before it."""
+    def _mux(self, packet: Packet[Stream]) -> None:
+        """Write a packet of the video after the sound that is heard before it."""
         assert packet.dts is not None
-        packet.duration = 1  # libx264 leaves it out, and the last frame would have none
+        packet.duration = 1  # libx264 does not set it, and the last frame would have none
         until = packet.dts * packet.time_base
         while (waiting := next(self._waiting, None)) is not None:
             assert waiting.pts is not None
@@ -164,12 +150,12 @@ class Mp4Writer:
                 break
         self._container.mux(packet)
 
-    def _keep(self, packet: AnyPacket) -> None:
-        data = bytes(packet)
-        self._spool.write(_RECORD.pack(len(data), packet.pts or 0, packet.dts or 0, packet.duration or 0))
-        self._spool.write(data)
+    def _keep(self, packets: Iterable[Packet[Stream]]) -> None:
+        for packet in packets:
+            data = bytes(packet)
+            self._spool.write(_RECORD.pack(len(data), packet.pts or 0, packet.dts or 0, packet.duration or 0) + data)
 
-    def _spooled(self) -> Iterator[AnyPacket]:
+    def _spooled(self) -> Iterator[Packet[Stream]]:
         while head := self._spool.read(_RECORD.size):
             size, pts, dts, duration = _RECORD.unpack(head)
             packet = Packet(self._spool.read(size))

@@ -1,6 +1,7 @@
-"""Where does a demo get its music from? It is composed here.
+"""Where does a demo get its music from?
 
-A short piece for drums, bass, chords and melody, written as a WAV file. The same arguments give the same piece.
+It is composed here: a short piece for drums, bass, chords and melody, written as a WAV file. The same arguments always
+give the same piece.
 """
 
 from __future__ import annotations
@@ -8,39 +9,37 @@ from __future__ import annotations
 import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.random import Generator
-    from numpy.typing import NDArray
-
-    Sound = NDArray[np.float64]
-    """(samples,) in mono, (2, samples) in stereo; full scale at 1."""
+Sound = NDArray[np.float64]
+"""(samples,) in mono, (2, samples) in stereo; full scale at 1."""
 
 RATE: Final = 44_100
 _STEP: Final = round(RATE * 60 / 104 / 4)
-"""Samples of a sixteenth note, at 104 beats a minute."""
+"""The samples of a sixteenth note, at 104 beats a minute."""
 _BAR: Final = 16 * _STEP
 _ECHO: Final = 3 * _STEP
 
 _CHORDS: Final = ((57, 64, 71, 72), (53, 60, 64, 69), (48, 55, 64, 67), (55, 59, 62, 69))
-"""A minor 9, F major 7, C, G add 9: MIDI notes, one chord a bar."""
+"""A minor 9, F major 7, C, G add 9, as MIDI notes; one chord a bar."""
 _SCALE: Final = (69, 72, 74, 76, 79, 81, 84)
-"""A minor pentatonic: any two of its notes please."""
+"""A minor pentatonic: any two of its notes sound well together."""
 _RHYTHMS: Final = ((0, 3, 6, 10, 12), (0, 2, 6, 8, 11, 14), (2, 6, 10, 12), (0, 3, 8, 11, 14))
 
 
 def compose(path: Path, *, seconds: float = 20.0, seed: int = 7) -> None:
     """Write a piece of music: 16-bit stereo WAV at 44.1 kHz.
 
-    It begins with chords and a melody, grows, falls quiet past the middle, and ends with everybody playing.
+    It begins with chords and a melody, grows, becomes quiet after the middle, and ends with all instruments.
 
     Args:
         path: The file.
-        seconds: How long. The last half second fades.
-        seed: Another number gives another melody.
+        seconds: Its length. The last half second fades out.
+        seed: Each number gives another melody.
     """
     total = round(seconds * RATE)
     written = 0
@@ -54,13 +53,12 @@ def compose(path: Path, *, seconds: float = 20.0, seed: int = 7) -> None:
 
 
 def _bars(count: int, random: Generator) -> Iterator[Sound]:
-    """Iterate over the bars, (2, _BAR) each; what still sounds at a bar's end rings on in the next."""
+    """Iterate over the bars, (2, _BAR) each; notes that sound at the end of a bar continue in the next one."""
     sounding = np.zeros((2, 2 * _BAR + 4 * _ECHO))
     degree = 3
     for number in range(count):
-        place = number / count
-        groove = 0.2 <= place < 0.48 or place >= 0.62
-        full = place >= 0.62
+        full = number / count >= 0.62
+        groove = full or 0.2 <= number / count < 0.48
         chord = _CHORDS[number % len(_CHORDS)]
         for voice, note in enumerate(chord):
             _add(sounding, 0, _pad(note, _BAR + 2 * _STEP), 0.08 if groove else 0.035, pan=voice / 1.5 - 1)
@@ -84,7 +82,7 @@ def _bars(count: int, random: Generator) -> Iterator[Sound]:
 
 
 def _add(sounding: Sound, at: int, sound: Sound, loudness: float, *, pan: float = 0.0) -> None:
-    """Mix mono sound in; ``pan`` is -1 (left) to 1 (right), of equal power."""
+    """Mix in mono sound; ``pan`` is -1 (left) to 1 (right), at equal power."""
     angle = (pan + 1) * np.pi / 4
     sounding[:, at : at + len(sound)] += loudness * np.outer((np.cos(angle), np.sin(angle)), sound)
 
@@ -98,7 +96,7 @@ def _hertz(note: float) -> float:
 
 
 def _pad(note: int, samples: int) -> Sound:
-    """Return two detuned voices of a few soft overtones, swelling and sinking."""
+    """Return two detuned voices with soft overtones, which swell and fade."""
     t = _time(samples)
     voices = sum(
         np.sin(2 * np.pi * _hertz(note + detune) * overtone * t + overtone) / overtone**1.6
@@ -110,7 +108,7 @@ def _pad(note: int, samples: int) -> Sound:
 
 
 def _pluck(note: int, samples: int) -> Sound:
-    """Return a struck note: the higher an overtone, the sooner it is gone."""
+    """Return a plucked note: the higher an overtone, the sooner it fades."""
     t = _time(samples)
     tones = sum(
         np.sin(2 * np.pi * _hertz(note) * overtone * t) * np.exp(-t * (5 + 4 * overtone)) / overtone
@@ -133,12 +131,11 @@ def _kick() -> Sound:
 
 def _snare(random: Generator) -> Sound:
     t = _time(round(0.22 * RATE))
-    return np.asarray(
-        random.standard_normal(t.size) * np.exp(-t * 22) * 0.7 + np.sin(2 * np.pi * 185 * t) * np.exp(-t * 26)
-    )
+    noise = random.standard_normal(t.size) * np.exp(-t * 22) * 0.7
+    return np.asarray(noise + np.sin(2 * np.pi * 185 * t) * np.exp(-t * 26))
 
 
 def _hat(random: Generator, *, opened: bool) -> Sound:
-    """Return noise without its low half: each sample less the one before."""
+    """Return noise without its lower half: the differences between samples."""
     t = _time(round((0.2 if opened else 0.06) * RATE))
     return np.asarray(np.diff(random.standard_normal(t.size + 1)) * np.exp(-t * (18 if opened else 70)))

@@ -1,7 +1,6 @@
 """How do drawing and encoding run at the same time?
 
-The caller draws, one thread of ours consumes. Few items wait between them, so memory is bounded, and whoever is slower
-sets the pace.
+The caller draws, and another thread encodes. Few items wait between them, so that memory is bounded.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ T = TypeVar("T")
 
 
 class Consumer(Generic[T]):
-    """Hands items to ``consume`` in a thread of its own, in order.
+    """Passes items to ``consume`` in another thread, in order.
 
-    Leaving the ``with`` block waits until the thread has ended: when all is consumed, or at once (what waits is
-    dropped) when the block raised. An error of ``consume`` is raised by a later `put`, or at the end.
+    The end of the ``with`` block waits for this thread, which consumes all items first; if the block raised, it drops
+    those that wait. An error of ``consume`` is raised by a later `put`, or at the end.
 
     Args:
         consume: Called in the other thread, with one item after the other.
@@ -44,17 +43,16 @@ class Consumer(Generic[T]):
             raise self._failure
 
     def put(self, item: T) -> None:
-        """Hand over an item, once there is room."""
+        """Pass an item on; wait while too many are waiting."""
         self._waiting.put(item)
         if self._failure is not None:
             raise self._failure
 
     def _run(self) -> None:
-        # Goes on taking items after a failure, so that the caller is never left waiting for room.
+        # After a failure, items are still taken, so that the caller never waits forever.
         while (item := self._waiting.get()) is not None:
             if not self._dropping:
                 try:
                     self._consume(item)
-                except BaseException as error:  # noqa: BLE001 (raised again where the caller can see it)
-                    self._failure = error
-                    self._dropping = True
+                except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                    self._failure, self._dropping = error, True

@@ -51,7 +51,7 @@ class Backdrop:
     ``x`` (w,) and ``y`` (h, 1) say where its pixels are in the picture, in pixels of the full size.
 
     Args:
-        params: The looks of the scene.
+        params: The scene's parameters.
         width: Pixels of the full size.
         height: Pixels of the full size.
     """

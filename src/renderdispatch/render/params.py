@@ -1,4 +1,4 @@
-"""Which parameters do scenes take, and how are they checked?
+"""Which parameters do scenes have, and how are they checked?
 
 A scene's parameters are one pydantic model, so that they can be checked and described where neither NumPy nor the
 scene is installed.
@@ -25,8 +25,8 @@ def read_params(model: type[SceneParams], params: Mapping[str, JsonValue]) -> Sc
     """Return the checked parameters.
 
     Raises:
-        UnknownNameError: A name that the scene does not know (``param.unknown``).
-        InvalidRequestError: A value that the scene cannot take (``param.invalid``).
+        UnknownNameError: The scene has no such parameter (``param.unknown``).
+        InvalidRequestError: A value is not allowed (``param.invalid``).
     """
     for name in params:
         if name not in model.model_fields:
@@ -54,26 +54,21 @@ def _type_of(schema: Mapping[str, Any]) -> str:
         return f"list of {_type_of(schema.get('items', {}))}"
     if schema.get("pattern") == _HEX:
         return "#rrggbb"
-    kind: str = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}.get(
-        schema.get("type", ""), "value"
-    )
+    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
+    kind = names.get(schema.get("type", ""), "value")
     if "minimum" in schema and "maximum" in schema:
         return f"{kind} {schema['minimum']:g} to {schema['maximum']:g}"
     return kind
 
 
 def _default_of(default: object) -> str:
-    match default:
-        case bool():
-            return str(default).lower()
-        case list() | tuple():
-            return ",".join(str(item) for item in default)
-        case _:
-            return str(default)
+    if isinstance(default, list | tuple):
+        return ",".join(str(item) for item in default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _split(value: object) -> object:
-    """Let a command line write a list: ``#102030,#405060``."""
+    """Accept a list as a command line writes it: ``#102030,#405060``."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -84,10 +79,14 @@ Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_lengt
 """One to eight colours, blended from the first to the last; a list, or text with commas."""
 
 
+def _colours(*default: str) -> Any:
+    return Field(default=default, description="the colours, first to last")
+
+
 class LightParams(SceneParams):
-    colours: Colours = Field(
-        default=("#5b5bff", "#b44dff", "#ff4d9d", "#ffb35c"), description="the colours, first to last"
-    )
+    """What the scenes that ship have in common."""
+
+    colours: Colours = _colours("#5b5bff", "#b44dff", "#ff4d9d", "#ffb35c")
     background: Colour = Field(default="#090b1a", description="the colour behind everything")
     gain: float = Field(default=1.0, ge=0.1, le=4, description="how far the sound moves the picture")
     glow: float = Field(default=0.6, ge=0, le=1, description="how much light spreads around the shapes")
@@ -104,17 +103,13 @@ class BarsParams(LightParams):
 class WaveParams(LightParams):
     """The parameters of `wave`."""
 
-    colours: Colours = Field(
-        default=("#32e0ff", "#5b7cff", "#c04dff", "#ff5ca8"), description="the colours, first to last"
-    )
+    colours: Colours = _colours("#32e0ff", "#5b7cff", "#c04dff", "#ff5ca8")
     thickness: float = Field(default=1.0, ge=0.2, le=4, description="of the line")
 
 
 class RadialParams(LightParams):
     """The parameters of `radial`."""
 
-    colours: Colours = Field(
-        default=("#2ee6c5", "#4d8dff", "#a64dff", "#ff4d88"), description="the colours, first to last"
-    )
+    colours: Colours = _colours("#2ee6c5", "#4d8dff", "#a64dff", "#ff4d88")
     bars: int = Field(default=120, ge=12, le=192, description="how many bars around the disc")
     spin: float = Field(default=1.0, ge=-20, le=20, description="turns a minute")

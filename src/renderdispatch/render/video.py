@@ -1,6 +1,7 @@
-"""How does a scene and a song become a video?
+"""How do a scene and a song become a video?
 
-Decode the song once, analysing and encoding it as it passes; then draw frame after frame while another thread encodes.
+The song is decoded once, and analysed and encoded meanwhile. Then frame after frame is drawn, and encoded in another
+thread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import av
 import numpy as np
@@ -23,14 +24,12 @@ from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.overlap import Consumer
+from renderdispatch.render.paint import Canvas
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import Scene
 
-if TYPE_CHECKING:
-    from renderdispatch.render.paint import Canvas
-
 _AHEAD: Final = 2
-"""Frames that wait for the encoder: enough that neither side waits for the other's slowest frame."""
+"""Frames that may wait for the encoder: enough that neither side waits for a slow frame of the other."""
 
 
 def render_video(
@@ -38,23 +37,16 @@ def render_video(
 ) -> RenderStats:
     """Render the order's range of ``audio`` to ``output``; see `renderdispatch.protocols.Renderer`.
 
-    Everything temporary stands in a folder beside ``output``, which holds nothing until the video is complete.
+    Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
     """
     picture = order.output
-    start = Fraction(order.start)
     duration = None if order.duration is None else Fraction(order.duration)
     with (
-        _told_apart(),
+        _translated(),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
-        SoundReader(audio, start=start, duration=duration) as sound,
+        SoundReader(audio, start=Fraction(order.start), duration=duration) as sound,
         Mp4Writer(
-            Path(folder, "video.mp4"),
-            Path(folder, "sound"),
-            width=picture.width,
-            height=picture.height,
-            fps=picture.fps,
-            rate=sound.rate,
-            layout=sound.layout,
+            Path(folder, "video.mp4"), Path(folder, "sound"), picture, rate=sound.rate, layout=sound.layout
         ) as writer,
         read_sound(sound, writer, Path(folder, "features"), fps=picture.fps, report=report) as features,
     ):
@@ -74,10 +66,10 @@ def render_video(
 
 
 def read_sound(sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report) -> Features:
-    """Send the song to the analyser and the encoder; return its features, kept in the file ``path``.
+    """Analyse and encode the song; return its features, which are kept in the file ``path``.
 
     Raises:
-        AudioError: Also when the range is shorter than half a frame (``audio.too-short``).
+        AudioError: As of `SoundReader.blocks`; or the range is shorter than half a frame (``audio.too-short``).
     """
     expected = max(round(sound.expected_s * fps), 1)
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
@@ -88,15 +80,13 @@ def read_sound(sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fracti
         writer.finish_sound()
         frames = round(sound.duration * fps)
         if frames < 1:
-            raise AudioError(
-                f"{float(sound.duration):g} s of sound is less than one frame at {fps} frames a second",
-                code="audio.too-short",
-            )
+            what = f"{float(sound.duration):g} s of audio is less than one frame at {fps} frames a second"
+            raise AudioError(what, code="audio.too-short")
         return analyser.finish(frames)
 
 
 def draw_and_encode(artist: Artist, writer: Mp4Writer, report: Report) -> None:
-    """Draw and convert every frame here while another thread encodes those before."""
+    """Draw and convert each frame here, while another thread encodes the frames before it."""
     canvas = artist.canvas()
     with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
         for index in range(artist.frames):
@@ -106,7 +96,7 @@ def draw_and_encode(artist: Artist, writer: Mp4Writer, report: Report) -> None:
 
 
 class Artist:
-    """Draws any frame's picture for an output: the scene, and what the projection makes of it."""
+    """Draws the frames of an output with a scene, and places them as the projection demands."""
 
     def __init__(self, scene: type[Scene], params: SceneParams, output: Output, features: Features) -> None:
         self._output = output
@@ -125,7 +115,7 @@ class Artist:
         """Paint frame ``index``.
 
         Raises:
-            SceneError: The scene raised.
+            SceneError: The scene raised an exception.
         """
         frame = self._features.frame(index)
         with _blamed_on_the_scene(f"failed at frame {index}"):
@@ -145,15 +135,15 @@ def _blamed_on_the_scene(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told_apart() -> Iterator[None]:
-    """Say of a foreign error whether the disk is full, the output cannot be written, or the encoder failed."""
+def _translated() -> Iterator[None]:
+    """Translate errors of the file system and of FFmpeg."""
     try:
         yield
     except RenderError:
         raise
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RenderError("no space is left where the video is written", code="disk.full") from error
+            raise RenderError("no space is left for the video", code="disk.full") from error
         raise RenderError(f"the video cannot be written: {error.strerror}", code="output.unwritable") from error
     except av.FFmpegError as error:
         raise RenderError(f"the encoder failed: {error}", code="encode.failed") from error

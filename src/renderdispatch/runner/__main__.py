@@ -17,8 +17,9 @@ import threading
 from io import FileIO, RawIOBase
 from typing import BinaryIO, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from renderdispatch.errors import RenderError
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.process import events_pipe
@@ -27,8 +28,8 @@ from renderdispatch.runner.reporting import reporting_by, told_to_stop
 from renderdispatch.runner.run import RunnerIO, run_order
 
 _REPLY_S: Final = 10.0
-_GONE: Final = EventReply(action=Action.STOP, reason="the service is gone")
-_REPLY: Final[TypeAdapter[EventReply | None]] = TypeAdapter(EventReply | None)
+_GONE: Final = EventReply.model_construct(action=Action.STOP, reason="the service is gone")
+_REPLY: Final[TypeAdapter[EventReply | None]] = TypeAdapter(EventReply | None, config=ConfigDict(defer_build=True))
 
 
 class _Parent:
@@ -94,7 +95,8 @@ def main() -> int:
         except ValidationError as error:
             sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
             return 2
-        render.prepare(order.scene)
+        with contextlib.suppress(RenderError, OSError):  # the render meets it again, and reports it
+            render.prepare(order.scene)
         return 0 if isinstance(_run(order, stdin, render), Completed) else 1
 
 

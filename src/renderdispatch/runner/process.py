@@ -22,9 +22,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
-
-from attrs import frozen
+from typing import BinaryIO, Final, NamedTuple
 
 from renderdispatch.runner import supervisor
 
@@ -167,8 +165,7 @@ class SupervisedProcess:
                 self._log.append(line.decode(errors="replace").rstrip())
 
 
-@frozen
-class _FarEnds:
+class _FarEnds(NamedTuple):
     """What the other side gets: its end of the lifeline, its end for answers, its folder for temporary files."""
 
     lifeline: int
@@ -179,18 +176,13 @@ class _FarEnds:
 def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
     path = [entry or str(Path.cwd()) for entry in sys.path]
     supervised = [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
+    own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
     return subprocess.Popen(
         [*supervised, sys.executable, "-c", _BOOT, module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            _EVENTS_FD: str(far.answers),
-            _SYS_PATH: json.dumps(path),
-            "PYTHONUNBUFFERED": "1",
-            "TMPDIR": far.scratch,
-        },
+        env={**os.environ, **own},
         pass_fds=(far.lifeline, far.answers),
         start_new_session=True,
     )

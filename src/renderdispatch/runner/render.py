@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from attrs import field, frozen
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
@@ -128,15 +128,14 @@ class _Broke(Message):
 
 
 _ANSWER: Final[TypeAdapter[_Drawn | _Made | _Broke]] = TypeAdapter(
-    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")]
+    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")], config=ConfigDict(defer_build=True)
 )
 
 
 class SupervisedRender:
     """Renders in a process of its own, behind the supervisor; ended as soon as ``report`` raises.
 
-    The process is a new one, as on any platform that runs threads of its own; or a fork of this one, if `fork` was
-    called in time. Leaving the context manager ends a fork that was never used.
+    Leaving the context manager ends a process that was started ahead and never used.
 
     Args:
         renderers: Scenes beside those that are registered, each as ``"package.module:name"``, imported there.
@@ -145,28 +144,40 @@ class SupervisedRender:
     def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
         self._renderers = dict(renderers or {})
         self._forked: SupervisedProcess | None = None
-        self._prepared = False
+        self._prepared: SupervisedProcess | None = None
 
     def __enter__(self) -> SupervisedRender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._forked is not None:
-            self._forked.end()
+        for process in (self._forked, self._prepared):
+            if process is not None:
+                process.end()
 
     def fork(self) -> None:
         """Fork the process of the next render from this one, which must have one thread, and no secrets yet.
 
-        It shares what is imported here, and so starts in milliseconds. Where it cannot be forked, a new process does.
+        It shares what is imported here, and so starts in milliseconds. If the fork fails, a new process is started.
         """
         with contextlib.suppress(OSError):
             self._forked = SupervisedProcess(child_main)
 
-    def prepare(self, scene: str) -> None:
-        """Have the fork import the scene that it will render."""
-        if self._forked is not None:
-            self._name_scene(self._forked, scene)
-            self._prepared = True
+    def prepare(self, scene: str) -> SupervisedProcess:
+        """Have the process of the next render import its scene, ahead of the audio.
+
+        Raises:
+            RenderError: ``renderer.died``: it could not be started.
+        """
+        process, self._forked = self._forked, None
+        try:
+            process = process or SupervisedProcess("renderdispatch.runner.child")
+        except OSError as failure:
+            if is_disk_full(failure):
+                raise
+            raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
+        process.write_line(_Scene(name=scene, where=self._renderers.get(scene)).model_dump_json())
+        self._prepared = process
+        return process
 
     def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Render, and report at least five times a second, also while the renderer is silent.
@@ -174,7 +185,7 @@ class SupervisedRender:
         Raises:
             RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started.
         """
-        process = self._start(order.scene)
+        process = self._prepared or self.prepare(order.scene)
         finished = False
         try:
             process.write_line(_Task(order=order, audio=audio, output=output).model_dump_json())
@@ -194,24 +205,8 @@ class SupervisedRender:
             how = describe_exit(process.end(wait_s=1), process.log)
             raise RenderError(f"the render process {how}", code="renderer.died")
         finally:
+            self._prepared = None
             process.end(wait_s=5 if finished else 0)
-
-    def _start(self, scene: str) -> SupervisedProcess:
-        process, self._forked = self._forked, None
-        if process is not None and self._prepared:
-            return process
-        if process is None:
-            try:
-                process = SupervisedProcess("renderdispatch.runner.child")
-            except OSError as failure:
-                if is_disk_full(failure):
-                    raise
-                raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
-        self._name_scene(process, scene)
-        return process
-
-    def _name_scene(self, process: SupervisedProcess, scene: str) -> None:
-        process.write_line(_Scene(name=scene, where=self._renderers.get(scene)).model_dump_json())
 
 
 def child_main() -> None:

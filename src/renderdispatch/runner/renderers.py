@@ -1,7 +1,7 @@
 """Which renderer draws the scene of this name?
 
-Renderers come from the entry points of the group ``renderdispatch.renderers``; the shipped ones also
-stand in a table, for images whose packages carry no metadata. A scene is imported when it is first used.
+Renderers come from the entry points of the group ``renderdispatch.renderers``. The shipped ones are also in a table,
+for images whose packages carry no metadata. A scene is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def scene_names() -> list[str]:
 
 
 def forget_registered() -> None:
-    """Look the entry points up afresh at the next call: a package was installed meanwhile."""
+    """Read the entry points again at the next call, because a package was installed meanwhile."""
     _registered.cache_clear()
     find_renderer.cache_clear()
 
@@ -47,7 +47,7 @@ def find_renderer(scene: str) -> Renderer:
 
     Raises:
         UnknownNameError: No scene has this name; the message holds the near matches.
-        ConfigurationError: The scene is registered, but cannot be imported or is no renderer.
+        ConfigurationError: The scene is registered, but cannot be imported or is not a renderer.
     """
     point = _registered().get(scene)
     if point is None:
@@ -56,10 +56,10 @@ def find_renderer(scene: str) -> Renderer:
 
 
 def load_renderer(scene: str, where: str) -> Renderer:
-    """Return the renderer of a scene that stands at ``"package.module:name"``.
+    """Return the renderer that is defined at ``"package.module:name"``.
 
     Raises:
-        ConfigurationError: It cannot be imported, or is no renderer.
+        ConfigurationError: It cannot be imported, or is not a renderer.
     """
     point = EntryPoint(scene, where, GROUP)
     try:
@@ -70,5 +70,5 @@ def load_renderer(scene: str, where: str) -> Renderer:
     except Exception as error:
         raise ConfigurationError(f"scene {scene!r} ({point.value}) cannot be loaded: {error}") from error
     if not isinstance(renderer, Renderer):
-        raise ConfigurationError(f"scene {scene!r} ({point.value}) is no renderer: it has no render() method")
+        raise ConfigurationError(f"scene {scene!r} ({point.value}) is not a renderer: it has no render() method")
     return renderer

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -96,44 +96,31 @@ class RunEvents:
     Args:
         order: The order.
         call_id: What the backend calls this run, where it is known here.
+        run_id: The run's id; None: a new one.
     """
 
-    def __init__(self, order: RenderOrder, call_id: str | None = None) -> None:
-        self._common = {"job_id": order.job_id, "token": order.token, "run_id": uuid.uuid4().hex}
-        self.check_in = CheckedIn.model_validate({**self._stamp(), "call_id": call_id})
+    def __init__(self, order: RenderOrder, *, call_id: str | None = None, run_id: str | None = None) -> None:
+        self._common = {
+            "job_id": order.job_id,
+            "token": order.token,
+            "run_id": uuid.uuid4().hex if run_id is None else run_id,
+        }
+        self.check_in = CheckedIn.model_validate(self._stamped(call_id=call_id))
 
-    def progressed(self, news: _News) -> Progressed:
+    def progressed(self, news: Mapping[str, object]) -> Progressed:
         """Return the event for how far the run is."""
-        return Progressed.model_validate(
-            {
-                **self._stamp(),
-                "stage": news.stage,
-                "fraction": min(1.0, max(0.0, news.fraction)),
-                "frames": None if news.frames is None else max(0, news.frames),
-                "frames_total": None if news.frames_total is None else max(0, news.frames_total),
-            }
-        )
+        return Progressed.model_validate(self._stamped(**news))
 
     def completed(self, artifact: Artifact) -> Completed:
         """Return the event for a delivered video."""
-        return Completed.model_validate({**self._stamp(), "artifact": artifact})
+        return Completed.model_validate(self._stamped(artifact=artifact))
 
     def failed(self, error: JobError) -> Failed:
         """Return the event for a failure."""
-        return Failed.model_validate({**self._stamp(), "error": error})
+        return Failed.model_validate(self._stamped(error=error))
 
-    def _stamp(self) -> dict[str, object]:
-        return {"event_id": uuid.uuid4().hex, **self._common}
-
-
-@frozen
-class _News:
-    """How far a run is."""
-
-    stage: RunStage
-    fraction: float
-    frames: int | None
-    frames_total: int | None
+    def _stamped(self, **fields: object) -> dict[str, object]:
+        return {"event_id": uuid.uuid4().hex, **self._common, **fields}
 
 
 class _Line:
@@ -203,12 +190,12 @@ class Reporter:
         pace: Pace | None = None,
         stop: Stop | None = None,
     ) -> None:
-        self.events = RunEvents(order, call_id)
+        self.events = RunEvents(order, call_id=call_id)
         self._pace = pace or Pace()
         self._stop = stop or Stop(error=told_to_stop)
         self._line = _Line(send, self._pace, self._stop)
         self._stage: RunStage | None = None
-        self._news: deque[_News] = deque(maxlen=1)
+        self._news: deque[Mapping[str, object]] = deque(maxlen=1)
         self._final: Completed | Failed | None = None
         self._delivered: list[str] = []
         self._rendering = Stop()  # ends when the outcome is known
@@ -244,7 +231,14 @@ class Reporter:
         entered = self._stage is not stage
         self._stage = stage
         idle = not self._news
-        self._news.append(_News(stage, fraction, frames, frames_total))
+        self._news.append(
+            {
+                "stage": stage,
+                "fraction": min(1.0, max(0.0, fraction)),
+                "frames": None if frames is None else max(0, frames),
+                "frames_total": None if frames_total is None else max(0, frames_total),
+            }
+        )
         if entered or idle:  # the thread may be waiting for as long as a heartbeat
             self._wake.ring()
 
@@ -292,22 +286,22 @@ class Reporter:
         self._noticed.ring()
 
     def _send_signs_of_life(self) -> None:
-        sent, latest = time.monotonic(), None
+        sent, latest = time.monotonic(), dict[str, object]()
         while not self._rendering.requested:
-            entered = bool(self._news) and (latest is None or self._news[0].stage is not latest.stage)
+            entered = bool(self._news) and self._news[0]["stage"] is not latest.get("stage")
             pause_s = self._pace.progress_s if self._news else self._pace.heartbeat_s
             due_s = max(0.0 if entered else sent + pause_s - time.monotonic(), self._line.wait_s)
             if due_s > 0:
                 self._wake.wait(due_s)
                 continue
             sent = time.monotonic()
-            latest = self._news.pop() if self._news else latest
+            latest = dict(self._news.pop()) if self._news else latest
             with suppress(Exception):  # it was logged
                 self._line.try_once(self._sign_of_life(latest))
 
-    def _sign_of_life(self, news: _News | None) -> CheckedIn | Progressed:
+    def _sign_of_life(self, news: Mapping[str, object]) -> CheckedIn | Progressed:
         """Return the news as an event; where there are none, or no event can carry them, the check-in again."""
-        if news is None:
+        if not news:
             return self.events.check_in
         try:
             return self.events.progressed(news)

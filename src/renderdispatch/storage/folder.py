@@ -1,7 +1,7 @@
 """How is a folder of this machine an object storage?
 
-A key is a path below the folder. What the folder keeps for itself is one hidden folder, for files that are not whole
-yet. Symbolic links are followed only where they stay inside.
+A key is a path below the folder. One hidden folder holds the files that are not complete yet. A symbolic link is
+followed only if it leads to a place inside the folder.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.keys import check_key
 
 _STALE_S: Final = 86400.0
-"""Nobody writes one object for a day: what is older was left by a writer that died."""
+"""No write takes a day: an older temporary file was left by a writer that died."""
 
 
 class Folder:
     """Keeps objects as files below ``root``, which is made by the first write."""
+
+    locality = Locality.MACHINE
+    writes_once = True
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - the root itself may be a link
@@ -36,7 +39,7 @@ class Folder:
         self._prepared = False
 
     def path(self, key: str) -> Path:
-        """Return where the object lies, or would.
+        """Return the path of the object, which need not exist.
 
         Raises:
             StorageDeniedError: The key is not allowed, or a symbolic link leads it out of the folder.
@@ -55,7 +58,7 @@ class Folder:
         return path
 
     def prepare(self) -> None:
-        """Make the folder for temporary files, and remove what dead writers left there; once."""
+        """Make the folder for temporary files, and remove the files that dead writers left there; once."""
         with self._lock:
             if self._prepared:
                 return
@@ -72,15 +75,8 @@ class Folder:
 
     @property
     def where(self) -> str:
+        """The folder's URL."""
         return self.root.as_uri()
-
-    @property
-    def locality(self) -> Locality:
-        return Locality.MACHINE
-
-    @property
-    def writes_once(self) -> bool:
-        return True
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
         """Write an object whole, or not at all."""
@@ -91,17 +87,14 @@ class Folder:
     def open(self, key: str) -> BinaryIO:
         """Open the object for reading."""
         path = self.path(key)
-        self.info(key)  # opening a pipe would wait for its writer
+        self.stat(key)  # opening a pipe would wait for its writer
         try:
             return path.open("rb")
         except OSError as error:
             raise storage_error(error, key) from error
 
-    def info(self, key: str) -> ObjectInfo:
-        """Return what stands under the key.
-
-        There is no etag: a file system keeps none, and to hash the file at each look would read it whole.
-        """
+    def stat(self, key: str) -> ObjectInfo:
+        """Return an object's size. There is no etag: file systems keep none, and a hash would read the whole file."""
         path = self.path(key)
         try:
             found = path.stat()
@@ -114,7 +107,7 @@ class Folder:
         return _info(key, found)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Iterate over the objects, sorted by key; a folder's entries are in memory at a time, not the whole tree."""
+        """Iterate over the objects, sorted by key. The entries of one folder at a time are in memory."""
         return self._list_below(self.root, "", prefix)
 
     def _list_below(self, folder: Path, above: str, prefix: str) -> Iterator[ObjectInfo]:
@@ -125,8 +118,8 @@ class Folder:
             if name.endswith("/"):
                 yield from self._list_below(Path(entry.path), key, prefix)
             elif key.startswith(prefix):
-                with suppress(ObjectNotFoundError, StorageDeniedError):  # gone meanwhile, or no object
-                    yield self.info(key)
+                with suppress(ObjectNotFoundError, StorageDeniedError):  # deleted meanwhile, or not an object
+                    yield self.stat(key)
 
     def delete(self, key: str) -> None:
         """Remove the object, and the folders above it that it leaves empty."""
@@ -143,14 +136,14 @@ class Folder:
             if parent != Path():
                 try:
                     (self.root / parent).rmdir()
-                except OSError:  # not empty, or somebody was faster
+                except OSError:  # not empty, or deleted concurrently
                     return
 
-    def sign_get(self, key: str, expires_in: timedelta) -> str:  # noqa: ARG002 - whoever may read the file may read it
+    def sign_get(self, key: str, expires_in: timedelta) -> str:  # noqa: ARG002 - permission to read the file is enough
         """Return the object's ``file:`` URL."""
         return self.path(key).as_uri()
 
-    def sign_put(self, key: str, size: int | None) -> SignedPut:
+    def sign_put(self, key: str, expires_in: timedelta, size: int | None) -> SignedPut:  # noqa: ARG002 - as of `Objects`
         """Return the ``file:`` URL under which `renderdispatch.plumbing.local_urls` writes the object once."""
         url = self.path(key).as_uri()
         self.prepare()
@@ -158,7 +151,7 @@ class Folder:
 
 
 def _is_loop(path: Path) -> bool:
-    """Return whether links lead in a circle, which `Path.resolve` passes over since Python 3.13."""
+    """Return whether links lead in a circle, which `Path.resolve` ignores since Python 3.13."""
     try:
         path.stat()
     except OSError as error:
@@ -175,7 +168,7 @@ def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
     try:
         with os.scandir(folder) as found:
             named = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in found]
-    except (FileNotFoundError, NotADirectoryError):  # nothing was ever written, or somebody was faster
+    except (FileNotFoundError, NotADirectoryError):  # nothing was written yet, or a concurrent delete removed it
         return []
     except OSError as error:
         raise storage_error(error, folder.name) from error

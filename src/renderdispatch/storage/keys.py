@@ -45,13 +45,13 @@ def _objection(key: str) -> str | None:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return ``prefix``, of what is to be deleted.
+    """Return the ``prefix`` of a deletion.
 
     Raises:
         StorageDeniedError: It is empty.
     """
     if not prefix:
-        raise StorageDeniedError("an empty prefix would delete everything: name what is to go")
+        raise StorageDeniedError("an empty prefix would delete everything: name what to delete")
     return prefix
 
 
@@ -62,7 +62,7 @@ def check_expiry(expires_in: timedelta) -> timedelta:
         InvalidRequestError: It is not above 0 and at most 7 days.
     """
     if not timedelta(0) < expires_in <= MAX_EXPIRY:
-        raise InvalidRequestError(f"a signed URL lives for more than 0 and at most 7 days, not {expires_in}")
+        raise InvalidRequestError(f"a signed URL is valid for more than 0 and at most 7 days, not {expires_in}")
     return expires_in
 
 

@@ -1,7 +1,7 @@
 """How is a bucket of Cloudflare R2, or of any other S3 API, an object storage?
 
-An object goes up in one PUT wherever its size is known: that is atomic, leaves nothing open when it fails, and is where
-R2 surely checks `if-none-match`. Only what cannot be measured first (chunks) or is above 5 GiB goes in equal parts.
+An object is sent by one PUT if its size is known. A PUT is atomic, leaves nothing open when it fails, and R2 surely
+checks `if-none-match` on it. Only chunks, whose size is not known, and objects above 5 GiB are sent in equal parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.net import STALL_S, etag_of
 from renderdispatch.plumbing.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.storage.bodies import Body, body_of, equal_parts, spool
 from renderdispatch.storage.keys import (
     MAX_KEY_BYTES,
     MAX_PUT_BYTES,
@@ -39,42 +38,43 @@ from renderdispatch.storage.keys import (
     check_prefix,
     check_put_size,
 )
-from renderdispatch.storage.sources import chunks_of
+from renderdispatch.storage.sources import Body, body_of, chunks_of, equal_parts, spool
 
 _log: Final = logging.getLogger("renderdispatch.storage")
 
 PART_BYTES: Final = 16 << 20
-"""Of an upload in parts: R2 wants all but the last equal, and at least 5 MiB; 10,000 of these are 156 GiB."""
+"""The size of the parts of an upload. R2 wants all but the last to be equal, and at least 5 MiB; 10,000 such parts are
+156 GiB."""
 
 _MAX_PARTS: Final = 10_000
 _READ_BYTES: Final = 1 << 20
 _WRITE_ID: Final = "write-id"
 
 LOCAL_PATH: Final = "/cdn-cgi/local/r2/s3"
-"""Where Cloudflare's local R2 has its S3 API; no other endpoint has a path."""
+"""The path of the S3 API in Cloudflare's local R2. No other endpoint has a path."""
 
 
 class R2Storage:
     """Keeps objects in a bucket of R2, or of any S3 API that checks ``if-none-match`` on PUT (AWS, MinIO).
 
-    ``put`` with ``if_absent`` and `sign_put` are atomic up to 5 GiB, by one conditional PUT. Chunks are then spooled to
-    the local disk first, as their size must be known. Above 5 GiB, ``if_absent`` is a condition on the end of an upload
-    in parts: R2 and AWS keep it, Cloudflare's local R2 ignores it.
+    ``put`` with ``if_absent`` and `sign_put` are atomic up to 5 GiB, by one conditional PUT. For ``if_absent``, chunks
+    are spooled to the local disk first, because their size must be known. Above 5 GiB, ``if_absent`` is a condition on
+    the end of an upload in parts: R2 and AWS keep it, Cloudflare's local R2 ignores it.
 
-    Nothing is opened before the first call. Throttled calls are repeated for a minute; those that fail otherwise, five
-    times.
+    Nothing is opened before the first call. A throttled call is retried for a minute, any other that may succeed later
+    is tried five times.
 
     Args:
         bucket: Its name.
-        account_id: Of Cloudflare; gives R2's endpoint. Else ``endpoint_url``.
-        endpoint_url: Of another S3 API, without the bucket.
+        account_id: Of Cloudflare; R2's endpoint follows from it.
+        endpoint_url: Of another S3 API, without the bucket; in place of ``account_id``.
         access_key_id: Of an R2 API token with "Object Read & Write" on the bucket.
         secret_access_key: Belongs to it.
-        prefix: A folder within the bucket for everything, part of no key here.
+        prefix: A folder within the bucket for everything. Keys do not show it.
         jurisdiction: Where the bucket was made, ``eu`` or ``fedramp``: it has an endpoint of its own.
-        region: What the endpoint wants signatures for, where it is not R2's: ``eu-central-1``.
-        public_url: The bucket's public or custom domain. `sign_get` then gives plain URLs below it, which do not expire
-            and which everybody may read.
+        region: The region for signatures, if the endpoint is not R2's: ``eu-central-1``.
+        public_url: The bucket's public or custom domain. `sign_get` then returns plain URLs below it, which do not
+            expire and which everybody may read.
         stall_s: A try fails when no byte moves for so many seconds.
         clock: Returns the time, aware and in UTC; signatures carry it.
 
@@ -121,6 +121,7 @@ class R2Storage:
 
     @property
     def locality(self) -> Locality:
+        """How far signed URLs reach: everywhere."""
         return Locality.WORLD
 
     def _path(self, key: str) -> str:
@@ -136,6 +137,7 @@ class R2Storage:
     def put(
         self, key: str, source: Source, *, content_type: str = "application/octet-stream", if_absent: bool = False
     ) -> ObjectInfo:
+        """Write an object, whole or not at all; see the class for what happens above 5 GiB."""
         params: dict[str, Any] = {
             "Key": self._path(key),
             "ContentType": _check_content_type(content_type),
@@ -160,50 +162,40 @@ class R2Storage:
         if body.size > MAX_PUT_BYTES:
             part_bytes = max(PART_BYTES, math.ceil(body.size / _MAX_PARTS))
             return self._put_parts(key, equal_parts(body.pieces(), part_bytes), params, condition)
+        headers = headers_of({**params, **condition})
         try:
-            headers = headers_of({**params, **condition})
-            etag = self._s3.send(
-                params["Key"], repr(key), size=body.size, pieces=body.pieces, headers=headers, query={}
-            )
-        except ObjectExistsError:
-            if (ours := self._written_by_us(key, params)) is None:
-                raise
-            return ours
+            etag = self._s3.send(params["Key"], repr(key), size=body.size, pieces=body.pieces, headers=headers)
+        except ObjectExistsError as error:
+            return self._written_by_us(key, params, error)
         return ObjectInfo(key=key, size=body.size, etag=etag_of(etag))
 
-    def _written_by_us(self, key: str, params: dict[str, Any]) -> ObjectInfo | None:
-        """Return what stands if this very `put` wrote it: a try is refused after one whose answer was lost."""
+    def _written_by_us(self, key: str, params: dict[str, Any], error: StorageError) -> ObjectInfo:
+        """Return the object if this very `put` wrote it, else raise: a try after a lost response is refused."""
         with suppress(ObjectNotFoundError):
             found = self._head(key)
             if found.get("Metadata", {}).get(_WRITE_ID) == params["Metadata"][_WRITE_ID]:
                 return _info(key, found)
-        return None
+        raise error
 
     def _put_parts(
         self, key: str, parts: Iterator[bytearray], params: dict[str, Any], condition: dict[str, str]
     ) -> ObjectInfo:
-        what = repr(key)
-        upload = {
-            "Key": params["Key"],
-            "UploadId": self._s3.call("create_multipart_upload", what, **params)["UploadId"],
-        }
+        what, path = repr(key), params["Key"]
+        upload_id = self._s3.call("create_multipart_upload", what, **params)["UploadId"]
+        upload = {"Key": path, "UploadId": upload_id}
         try:
             size, done = 0, []
             for number, part in enumerate(_bounded(parts, what), 1):
-                body = Body.of_bytes(part)
-                query = {"partNumber": str(number), "uploadId": upload["UploadId"]}
-                etag = self._s3.send(upload["Key"], what, size=body.size, pieces=body.pieces, headers={}, query=query)
+                body, query = Body.of_bytes(part), {"partNumber": str(number), "uploadId": upload_id}
+                etag = self._s3.send(path, what, size=body.size, pieces=body.pieces, query=query)
                 done.append({"PartNumber": number, "ETag": etag})
                 size += body.size
+            end = {"MultipartUpload": {"Parts": done}, **upload, **condition}
             try:
-                answer = self._s3.call(
-                    "complete_multipart_upload", what, MultipartUpload={"Parts": done}, **upload, **condition
-                )
-            except (ObjectExistsError, ObjectNotFoundError):
-                if (ours := self._written_by_us(key, params)) is None:
-                    raise
-                return ours
-            return ObjectInfo(key=key, size=size, etag=etag_of(answer["ETag"]))
+                completed = self._s3.call("complete_multipart_upload", what, **end)
+            except (ObjectExistsError, ObjectNotFoundError) as error:
+                return self._written_by_us(key, params, error)
+            return ObjectInfo(key=key, size=size, etag=etag_of(completed["ETag"]))
         except BaseException:
             self._abort(what, upload)
             raise
@@ -214,20 +206,23 @@ class R2Storage:
         except ObjectNotFoundError:
             return
         except StorageError as error:
-            _log.warning("an upload of %s stays open until the bucket's lifecycle rule ends it: %s", what, error)
+            _log.warning("an upload of %s stays open until the bucket's lifecycle rule removes it: %s", what, error)
 
     # --- reading
 
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Open an object for reading. A download that breaks off goes on at its place."""
         return io.BufferedReader(_Reader(self._s3, self._path(key), repr(key)), _READ_BYTES)
 
     def stat(self, key: str) -> ObjectInfo:
+        """Return an object's size and etag."""
         return _info(key, self._head(key))
 
     def _head(self, key: str) -> dict[str, Any]:
         return self._s3.call("head_object", repr(key), Key=self._path(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Iterate over the objects whose keys start with ``prefix``, sorted by key."""
         for found in self._listed(prefix):
             key = found["Key"].removeprefix(self._prefix)
             with suppress(StorageDeniedError):  # the dashboard's folders end with a slash
@@ -244,9 +239,11 @@ class R2Storage:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
         self._s3.call("delete_object", repr(key), Key=self._path(key))
 
     def delete_prefix(self, prefix: str) -> int:
+        """Remove the objects whose keys start with ``prefix``; return how many there were."""
         doomed = [found["Key"] for found in self._listed(check_prefix(prefix))]
         self._s3.delete(doomed, f"the objects below {prefix!r}")
         return len(doomed)
@@ -254,12 +251,14 @@ class R2Storage:
     # --- signing
 
     def sign_get(self, key: str, *, expires_in: timedelta) -> str:
+        """Return a URL that reads the object for a while; below ``public_url``, for ever. Sends nothing."""
         path, expires_s = self._path(key), _seconds(expires_in)
         if self._public_url is not None:
             return f"{self._public_url}/{quote(path, safe='/')}"
         return self._s3.sign("GET", path, expires_s=expires_s)
 
     def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+        """Return a write-once upload. Sends nothing."""
         path, expires_s = self._path(key), _seconds(expires_in)
         headers = {
             "content-type": _check_content_type(content_type),
@@ -271,11 +270,12 @@ class R2Storage:
         return SignedPut(url=self._s3.sign("PUT", path, expires_s=expires_s, headers=headers), headers=headers)
 
     def close(self) -> None:
+        """Close the connections of this process."""
         self._s3.close()
 
 
 class _Reader(io.RawIOBase):
-    """An object as a stream, which goes on where it broke off as long as the object is the same one."""
+    """An object as a stream. After a failure it goes on at its place, if the object is still the same one."""
 
     def __init__(self, s3: S3, path: str, what: str) -> None:
         self._s3, self._path, self._what = s3, path, what
@@ -350,10 +350,10 @@ def _chain(waiting: list[bytearray], rest: Iterator[bytearray]) -> Iterator[byte
 
 
 def content_disposition(key: str, content_type: str) -> str:
-    """Return what a browser shall do with the object: play sound and video, save all else, under the key's last part.
+    """Return the header that has browsers play sound and video, and save everything else under the key's last part.
 
-    What is not played is saved, for a page or a script that somebody uploaded must not run under the bucket's domain.
-    R2's signed URLs cannot say it, so that it is stored with the object. Names as RFC 6266 and RFC 8187 write them.
+    Pages and scripts are saved, because an uploaded one must not run under the bucket's domain. R2's signed URLs cannot
+    carry the header, so it is stored with the object. RFC 6266 and RFC 8187 say how names are written.
     """
     how = "inline" if content_type.partition("/")[0] in _PLAYED else "attachment"
     name = key.rpartition("/")[2]
@@ -372,14 +372,14 @@ _PLAYED: Final = frozenset({"audio", "video"})
 def _check_bucket(bucket: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
         raise ConfigurationError(
-            f"{bucket[:80]!r} is no bucket's name: 3 to 63 lower-case letters, digits and hyphens, without a URL"
+            f"{bucket[:80]!r} is not a bucket's name: 3 to 63 lower-case letters, digits and hyphens, without a URL"
         )
     return bucket
 
 
 def _check_credential(name: str, value: str) -> str:
     if not value or not value.isascii() or any(character.isspace() for character in value):
-        raise ConfigurationError(f"{name} is empty, or has a space or a line's end in it")
+        raise ConfigurationError(f"{name} is empty, or contains a space or a line break")
     return value
 
 
@@ -395,11 +395,11 @@ def _check_public(public_url: str | None) -> str | None:
         return None
     parts = urlsplit(public_url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ConfigurationError("public_url is a plain https URL, as https://videos.example.com")
+        raise ConfigurationError("public_url is a plain https URL, such as https://videos.example.com")
     return public_url.rstrip("/")
 
 
 def _check_content_type(content_type: str) -> str:
     if not re.fullmatch(r"[ -~]{1,255}", content_type):
-        raise InvalidRequestError("a content type is one line of ASCII")
+        raise InvalidRequestError("a content type is one line of printable ASCII")
     return content_type

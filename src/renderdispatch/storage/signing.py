@@ -1,15 +1,15 @@
 """How does a storage without a server of its own sign URLs that any HTTP client can use?
 
-With a scheme as small as it can be while it binds what a presigned S3 URL binds::
+By a small scheme that binds what a presigned S3 URL binds::
 
     <base_url>/<quoted key>?expires=<Unix seconds>&headers=<names>&signature=<hex>
 
     signature = HMAC-SHA256(secret, JSON of ["renderdispatch-url-1", base_url, method, key, expires, headers])
 
-where ``headers`` in the URL are the names of the request headers that are bound, sorted and joined by dots, and in the
-signature the pairs of name and value. Whoever verifies takes method, key and values from the request itself: one that
-differs in any of them has another signature. ``base_url`` is the verifier's own setting, never the request's ``Host``,
-so a URL is good at the one place that it was signed for. A secret is used as it is, as UTF-8.
+In the URL, ``headers`` are the names of the request headers that are bound, sorted and joined by dots. In the
+signature, they are pairs of name and value. The verifier takes method, key and values from the request itself: a
+request that differs in any of them has another signature. ``base_url`` is the verifier's own setting, never the
+request's ``Host``, so a URL is valid only at the place that it was signed for. A secret is used as it is, as UTF-8.
 
 `renderdispatch.web.objects` serves such URLs.
 """
@@ -44,13 +44,13 @@ class SignedUrls:
 
     Args:
         base_url: Where `renderdispatch.web.objects` is mounted, as clients reach it: ``https://app.example/objects``.
-        secrets: At least 24 bytes each, random. The first signs; URLs that any of them signed are honoured, so that a
-            secret can be replaced: add the new one first, drop the old one once its URLs have ended (7 days).
+        secrets: At least 24 random bytes each. The first one signs; URLs that any of them signed are valid. To replace
+            a secret, add the new one in front, and drop the old one when its URLs have expired (7 days).
         locality: How far ``base_url`` reaches.
         clock: Returns the time, aware and in UTC.
 
     Raises:
-        ConfigurationError: The base is no http or https URL, or a secret is too short.
+        ConfigurationError: The base is not an http or https URL, or a secret is too short.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SignedUrls:
         return SignedPut(url=self._sign("PUT", key, expires_in, headers), headers=headers)
 
     def check(self, method: str, key: str, query: str, headers: Mapping[str, str]) -> None:
-        """Let a request pass that this signed, and that has not expired.
+        """Check that this signed the request's URL, and that it has not expired.
 
         Args:
             method: The request's, in capitals.
@@ -112,7 +112,7 @@ class SignedUrls:
         bound = {name: headers.get(name, "").strip() for name in names.split(".") if name}
         signed = self._text(method, key, expires, bound)
         if not any(hmac.compare_digest(hmac.digest(s, signed, "sha256").hex(), signature) for s in self._secrets):
-            message = "the signature does not fit the method, the key or the headers of the request"
+            message = "the signature does not match the method, the key or the headers of the request"
             raise StorageDeniedError(message, code="url.wrong-signature")
         if self._clock().timestamp() >= expires:
             raise StorageDeniedError("the URL has expired", code="url.expired")

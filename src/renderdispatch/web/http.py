@@ -39,11 +39,10 @@ class Request:
     pairs: tuple[tuple[str, str], ...] = field(repr=False)
     body: Iterator[bytes] = field(repr=False)
     multiprocess: bool = False
-    headers: Mapping[str, str] = field(init=False, repr=False)
-    """The headers by name; values of a repeated header are joined by commas."""
 
-    @headers.default
-    def _join(self) -> dict[str, str]:
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers by name; values of a repeated header are joined by commas."""
         headers: dict[str, str] = {}
         for name, value in self.pairs:
             headers[name] = f"{headers[name]},{value}" if name in headers else value
@@ -91,7 +90,7 @@ class Response:
     def all_headers(self) -> list[tuple[str, str]]:
         """The headers, those that follow from the body included."""
         added = {"content-type": "application/json"} if isinstance(self.body, Mapping) else {}
-        if (content := self.content) is not None and self.status != 304:  # there, it would be the length of a 200
+        if (content := self.content) is not None and self.status not in {204, 304}:  # RFC 9110 8.6
             added["content-length"] = str(len(content))
         return list({**added, **self.headers}.items())
 

@@ -1,11 +1,11 @@
 """How do you test an application that renders on Modal, without Modal?
 
-With a control plane on loopback. The real Modal client talks to it, the real ``modal deploy`` deploys to it, and
-the real container entry point runs your functions, each container a process of its own. What goes wrong on the
-real service goes wrong here on request: a lost answer, a crash, a preemption, a timeout, an expired result, a
-second copy of the same input, a cancel that nobody obeys. Nothing leaves this machine, and no account is needed.
+By a control plane on loopback. The real Modal client talks to it, the real ``modal deploy`` deploys to it, and the real
+container entry point runs your functions, each container as a process. What goes wrong on the real service goes wrong
+here on request: a lost response, a crash, a preemption, a timeout, an expired result, a second copy of the same input,
+a cancel that has no effect. Nothing leaves this machine, and you need no account.
 
-Deploy, call, look at what happened::
+Deploy, call, and see what happened::
 
     from renderdispatch.testing.modal import CallStatus, LoopbackModal
 
@@ -19,15 +19,15 @@ Deploy, call, look at what happened::
         assert record.status is CallStatus.SUCCEEDED
         assert [start.kind for start in record.starts] == ["first", "restart"]
 
-Name `renderdispatch.testing.fixtures` in ``pytest_plugins`` and take the fixture ``loopback_modal`` to have one for
-a test, with ``os.environ`` pointing every Modal client at it.
+To have one for a test, name `renderdispatch.testing.fixtures` in ``pytest_plugins`` and use the fixture
+``loopback_modal``: ``os.environ`` then points every Modal client at it.
 
-What it does not do: it builds no images (`LoopbackModal.image_layers` says what was asked for; ``ENV`` lines and
-local files are honoured), has no GPUs, sets no limit on CPU and no startup timeout, and containers share this
-machine's Python environment and file system; a function's hard memory limit kills (on Linux). How Modal itself behaves
-where its documentation is silent is assumed: a running call that is cancelled ends when its container says so, and a
-function that does not stop is interrupted 30 s and killed 60 s later, as after a timeout. Modal's protocol is private
-and moves: this was tested with modal 1.5.0 and 1.6.4, and what a version's messages lack is left out.
+Its limits: it builds no images (`LoopbackModal.image_layers` lists the layers that were requested; ``ENV`` lines and
+local files take effect), has no GPUs, and limits neither CPU nor startup time. Containers share this machine's Python
+environment and file system. A function's hard memory limit kills it (on Linux). Where Modal's documentation says
+nothing, its behaviour is assumed: a running call that is cancelled ends when its container says so, and a function that
+does not stop is interrupted after 30 s and killed 60 s later, as after a timeout. Modal's protocol is private and
+changes: this was tested with modal 1.5.0 and 1.6.4, and leaves out the fields that a version's messages lack.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who holds large arguments and results, and who serves web endpoints?
+"""What holds large arguments and results, and serves web endpoints?
 
 One small HTTP server on loopback takes and gives blobs, as the object storage behind Modal does; each web endpoint
 has one of its own. A request to an endpoint becomes an input of its function, and two streams of messages.
@@ -54,7 +54,7 @@ class DataStream:
         self.grown.set()
 
     async def after(self, index: int) -> AsyncIterator[api_pb2.DataChunk]:
-        """Read what comes after a message, as it comes."""
+        """Iterate over the messages after one, as they come."""
         position = 0
         while True:
             while position < len(self.chunks):
@@ -100,7 +100,7 @@ class HttpFront:
             await runner.cleanup()
 
     async def web_url(self, function_id: str) -> str:
-        """Return where a function's web endpoint is served, from now on."""
+        """Serve a function's web endpoint from now on; return its URL."""
         if function_id not in self._web_urls:
 
             async def answer(request: web.Request) -> web.StreamResponse:
@@ -112,11 +112,11 @@ class HttpFront:
         return self._web_urls[function_id]
 
     def blob(self, blob_id: str) -> bytes:
-        """Return a blob, empty where there is none."""
+        """Return a blob; empty if it does not exist."""
         return self._blobs.get(blob_id, b"")
 
     def blob_url(self, blob_id: str) -> str:
-        """Return the signed URL that takes and gives a blob."""
+        """Return the signed URL by which a blob is put and got."""
         return f"{self.url}/blobs/{blob_id}?signature={self._sign(blob_id)}"
 
     def data_in(self, call_id: str) -> DataStream:

@@ -1,6 +1,6 @@
-"""Who gets an input, when, and what becomes of the call?
+"""Which container gets an input, when, and how does the call end?
 
-One queue, containers that are started as it needs them and reused, one input a container at a time. Everything here
+There is one queue. Containers are started when it needs them, are reused, and take one input at a time. Everything here
 runs on the server's own thread.
 """
 
@@ -56,6 +56,7 @@ class Start:
     timers: list[asyncio.TimerHandle] = field(factory=list)
 
     def end(self, by: StartEnd) -> None:
+        """Record how the delivery ended."""
         self.ended, self.ended_at, self.ended_by = time.monotonic(), datetime.now(UTC), by
         self.container.start = None
         for timer in self.timers:
@@ -129,7 +130,7 @@ class Call:
 
 @define(eq=False)
 class Container:
-    """A container, and what it waits for."""
+    """A container, and the input that it runs or waits for."""
 
     function: Deployed
     id: str = field(factory=lambda: new_id("ta"))
@@ -177,12 +178,12 @@ class Scheduler:
 
     Args:
         launch: Starts the process of a container.
-        describe: Makes a function a value.
+        describe: Returns a function as a value.
         faults: What goes wrong.
-        max_containers: How many there are at once.
+        max_containers: How many run at once.
         clock_rate: How much faster Modal's own times pass here: function timeouts and the grace that follows.
         max_deaths: After how many lost containers a call is given up; None is never.
-        result_ttl_s: How long results are kept; None is for good.
+        result_ttl_s: How long results are kept; None is forever.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class Scheduler:
         return self.calls[call_id]
 
     def cancel(self, call: Call, *, terminate: bool) -> None:
-        """Cancel a call; one that ended stays as it is."""
+        """Cancel a call. A call that ended does not change."""
         if call.status.ended or self._faults.happens("ignore_cancels"):
             return
         call.cancels += 1
@@ -252,7 +253,7 @@ class Scheduler:
         self._stop(start, "timeout")
 
     def give_up(self, call: Call, message: str) -> None:
-        """Answer a call with an internal failure; containers that run it go on."""
+        """End a call with an internal failure. Containers that run it go on."""
         self._pending = deque(entry for entry in self._pending if entry[0] is not call)
         self._end(call, CallStatus.LOST, _result(api_pb2.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, message))
 
@@ -263,7 +264,7 @@ class Scheduler:
     # What containers ask
 
     async def next_input(self, container: Container) -> api_pb2.FunctionGetInputsItem:
-        """Wait for the container's next input; the kill switch when it shall have none."""
+        """Wait for the container's next input; return the kill switch if it is to end."""
         container.asked = True
         self._failed_starts.pop(container.function.id, None)
         if container.draining or self.closing:
@@ -276,7 +277,7 @@ class Scheduler:
             container.waiting = None
 
     def take_output(self, container: Container, item: api_pb2.FunctionPutOutputsItem) -> None:
-        """Take what a container made of its input."""
+        """Take the output of a container."""
         start = container.start
         if start is None or start.call.input_id != item.input_id:
             return
@@ -297,7 +298,7 @@ class Scheduler:
             self._end(call, CallStatus.FAILED, _output(container, item))
 
     def exited(self, container: Container, status: int) -> None:
-        """See to what a container that is gone leaves behind."""
+        """Handle the end of a container: its input is given to another one, or its call ends."""
         _ = container.pid
         container.exit_status = status
         if container.waiting is not None and not container.waiting.done():
@@ -316,12 +317,12 @@ class Scheduler:
     # Containers
 
     def kill(self, container: Container, number: int) -> None:
-        """Send a container a signal; one that this kills gets no other input."""
+        """Send a container a signal. A container that is killed gets no other input."""
         if container.process is not None and container.process.signal(number):
             container.killed |= number == signal.SIGKILL
 
     def preempt(self, container: Container) -> None:
-        """Interrupt a container; it gets no other input, and is killed when it does not end in time."""
+        """Interrupt a container. It gets no other input, and is killed if it does not end in time."""
         container.draining = True
         self.kill(container, signal.SIGINT)
         self._loop.call_later(_PREEMPTION_NOTICE_S / self._clock_rate, self.kill, container, signal.SIGKILL)
@@ -337,7 +338,7 @@ class Scheduler:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Hand out what can be handed out, and start the containers that the rest needs."""
+        """Hand inputs to the containers that wait, and start containers for the rest."""
         if self.closing:
             return
         for _ in range(len(self._pending)):
@@ -401,7 +402,7 @@ class Scheduler:
             self._loop.call_soon(self.redeliver, call)
 
     def _stop(self, start: Start, why: Stopping) -> None:
-        """Tell a container to stop its input: by heartbeat, later by SIGINT, last by SIGKILL."""
+        """Tell a container to stop its input: by heartbeat, later by SIGINT, at last by SIGKILL."""
         if start.stopping is not None or start.ended is not None:
             return
         start.stopping = why
@@ -414,7 +415,7 @@ class Scheduler:
         start.timers.append(self._loop.call_later(delay_s, action))
 
     def _lost(self, call: Call, stopping: Stopping | None, *, preempted: bool) -> None:
-        """See to an input whose container went away."""
+        """Handle an input whose container was lost."""
         if call.status.ended or call.running:
             return
         if stopping == "cancel":
@@ -445,7 +446,7 @@ class Scheduler:
         return True
 
     def _start_failed(self, container: Container, status: int) -> None:
-        """Fail what waits for a function whose containers do not come up."""
+        """Fail the calls of a function whose containers do not start."""
         function = container.function
         self._failed_starts[function.id] += 1
         if container.failure is None and self._failed_starts[function.id] < _START_TRIES:

@@ -29,12 +29,12 @@ _BOOT: Final = ("/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"')
 
 
 class ContainerProcess:
-    """A container's process; made, and spoken to, on the server's own thread.
+    """A container's process. It is made and used on the server's own thread.
 
     Args:
         arguments: What the entry point is given.
         environment: All that it gets, besides what it needs to start.
-        root: The folder that stands for ``/`` as far as local files go.
+        root: The folder that takes the place of ``/`` for local files.
         folder: Where its log and its own files are kept.
         socket: Where the server listens for it.
         on_exit: Called on the server's thread with its exit status, 128 + n when signal n killed it.
@@ -103,14 +103,14 @@ class ContainerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the entry point; 0 until it runs."""
+        """The process id of the entry point; 0 until it runs."""
         with contextlib.suppress(OSError, ValueError):
             return int(self._pid_file.read_text())
         return 0
 
     @property
     def log(self) -> str:
-        """What it printed, the last 64 KiB."""
+        """Its output, the last 64 KiB."""
         with contextlib.suppress(OSError), self._log_file.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _LOG_BYTES))
@@ -118,7 +118,7 @@ class ContainerProcess:
         return ""
 
     def signal(self, number: int) -> bool:
-        """Send the entry point a signal, and return whether there was one: it may not run yet, or be gone."""
+        """Send the entry point a signal; return whether it ran. It may not have started yet, or have ended."""
         if not self._ended and (pid := self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -126,13 +126,13 @@ class ContainerProcess:
         return False
 
     def end(self) -> None:
-        """Have the supervisor end it and all that descends from it. A second call does nothing."""
+        """Have the supervisor end it and all its descendants. A second call does nothing."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
 
     def join(self) -> None:
-        """Wait until nothing of it is left; from any thread but the server's."""
+        """Wait until all its processes have ended. Call it from any thread but the server's."""
         self._watcher.join()
 
     def _watch(self) -> None:
@@ -143,7 +143,7 @@ class ContainerProcess:
             self._loop.call_soon_threadsafe(self._exited, status if status >= 0 else 128 - status)
 
     def _wait(self) -> int:
-        """Wait for its end, and kill it where it takes more memory than its function's limit (Linux)."""
+        """Wait for its end, and kill it if it takes more memory than its function's limit (Linux)."""
         while self._limit is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._process.wait(_MEMORY_LOOK_S)
@@ -159,7 +159,7 @@ class ContainerProcess:
 
 
 def _resident(pid: int) -> int:
-    """Return how much memory a process and its children have, in bytes; 0 where that cannot be known."""
+    """Return how much memory a process and its children have, in bytes; 0 if that is not known."""
     size = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         size = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

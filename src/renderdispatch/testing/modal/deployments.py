@@ -1,4 +1,4 @@
-"""What was deployed to the loopback Modal, and what does a container of it need?"""
+"""What was deployed to the loopback Modal, and what do its containers need?"""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LONGEST_S: Final = 86_400
 
 
 def new_id(prefix: str) -> str:
-    """Make an object id of a kind, such as ``fc``."""
+    """Make an object id of a kind such as ``fc``."""
     return f"{prefix}-{secrets.token_hex(11)}"
 
 
 def not_found(what: str) -> GRPCError:
-    """Return the refusal of the control plane for something that it does not know."""
+    """Return the control plane's error for something that does not exist."""
     return GRPCError(Status.NOT_FOUND, f"{what} not found")
 
 
@@ -48,7 +48,7 @@ class Deployed:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """What was asked for, in order of preference."""
+        """The requested GPUs, in order of preference."""
         ranked = self.data.ranked_functions if self.data is not None and self.options is None else ()
         definitions = [one.function for one in ranked] or [self.definition]
         return tuple(filter(None, (_gpu_name(one.resources.gpu_config) for one in definitions)))
@@ -95,7 +95,7 @@ class Deployments:
         """Return the name of an environment; "" is the default.
 
         Raises:
-            GRPCError: There is no such environment.
+            GRPCError: The environment does not exist.
         """
         name = name or self._environments[0]
         if name not in self._environments:
@@ -103,14 +103,14 @@ class Deployments:
         return name
 
     def find_app(self, name: str, environment: str) -> App | None:
-        """Return the app that is deployed by this name, None where there is none."""
+        """Return the app that is deployed under this name, or None."""
         for app in self._apps.values():
             if (app.name, app.environment) == (name, environment or self._environments[0]) and not app.stopped:
                 return app
         return None
 
     def create_app(self, name: str, environment: str) -> App:
-        """Make an app that has no version yet."""
+        """Make an app without a version."""
         app = App(new_id("ap"), name, self.environment(environment))
         self._apps[app.id] = app
         return app
@@ -126,7 +126,7 @@ class Deployments:
         return self._apps[app_id]
 
     def publish(self, app: App, name: str, function_ids: Mapping[str, str], class_ids: Mapping[str, str]) -> None:
-        """Make what was created for an app its new version."""
+        """Make the functions that were created for an app its new version."""
         version = len(app.versions) + 1
         layout = {}
         for tag, function_id in function_ids.items():
@@ -141,7 +141,7 @@ class Deployments:
         app.versions.append(layout)
 
     def layout(self, app: App, function: Deployed | None = None) -> api_pb2.AppLayout:
-        """Return the functions of an app's newest version, and what one of them depends on."""
+        """Return the functions of an app's newest version, and the dependencies of one of them."""
         objects = [
             api_pb2.Object(object_id=one.id, function_handle_metadata=one.metadata) for one in app.current.values()
         ]
@@ -203,7 +203,7 @@ class Deployments:
         """Return a function by name, of the newest version when ``version`` is 0.
 
         Raises:
-            GRPCError: There is no such environment, app, version or function.
+            GRPCError: The environment, app, version or function does not exist.
         """
         app = self.find_app(app_name, self.environment(environment))
         if app is None or not app.versions:
@@ -220,7 +220,7 @@ class Deployments:
         return deployed
 
     def bind(self, request: api_pb2.FunctionBindParamsRequest) -> Deployed:
-        """Return the variant of a function with these options; the same request gives the same variant."""
+        """Return the variant of a function with these options. The same request returns the same variant."""
         base = self.function(request.function_id)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()[:22]
         function_id = f"fu-{digest}"
@@ -232,7 +232,7 @@ class Deployments:
     # Images, files, secrets
 
     def add_image(self, request: api_pb2.ImageGetOrCreateRequest) -> str:
-        """Take an image as built; the same definition has the same id."""
+        """Record an image as built. The same definition has the same id."""
         digest = hashlib.sha256(request.image.SerializeToString(deterministic=True)).hexdigest()[:22]
         self._images.setdefault(f"im-{digest}", (request.image, request.builder_version))
         return f"im-{digest}"
@@ -248,17 +248,17 @@ class Deployments:
         path.write_bytes(content)
 
     def add_mount(self, files: list[api_pb2.MountFile]) -> str:
-        """Take a set of files that containers see; the same files have the same id."""
+        """Record a set of files that containers see. The same files have the same id."""
         names = [f"{file.filename} {file.sha256_hex}" for file in files]
         mount_id = f"mo-{hashlib.sha256('/'.join(sorted(names)).encode()).hexdigest()[:22]}"
         self._mounts.setdefault(mount_id, files)
         return mount_id
 
     def add_secret(self, name: str, values: Mapping[str, str]) -> str:
-        """Take a secret that came with a deployment, or refer to one by name.
+        """Record a secret that came with a deployment, or find one by name.
 
         Raises:
-            GRPCError: There is no secret of this name.
+            GRPCError: No secret has this name.
         """
         if name and name not in self.named_secrets:
             raise not_found(f"secret '{name}'")
@@ -269,7 +269,7 @@ class Deployments:
     # What containers need
 
     def container_environment(self, deployed: Deployed) -> dict[str, str]:
-        """Return what the image and the secrets of a function set."""
+        """Return the variables that the image and the secrets of a function set."""
         found: dict[str, str] = {}
         for image, _ in self._image_chain(deployed.definition.image_id):
             for command in image.dockerfile_commands:
@@ -281,7 +281,7 @@ class Deployments:
         return found
 
     def place_files(self, deployed: Deployed) -> Path:
-        """Lay the local files of a function out as its containers see them; return the folder that stands for ``/``."""
+        """Write the local files of a function as its containers see them; return the folder in the place of ``/``."""
         mounts = list(deployed.definition.mount_ids)
         mounts += [image.context_mount_id for image, _ in self._image_chain(deployed.definition.image_id)]
         mounts = [mount for mount in mounts if mount in self._mounts]
@@ -339,7 +339,7 @@ class Deployments:
         return self._folder / "files" / sha256_hex
 
     def _image_chain(self, image_id: str) -> Iterator[tuple[api_pb2.Image, str]]:
-        """Go through an image's layers, bases first."""
+        """Iterate over an image's layers, bases first."""
         if image_id in self._images:
             image, builder = self._images[image_id]
             for base in image.base_images:

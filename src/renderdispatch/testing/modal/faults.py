@@ -1,7 +1,7 @@
 """What goes wrong on the loopback Modal, and when?
 
-Each switch is a probability, drawn from the seed by the kind of fault and how often it was asked before: the third
-spawn of a run meets the same fate whatever else goes on at that time.
+Each switch is a probability. A draw depends on the seed, the kind of fault and the number of draws of that kind before:
+the third spawn of a run ends in the same way, whatever else happens at that time.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class ModalFaults:
     """The switches of one server. Set them at any time; all are off at first.
 
     Attributes:
-        lose_spawn_answers: The call exists, and the client gets UNAVAILABLE at this and each of its own retries.
+        lose_spawn_answers: The call exists; the client gets UNAVAILABLE for this request and each of its retries.
         unavailable: A request of a client is refused with UNAVAILABLE before it has any effect. The client
             retries by itself, three times within 0.7 s.
-        container_unavailable: The same for what containers ask.
-        ignore_cancels: A cancel is answered with success, and nothing comes of it.
+        container_unavailable: The same for the requests of containers.
+        ignore_cancels: A cancel gets a response of success, and has no effect.
         duplicate_deliveries: An input that a container begins is handed to a second container at the same time.
         crash: A container that begins an input is killed by SIGKILL within ``fault_within_s``.
         preempt: A container that begins an input is preempted within ``fault_within_s``.
-        expired_results: A result is gone as soon as it stands.
+        expired_results: A result is gone as soon as it is written.
         fault_within_s: The longest time from the start of an input to its crash or preemption.
         slow_s: How much later each request of a client is answered.
-        forget_idempotency_keys: Each of the client's own retries of a spawn whose answer was lost makes one more
-            call. Off: they are one call, as the key that they carry asks for.
+        forget_idempotency_keys: Each of the client's own retries of a spawn whose response was lost makes one more
+            call. Off: they are one call, because they carry the same key.
 
     Args:
         seed: Draws everything; the same seed draws the same.
@@ -68,7 +68,7 @@ class ModalFaults:
             self._forced[fault] += times
 
     def clear(self) -> None:
-        """Switch everything off; draws go on where they were."""
+        """Switch everything off. The draws are not started again."""
         with self._lock:
             self._forced.clear()
             for fault in get_args(Fault):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def set_known(message: Any, **fields: Any) -> None:
-    """Set those fields that this version of a message has; messages and lists are copied."""
+    """Set the fields that this version of a message has. Messages and lists are copied."""
     for name, value in fields.items():
         if name not in message.DESCRIPTOR.fields_by_name:
             continue
@@ -20,7 +20,7 @@ def set_known(message: Any, **fields: Any) -> None:
 
 
 def copy_known(source: Any, target: Any, *names: str) -> None:
-    """Copy those fields that both messages have in this version."""
+    """Copy the fields that both messages have in this version."""
     for name in names:
         if name in source.DESCRIPTOR.fields_by_name:
             set_known(target, **{name: getattr(source, name)})

@@ -1,6 +1,6 @@
 """What happened to each call on the loopback Modal?
 
-Values, taken when they were asked for: a test asserts on them and never races with the server.
+These are values, taken at the moment of the request: a test that asserts on them never races with the server.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from attrs import field, frozen
 from modal_proto import api_pb2
 
 StartKind = Literal["first", "restart", "redelivery", "retry"]
-"""Why a container got the input: new; its container went; a second copy; the function's own retries."""
+"""Why a container got the input: it is new; its container was lost; a second copy; the function's own retries."""
 
 StartEnd = Literal["output", "stopped", "died"]
-"""The container answered; it answered that it was stopped; it was gone before it answered."""
+"""The container sent a result; it said that it was stopped; it died before it sent one."""
 
 
 class CallStatus(StrEnum):
-    """Where a call stands, as the control plane sees it."""
+    """The state of a call, as the control plane sees it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -33,7 +33,7 @@ class CallStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether a result stands (it may have expired since)."""
+        """Whether there is a result. It may have expired since."""
         return self not in {CallStatus.QUEUED, CallStatus.RUNNING}
 
 
@@ -48,7 +48,7 @@ class ModalStart:
         at: When.
         ended_at: When the container was done with it or gone; None while it runs.
         ended_by: How.
-        billed_s: How long it had the input, in seconds, until now where it still has.
+        billed_s: How long it had the input, in seconds; until now if it still has it.
     """
 
     container_id: str
@@ -75,10 +75,10 @@ class ModalCall:
         args: The serialised arguments, those that came as a blob included.
         created_at: When the spawn came.
         starts: Each delivery to a container, in order.
-        status: Where it stands.
+        status: Its state.
         cancels: How often it was cancelled, requests that were ignored not counted.
         cancelled_at: When it was first cancelled.
-        ended_at: When its result stood.
+        ended_at: When its result was written.
         outputs: How many results containers sent; the first one counts.
         expired: Whether its result is gone.
     """
@@ -112,12 +112,12 @@ class ModalCall:
 
     @property
     def running(self) -> tuple[ModalStart, ...]:
-        """The starts that go on: none, one, or two of a redelivered input."""
+        """The starts that still run: none, one, or two of a redelivered input."""
         return tuple(start for start in self.starts if start.ended_at is None)
 
     @property
     def billed_s(self) -> float:
-        """How long containers had it, all starts together; their starting up and idling not counted."""
+        """How long containers had it, in all starts together, without starting up and idling."""
         return sum(start.billed_s for start in self.starts)
 
 
@@ -135,7 +135,7 @@ class ModalFunction:
         gpus: Each GPU that was asked for, in order, such as ``L4`` or ``A100-80GB:2``.
         secrets: The names of its secrets, "" for one made in place.
         options: What `with_options` sent; None for the function itself.
-        web_url: Where it is served, "" when it is no web endpoint.
+        web_url: Where it is served, "" if it is not a web endpoint.
     """
 
     id: str
@@ -161,12 +161,12 @@ class ModalFunction:
 
     @property
     def cpu(self) -> float:
-        """The cores that are asked for, 0 when none were."""
+        """The requested cores, 0 by default."""
         return self.definition.resources.milli_cpu / 1000
 
     @property
     def memory_mb(self) -> int:
-        """The memory that is asked for, 0 when none was."""
+        """The requested memory, 0 by default."""
         return self.definition.resources.memory_mb
 
     @property
@@ -176,7 +176,7 @@ class ModalFunction:
 
     @property
     def schedule(self) -> str:
-        """``cron 0 4 * * *``, ``period 60 s``, or "" when it has none."""
+        """``cron 0 4 * * *``, ``period 60 s``, or "" without one."""
         schedule = self.definition.schedule
         match schedule.WhichOneof("schedule_oneof"):
             case "cron":
@@ -220,7 +220,7 @@ class ImageLayer:
 
     Args:
         id: Its object id.
-        base_ids: The images that it stands on.
+        base_ids: The images that it is based on.
         commands: Its dockerfile commands.
         context_files: The names of the files that came with them.
         gpu: What the build asked for.

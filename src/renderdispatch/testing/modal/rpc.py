@@ -1,4 +1,4 @@
-"""What does the loopback Modal answer to which request?
+"""How does the loopback Modal respond to each request?
 
 Each method is named after the RPC that it answers. An RPC that has no method here is answered with UNIMPLEMENTED, and
 one that this version of modal lacks is never asked: the table of RPCs is the client's own.
@@ -32,7 +32,7 @@ from renderdispatch.testing.modal.protos import copy_known, set_known
 _BUILDER_VERSION: Final = "2025.06"
 _UNARY: Final = (api_pb2.FUNCTION_CALL_TYPE_UNARY,)
 _HELD_S: Final = 55.0
-"""The longest that a question for results is held."""
+"""The longest time that a request for results is held."""
 
 
 async def _unimplemented(_self: object, _stream: Any) -> None:
@@ -45,7 +45,7 @@ _Nothing: Final = type(
 
 
 class ControlPlane:
-    """What clients ask, and containers too where they call functions themselves.
+    """The requests of clients, and of containers that call functions themselves.
 
     Args:
         deployments: What was deployed.
@@ -72,7 +72,7 @@ class ControlPlane:
         self._spawned: dict[str, tuple[api_pb2.FunctionMapResponse, bool]] = {}
 
     def __mapping__(self) -> dict[str, Handler]:
-        """Return the handler of each RPC, as grpclib asks for them."""
+        """Return the handler of each RPC, for grpclib."""
         handlers = dict(_Nothing().__mapping__())
         for path, handler in handlers.items():
             method = getattr(self, path.rpartition("/")[2], None)
@@ -316,7 +316,7 @@ class ControlPlane:
 
 
 class ContainerPlane(ControlPlane):
-    """What one container asks, besides what clients do.
+    """The requests of one container, in addition to those of clients.
 
     Args:
         container: Who asks.
@@ -389,7 +389,7 @@ class ContainerPlane(ControlPlane):
 
 
 def _function_data(deployed: Deployed) -> api_pb2.FunctionData:
-    """Return what a client learns of a function: its definition, or each of a GPU fallback list's."""
+    """Return a function's definition for a client, or one for each GPU of a fallback list."""
     if deployed.data is not None and deployed.options is None:
         data = api_pb2.FunctionData()
         data.CopyFrom(deployed.data)

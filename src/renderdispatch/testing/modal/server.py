@@ -1,4 +1,4 @@
-"""The loopback Modal that tests start, look into and disturb."""
+"""The loopback Modal that tests start, inspect and disturb."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ class LoopbackModal:
     One thread of its own serves it; every method may be called from any thread.
 
     Args:
-        max_containers: How many containers there are at once; what comes on top of it waits in the queue.
-        container_env: What each container's environment holds, besides the little that a process needs to start. Of
-            this process's own environment containers get nothing but ``PATH``.
+        max_containers: How many containers run at once; other inputs wait in the queue.
+        container_env: The environment of each container, in addition to the few variables that a process needs to
+            start. From this process's own environment, containers get ``PATH`` alone.
         environments: The environments of the workspace, the default one first.
-        result_ttl: For how many seconds results are kept; None keeps them for good (Modal: seven days).
-        heartbeat_s: The interval of a container's heartbeats. Each is held until the next is due, and answered at
-            once where there is a cancel.
+        result_ttl: For how many seconds results are kept; None keeps them forever (Modal: seven days).
+        heartbeat_s: The interval of a container's heartbeats. The response to each is held until the next is due; a
+            cancel sends it at once.
         clock_rate: How much faster Modal's own times pass: 100 makes a function timeout of 300 s three seconds, and
-            the 30 s of grace before SIGINT and the 60 s before SIGKILL a hundredth too.
+            the 30 s of grace before SIGINT and the 60 s before SIGKILL also a hundredth.
         max_deaths: After how many lost containers a call ends with an internal failure; None restarts it without end,
             as Modal does. Preemptions do not count.
         seed: What `ModalFaults` draws from.
@@ -120,7 +120,7 @@ class LoopbackModal:
     # What users need
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that make any Modal client of a process talk to this server alone."""
+        """Return the environment variables that point every Modal client of a process at this server alone."""
         return {
             "MODAL_SERVER_URL": self.url,
             "MODAL_TOKEN_ID": self.token_id,
@@ -168,8 +168,8 @@ class LoopbackModal:
             module: What to deploy, importable from ``cwd`` or installed.
             name: The name of the deployment, if not the app's.
             environment: The environment to deploy to, if not the default one.
-            env: What its environment holds on top of this process's own, without anything of Modal's.
-            cwd: Where it runs; None is here.
+            env: Added to this process's own environment, from which Modal's variables are removed.
+            cwd: Where it runs; None is the current folder.
 
         Raises:
             DeployFailedError: It failed, or took more than two minutes.
@@ -181,7 +181,7 @@ class LoopbackModal:
         ours = {
             **inherited,
             **self.environment(),
-            "MODAL_BUILD_VALIDATION": "ignore",  # somebody may be editing the sources
+            "MODAL_BUILD_VALIDATION": "ignore",  # the sources may be edited meanwhile
             "PYTHONUTF8": "1",
             "TERM": "dumb",
             **(env or {}),
@@ -224,7 +224,7 @@ class LoopbackModal:
         """Return one call.
 
         Raises:
-            LookupError: There is none with this id.
+            LookupError: No call has this id.
         """
         return self._on_loop(lambda: self._find(call_id).describe())
 
@@ -237,7 +237,7 @@ class LoopbackModal:
         """Return a deployed function.
 
         Raises:
-            LookupError: There is none of this name.
+            LookupError: No function has this name.
         """
         for function in self.functions:
             if function.options is None and function.name == name and app in {None, function.app}:
@@ -319,12 +319,12 @@ class LoopbackModal:
         self._on_loop(lambda: self._scheduler.redeliver(self._find(call_id)))
 
     def timeout(self, call_id: str) -> None:
-        """Have this call's input pass its function's timeout, once a container has it."""
+        """Let the function's timeout pass for this call's input, once a container has it."""
         for start in self._running(call_id):
             self._on_loop(lambda start=start: self._scheduler.time_out(start))  # type: ignore[misc]
 
     def lose(self, call_id: str) -> None:
-        """Give a call up, with an internal failure; a container that has its input goes on."""
+        """End a call with an internal failure. A container that has its input goes on."""
         self._on_loop(lambda: self._scheduler.give_up(self._find(call_id), "the input was lost"))
 
     def expire(self, call_id: str) -> None:
@@ -337,7 +337,7 @@ class LoopbackModal:
         """Run a function without arguments, as its schedule would, and wait until it ended.
 
         Raises:
-            LookupError: There is none of this name.
+            LookupError: No function has this name.
             TimeoutError: It did not end for ``timeout`` seconds.
         """
         found = self.function(function, app=app)

@@ -1,4 +1,4 @@
-"""How does a request to a deployed web endpoint reach its container, and the answer the client?
+"""How does a request to a deployed web endpoint reach its container, and the response the client?
 
 As on Modal: the request is an input whose argument is the ASGI scope, its body a stream of messages to the container,
 and the answer a stream of messages back.
@@ -23,7 +23,7 @@ _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding",
 
 
 class WebEndpoints:
-    """Serves what was deployed by ``modal.asgi_app``, ``modal.wsgi_app`` and ``modal.fastapi_endpoint``.
+    """Serves the endpoints that were deployed by ``modal.asgi_app``, ``modal.wsgi_app`` and ``modal.fastapi_endpoint``.
 
     Args:
         deployments: What was deployed.
@@ -38,7 +38,7 @@ class WebEndpoints:
         self.proxy_token = ("wk-loopback", "ws-loopback")
 
     async def answer(self, function_id: str, request: web.Request) -> web.StreamResponse:
-        """Carry one request to a container and its answer back.
+        """Carry one request to a container and its response back.
 
         An endpoint that requires proxy authentication answers 401 unless Modal-Key and Modal-Secret are right; one
         whose container fails answers 500.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from renderdispatch.cli.display import Speed
+from renderdispatch.cli.progress import Speed
 
 
 def test_speed_needs_two_looks() -> None:

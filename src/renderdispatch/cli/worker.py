@@ -1,0 +1,25 @@
+"""How does a process render the jobs of a home?"""
+
+from __future__ import annotations
+
+import click
+
+from renderdispatch.cli.interrupts import Interrupts
+from renderdispatch.cli.options import logging_options
+from renderdispatch.messages import JobStatus
+from renderdispatch.wiring import from_settings, read_settings
+
+
+@click.command()
+@logging_options
+def worker(*, quiet: bool) -> None:
+    """Render the jobs of this home until Ctrl-C or SIGTERM.
+
+    Jobs that are not finished then go back to the queue.
+    """
+    settings = read_settings()
+    with Interrupts() as interrupts, from_settings(settings, worker=True) as service:
+        if not quiet:
+            waiting = service.counts()[JobStatus.PENDING]
+            click.echo(f"working for {settings.home}, {waiting} jobs are queued; Ctrl-C ends", err=True)
+        interrupts.wait()
