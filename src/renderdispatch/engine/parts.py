@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
@@ -27,7 +27,9 @@ from renderdispatch.protocols import (
     StorageAdapter,
     SupportsWebhook,
 )
-from renderdispatch.webhooks import AttemptKeys
+
+if TYPE_CHECKING:
+    from renderdispatch.webhooks import AttemptKeys
 
 Route = Callable[[RenderRequest], str]
 """Chooses a backend by name for a request that names none."""

@@ -92,8 +92,7 @@ def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
 
 def _current(job: Job) -> Attempt:
     """Return the current attempt. The table applies most rules only in stages that have one."""
-    assert job.attempt is not None
-    return job.attempt
+    return job.attempts[-1]
 
 
 def _with_attempt(job: Job, **changes: Any) -> Job:
@@ -104,8 +103,7 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
     """Enter ``stage``, or stay in a later one; change the attempt. Progress never falls."""
     attempt = _current(job)
     if _ORDER.index(stage) < _ORDER.index(job.stage):
-        stage = job.stage
-        fraction = 0.0
+        stage, fraction = job.stage, 0.0
     if stage not in attempt.stage_times:
         changes["stage_times"] = {**attempt.stage_times, stage: now}
     attempts = (*job.attempts[:-1], evolve(attempt, **changes)) if changes else job.attempts
@@ -130,7 +128,10 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
 
 
 def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | None = None) -> Job:
-    """End the attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+    """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+    attempt = job.attempt
+    if attempt is None or attempt.ended_at is not None:
+        return job
     return _with_attempt(
         job,
         holder=None,
@@ -138,18 +139,18 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | 
         ended_at=now,
         error=error,
         stopped=stopped,
-        clean_up=CleanUp.OWED if _current(job).called else CleanUp.NONE,
+        clean_up=CleanUp.OWED if attempt.called else CleanUp.NONE,
     )
 
 
-def _infrastructure(code: str, message: str) -> JobError:
+def infrastructure_error(code: str, message: str) -> JobError:
+    """Return an error that is the fault of the infrastructure."""
     return JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE)
 
 
 def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, error=error, stopped=stopped)
+    job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
     tried = sum(1 for a in job.attempts if a.error is None or a.error.code != HANDED_BACK)
@@ -169,8 +170,7 @@ def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
 
 
 def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, stopped=stopped)
+    job = _close_attempt(job, now, stopped=stopped)
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
 
 
@@ -261,7 +261,7 @@ def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
         if job.stage is Stage.CANCELLING:
             return job
         message = f"the render was started {MAX_RUNS} times and never came to an end"
-        return _fail(job, _infrastructure("runner.crash-loop", message), now, stopped=False)
+        return _fail(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
     call_id = attempt.call_id or event.call_id
     if runs == attempt.runs and call_id == attempt.call_id:
         return job
@@ -303,8 +303,8 @@ def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
     return _fail(job, event.error, now, stopped=event.stopped)
 
 
-def confirm_cancel_by_run(job: Job, event: Completed | Failed | events.ResultFound, now: datetime) -> Job:
-    """Cancel the job: its run has ended (rule J5: cancel wins over a late completion)."""
+def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
+    """Cancel the job: its run has ended, or does not exist (rule J5: cancel wins over a late completion)."""
     return _cancelled(job, now, stopped=True)
 
 
@@ -323,14 +323,12 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
     if job.stage is Stage.CANCELLING:
         return _cancelled(job, now, stopped=True)
     message = f"the worker that held attempt {attempt.number} went away"
-    return _fail(job, _infrastructure("worker.lost", message), now, stopped=True)
+    return _fail(job, infrastructure_error("worker.lost", message), now, stopped=True)
 
 
 def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
     """End an attempt that nothing computes."""
-    if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=True)
-    return _fail(job, _infrastructure("backend.call-missing", "the backend has no such call"), now, stopped=True)
+    return _fail(job, infrastructure_error("backend.call-missing", "the backend has no such call"), now, stopped=True)
 
 
 def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
@@ -340,7 +338,7 @@ def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
     same_etag = artifact.etag is None or event.etag is None or artifact.etag == event.etag
     if event.size != artifact.bytes or not same_etag:
         message = f"the video in storage has {event.size} bytes where {artifact.bytes} were reported"
-        return _fail(job, _infrastructure("artifact.mismatch", message), now, stopped=True)
+        return _fail(job, infrastructure_error("artifact.mismatch", message), now, stopped=True)
     return evolve(_end(_with_attempt(job, ended_at=now), JobStatus.COMPLETE, now), progress=100.0)
 
 
@@ -350,7 +348,7 @@ def video_missing(job: Job, event: events.VideoMissing, now: datetime) -> Job:
     if now < job.finalizing_at + VIDEO_GRACE:
         return job
     message = "the render was reported complete, but its video is not in storage"
-    return _fail(job, _infrastructure("artifact.missing", message), now, stopped=True)
+    return _fail(job, infrastructure_error("artifact.missing", message), now, stopped=True)
 
 
 def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job:
