@@ -17,19 +17,8 @@ from typing import BinaryIO, Generic, Literal, Protocol, TypeVar, runtime_checka
 from attrs import evolve, field, frozen
 from pydantic import JsonValue
 
+from renderdispatch import messages
 from renderdispatch.jobs import Job
-from renderdispatch.messages import (
-    Completed,
-    EventReply,
-    Failed,
-    JobError,
-    JobStatus,
-    RenderEvent,
-    RenderOrder,
-    RenderRequest,
-    RenderStats,
-    SignedPut,
-)
 
 
 class Locality(IntEnum):
@@ -75,7 +64,7 @@ class JobQuery:
 
     order: Literal["newest", "ready", "due"] = "newest"
     tenant: str | None = None
-    statuses: frozenset[JobStatus] | None = None
+    statuses: frozenset[messages.JobStatus] | None = None
     backends: frozenset[str] | None = None
     machine: str | None = None
     ready_by: datetime | None = None
@@ -163,7 +152,7 @@ class SupportsClaim(Protocol):
 class SupportsCounts(Protocol):
     """A store that counts without reading every record."""
 
-    def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+    def counts(self, *, tenant: str | None = None) -> dict[messages.JobStatus, int]:
         """Return how many jobs have each status, every status included."""
 
     def ahead_of(self, job: Job) -> int:
@@ -245,7 +234,9 @@ class StorageAdapter(Protocol):
             InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days.
         """
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+    def sign_put(
+        self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None
+    ) -> messages.SignedPut:
         """Return a write-once upload: one PUT of at most 5 GiB, refused where an object stands.
 
         The sender sends exactly the headers of the answer. ``size`` in bytes is enforced where it is given.
@@ -288,11 +279,11 @@ class CallState:
     """
 
     status: CallStatus
-    outcome: Completed | Failed | None = None
-    error: JobError | None = None
+    outcome: messages.Completed | messages.Failed | None = None
+    error: messages.JobError | None = None
 
 
-OnEvent = Callable[[RenderEvent], EventReply]
+OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
 """Takes an event and returns the answer; raises when the event was not taken, and is to come again."""
 
 
@@ -311,7 +302,7 @@ class RenderBackend(Protocol):
     def slots(self) -> int | None:
         """How many orders it takes at once; None is no limit of its own."""
 
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render and return without waiting for it.
 
         Local backends hand every event of the run to ``on_event``, from a thread of their own, and obey its answer;
@@ -344,7 +335,7 @@ class SupportsFind(Protocol):
 class SupportsCheck(Protocol):
     """A backend that can tell at submit that a request can never be served here."""
 
-    def check(self, request: RenderRequest) -> None:
+    def check(self, request: messages.RenderRequest) -> None:
         """Raise `InvalidRequestError` for an unknown scene, a bad parameter or a GPU that is not there."""
 
 
@@ -367,7 +358,7 @@ Report = Callable[[int, int], None]
 class Renderer(Protocol):
     """What turns audio and a scene into a video file. Runs beside the GPU, one render at a time."""
 
-    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+    def render(self, order: messages.RenderOrder, audio: Path, output: Path, report: Report) -> messages.RenderStats:
         """Write the video to ``output`` and return what was made.
 
         The order's URLs and keys are blank here. Frames are ``round(duration x fps)``, where the duration is that

@@ -19,14 +19,7 @@ from attrs import field, frozen
 
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.messages import Callback, RenderRequest
-from renderdispatch.protocols import (
-    AudioFetcher,
-    JobStore,
-    Locality,
-    RenderBackend,
-    StorageAdapter,
-    SupportsWebhook,
-)
+from renderdispatch.protocols import AudioFetcher, JobStore, Locality, RenderBackend, StorageAdapter, SupportsWebhook
 
 if TYPE_CHECKING:
     from renderdispatch.webhooks import AttemptKeys

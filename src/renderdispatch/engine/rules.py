@@ -12,22 +12,11 @@ from typing import Any, Final
 
 from attrs import evolve
 
+from renderdispatch import messages
 from renderdispatch.engine import events
 from renderdispatch.errors import RenderStopped
 from renderdispatch.jobs import Attempt, CleanUp, Job
-from renderdispatch.messages import (
-    CheckedIn,
-    Completed,
-    Failed,
-    FaultDomain,
-    JobError,
-    JobStatus,
-    LocalAudio,
-    Progressed,
-    RemoteAudio,
-    Stage,
-    StoredAudio,
-)
+from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = timedelta(seconds=60)
 """Added to deadlines, because the clocks of two machines differ (rule J13)."""
@@ -76,13 +65,13 @@ def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
     return round(low + (high - low) * fraction, 1)
 
 
-def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
+def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     """Return how long to wait before the next attempt.
 
     A lost worker or a preemption says nothing about the render: the next attempt follows at once. After other errors
     the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -114,9 +103,9 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     """End the job. Forget a submitted URL; the stored copy of a local file is no longer needed."""
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
-        request = request.model_copy(update={"audio": StoredAudio(key="", size=0)})
-    copied = isinstance(request.audio, LocalAudio) and job.audio is not None
+    if isinstance(request.audio, messages.RemoteAudio):
+        request = request.model_copy(update={"audio": messages.StoredAudio(key="", size=0)})
+    copied = isinstance(request.audio, messages.LocalAudio) and job.audio is not None
     return evolve(
         job,
         request=request,
@@ -127,7 +116,7 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     )
 
 
-def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | None = None) -> Job:
+def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.JobError | None = None) -> Job:
     """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
     attempt = job.attempt
     if attempt is None or attempt.ended_at is not None:
@@ -143,12 +132,12 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | 
     )
 
 
-def infrastructure_error(code: str, message: str) -> JobError:
+def infrastructure_error(code: str, message: str) -> messages.JobError:
     """Return an error that is the fault of the infrastructure."""
-    return JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE)
+    return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
-def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
+def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
@@ -225,7 +214,7 @@ def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
     if job.audio is not None:
         return job
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
+    if isinstance(request.audio, messages.RemoteAudio):
         request = request.model_copy(update={"audio": event.audio})
     return evolve(job, audio=event.audio, request=request)
 
@@ -251,7 +240,7 @@ def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
+def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
     """Record the run and its call. The newest run owns the attempt (rule J6)."""
     attempt = _current(job)
     if not attempt.called:  # cancelled before its intent: no such run exists
@@ -269,7 +258,7 @@ def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def progress(job: Job, event: Progressed, now: datetime) -> Job:
+def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
     """Record how far the run is. Reports that are late or bring nothing new change nothing."""
     attempt = _current(job)
     forward = _ORDER.index(event.stage) - _ORDER.index(job.stage)
@@ -284,14 +273,14 @@ def progress(job: Job, event: Progressed, now: datetime) -> Job:
     return _enter(job, event.stage, now, fraction=event.fraction, **changes)
 
 
-def complete(job: Job, event: Completed | events.ResultFound, now: datetime) -> Job:
+def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
     """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
     job = _enter(job, Stage.FINALIZING, now, holder=None, lease_until=None)
     artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
-def run_failed(job: Job, event: Failed, now: datetime) -> Job:
+def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
     """End the attempt with the error of its run."""
     if event.error.code == RenderStopped.code and event.run_id not in _current(job).runs:
         return job  # a run of another call, which was told to stop at its check-in
@@ -360,14 +349,14 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
             return _cancelled(job, now, stopped=not running)
         total = job.request.limits.total_timeout
         message = f"not finished within {total} of being submitted (stage {job.stage})"
-        error = JobError(code="deadline.total", message=message, fault=FaultDomain.DEADLINE)
+        error = messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE)
         return _fail(job, error, now, stopped=not running)
     if not running or job.stage is Stage.CANCELLING:
         return job
     assert attempt is not None and attempt.start_by is not None
     if not attempt.runs and now > attempt.start_by + CLOCK_SLACK:
         message = f"attempt {attempt.number} gave no sign of life within {job.request.limits.start_timeout}"
-        error = JobError(code="deadline.start", message=message, fault=FaultDomain.START_TIMEOUT)
+        error = messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
         return _fail(job, error, now, stopped=False)
     return job
 

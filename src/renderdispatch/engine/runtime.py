@@ -28,11 +28,6 @@ class Engine:
         self._worker = PerProcess(self._new_worker)
         self._receiver = PerProcess(self._new_receiver)
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._open
-
     def worker(self) -> Worker:
         """Return this process's worker; after a fork the child gets its own.
 
@@ -52,7 +47,7 @@ class Engine:
 
     def check_open(self) -> None:
         """Raise `ConfigurationError` once the service is closed."""
-        if self.closed:
+        if not self._open:
             raise ConfigurationError("the service is closed")
 
     def start(self) -> None:
@@ -79,7 +74,7 @@ class Engine:
     def reconciled(self, job: Job) -> Job:
         """Return the job as it is now; one that is due is reconciled first, unless a worker of this process does it."""
         worker = self._worker.peek()
-        if self.closed or (worker is not None and worker.running):
+        if not self._open or (worker is not None and worker.running):
             return job
         return self.worker().reconciler.reconcile_if_due(job)
 
