@@ -572,6 +572,8 @@ def test_a_table_of_another_version(file: Path, url: str) -> None:
     store.create(make_job())
     store.close()
     _write(file, "ALTER TABLE renderdispatch_jobs DROP COLUMN protocol")
-    with pytest.raises(ConfigurationError, match=r"renderdispatch_jobs: it has no column protocol\. Use another database"):
+    with pytest.raises(
+        ConfigurationError, match=r"renderdispatch_jobs: it has no column protocol\. Use another database"
+    ):
         store.get("x")
     store.close()

@@ -1,7 +1,7 @@
 """How does each event change a job?
 
-One rule for each row of the table in `renderdispatch.engine.transitions`. A rule gets the job, the event and the
-store's time. It returns the new job, or the very same one where nothing changes. Rules are pure.
+By the rule that the table in `renderdispatch.engine.transitions` names. A rule takes the job, the event and the store's
+time. It returns the new job, or the same object if nothing changes. Rules are pure.
 """
 
 from __future__ import annotations
@@ -12,25 +12,7 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from renderdispatch.engine.events import (
-    AttemptFailed,
-    AudioDropped,
-    AudioStored,
-    CallMissing,
-    CancelConfirmed,
-    CancelRequested,
-    Claimed,
-    CleanedUp,
-    ClockAdvanced,
-    Dispatched,
-    DispatchIntended,
-    LeaseLapsed,
-    LeaseRenewed,
-    ResultFound,
-    StageEntered,
-    VideoMissing,
-    VideoSeen,
-)
+from renderdispatch.engine import events
 from renderdispatch.errors import RenderStopped
 from renderdispatch.jobs import Attempt, CleanUp, Job
 from renderdispatch.messages import (
@@ -48,17 +30,16 @@ from renderdispatch.messages import (
 )
 
 CLOCK_SLACK: Final = timedelta(seconds=60)
-"""What deadlines allow for clocks that differ between machines (rule J13)."""
+"""Added to deadlines, because the clocks of two machines differ (rule J13)."""
 
 VIDEO_GRACE: Final = timedelta(minutes=2)
-"""How long a reported video may be invisible in storage before that is a failure (rule J7)."""
+"""How long a reported video may be missing from storage before the attempt fails (rule J7)."""
 
 MAX_RUNS: Final = 8
-"""A container that crashes is started again without end; this many starts of one attempt are enough."""
+"""How often one attempt may start. A platform restarts a container that crashes without end."""
 
 HANDED_BACK: Final = "worker.closed"
-"""The code of an attempt that a closing worker gave back: a deploy costs a job none of its attempts."""
-
+"""The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 PREPARING: Final = frozenset({Stage.RESOLVING_AUDIO, Stage.UPLOADING_AUDIO, Stage.GENERATING_URL})
@@ -84,7 +65,7 @@ STAGE_PROGRESS: Final[Mapping[Stage, tuple[float, float]]] = {
     Stage.UPLOADING_VIDEO: (95, 99),
     Stage.FINALIZING: (99, 99),
 }
-"""Where each stage begins and ends, in percent."""
+"""The percentages at which each stage begins and ends."""
 
 _ORDER: Final = list(STAGE_PROGRESS)
 
@@ -98,8 +79,8 @@ def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
 def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
     """Return how long to wait before the next attempt.
 
-    A lost worker and a preemption say nothing about the render: go on at once. Everything else backs
-    off, 2 s, 8 s, 32 s, at most 5 min.
+    A lost worker or a preemption says nothing about the render: the next attempt follows at once. After other errors
+    the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
     if error.fault is FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
         return timedelta(0)
@@ -109,15 +90,19 @@ def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
 # --- the rules ------------------------------------------------------------------------------------
 
 
-def _with_attempt(job: Job, **changes: Any) -> Job:
+def _current(job: Job) -> Attempt:
+    """Return the current attempt. The table applies most rules only in stages that have one."""
     assert job.attempt is not None
-    return evolve(job, attempts=(*job.attempts[:-1], evolve(job.attempt, **changes)))
+    return job.attempt
+
+
+def _with_attempt(job: Job, **changes: Any) -> Job:
+    return evolve(job, attempts=(*job.attempts[:-1], evolve(_current(job), **changes)))
 
 
 def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **changes: Any) -> Job:
-    """Move on to ``stage``, never back, with these changes of the attempt; progress never falls."""
-    attempt = job.attempt
-    assert attempt is not None
+    """Enter ``stage``, or stay in a later one; change the attempt. Progress never falls."""
+    attempt = _current(job)
     if _ORDER.index(stage) < _ORDER.index(job.stage):
         stage = job.stage
         fraction = 0.0
@@ -129,6 +114,7 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
 
 
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
+    """End the job. Forget a submitted URL; the stored copy of a local file is no longer needed."""
     request = job.request
     if isinstance(request.audio, RemoteAudio):
         request = request.model_copy(update={"audio": StoredAudio(key="", size=0)})
@@ -144,9 +130,7 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
 
 
 def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | None = None) -> Job:
-    """End the attempt without a delivery; once called, its call and objects are to be cleaned up."""
-    attempt = job.attempt
-    assert attempt is not None
+    """End the attempt without a delivery. If its backend may have been called, its clean-up is owed."""
     return _with_attempt(
         job,
         holder=None,
@@ -154,7 +138,7 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | 
         ended_at=now,
         error=error,
         stopped=stopped,
-        clean_up=CleanUp.OWED if attempt.called else CleanUp.NONE,
+        clean_up=CleanUp.OWED if _current(job).called else CleanUp.NONE,
     )
 
 
@@ -163,7 +147,7 @@ def _infrastructure(code: str, message: str) -> JobError:
 
 
 def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
-    """End the attempt; wait for another one where that makes sense, else the job failed."""
+    """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
     if job.attempt is not None and job.attempt.ended_at is None:
         job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
@@ -190,20 +174,24 @@ def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
 
 
-def request_cancel(job: Job, event: CancelRequested, now: datetime) -> Job:
-    job = evolve(job, cancel_requested_at=now)
-    if job.stage in WAITING:
-        return _cancelled(job, now, stopped=True)
-    return evolve(job, stage=Stage.CANCELLING)
+def cancel_waiting(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Cancel a job that no attempt renders."""
+    return evolve(_cancelled(job, now, stopped=True), cancel_requested_at=now)
 
 
-def note_cancel(job: Job, event: CancelRequested, now: datetime) -> Job:
-    """Let the completion win; but where its video never shows, nothing is rendered again."""
+def request_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Record the intent; the backend is told next (rule J8)."""
+    return evolve(job, cancel_requested_at=now, stage=Stage.CANCELLING)
+
+
+def note_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Let the completion win. If its video never appears, the cancel keeps the job from being rendered again."""
     return job if job.cancel_requested_at is not None else evolve(job, cancel_requested_at=now)
 
 
-def claim(job: Job, event: Claimed, now: datetime) -> Job:
-    if any(a.token == event.token for a in job.attempts):  # a replay: the token would fence nothing
+def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
+    """Begin an attempt."""
+    if any(a.token == event.token for a in job.attempts):  # a replay: a used token would fence nothing
         return job
     attempt = Attempt(
         number=len(job.attempts) + 1,
@@ -218,20 +206,22 @@ def claim(job: Job, event: Claimed, now: datetime) -> Job:
     return _enter(job, Stage.RESOLVING_AUDIO, now)
 
 
-def renew(job: Job, event: LeaseRenewed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
+def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
+    """Extend the lease of its holder; never shorten it."""
+    attempt = _current(job)
     if attempt.holder != event.holder or attempt.lease_until is None or event.lease_until <= attempt.lease_until:
         return job
     return _with_attempt(job, lease_until=event.lease_until)
 
 
-def advance(job: Job, event: StageEntered, now: datetime) -> Job:
+def advance(job: Job, event: events.StageEntered, now: datetime) -> Job:
+    """Enter a later stage of the preparation."""
     forward = event.stage in PREPARING and _ORDER.index(event.stage) > _ORDER.index(job.stage)
     return _enter(job, event.stage, now) if forward else job
 
 
-def store_audio(job: Job, event: AudioStored, now: datetime) -> Job:
+def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
+    """Record where the audio is stored, once. The URL that it came from is forgotten (rule J10)."""
     if job.audio is not None:
         return job
     request = job.request
@@ -240,21 +230,15 @@ def store_audio(job: Job, event: AudioStored, now: datetime) -> Job:
     return evolve(job, audio=event.audio, request=request)
 
 
-def intend(job: Job, event: DispatchIntended, now: datetime) -> Job:
-    job = _with_attempt(
-        job,
-        called=True,
-        video_key=event.video_key,
-        result_key=event.result_key,
-        start_by=event.start_by,
-    )
-    return _enter(job, Stage.DISPATCHING, now)
+def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:
+    """Record that the backend is about to be called (rule J2)."""
+    keys: dict[str, Any] = {"video_key": event.video_key, "result_key": event.result_key}
+    return _enter(job, Stage.DISPATCHING, now, called=True, start_by=event.start_by, **keys)
 
 
-def dispatched(job: Job, event: Dispatched, now: datetime) -> Job:
-    """Note the call; a check-in may have been faster, then only what it could not know is noted."""
-    attempt = job.attempt
-    assert attempt is not None
+def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
+    """Record the call. A check-in may have come first (rule J3): then record only what it did not bring."""
+    attempt = _current(job)
     if not attempt.called:
         return job
     call_id = attempt.call_id or event.call_id
@@ -268,13 +252,16 @@ def dispatched(job: Job, event: Dispatched, now: datetime) -> Job:
 
 
 def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
-    if not attempt.called:  # cancelled before its intent: there is no such run
+    """Record the run and its call. The newest run owns the attempt (rule J6)."""
+    attempt = _current(job)
+    if not attempt.called:  # cancelled before its intent: no such run exists
         return job
     runs = attempt.runs if event.run_id in attempt.runs else (*attempt.runs, event.run_id)
     if len(runs) > MAX_RUNS:
-        return _crash_loop(job, now)
+        if job.stage is Stage.CANCELLING:
+            return job
+        message = f"the render was started {MAX_RUNS} times and never came to an end"
+        return _fail(job, _infrastructure("runner.crash-loop", message), now, stopped=False)
     call_id = attempt.call_id or event.call_id
     if runs == attempt.runs and call_id == attempt.call_id:
         return job
@@ -282,16 +269,9 @@ def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def _crash_loop(job: Job, now: datetime) -> Job:
-    if job.stage is Stage.CANCELLING:
-        return job
-    message = f"the render was started {MAX_RUNS} times and never came to an end"
-    return _fail(job, _infrastructure("runner.crash-loop", message), now, stopped=False)
-
-
 def progress(job: Job, event: Progressed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
+    """Record how far the run is. Reports that are late or bring nothing new change nothing."""
+    attempt = _current(job)
     forward = _ORDER.index(event.stage) - _ORDER.index(job.stage)
     percent = stage_progress(event.stage, event.fraction)
     if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
@@ -304,44 +284,41 @@ def progress(job: Job, event: Progressed, now: datetime) -> Job:
     return _enter(job, event.stage, now, fraction=event.fraction, **changes)
 
 
-def complete(job: Job, event: Completed | ResultFound, now: datetime) -> Job:
-    """Believe what a run says of its video, but not where it stands: a URL is signed for that key alone."""
-    job = _with_attempt(_enter(job, Stage.FINALIZING, now), holder=None, lease_until=None)
-    assert job.attempt is not None
-    artifact = event.artifact.model_copy(update={"key": job.attempt.video_key})
+def complete(job: Job, event: Completed | events.ResultFound, now: datetime) -> Job:
+    """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
+    job = _enter(job, Stage.FINALIZING, now, holder=None, lease_until=None)
+    artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
 def run_failed(job: Job, event: Failed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
-    if event.error.code == RenderStopped.code and event.run_id not in attempt.runs:
-        return job  # of another call, and so it was told to stop before it was one of the attempt's runs
+    """End the attempt with the error of its run."""
+    if event.error.code == RenderStopped.code and event.run_id not in _current(job).runs:
+        return job  # a run of another call, which was told to stop at its check-in
     return _fail(job, event.error, now, stopped=True)
 
 
-def attempt_failed(job: Job, event: AttemptFailed, now: datetime) -> Job:
+def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
+    """End the attempt with an error that its run did not report."""
     return _fail(job, event.error, now, stopped=event.stopped)
 
 
-def run_ended_in_cancel(job: Job, event: Completed | Failed | ResultFound, now: datetime) -> Job:
+def confirm_cancel_by_run(job: Job, event: Completed | Failed | events.ResultFound, now: datetime) -> Job:
+    """Cancel the job: its run has ended (rule J5: cancel wins over a late completion)."""
     return _cancelled(job, now, stopped=True)
 
 
-def attempt_ended_in_cancel(job: Job, event: AttemptFailed, now: datetime) -> Job:
+def confirm_cancel(job: Job, event: events.AttemptFailed | events.CancelConfirmed, now: datetime) -> Job:
+    """Cancel the job."""
     return _cancelled(job, now, stopped=event.stopped)
 
 
-def confirm_cancel(job: Job, event: CancelConfirmed, now: datetime) -> Job:
-    return _cancelled(job, now, stopped=event.stopped)
-
-
-def lapse(job: Job, event: LeaseLapsed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
+def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
+    """End an attempt whose holder is gone, unless it renders elsewhere: then it goes on without a holder."""
+    attempt = _current(job)
     if attempt.lease_until != event.lease_until:
         return job
-    if attempt.called and not attempt.local:  # it may run on: remote attempts need no holder
+    if attempt.called and not attempt.local:
         return _with_attempt(job, holder=None, lease_until=None)
     if job.stage is Stage.CANCELLING:
         return _cancelled(job, now, stopped=True)
@@ -349,13 +326,15 @@ def lapse(job: Job, event: LeaseLapsed, now: datetime) -> Job:
     return _fail(job, _infrastructure("worker.lost", message), now, stopped=True)
 
 
-def call_missing(job: Job, event: CallMissing, now: datetime) -> Job:
+def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
+    """End an attempt that nothing computes."""
     if job.stage is Stage.CANCELLING:
         return _cancelled(job, now, stopped=True)
     return _fail(job, _infrastructure("backend.call-missing", "the backend has no such call"), now, stopped=True)
 
 
-def video_seen(job: Job, event: VideoSeen, now: datetime) -> Job:
+def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
+    """Complete the job if the stored video is the reported one."""
     artifact = job.artifact
     assert artifact is not None
     same_etag = artifact.etag is None or event.etag is None or artifact.etag == event.etag
@@ -365,7 +344,8 @@ def video_seen(job: Job, event: VideoSeen, now: datetime) -> Job:
     return evolve(_end(_with_attempt(job, ended_at=now), JobStatus.COMPLETE, now), progress=100.0)
 
 
-def video_missing(job: Job, event: VideoMissing, now: datetime) -> Job:
+def video_missing(job: Job, event: events.VideoMissing, now: datetime) -> Job:
+    """Fail the attempt if its video is still missing after the grace time (rule J7)."""
     assert job.finalizing_at is not None
     if now < job.finalizing_at + VIDEO_GRACE:
         return job
@@ -373,7 +353,8 @@ def video_missing(job: Job, event: VideoMissing, now: datetime) -> Job:
     return _fail(job, _infrastructure("artifact.missing", message), now, stopped=True)
 
 
-def check_deadlines(job: Job, event: ClockAdvanced, now: datetime) -> Job:
+def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job:
+    """End what is past its deadline."""
     attempt = job.attempt
     running = attempt is not None and attempt.called and attempt.ended_at is None
     if now > job.finish_by + (CLOCK_SLACK if running else timedelta(0)):
@@ -393,7 +374,9 @@ def check_deadlines(job: Job, event: ClockAdvanced, now: datetime) -> Job:
     return job
 
 
-def cleaned_up(job: Job, event: CleanedUp, now: datetime) -> Job:
+def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
+    """Record that an attempt is cleaned up."""
+
     def tick_off(attempt: Attempt) -> Attempt:
         owed = attempt.token == event.token and attempt.clean_up is CleanUp.OWED
         return evolve(attempt, clean_up=CleanUp.DONE) if owed else attempt
@@ -402,7 +385,8 @@ def cleaned_up(job: Job, event: CleanedUp, now: datetime) -> Job:
     return job if attempts == job.attempts else evolve(job, attempts=attempts)
 
 
-def audio_dropped(job: Job, event: AudioDropped, now: datetime) -> Job:
+def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
+    """Record that the stored copy of a local file is deleted."""
     if job.audio_clean_up is not CleanUp.OWED:
         return job
     return evolve(job, audio=None, audio_clean_up=CleanUp.DONE)

@@ -35,7 +35,7 @@ from renderdispatch.engine.events import (
     VideoMissing,
     VideoSeen,
 )
-from renderdispatch.engine.transitions import transition
+from renderdispatch.engine.transitions import decide
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     Artifact,
@@ -60,6 +60,7 @@ _LEASE: Final = timedelta(seconds=30)
 
 TOKENS: Final = ("token-1", "token-2", "token-3", "token-4")
 RUNS: Final = ("run-1", "run-2", "run-3")
+RUN_STAGES: Final = (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)
 
 
 def new_job() -> Job:
@@ -115,7 +116,7 @@ def video_seen(token: str = "token-1") -> VideoSeen:
 def after(job: Job, events: Iterable[JobEvent], *, start: datetime = START) -> Job:
     """Return ``job`` after ``events``, a second apart."""
     for number, event in enumerate(events, start=1):
-        job = transition(job, event, start + number * _SECOND)
+        job = decide(job, event, start + number * _SECOND).job
     return job
 
 
@@ -160,7 +161,6 @@ _ERRORS: Final = [JobError(code=code, message="it broke", fault=fault) for code 
 _ARTIFACTS: Final = [make_artifact(bytes=size, etag=etag) for size in (5, 6) for etag in (None, "x")]
 _CALL_IDS: Final = (None, "call", "other-call")
 _BOOLEANS: Final = (False, True)
-_RUN_STAGES: Final = (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)
 _COPY: Final = StoredAudio(key="audio/copy", size=44)
 
 _Pick = Callable[[Sequence[Any]], Any]
@@ -182,7 +182,7 @@ def run_events(draw: st.DrawFn, tokens: Sequence[str] = TOKENS, runs: Sequence[s
     if event is CheckedIn:
         more = {"call_id": pick(_CALL_IDS)}
     elif event is Progressed:
-        more = {"stage": pick(_RUN_STAGES), "fraction": pick((0.0, 0.3, 0.7, 1.0))}
+        more = {"stage": pick(RUN_STAGES), "fraction": pick((0.0, 0.3, 0.7, 1.0))}
     elif event is Completed:
         more = {"artifact": pick(_ARTIFACTS)}
     else:
@@ -261,7 +261,7 @@ def jobs(draw: st.DrawFn) -> Job:
     for number, event in enumerate(draw(st.sampled_from(list(HISTORIES.values()))), start=1):
         if isinstance(event, Claimed):
             event = evolve(event, local=local)  # noqa: PLW2901
-        job = transition(job, event, START + number * _SECOND)
+        job = decide(job, event, START + number * _SECOND).job
     return job
 
 
@@ -273,6 +273,6 @@ def lives(draw: st.DrawFn, *, max_steps: int = 12) -> list[Step]:
     for _ in range(draw(st.integers(1, max_steps))):
         now += _picker(draw)(_DELAYS[:4] * 3 + _DELAYS[4:])
         event = draw(events(now, of=job))
-        steps.append(Step(job, event, now, transition(job, event, now)))
+        steps.append(Step(job, event, now, decide(job, event, now).job))
         job = steps[-1].after
     return steps
