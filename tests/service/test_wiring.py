@@ -223,7 +223,7 @@ from renderdispatch import local
 names = ("s3fs", "botocore", "modal", "sqlalchemy", "fsspec", "httpx", "numpy", "av")
 print([name for name in names if name in sys.modules])
 local(sys.argv[1], worker=False).close()
-print([name for name in ("s3fs", "botocore", "modal", "numpy", "av") if name in sys.modules])
+print([name for name in ("s3fs", "botocore", "modal", "httpx", "numpy", "av") if name in sys.modules])
 """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -112,8 +113,7 @@ class _Entry:
     task: Task
     call: BackendCall | None = None
     begun: bool = False
-    unwanted: bool = False
-    ended: CallState | None = None
+    given_up: CallState | None = None
     """How it ended, for a task that never began."""
 
 
@@ -126,7 +126,6 @@ class _State:
     running: list[_Entry] = field(factory=list)
     queue: deque[_Entry] = field(factory=deque)
     feeder: threading.Thread | None = None
-    wake: threading.Event = field(factory=threading.Event)
 
 
 class Executor:
@@ -165,46 +164,37 @@ class Executor:
             return self._remember(here, entry)
 
     def poll(self, call: BackendCall) -> CallState | None:
-        """Return how the call stands; None where it is not known here, or no longer."""
+        """Return the state of the call; None if it is not known here, or no longer."""
         entry = self._here.get().entries.get(call.id)
         if entry is None:
             return None
-        if entry.ended is not None:
-            return entry.ended
-        return entry.task.poll() if entry.begun else CallState(status=CallStatus.RUNNING)
+        waiting = CallState(status=CallStatus.RUNNING)
+        return entry.task.poll() if entry.begun else entry.given_up or waiting
 
     def cancel(self, call: BackendCall) -> bool:
         """Have the call end soon; return whether it is known here. A second call does no harm."""
         here = self._here.get()
         with here.lock:
             entry = here.entries.get(call.id)
-            if entry is None:
-                return False
-            if not entry.begun:
-                entry.unwanted = True
-                here.wake.set()
-                return True
-        entry.task.stop()
-        return True
+            if entry is not None and entry in here.queue:
+                here.queue.remove(entry)
+                self._give_up(entry, "render.stopped", "cancelled")
+        if entry is not None and entry.begun:
+            entry.task.stop()
+        return entry is not None
 
     def close(self) -> None:
         """Refuse new tasks and end those that wait. A second call does nothing."""
         here = self._here.get()
         with here.lock:
             self._closed = True
-            for entry in here.queue:
-                entry.unwanted = True
-            feeder = here.feeder
-            here.wake.set()
-        if feeder is not None and feeder is not threading.current_thread():
-            feeder.join(_CLOSE_S)
+            while here.queue:
+                self._give_up(here.queue.popleft(), "render.stopped", "cancelled")
 
     def stop(self) -> None:
         """Close, stop every task that runs, and wait for their ends."""
         self.close()
-        here = self._here.get()
-        with here.lock:
-            running = [entry.task for entry in here.running if self._runs(entry)]
+        running = [entry.task for entry in self._here.get().running]
         for task in running:
             task.stop()
         for task in running:
@@ -237,7 +227,7 @@ class Executor:
             here.feeder = feeder
 
     def _has_ended(self, here: _State, entry: _Entry) -> bool:
-        return entry.ended is not None or (entry.begun and entry not in here.running)
+        return entry.given_up is not None or (entry.begun and entry not in here.running)
 
     def _has_slot(self, here: _State) -> bool:
         slots = self._slots()
@@ -254,10 +244,7 @@ class Executor:
             return True
 
     def _advance(self, here: _State) -> None:
-        """Start queued tasks while slots are free; drop cancelled ones."""
-        for entry in [entry for entry in here.queue if entry.unwanted]:
-            here.queue.remove(entry)
-            self._give_up(entry, "render.stopped", "cancelled")
+        """Start queued tasks while slots are free."""
         while here.queue and self._has_slot(here):
             entry = here.queue[0]
             try:
@@ -272,17 +259,16 @@ class Executor:
             here.queue.popleft()
 
     def _give_up(self, entry: _Entry, code: str, message: str) -> None:
-        entry.ended = entry.task.give_up(JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE))
+        entry.given_up = entry.task.give_up(JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE))
 
     def _feed(self, here: _State) -> None:
         while True:
-            here.wake.clear()
             with here.lock:
                 self._advance(here)
                 if not here.queue:
                     here.feeder = None
                     return
-            here.wake.wait(_CHECK_S)
+            time.sleep(_CHECK_S)
 
 
 class ThreadBackend:

@@ -5,25 +5,25 @@ By anything that answers three requests: a web function on Modal, a GPU machine 
 camelCase::
 
     POST   {url}             start    the order (`messages.RenderOrder`, about 8 KiB), with "Idempotency-Key: <token>"
-        200 | 201 | 202      {"callId": "<id>"}    it runs, or will: the answer does not wait for the render
+        200 | 201 | 202      {"callId": "<id>"}    it runs, or will: the response does not wait for the render
     GET    {url}/{callId}    status
         200                  {"status": "running" | "ended" | "missing", "outcome": {...}, "error": {...}}
         200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallAnswer`): it has ended
-        202                  it runs; the body is not looked at
+        202                  it runs; the body is not read
         404 | 410            no such call, or its result is no longer kept
     DELETE {url}/{callId}    cancel
-        200 | 202 | 204      it stops computing soon; also where it had ended
-        404 | 410            no such call: no error
+        200 | 202 | 204      it stops computing soon; also if it had ended
+        404 | 410            no such call: not an error
 
-``outcome`` is what the run answered (`messages.Completed` or `messages.Failed`), ``error`` (`messages.JobError`) why
-there is no outcome, where that is known. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and begins with a letter or
-a digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an id. Every request carries
+``outcome`` is the outcome of the run (`messages.Completed` or `messages.Failed`), ``error`` (`messages.JobError`) why
+there is no outcome, if that is known. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and begins with a letter or a
+digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an id. Every request carries
 ``Authorization: Bearer <token>``, ``Modal-Key`` and ``Modal-Secret``, as far as they are given. The run itself reports
 to the order's callback, as every remote run does; its check-in may bring the call id.
 
-**What other answers mean**, first of all whether the render may have been started (rule J2: unknown is not failed):
+**What other responses mean**, first of all whether the render may have been started (rule J2: unknown is not failed):
 
-| answer to a start | outcome known | retryable | code |
+| response to a start | outcome known | retryable | code |
 |---|---|---|---|
 | none, and not a byte was sent: no connection, or no certificate | yes | yes | `backend.unreachable` |
 | none, or no whole one, after something was sent | no | yes | `backend.no-answer` |
@@ -36,32 +36,32 @@ to the order's callback, as every remote run does; its check-in may bring the ca
 | any other redirect | yes | no | `backend.redirect` |
 | anything else, such as a 200 without a call id | no | no | `backend.bad-answer` |
 
-A bare 5xx says nothing: a gateway writes it after the service behind it has started the render as well as before. A
-service that means "not now" says 503 with ``Retry-After``. Redirects are never followed, for credentials would go
-along: 303 is what Modal's web functions answer after 150 s, so the function renders where it should `spawn` and return
-the id. A status or a cancel fails in the same words; the next look asks again.
+A bare 5xx says nothing: a gateway may send it before or after the service behind it started the render. A service that
+means "not now" sends 503 with ``Retry-After``. Redirects are never followed, because credentials would go along.
+Modal's web functions answer 303 after 150 s, so the function should `spawn` the render and return the id. A status or a
+cancel fails in the same words; the next check of the job asks again.
 
-404 is believed: let no proxy say it in the place of a service that is away.
+404 is believed: no proxy may send it in the place of a service that is away.
 
-**Keyed services** keep starts by their key, and `KeyedHttpBackend` may ask them two things more. A start with a key
-that was seen answers with the same call. And::
+**Keyed services** remember starts by their key, and `KeyedHttpBackend` may ask them two things more. A start with a key
+that was seen is answered with the same call. And::
 
     POST   {url}/find        "Idempotency-Key: <token>", {"jobId": "<id>"}
         200                  {"callId": "<id>"}
         200                  {"callId": null}    none was started, **and none will be**: a start with this key that
                                                  arrives later is refused (409)
 
-Nothing but that ``null`` counts as "surely none", so that a wrong route or another version never does.
+Only that ``null`` means "surely none", so that a wrong route or another version never does.
 """
 
 from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -87,33 +87,35 @@ _GONE: Final = frozenset({404, 410})
 _DENIED: Final = frozenset({401, 403, 407})
 _NOT_NOW: Final = frozenset({408, 425})
 
+_M = TypeVar("_M", bound=Message)
+
 
 class StartAnswer(Message):
-    """What a start is answered with."""
+    """The response to a start."""
 
     call_id: str = Field(pattern=f"^{CALL_ID}$")
 
 
 class StatusAnswer(CallAnswer):
-    """What a status is answered with; without ``status``, a call that has ended."""
+    """The response to a status; without ``status``, of a call that has ended."""
 
     status: CallStatus | None = None
 
 
 class FindRequest(Message):
-    """What a find asks, beside its key."""
+    """The body of a find."""
 
     job_id: str
 
 
 class FindAnswer(Message):
-    """What a find is answered with; None is the promise that there is no such call, nor will be."""
+    """The response to a find; None promises that there is no such call, and that none will be."""
 
     call_id: str | None = Field(pattern=f"^{CALL_ID}$")
 
 
 class HttpBackend:
-    """Renders wherever a service behind an HTTP URL does; the module says what it must answer.
+    """Renders at a service behind an HTTP URL; the module says how that must respond.
 
     Nothing is sent before the first start. Safe to share between threads, and to take through a fork.
 
@@ -121,15 +123,15 @@ class HttpBackend:
         url: Of the service; https, unless the host is this machine.
         token: Sent as ``Authorization: Bearer``.
         modal_key: Sent as ``Modal-Key``: the token id of a Modal endpoint with ``requires_proxy_auth``.
-        modal_secret: Sent as ``Modal-Secret``; belongs to it.
-        timeout: For each request as a whole, from the look-up of the name to the last byte of the answer.
+        modal_secret: Sent as ``Modal-Secret``; belongs to ``modal_key``.
+        timeout: For each request as a whole, from name resolution to the last byte of the response.
         slots: Orders that are handed over at once; None is no limit. The service itself says how many it renders.
-        allow_http: Whether a plain http URL of another machine will do. Credentials and signed URLs then travel in the
-            clear: for a network that is encrypted underneath.
-        ssl_context: What judges certificates, for a service with an authority of one's own.
+        allow_http: Whether a plain http URL of another machine is accepted. Credentials and signed URLs then travel in
+            the clear: for a network that is encrypted underneath.
+        ssl_context: Judges certificates, for a service with its own authority.
 
     Raises:
-        ConfigurationError: The URL is none that may be used, or a secret could not be sent in a header.
+        ConfigurationError: The URL may not be used, or a secret cannot be sent in a header.
     """
 
     locality = Locality.WORLD
@@ -160,8 +162,8 @@ class HttpBackend:
         self._secrets = tuple(secrets.values())
         self._slots = slots
         self._closed = False
+        headers["Accept"] = "application/json"
         total_s = timeout.total_seconds()
-        headers |= {"Accept": "application/json", "Content-Type": "application/json"}
         self._client = Client(headers, total_s=total_s, connect_s=_CONNECT_S, stall_s=total_s, ssl_context=ssl_context)
 
     def __repr__(self) -> str:
@@ -169,53 +171,44 @@ class HttpBackend:
 
     @property
     def slots(self) -> int | None:
+        """How many orders are handed over at once."""
         return self._slots
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:  # noqa: ARG002 - the run reports by webhook
         """Hand the order over; its run reports to the order's callback."""
-        key = {"Idempotency-Key": order.token}
-        answer = self._ask("POST", self._url, headers=key, body=order.model_dump_json().encode(), what="start")
-        if answer.status not in _STARTED:
-            raise self._refusal("start", answer, secrets=_secrets_of(order))
-        try:
-            return BackendCall(StartAnswer.model_validate_json(answer.body).call_id)
-        except ValidationError:
-            raise self._unreadable("start", answer, "without a call id", outcome_known=False) from None
+        response = self._request("start", "POST", self._url, key=order.token, body=order)
+        if response.status not in _STARTED:
+            raise self._refusal("start", response, secrets=_secrets_of(order))
+        return BackendCall(self._parsed(StartAnswer, "start", response).call_id)
 
     def poll(self, call: BackendCall) -> CallState:
-        """Ask how the call stands."""
+        """Ask for the state of the call."""
         if _A_CALL_ID.fullmatch(call.id) is None:
             return CallState(status=CallStatus.MISSING)
-        answer = self._ask("GET", self._below(call.id), what="status")
-        if answer.status in _GONE:
+        response = self._request("status", "GET", self._below(call.id))
+        if response.status in _GONE:
             return CallState(status=CallStatus.MISSING)
-        if answer.status == 202:
+        if response.status == 202:
             return CallState(status=CallStatus.RUNNING)
-        if answer.status != 200:
-            raise self._refusal("status", answer)
-        try:
-            stands = StatusAnswer.model_validate_json(answer.body)
-        except ValidationError:
-            raise self._unreadable("status", answer, "that is no status") from None
-        status = stands.status
-        if status is None:  # a bare answer of the function; an empty object is nobody's
-            if stands.outcome is None and stands.error is None:
-                raise self._unreadable("status", answer, "that is no status")
-            status = CallStatus.ENDED
-        if status is not CallStatus.ENDED:
-            return CallState(status=status)
-        return CallState(status=status, outcome=stands.outcome, error=None if stands.outcome else stands.error)
+        if response.status != 200:
+            raise self._refusal("status", response)
+        found = self._parsed(StatusAnswer, "status", response)
+        if found.status is None and found.outcome is None and found.error is None:  # an empty object of another service
+            raise self._refusal("status", response)
+        if found.status not in {None, CallStatus.ENDED}:
+            return CallState(status=CallStatus(found.status))
+        return CallState(status=CallStatus.ENDED, outcome=found.outcome, error=None if found.outcome else found.error)
 
     def cancel(self, call: BackendCall) -> None:
         """Tell the service to stop the call."""
         if _A_CALL_ID.fullmatch(call.id) is None:
             return
-        answer = self._ask("DELETE", self._below(call.id), what="cancel")
-        if answer.status not in {200, 202, 204} | _GONE:
-            raise self._refusal("cancel", answer)
+        response = self._request("cancel", "DELETE", self._below(call.id))
+        if response.status not in {200, 202, 204} | _GONE:
+            raise self._refusal("cancel", response)
 
     def close(self) -> None:
-        """Close the connections; what renders goes on."""
+        """Cut off requests that are running and close the connections; renders go on."""
         self._closed = True
         self._client.close()
 
@@ -229,80 +222,59 @@ class HttpBackend:
         path = self._url.raw_path.decode("ascii").rstrip("/")
         return self._url.copy_with(raw_path=f"{path}/{quote(name, safe=':~')}".encode("ascii"))
 
-    def _ask(
-        self,
-        method: str,
-        url: httpx.URL,
-        *,
-        what: str,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+    def _request(
+        self, what: str, method: str, url: httpx.URL, *, key: str | None = None, body: Message | None = None
     ) -> Response:
         if self._closed:
             raise BackendError("the backend is closed", retryable=True, code="backend.closed")
-        starts = method == "POST"
-        message = f"the render service at {self._origin}"
+        headers = {} if key is None else {"Idempotency-Key": key, "Content-Type": "application/json"}
+        content = None if body is None else body.model_dump_json().encode()
+        sent = True
         try:
             response = self._client.request(
-                method, url, headers=headers, body=body, fresh=starts, max_bytes=MAX_ANSWER_BYTES
+                method, url, headers=headers, body=content, fresh=method == "POST", max_bytes=MAX_ANSWER_BYTES
             )
-        except NotSentError as error:
-            message = f"{message} {error}: the request ({what}) was not sent"
-            raise BackendError(message, retryable=True, code="backend.unreachable") from None
+            if response.whole:
+                return response
+            why = f"answered more than {MAX_ANSWER_BYTES} bytes"
         except NetError as error:
-            message = f"{message} {error} ({what})"
-            raise BackendError(message, retryable=True, outcome_known=not starts, code="backend.no-answer") from None
-        if not response.whole:
-            message = f"{message} answered more than {MAX_ANSWER_BYTES} bytes ({what})"
-            raise BackendError(message, retryable=True, outcome_known=not starts, code="backend.no-answer")
-        return response
+            why, sent = str(error), not isinstance(error, NotSentError)
+        raise BackendError(
+            f"the render service at {self._origin} {why} ({what}{'' if sent else ', which was not sent'})",
+            retryable=True,
+            outcome_known=not sent or method != "POST",
+            code="backend.no-answer" if sent else "backend.unreachable",
+        )
 
-    # --- what an answer means
+    # --- what a response means
 
-    def _refusal(self, what: str, answer: Response, *, secrets: tuple[str, ...] = ()) -> BackendError:
-        """Return the error that an answer stands for, by the table of the module."""
-        status = answer.status
-        said = _say(answer, (*self._secrets, *secrets))
-        message = f"the render service at {self._origin} answered {status} ({what})"
-        unknown = what == "start"
-        wait = answer.headers.get("retry-after")
-        if status == 429 or (status == 503 and wait):
-            asked = f", for {wait} s" if wait and wait.isascii() and wait.isdecimal() and len(wait) < 7 else ""
-            return BackendError(f"{message}: not now{asked}{said}", retryable=True, code="backend.busy")
-        if status in _NOT_NOW:
-            return BackendError(message + said, retryable=True)
-        if status in _DENIED:
-            hint = "check the token, or Modal's key and secret, that this backend was given"
-            return BackendError(f"{message}: {hint}{said}", retryable=False, code="backend.denied")
-        if status == 501 or 400 <= status < 500:
-            hint = "; is its URL right?" if status in {404, 405} else ""
-            return BackendError(f"{message}{hint}{said}", retryable=False, code="backend.refused")
-        if status >= 500:
-            return BackendError(message + said, retryable=True, outcome_known=not unknown)
-        if status == 303:
-            hint = "it must answer at once, and not when the render ends"
-            return BackendError(
-                f"{message}: {hint}", retryable=True, outcome_known=not unknown, code="backend.redirect"
-            )
-        if 300 <= status < 400:
-            hint = "redirects are never followed, for credentials would go along; give the backend the final URL"
-            return BackendError(f"{message}: {hint}", retryable=False, code="backend.redirect")
-        return self._unreadable(what, answer, "that means nothing here", outcome_known=not unknown)
+    def _parsed(self, model: type[_M], what: str, response: Response) -> _M:
+        try:
+            return model.model_validate_json(response.body)
+        except ValidationError:
+            raise self._refusal(what, response) from None
 
-    def _unreadable(self, what: str, answer: Response, why: str, *, outcome_known: bool = True) -> BackendError:
-        message = f"the render service at {self._origin} answered {answer.status} ({what}) {why}"
-        return BackendError(message, retryable=False, outcome_known=outcome_known, code="backend.bad-answer")
+    def _refusal(self, what: str, response: Response, *, secrets: tuple[str, ...] = ()) -> BackendError:
+        """Return the error that a response stands for, by the table of the module."""
+        code, retryable, known, hint = _meaning(response.status, response.headers.get("retry-after", ""))
+        quoted = _quote(response, (*self._secrets, *secrets)) if response.status >= 400 else ""
+        return BackendError(
+            f"the render service at {self._origin} answered {response.status} ({what}){hint}{quoted}",
+            retryable=retryable,
+            outcome_known=known or what != "start",
+            code=code,
+        )
 
 
 class KeyedHttpBackend(HttpBackend):
-    """Renders at a service that keeps starts by their key, as `renderdispatch.web.renders` does.
+    """Renders at a service that remembers starts by their key, as `renderdispatch.web.renders` does.
 
-    A start whose answer was lost is repeated once, and `find` tells what became of it: an attempt never waits for its
-    start deadline just because an answer was lost.
+    A start whose response was lost is repeated once, and `find` tells what became of it: an attempt never waits for its
+    start deadline just because a response was lost.
     """
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
-        """Hand the order over; a second time where it is not known what became of the first."""
+        """Hand the order over, a second time if it is not known what became of the first."""
         try:
             return super().start(order, on_event=on_event)
         except BackendError as lost:
@@ -314,25 +286,46 @@ class KeyedHttpBackend(HttpBackend):
                 raise lost from None
 
     def find(self, *, job_id: str, token: str) -> BackendCall | None:
-        """Return the call that was started for this attempt; None when the service says that none was, nor will be."""
-        body = FindRequest(job_id=job_id).model_dump_json().encode()
-        answer = self._ask("POST", self._below("find"), headers={"Idempotency-Key": token}, body=body, what="find")
-        if answer.status != 200:
-            raise self._refusal("find", answer, secrets=(token,))
-        try:
-            call_id = FindAnswer.model_validate_json(answer.body).call_id
-        except ValidationError:
-            raise self._unreadable("find", answer, "without a call id") from None
+        """Return the call that was started for this attempt; None if the service says that none was, nor will be."""
+        response = self._request("find", "POST", self._below("find"), key=token, body=FindRequest(job_id=job_id))
+        if response.status != 200:
+            raise self._refusal("find", response, secrets=(token,))
+        call_id = self._parsed(FindAnswer, "find", response).call_id
         return None if call_id is None else BackendCall(call_id)
 
 
+def _meaning(status: int, wait: str) -> tuple[str, bool, bool, str]:
+    """Return what a response that is not a success means, by the table of the module.
+
+    Returns:
+        The error's code, whether to retry, whether the outcome of a start is known, and a hint for the message.
+    """
+    if status == 429 or (status == 503 and wait):
+        seconds = f", for {wait} s" if wait.isascii() and wait.isdecimal() and len(wait) < 7 else ""
+        return "backend.busy", True, True, f": not now{seconds}"
+    if status in _NOT_NOW:
+        return "backend.error", True, True, ""
+    if status in _DENIED:
+        return "backend.denied", False, True, ": check the token, or Modal's key and secret, of this backend"
+    if status == 501 or 400 <= status < 500:
+        return "backend.refused", False, True, "; is its URL right?" if status in {404, 405} else ""
+    if status >= 500:
+        return "backend.error", True, False, ""
+    if status == 303:
+        return "backend.redirect", True, False, ": it must respond at once, not when the render ends"
+    if 300 <= status < 400:
+        hint = ": redirects are never followed, because credentials would go along; give the backend the final URL"
+        return "backend.redirect", False, True, hint
+    return "backend.bad-answer", False, False, ", not in the form that this backend reads"
+
+
 def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
-    """Return the URL, once it may be used; what is refused is never quoted, for it may hold a secret."""
+    """Return the URL if it may be used; a refused one is never quoted, because it may hold a secret."""
     try:
         read = httpx.URL(url.strip())
         host = read.host
     except (httpx.InvalidURL, UnicodeError):
-        raise ConfigurationError("the URL of a render service is none") from None
+        raise ConfigurationError("the URL of a render service is not valid") from None
     if read.scheme not in {"https", "http"} or not host or not (read.port is None or 0 < read.port < 65536):
         raise ConfigurationError("the URL of a render service is one such as https://gpu.example.com/renders")
     if read.userinfo or read.query or read.fragment or "?" in url or "#" in url:
@@ -340,8 +333,8 @@ def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
         raise ConfigurationError(message)
     if read.scheme == "http" and not allow_http and not _is_here(host):
         message = (
-            "the URL of a render service is https, for its credentials and signed URLs are secret; "
-            "allow_http=True takes http, for a network that is encrypted underneath"
+            "the URL of a render service is https, because credentials and signed URLs are secret; "
+            "allow_http=True accepts http, for a network that is encrypted underneath"
         )
         raise ConfigurationError(message)
     return read
@@ -361,7 +354,7 @@ def _read_secret(name: str, value: str) -> str:
 
 
 def _secrets_of(order: RenderOrder) -> tuple[str, ...]:
-    """Return what of an order must not be quoted, beside its URLs."""
+    """Return what must not be quoted of an order, beside its URLs."""
     puts = (order.video.put, order.result.put)
     found = [order.token, *(value for put in puts for name, value in put.headers.items() if name.startswith("x-"))]
     if order.callback is not None:
@@ -369,16 +362,16 @@ def _secrets_of(order: RenderOrder) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _say(answer: Response, secrets: tuple[str, ...]) -> str:
-    """Return what a refusal says for itself: one short line, without URLs and without what we sent in secret."""
-    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _quote(response: Response, secrets: tuple[str, ...]) -> str:
+    """Return the message of a refusal: one short line, without URLs and without the secrets that we sent."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         try:
-            text = next(_messages(from_json(answer.body)), "")
+            text = next(_messages(from_json(response.body)), "")
         except ValueError:
             return ""
     elif kind == "text/plain":
-        text = answer.body[: 16 * _QUOTED_CHARS].decode(errors="replace")
+        text = response.body[: 16 * _QUOTED_CHARS].decode(errors="replace")
     else:
         return ""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
@@ -389,10 +382,10 @@ def _say(answer: Response, secrets: tuple[str, ...]) -> str:
     return f": {text}" if text else ""
 
 
-def _messages(said: JsonValue) -> Iterator[str]:
-    """Yield what reads as a message, where services and frameworks put it."""
-    match said:
+def _messages(body: JsonValue) -> Iterator[str]:
+    """Yield the message, if it is in one of the places where services and frameworks put it."""
+    match body:
         case {"error": {"message": str(text)}} | {"error": str(text)} | {"message": str(text)} | {"detail": str(text)}:
             yield text
-        case {"detail": [{"msg": str(text)}, *_]}:  # FastAPI's; what else it says there quotes the order
+        case {"detail": [{"msg": str(text)}, *_]}:  # FastAPI's; the rest of it quotes the order
             yield text

@@ -52,7 +52,7 @@ class WaitingLine:
         return self._executor.start(_Order(self._backend, order, on_event))
 
     def poll(self, call: BackendCall) -> CallState:
-        """Return how the call stands."""
+        """Return the state of the call, wherever it is."""
         return self._executor.poll(call) or self._backend.poll(call)
 
     def cancel(self, call: BackendCall) -> None:

@@ -337,7 +337,7 @@ def refusal(
     if status in _UNAVAILABLE or code in _AGAIN:
         return StorageUnavailableError(f"storage could not serve {what} ({status} {code})")
     if status == 412 or code == "PreconditionFailed":
-        return ObjectExistsError(f"{what} is write-once, and the object exists already")
+        return ObjectExistsError(f"{what} is write-once, and an object exists there")
     if code in {"NoSuchKey", "NoSuchUpload"}:
         return ObjectNotFoundError(f"nothing is stored under {what}")
     if status == 507:

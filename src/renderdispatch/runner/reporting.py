@@ -70,7 +70,7 @@ def reporting_by(order: RenderOrder, *, otherwise: Send, stop: Stop | None = Non
     if order.callback is None:
         yield otherwise
         return
-    from renderdispatch.runner.webhook import WebhookSender  # it brings httpx
+    from renderdispatch.runner.webhook import WebhookSender  # it loads the network
 
     with WebhookSender(order, order.callback, stop=stop) as webhook:
         yield webhook
@@ -195,6 +195,7 @@ class Reporter:
         self._stop = stop or Stop(error=told_to_stop)
         self._line = _Line(send, self._pace, self._stop)
         self._stage: RunStage | None = None
+        self._idle = True
         self._news: deque[Mapping[str, object]] = deque(maxlen=1)
         self._final: Completed | Failed | None = None
         self._delivered: list[str] = []
@@ -230,7 +231,6 @@ class Reporter:
         self._stop.check()
         entered = self._stage is not stage
         self._stage = stage
-        idle = not self._news
         self._news.append(
             {
                 "stage": stage,
@@ -239,7 +239,7 @@ class Reporter:
                 "frames_total": None if frames_total is None else max(0, frames_total),
             }
         )
-        if entered or idle:  # the thread may be waiting for as long as a heartbeat
+        if entered or self._idle:  # the thread may be waiting for as long as a heartbeat
             self._wake.ring()
 
     def finish(self, outcome: Completed | Failed, *, left_s: float = math.inf) -> bool:
@@ -288,6 +288,8 @@ class Reporter:
     def _send_signs_of_life(self) -> None:
         sent, latest = time.monotonic(), dict[str, object]()
         while not self._rendering.requested:
+            self._idle = True  # before the news are read, so that none come unnoticed in between
+            self._idle = not self._news
             entered = bool(self._news) and self._news[0]["stage"] is not latest.get("stage")
             pause_s = self._pace.progress_s if self._news else self._pace.heartbeat_s
             due_s = max(0.0 if entered else sent + pause_s - time.monotonic(), self._line.wait_s)

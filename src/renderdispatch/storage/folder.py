@@ -35,6 +35,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - the root itself may be a link
+        self.where = self.root.as_uri()
         self._lock = threading.Lock()
         self._prepared = False
 
@@ -72,11 +73,6 @@ class Folder:
             except OSError as error:
                 raise storage_error(error, "the storage's folder") from error
             self._prepared = True
-
-    @property
-    def where(self) -> str:
-        """The folder's URL."""
-        return self.root.as_uri()
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
         """Write an object whole, or not at all."""

@@ -101,19 +101,9 @@ class _Remote:
     def __init__(self, system: Any, root: str) -> None:
         self._system = system
         self._root = root if root.endswith("/") or not root else f"{root}/"
-        self._in_memory = isinstance(system, MemoryFileSystem)
-
-    @property
-    def where(self) -> str:
-        return f"{_protocol(self._system)}://{self._root.strip('/')}"
-
-    @property
-    def locality(self) -> Locality:
-        return Locality.PROCESS if self._in_memory else Locality.MACHINE
-
-    @property
-    def writes_once(self) -> bool:
-        return self._in_memory
+        self.where = f"{_protocol(system)}://{self._root.strip('/')}"
+        self.writes_once = self._in_memory = isinstance(system, MemoryFileSystem)
+        self.locality = Locality.PROCESS if self._in_memory else Locality.MACHINE
 
     def _path(self, key: str) -> str:
         return f"{self._root}{key}"
@@ -136,7 +126,7 @@ class _Remote:
     def _write_in_memory(self, key: str, data: bytes, *, if_absent: bool) -> None:
         with _memory_lock, _translated(key):
             if if_absent and self._system.isfile(self._path(key)):
-                raise ObjectExistsError(f"{key!r} is write-once, and the object exists already")
+                raise ObjectExistsError(f"{key!r} is write-once, and an object exists there")
             self._system.pipe_file(self._path(key), data)
 
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:

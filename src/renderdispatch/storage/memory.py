@@ -73,7 +73,7 @@ class MemoryObjects:
         info = ObjectInfo(key=key, size=len(data), etag=etag, modified_at=self._clock())
         with self._lock:
             if if_absent and key in self._objects:
-                raise ObjectExistsError(f"{key!r} is write-once, and the object exists already")
+                raise ObjectExistsError(f"{key!r} is write-once, and an object exists there")
             self._objects[key] = _Object(data, info)
         return info
 

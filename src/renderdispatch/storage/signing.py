@@ -35,10 +35,6 @@ _SCHEME: Final = "renderdispatch-url-1"
 _QUERY: Final = re.compile(r"expires=([1-9][0-9]{0,11})&headers=([a-z.-]*)&signature=([0-9a-f]{64})", re.ASCII)
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class SignedUrls:
     """Signs and verifies the URLs of one storage.
 
@@ -59,7 +55,7 @@ class SignedUrls:
         secrets: str | bytes | Sequence[str | bytes],
         *,
         locality: Locality = Locality.WORLD,
-        clock: Callable[[], datetime] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._base = _check_base(base_url)
         given = [secrets] if isinstance(secrets, (str, bytes)) else list(secrets)
@@ -67,7 +63,7 @@ class SignedUrls:
         if not self._secrets or any(len(secret) < MIN_SECRET_BYTES for secret in self._secrets):
             raise ConfigurationError(f"signed URLs need secrets of at least {MIN_SECRET_BYTES} bytes each")
         self.locality = locality
-        self._clock = clock or _utc_now
+        self._clock = clock
 
     def __repr__(self) -> str:
         return f"SignedUrls({self._base!r}, <{len(self._secrets)} secrets>)"
