@@ -70,7 +70,7 @@ def reporting_by(order: RenderOrder, *, otherwise: Send, stop: Stop | None = Non
     if order.callback is None:
         yield otherwise
         return
-    from renderdispatch.runner.webhook import WebhookSender  # it brings httpx
+    from renderdispatch.runner.webhook import WebhookSender  # it loads the network
 
     with WebhookSender(order, order.callback, stop=stop) as webhook:
         yield webhook
