@@ -1,7 +1,7 @@
 """How does each event change a job?
 
 By the rule that the table in `renderdispatch.engine.transitions` names. A rule takes the job, the event and the store's
-time. It returns the new job, or the same object if nothing changes. Rules are pure.
+time. It returns the new job, or an equal one if nothing changes. Rules are pure.
 """
 
 from __future__ import annotations
@@ -230,13 +230,9 @@ def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
     attempt = _current(job)
     if not attempt.called:
         return job
-    call_id = attempt.call_id or event.call_id
-    held = attempt.local or attempt.holder is None
-    if call_id == attempt.call_id and held and job.stage is not Stage.DISPATCHING:
-        return job
     if not attempt.local:
         job = _with_attempt(job, holder=None, lease_until=None)
-    job = _with_attempt(job, call_id=call_id)
+    job = _with_attempt(job, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
@@ -251,10 +247,7 @@ def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
             return job
         message = f"the render was started {MAX_RUNS} times and never came to an end"
         return _fail(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
-    call_id = attempt.call_id or event.call_id
-    if runs == attempt.runs and call_id == attempt.call_id:
-        return job
-    job = _with_attempt(job, runs=runs, call_id=call_id)
+    job = _with_attempt(job, runs=runs, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
@@ -368,8 +361,7 @@ def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
         owed = attempt.token == event.token and attempt.clean_up is CleanUp.OWED
         return evolve(attempt, clean_up=CleanUp.DONE) if owed else attempt
 
-    attempts = tuple(tick_off(a) for a in job.attempts)
-    return job if attempts == job.attempts else evolve(job, attempts=attempts)
+    return evolve(job, attempts=tuple(tick_off(a) for a in job.attempts))
 
 
 def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:

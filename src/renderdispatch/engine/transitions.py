@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 from attrs import evolve, frozen
@@ -150,17 +149,11 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
-@cache
 def _stop(reason: str) -> EventReply:
     return EventReply(action=Action.STOP, reason=reason)
-
-
-@cache
-def _go_on() -> EventReply:
-    return EventReply()
 
 
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
         return _stop("cancelled")
-    return _stop("ended") if job.ended or job.stage in rules.WAITING else _go_on()
+    return _stop("ended") if job.ended or job.stage in rules.WAITING else EventReply()
