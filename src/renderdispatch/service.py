@@ -371,9 +371,8 @@ class JobHandle:
             WaitTimeoutError: Time is up; the job goes on.
         """
         for job in self._revisions(timeout):
-            if job.ended:
-                return job
-        raise AssertionError
+            last = job
+        return last
 
     def watch(self, timeout: float | timedelta | None = None) -> Iterator[Job]:
         """Yield the job now and after each visible change, until it has ended.

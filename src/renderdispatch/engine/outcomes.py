@@ -6,16 +6,14 @@ attempts and the reconciler use it alike. It is pure.
 
 from __future__ import annotations
 
-from renderdispatch.engine.events import AttemptFailed, CallMissing, CancelConfirmed, ResultFound
+from renderdispatch.engine.events import AttemptEvent, AttemptFailed, CallMissing, CancelConfirmed, ResultFound
 from renderdispatch.engine.rules import infrastructure_error
 from renderdispatch.jobs import Attempt
 from renderdispatch.messages import Completed, Failed
 from renderdispatch.protocols import CallState, CallStatus
 
-CallEvent = AttemptFailed | CallMissing | CancelConfirmed | ResultFound
 
-
-def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> CallEvent | None:
+def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> AttemptEvent | None:
     """Return what the state of an attempt's call means for its job; None where it means nothing new.
 
     Args:

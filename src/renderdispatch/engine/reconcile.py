@@ -19,7 +19,7 @@ from renderdispatch import errors
 from renderdispatch.engine import events
 from renderdispatch.engine.cleanup import SILENCE, CleanUps, UploadSweep, find_call
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.outcomes import CallEvent, call_event
+from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import Completed, Stage
@@ -191,7 +191,7 @@ class Reconciler:
                 return found
         return job if event is None else self._commit(job, event)
 
-    def _ask_backend(self, job: Job, attempt: Attempt) -> CallEvent | None:
+    def _ask_backend(self, job: Job, attempt: Attempt) -> events.AttemptEvent | None:
         """Return what the backend knows of the attempt's call, as an event; tell it to stop if the job is cancelled."""
         backend = self._backends.get(attempt.backend)
         if backend is None:
