@@ -8,6 +8,15 @@ Each test is a sentence of `renderdispatch.protocols.StorageAdapter`::
             storage = MyStorage(tmp_path)
             yield storage
             storage.close()
+
+        def raw_get(self, storage, key):  # past the storage: straight from where it keeps its objects
+            path = storage.folder / key
+            return path.read_bytes() if path.exists() else None
+
+        def raw_set(self, storage, key, data):
+            path = storage.folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ import io
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -77,7 +86,8 @@ assert len(GOOD_KEYS["longest"].encode()) == 1024
 class StorageContract:
     """Subclass it, override `storage`, and every promise of `StorageAdapter` is tested.
 
-    What a storage openly does not promise is declared on the subclass, and its tests are skipped.
+    What a storage openly does not promise is declared on the subclass, and its tests are skipped. Override `raw_get`
+    and `raw_set` too: without them, the tests of what is really stored are skipped.
     """
 
     write_once: ClassVar[bool] = True
@@ -91,6 +101,14 @@ class StorageContract:
 
     urls_expire: ClassVar[bool] = True
     """Whether signed URLs end by themselves."""
+
+    def raw_get(self, storage: Any, key: str) -> bytes | None:  # noqa: ARG002 - overrides need them
+        """Return the bytes that are stored under a key, without a call of the storage; None if there are none."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
+
+    def raw_set(self, storage: Any, key: str, data: bytes) -> None:  # noqa: ARG002 - overrides need them
+        """Store bytes under a key, without a call of the storage, as another program would."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
 
     @pytest.fixture
     def storage(self) -> StorageAdapter:
@@ -310,6 +328,64 @@ class StorageContract:
 
         (winner,) = [data for data in in_threads(_THREADS, put) if data is not None]
         assert self._read(storage, "contended") == winner
+
+    # --- what is really stored
+
+    @pytest.mark.parametrize("key", ["key", "a/b c/ü.mp4"])
+    def test_what_is_stored_is_what_was_put(self, storage: StorageAdapter, tmp_path: Path, key: str) -> None:
+        """`put` stores exactly the bytes of its source; a replacement, a refusal and a delete show there too."""
+        path = tmp_path / "source"
+        path.write_bytes(b"x" * 70_000)
+        for source, data in ((path, b"x" * 70_000), (iter([b"ab", b"", b"c"]), b"abc"), (b"", b"")):
+            storage.put(key, source)
+            assert self.raw_get(storage, key) == data
+
+        def broken() -> Iterator[bytes]:
+            yield b"part"
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            storage.put(key, broken())
+        assert self.raw_get(storage, key) == b""
+        storage.delete(key)
+        assert self.raw_get(storage, key) is None
+
+    @pytest.mark.parametrize("key", ["key", "a/b c/ü.mp4"])
+    def test_what_others_stored_is_found(self, storage: StorageAdapter, key: str) -> None:
+        """`open`, `stat`, `list` and the deletes go by what is stored, whoever stored it."""
+        self.raw_set(storage, key, b"hello")
+        assert self._read(storage, key) == b"hello"
+        assert storage.stat(key).size == 5
+        assert [(info.key, info.size) for info in storage.list("")] == [(key, 5)]
+        self.raw_set(storage, key, b"longer than before")
+        assert self._read(storage, key) == b"longer than before"
+        assert storage.delete_prefix(key[:2]) == 1
+        assert self.raw_get(storage, key) is None
+        assert self._keys(storage) == []
+
+    @pytest.mark.usefixtures("once")
+    def test_what_others_stored_is_not_overwritten(self, storage: StorageAdapter) -> None:
+        """`put` with ``if_absent`` is refused by an object of anybody, which stays as it is."""
+        self.raw_set(storage, "a/b", b"theirs")
+        with pytest.raises(ObjectExistsError):
+            storage.put("a/b", b"ours", if_absent=True)
+        assert self.raw_get(storage, "a/b") == b"theirs"
+
+    @pytest.mark.usefixtures("signed")
+    def test_signed_urls_reach_what_is_stored(self, storage: StorageAdapter, tmp_path: Path) -> None:
+        """An upload by a signed URL stores exactly its bytes, unless anybody stored some; a signed URL reads them."""
+        source = tmp_path / "source"
+        source.write_bytes(b"ours")
+        for key, theirs in (("new", None), ("old", b"theirs")):
+            put = storage.sign_put(key, expires_in=_HOUR, content_type="video/mp4")
+            if theirs is not None:
+                self.raw_set(storage, key, theirs)
+                with pytest.raises(ObjectExistsError):
+                    self.write_url(put, source)
+            else:
+                self.write_url(put, source)
+            found = self.raw_get(storage, key)
+            assert found == (theirs or b"ours") == self.read_url(storage.sign_get(key, expires_in=_HOUR))
 
     # --- keys
 

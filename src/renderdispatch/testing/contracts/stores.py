@@ -8,24 +8,34 @@ Each test is a sentence of `renderdispatch.protocols.JobStore`, `SupportsClaim` 
             store = MyStore(tmp_path)
             yield store
             store.close()
+
+        def raw_get(self, store, job_id):  # past the store: straight from where it keeps its records
+            return store.folder.joinpath(job_id).read_text()
+
+        def raw_set(self, store, job_id, document):
+            store.folder.joinpath(job_id).write_text(document)
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
+import attrs
 import pytest
 from attrs import evolve
 
+from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.errors import (
     InvalidRequestError,
     JobExistsError,
     JobNotFoundError,
+    JobUnreadableError,
     RevisionConflictError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, RemoteAudio
+from renderdispatch.messages import PROTOCOL, JobStatus, RemoteAudio
 from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim, SupportsCounts
 from renderdispatch.stores.pages import Place, write_cursor
 from renderdispatch.testing.builders import eventually, in_threads, make_ended_job, make_job, make_request
@@ -53,9 +63,20 @@ def _ids(store: JobStore, query: JobQuery) -> list[str]:
 class JobStoreContract:
     """Subclass it, override `store`, and every promise of `JobStore` is tested.
 
-    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped where the store
-    has none.
+    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped for a store that
+    has none. Override `raw_get` and `raw_set` too: without them, the tests of what is really stored are skipped.
     """
+
+    def raw_get(self, store: Any, job_id: str) -> str | None:  # noqa: ARG002 - overrides need them
+        """Return the document that is stored for a job, without a call of the store; None if there is none."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
+
+    def raw_set(self, store: Any, job_id: str, document: str) -> None:  # noqa: ARG002 - overrides need them
+        """Overwrite the document of a stored job, without a call of the store, as another version would write it.
+
+        A protocol that is kept beside the document changes with it; everything else stays as it is.
+        """
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
 
     @pytest.fixture
     def store(self) -> JobStore:
@@ -447,6 +468,87 @@ class JobStoreContract:
         ):
             with pytest.raises(InvalidRequestError):
                 store.query(evolve(other, cursor=cursor))
+
+    # --- the records
+
+    def test_the_document_is_the_job(self, store: JobStore) -> None:
+        """`load_job` reads what a write stored as the job; only the revision may be kept beside the document."""
+        job = store.create(make_ended_job())
+        assert self._stored(store, job) == job
+        job = store.replace(evolve(job, progress=50.0), expected_revision=job.revision)
+        assert self._stored(store, job) == job
+
+    def _stored(self, store: JobStore, job: Job) -> Job:
+        document = self.raw_get(store, job.id)
+        assert document is not None
+        return evolve(load_job(document), revision=job.revision)
+
+    def test_a_refused_write_stores_nothing(self, store: JobStore) -> None:
+        """A create or replace that raises leaves the document as it was."""
+        job = store.create(make_job())
+        before = self.raw_get(store, job.id)
+        with pytest.raises(JobExistsError):
+            store.create(make_job(id=job.id, priority=5))
+        with pytest.raises(RevisionConflictError):
+            store.replace(evolve(job, priority=5), expected_revision=job.revision + 1)
+        assert self.raw_get(store, job.id) == before
+
+    def test_delete_removes_the_document(self, store: JobStore) -> None:
+        """Nothing of a deleted job's record is kept, such as the URL of its audio."""
+        job = store.create(make_job())
+        store.delete(job.id)
+        assert self.raw_get(store, job.id) is None
+
+    def test_the_job_is_the_document(self, store: JobStore) -> None:
+        """What is stored is what `get` and `query` return, also if another instance or version wrote it."""
+        job = store.create(make_job())
+        written = evolve(job, fingerprint="f" * 64, progress=12.5)
+        self.raw_set(store, job.id, json.dumps({**json.loads(dump_job(written)), "fromTheFuture": [1]}))
+        assert store.get(job.id) == written
+        assert store.query(JobQuery()).items == (written,)
+
+    def test_a_record_of_an_older_version(self, store: JobStore) -> None:
+        """Fields that an older version did not write take their defaults; the next write has this protocol."""
+        job = store.create(make_job())
+        fields = json.loads(dump_job(job))
+        needed = {field.name for field in attrs.fields(Job) if field.default is attrs.NOTHING}
+        old = {name: value for name, value in fields.items() if name in needed}
+        self.raw_set(store, job.id, json.dumps({**old, "protocol": 0}))
+        found = store.get(job.id)
+        assert found == evolve(job, protocol=0)
+        assert store.replace(found, expected_revision=found.revision).protocol == PROTOCOL
+        assert self._stored(store, job).protocol == PROTOCOL
+
+    def _make_newer(self, store: JobStore, job: Job) -> str | None:
+        """Store the job as a newer version would; return the document that is stored then."""
+        document = json.dumps({**json.loads(dump_job(job)), "protocol": PROTOCOL + 1})
+        self.raw_set(store, job.id, document)
+        return self.raw_get(store, job.id)
+
+    def test_a_record_of_a_newer_version_is_left_alone(self, store: JobStore) -> None:
+        """`get` and `replace` raise `JobUnreadableError`, queries leave the job out, and its document stays."""
+        job, other = store.create(make_job()), store.create(make_job())
+        document = self._make_newer(store, job)
+        with pytest.raises(JobUnreadableError, match=job.id):
+            store.get(job.id)
+        with pytest.raises(JobUnreadableError):
+            store.replace(job, expected_revision=job.revision)
+        for query in (JobQuery(), JobQuery(order="ready"), JobQuery(order="due")):
+            assert store.query(query).items == (other,)
+        assert self.raw_get(store, job.id) == document
+
+    def test_a_job_of_a_newer_version_is_not_claimed(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """`claim` neither returns nor reserves it, and hands out the jobs behind it."""
+        job = store.create(make_job(ready_at=now, priority=9))
+        other = store.create(make_job(ready_at=now))
+        document = self._make_newer(store, job)
+        assert [claimed.id for claimed in self._claim(claiming, limit=1)] == [other.id]
+        assert self._claim(claiming) == []
+        self.raw_set(store, job.id, dump_job(job))
+        assert document != self.raw_get(store, job.id)
+        assert store.get(job.id) == job
 
     # --- several instances
 
