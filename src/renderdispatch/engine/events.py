@@ -1,7 +1,8 @@
 """What can happen to a job?
 
-What the GPU side reports is in `messages` (`CheckedIn`, `Progressed`, `Completed`, `Failed`): it crosses the network.
-The events here never leave the process; clients, the dispatcher and the reconciler make them.
+The events that the GPU side reports cross the network, so they are in `messages`: `CheckedIn`, `Progressed`,
+`Completed`, `Failed`. Clients, the dispatcher and the reconciler make the events of this module, which never leave the
+process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class CancelRequested:
 
 @frozen(kw_only=True)
 class Claimed:
-    """A dispatcher takes a ready job: a new attempt begins."""
+    """A dispatcher takes a ready job, and a new attempt begins."""
 
     token: str = field(repr=False)
     holder: str
@@ -40,7 +41,7 @@ class LeaseRenewed:
 
 @frozen(kw_only=True)
 class StageEntered:
-    """The dispatcher moves on: ``uploading-audio`` or ``generating-url``."""
+    """The dispatcher enters ``uploading-audio`` or ``generating-url``."""
 
     token: str = field(repr=False)
     stage: Stage
@@ -48,7 +49,7 @@ class StageEntered:
 
 @frozen(kw_only=True)
 class AudioStored:
-    """The audio stands in storage; a URL it came from is forgotten (rule J10)."""
+    """The audio is stored. A URL that it came from is no longer needed (rule J10)."""
 
     token: str = field(repr=False)
     audio: StoredAudio
@@ -66,7 +67,7 @@ class DispatchIntended:
 
 @frozen(kw_only=True)
 class Dispatched:
-    """The backend took the order."""
+    """The backend accepted the order."""
 
     token: str = field(repr=False)
     call_id: str | None
@@ -74,9 +75,9 @@ class Dispatched:
 
 @frozen(kw_only=True)
 class AttemptFailed:
-    """The attempt is over, and no event of the GPU side said so.
+    """The attempt has ended, and its run did not report that.
 
-    ``stopped`` says that nothing of it computes any more.
+    ``stopped``: its computing is known to have stopped.
     """
 
     token: str = field(repr=False)
@@ -86,9 +87,9 @@ class AttemptFailed:
 
 @frozen(kw_only=True)
 class LeaseLapsed:
-    """The lease that was seen as ``lease_until`` was not renewed in time.
+    """The lease until ``lease_until`` was not renewed in time.
 
-    The rule compares no clocks: it applies only while that very lease stands (rule J13).
+    The rule compares no clocks. It applies only if the attempt still has exactly this lease (rule J13).
     """
 
     token: str = field(repr=False)
@@ -97,14 +98,14 @@ class LeaseLapsed:
 
 @frozen(kw_only=True)
 class CallMissing:
-    """The backend can say, and says, that the call does not exist."""
+    """The backend is able to find calls, and this one does not exist."""
 
     token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class ResultFound:
-    """The result object stands in storage: the attempt's commit point, whichever run wrote it."""
+    """Storage has the result object, which is the attempt's commit point, whichever run wrote it."""
 
     token: str = field(repr=False)
     artifact: Artifact
@@ -112,7 +113,7 @@ class ResultFound:
 
 @frozen(kw_only=True)
 class VideoSeen:
-    """Storage shows the video with this size in bytes (and etag, where it has one)."""
+    """Storage has the video, with this size in bytes (and this etag, if it has etags)."""
 
     token: str = field(repr=False)
     size: int
@@ -121,14 +122,14 @@ class VideoSeen:
 
 @frozen(kw_only=True)
 class VideoMissing:
-    """Storage answers, and has no such video."""
+    """Storage responds, and does not have the video."""
 
     token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class CancelConfirmed:
-    """The cancel reached the backend; ``stopped`` says that nothing computes any more."""
+    """The cancel reached the backend. ``stopped``: computing is known to have stopped."""
 
     token: str = field(repr=False)
     stopped: bool
@@ -136,19 +137,19 @@ class CancelConfirmed:
 
 @frozen(kw_only=True)
 class CleanedUp:
-    """An ended attempt's call is stopped and its objects are gone."""
+    """An ended attempt's call is stopped, and its objects are deleted."""
 
     token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class AudioDropped:
-    """The stored copy of a local file is gone."""
+    """The stored copy of a local file is deleted."""
 
 
 @frozen(kw_only=True)
 class ClockAdvanced:
-    """Time passed: deadlines are looked at."""
+    """Time has passed; check the deadlines."""
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed

@@ -85,26 +85,26 @@ class JobStoreContract:
 
     @pytest.fixture
     def second(self, store: JobStore) -> JobStore | None:  # noqa: ARG002 - overrides need it
-        """Another instance over the same jobs as `store`; override it where there can be one."""
+        """Another instance over the same jobs as `store`; override it if there can be one."""
         return None
 
     @pytest.fixture
     def other(self, second: JobStore | None) -> JobStore:
-        """`second`, where there is one."""
+        """`second`; skips without one."""
         if second is None:
             pytest.skip("the fixture `second` gives no other instance over the same jobs")
         return second
 
     @pytest.fixture
     def claiming(self, store: JobStore) -> SupportsClaim:
-        """`store`, where it hands out jobs."""
+        """`store`, if it hands out jobs; else skips."""
         if not isinstance(store, SupportsClaim):
             pytest.skip("the store lacks the optional power SupportsClaim")
         return store
 
     @pytest.fixture
     def counting(self, store: JobStore) -> SupportsCounts:
-        """`store`, where it counts."""
+        """`store`, if it counts; else skips."""
         if not isinstance(store, SupportsCounts):
             pytest.skip("the store lacks the optional power SupportsCounts")
         return store
@@ -124,12 +124,12 @@ class JobStoreContract:
         assert store.get("ünï-çødé-🎵") == stored
 
     def test_a_secret_url_survives(self, store: JobStore) -> None:
-        """A submitted audio URL stands in the record until the audio is stored."""
+        """A submitted audio URL is kept in the record until the audio is stored."""
         audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?signature=s3cret"})
         stored = store.create(make_job(request=make_request(audio=audio)))
         assert store.get(stored.id).request.audio == audio
 
-    def test_create_refuses_a_standing_id(self, store: JobStore) -> None:
+    def test_create_refuses_an_existing_id(self, store: JobStore) -> None:
         """A second `create` of an id raises `JobExistsError` and changes nothing."""
         stored = store.create(make_job(priority=1))
         with pytest.raises(JobExistsError):
@@ -137,7 +137,7 @@ class JobStoreContract:
         assert store.get(stored.id) == stored
 
     def test_of_concurrent_creates_one_succeeds(self, store: JobStore) -> None:
-        """Of eight threads that create one id at once, one succeeds, and its job is the one that stands."""
+        """Of eight threads that create one id at once, one succeeds, and its job is the one that is stored."""
 
         def create(number: int) -> Job | None:
             try:
@@ -158,7 +158,7 @@ class JobStoreContract:
         assert store.get(first.id) == second
 
     def test_a_writer_of_the_deleted_job_is_refused(self, store: JobStore) -> None:
-        """Who still holds a revision of the deleted job cannot overwrite the new one."""
+        """A writer that still holds a revision of the deleted job cannot overwrite the new one."""
         old = store.create(make_job())
         store.delete(old.id)
         new = store.create(make_job(id=old.id, priority=5))
@@ -192,7 +192,7 @@ class JobStoreContract:
     # --- get
 
     def test_get_raises_for_an_unknown_id(self, store: JobStore) -> None:
-        """`get` raises `JobNotFoundError` where there is no job."""
+        """`get` raises `JobNotFoundError` if the job does not exist."""
         with pytest.raises(JobNotFoundError):
             store.get("unknown")
 
@@ -206,14 +206,14 @@ class JobStoreContract:
     # --- replace
 
     def test_replace_stores_and_raises_the_revision_by_one(self, store: JobStore) -> None:
-        """`replace` returns the job with a revision one higher, and that is what stands."""
+        """`replace` returns the job with a revision one higher, and stores exactly that."""
         job = store.create(make_job())
         stored = store.replace(evolve(job, priority=9), expected_revision=job.revision)
         assert stored == evolve(job, priority=9, revision=job.revision + 1)
         assert store.get(job.id) == stored
 
     def test_replace_goes_by_the_expected_revision_alone(self, store: JobStore) -> None:
-        """What the job itself says of its revision does not matter."""
+        """The revision that the given job holds does not matter."""
         job = store.create(make_job())
         assert store.replace(evolve(job, revision=77), expected_revision=job.revision).revision == job.revision + 1
 
@@ -227,14 +227,14 @@ class JobStoreContract:
         assert store.get(job.id) == stored
 
     def test_replace_raises_for_an_unknown_job(self, store: JobStore) -> None:
-        """`replace` makes no job: it raises `JobNotFoundError`."""
+        """`replace` creates no job: it raises `JobNotFoundError`."""
         with pytest.raises(JobNotFoundError):
             store.replace(make_job(id="unknown"), expected_revision=0)
         with pytest.raises(JobNotFoundError):
             store.get("unknown")
 
     def test_replace_raises_for_a_deleted_job(self, store: JobStore) -> None:
-        """`replace` revives no job, whichever revision is expected."""
+        """`replace` brings no deleted job back, whichever revision is expected."""
         job = store.create(make_job())
         store.delete(job.id)
         for revision in range(job.revision, job.revision + 3):
@@ -290,7 +290,7 @@ class JobStoreContract:
         assert store.delete("unknown") is False
 
     def test_of_concurrent_deletes_one_returns_true(self, store: JobStore) -> None:
-        """Of eight threads that delete one job at once, one is told that there was one."""
+        """Of eight threads that delete one job at once, one gets True."""
         job = store.create(make_job())
         assert sum(in_threads(_THREADS, lambda _: store.delete(job.id))) == 1
 
@@ -314,14 +314,14 @@ class JobStoreContract:
         return store.now()
 
     def test_newest_first(self, store: JobStore, now: datetime) -> None:
-        """``newest`` goes by creation, newest first, ties by id; all jobs are there."""
+        """``newest`` sorts by creation, newest first, ties by id, and holds all jobs."""
         for job_id, age in (("d", 3), ("b", 1), ("c", 1), ("a", 2)):
             store.create(make_job(id=job_id, created_at=now - age * _SECOND))
         store.create(make_ended_job(id="e", created_at=now))
         assert _ids(store, JobQuery()) == ["e", "b", "c", "a", "d"]
 
     def test_ready_first_by_priority_then_by_age(self, store: JobStore, now: datetime) -> None:
-        """``ready`` goes by priority, highest first, then longest ready, then id."""
+        """``ready`` sorts by priority, highest first, then longest ready, then id."""
         for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
             store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
         assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["d", "b", "c", "a", "e"]
@@ -375,7 +375,7 @@ class JobStoreContract:
         assert _ids(store, JobQuery(tenant="nobody")) == []
 
     def test_a_query_sees_the_newest_revision(self, store: JobStore, now: datetime) -> None:
-        """A job is found by what it is now, not by what it was."""
+        """A query goes by the current record, not by older ones."""
         job = store.create(make_job(priority=1, ready_at=now))
         stored = store.replace(evolve(job, status=JobStatus.FAILED, ready_at=None), expected_revision=job.revision)
         assert store.query(JobQuery(statuses=frozenset({JobStatus.FAILED}))).items == (stored,)
@@ -384,7 +384,7 @@ class JobStoreContract:
 
     @pytest.mark.parametrize("order", ["newest", "ready", "due"])
     def test_pages_show_every_job_once(self, store: JobStore, now: datetime, order: str) -> None:
-        """Pages of any size, put together, are the whole: in order, nothing twice, no cursor at the end."""
+        """Pages of any size hold every job once, in order; the last page has no cursor."""
         for number in range(23):
             store.create(
                 make_job(
@@ -401,7 +401,7 @@ class JobStoreContract:
             assert _walk(store, evolve(query, limit=limit)) == whole
 
     def test_pages_hold_while_others_write(self, store: JobStore, now: datetime) -> None:
-        """Jobs that match all the time are seen exactly once, though others come, go and change between the pages."""
+        """Jobs that match all the time are seen exactly once, while others are created, deleted and changed."""
         standing = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
         fleeting = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
         query = JobQuery(limit=3)
@@ -438,7 +438,7 @@ class JobStoreContract:
         ids=ascii,
     )
     def test_a_forged_cursor_is_no_cursor(self, store: JobStore, place: Place) -> None:
-        """A well-formed cursor to a place where no job can stand raises `InvalidRequestError`, as all junk does."""
+        """A well-formed cursor to a place that no job can have raises `InvalidRequestError`, as junk does."""
         store.create(make_job())
         query = JobQuery(limit=1)
         with pytest.raises(InvalidRequestError):
@@ -446,7 +446,7 @@ class JobStoreContract:
 
     @pytest.mark.parametrize("place", [(10**30, 0, "id"), (0, 10**30, "id"), (0, 0, "\udfff")], ids=ascii)
     def test_a_forged_cursor_is_no_cursor_of_the_queue(self, store: JobStore, place: Place) -> None:
-        """The same, in the order of claims."""
+        """A cursor to such a place in the order of claims raises `InvalidRequestError` too."""
         store.create(make_job())
         query = JobQuery(order="ready", limit=1)
         with pytest.raises(InvalidRequestError):
@@ -553,7 +553,7 @@ class JobStoreContract:
     # --- several instances
 
     def test_another_instance_sees_what_was_written(self, store: JobStore, other: JobStore) -> None:
-        """What a call returned is seen by every later call of another instance."""
+        """Every later call of another instance sees what a call returned."""
         job = store.create(make_job())
         assert other.get(job.id) == job
         stored = other.replace(evolve(job, priority=3), expected_revision=job.revision)
@@ -644,7 +644,7 @@ class JobStoreContract:
         store.replace(evolve(claimed, ready_at=None), expected_revision=claimed.revision)
         assert self._claim(claiming) == []
 
-    def test_who_read_before_the_claim_is_refused(
+    def test_a_writer_that_read_before_the_claim_is_refused(
         self, store: JobStore, claiming: SupportsClaim, now: datetime
     ) -> None:
         """A `replace` over the revision from before a claim raises `RevisionConflictError`."""
@@ -706,7 +706,7 @@ class JobStoreContract:
         assert counting.counts(tenant="acme")[JobStatus.FAILED] == 1
         assert counting.counts(tenant="nobody") == dict.fromkeys(JobStatus, 0)
 
-    def test_ahead_of_counts_who_is_claimed_before(
+    def test_ahead_of_counts_the_jobs_that_are_claimed_before(
         self, store: JobStore, counting: SupportsCounts, now: datetime
     ) -> None:
         """`ahead_of` is how many queued jobs of any tenant come before a job in the order of claims."""
@@ -717,7 +717,7 @@ class JobStoreContract:
             zip("dbcae", range(5), strict=True)
         )
 
-    def test_nobody_is_ahead_of_a_job_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
+    def test_no_job_is_ahead_of_one_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
         """`ahead_of` a job that cannot be claimed is 0."""
         store.create(make_job())
         assert counting.ahead_of(store.create(make_ended_job())) == 0
