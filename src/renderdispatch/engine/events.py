@@ -14,6 +14,13 @@ from renderdispatch.messages import Artifact, CheckedIn, Completed, Failed, JobE
 
 
 @frozen(kw_only=True)
+class AttemptEvent:
+    """Something that happened to one attempt, named by its token: the fence (rule J1)."""
+
+    token: str = field(repr=False)
+
+
+@frozen(kw_only=True)
 class CancelRequested:
     """A client wants the job to end."""
 
@@ -30,107 +37,93 @@ class Claimed:
 
 
 @frozen(kw_only=True)
-class LeaseRenewed:
+class LeaseRenewed(AttemptEvent):
     """The holder is alive."""
 
-    token: str = field(repr=False)
     holder: str
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class StageEntered:
+class StageEntered(AttemptEvent):
     """The dispatcher moves on: ``uploading-audio`` or ``generating-url``."""
 
-    token: str = field(repr=False)
     stage: Stage
 
 
 @frozen(kw_only=True)
-class AudioStored:
+class AudioStored(AttemptEvent):
     """The audio stands in storage; a URL it came from is forgotten (rule J10)."""
 
-    token: str = field(repr=False)
     audio: StoredAudio
 
 
 @frozen(kw_only=True)
-class DispatchIntended:
+class DispatchIntended(AttemptEvent):
     """The backend is about to be called (rule J2)."""
 
-    token: str = field(repr=False)
     video_key: str
     result_key: str
     start_by: datetime
 
 
 @frozen(kw_only=True)
-class Dispatched:
+class Dispatched(AttemptEvent):
     """The backend took the order."""
 
-    token: str = field(repr=False)
     call_id: str | None
 
 
 @frozen(kw_only=True)
-class AttemptFailed:
+class AttemptFailed(AttemptEvent):
     """The attempt is over, and no event of the GPU side said so.
 
     ``stopped`` says that nothing of it computes any more.
     """
 
-    token: str = field(repr=False)
     error: JobError
     stopped: bool
 
 
 @frozen(kw_only=True)
-class LeaseLapsed:
+class LeaseLapsed(AttemptEvent):
     """The lease that was seen as ``lease_until`` was not renewed in time.
 
     The rule compares no clocks: it applies only while that very lease stands (rule J13).
     """
 
-    token: str = field(repr=False)
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class CallMissing:
+class CallMissing(AttemptEvent):
     """The backend can say, and says, that the call does not exist."""
-
-    token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
-class ResultFound:
+class ResultFound(AttemptEvent):
     """The result object stands in storage: the attempt's commit point, whichever run wrote it."""
 
-    token: str = field(repr=False)
     artifact: Artifact
 
 
 @frozen(kw_only=True)
-class VideoSeen:
+class VideoSeen(AttemptEvent):
     """Storage shows the video with this size in bytes (and etag, where it has one)."""
 
-    token: str = field(repr=False)
     size: int
     etag: str | None = None
 
 
 @frozen(kw_only=True)
-class VideoMissing:
+class VideoMissing(AttemptEvent):
     """Storage answers, and has no such video."""
-
-    token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
-class CancelConfirmed:
+class CancelConfirmed(AttemptEvent):
     """The cancel reached the backend; ``stopped`` says that nothing computes any more."""
 
-    token: str = field(repr=False)
     stopped: bool
 
 
@@ -152,18 +145,4 @@ class ClockAdvanced:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-AttemptEvent = (
-    LeaseRenewed
-    | StageEntered
-    | AudioStored
-    | DispatchIntended
-    | Dispatched
-    | AttemptFailed
-    | LeaseLapsed
-    | CallMissing
-    | ResultFound
-    | VideoSeen
-    | VideoMissing
-    | CancelConfirmed
-)
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanedUp | AudioDropped | ClockAdvanced
