@@ -492,7 +492,7 @@ RENDER_EVENT: Final[TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = 
 """Reads an event: ``RENDER_EVENT.validate_json(body)``."""
 
 
-class CallAnswer(Message):
+class CallResult(Message):
     """What a remote call returns in every case. It never raises, so that no failure looks like "still running".
 
     Args:
