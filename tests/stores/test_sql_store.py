@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -62,6 +63,16 @@ class TestSqlJobStoreOnSQLite(JobStoreContract):
         second = SqlJobStore(url)
         yield second
         second.close()
+
+    def raw_get(self, store: SqlJobStore, job_id: str) -> str | None:
+        with closing(sqlite3.connect(str(store._url.database))) as connection:
+            query = "SELECT document FROM renderdispatch_jobs WHERE id = ?"
+            document: str | None = connection.execute(query, (job_id,)).fetchone()[0]
+            return document
+
+    def raw_set(self, store: SqlJobStore, job_id: str, document: str) -> None:
+        statement = "UPDATE renderdispatch_jobs SET document = ?, protocol = ? WHERE id = ?"
+        _write(Path(str(store._url.database)), statement, document, json.loads(document)["protocol"], job_id)
 
 
 # --- several processes ----------------------------------------------------------------------------

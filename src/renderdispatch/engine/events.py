@@ -1,7 +1,8 @@
 """What can happen to a job?
 
-What the GPU side reports is in `messages` (`CheckedIn`, `Progressed`, `Completed`, `Failed`): it crosses the network.
-The events here never leave the process; clients, the dispatcher and the reconciler make them.
+The events that the GPU side reports cross the network, so they are in `messages`: `CheckedIn`, `Progressed`,
+`Completed`, `Failed`. Clients, the dispatcher and the reconciler make the events of this module, which never leave the
+process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class CancelRequested:
 
 @frozen(kw_only=True)
 class Claimed:
-    """A dispatcher takes a ready job: a new attempt begins."""
+    """A dispatcher takes a ready job, and a new attempt begins."""
 
     token: str = field(repr=False)
     holder: str
@@ -46,14 +47,14 @@ class LeaseRenewed(AttemptEvent):
 
 @frozen(kw_only=True)
 class StageEntered(AttemptEvent):
-    """The dispatcher moves on: ``uploading-audio`` or ``generating-url``."""
+    """The dispatcher enters ``uploading-audio`` or ``generating-url``."""
 
     stage: Stage
 
 
 @frozen(kw_only=True)
 class AudioStored(AttemptEvent):
-    """The audio stands in storage; a URL it came from is forgotten (rule J10)."""
+    """The audio is stored. A URL that it came from is no longer needed (rule J10)."""
 
     audio: StoredAudio
 
@@ -69,16 +70,16 @@ class DispatchIntended(AttemptEvent):
 
 @frozen(kw_only=True)
 class Dispatched(AttemptEvent):
-    """The backend took the order."""
+    """The backend accepted the order."""
 
     call_id: str | None
 
 
 @frozen(kw_only=True)
 class AttemptFailed(AttemptEvent):
-    """The attempt is over, and no event of the GPU side said so.
+    """The attempt has ended, and its run did not report that.
 
-    ``stopped`` says that nothing of it computes any more.
+    ``stopped``: its computing is known to have stopped.
     """
 
     error: JobError
@@ -87,9 +88,9 @@ class AttemptFailed(AttemptEvent):
 
 @frozen(kw_only=True)
 class LeaseLapsed(AttemptEvent):
-    """The lease that was seen as ``lease_until`` was not renewed in time.
+    """The lease until ``lease_until`` was not renewed in time.
 
-    The rule compares no clocks: it applies only while that very lease stands (rule J13).
+    The rule compares no clocks. It applies only if the attempt still has exactly this lease (rule J13).
     """
 
     lease_until: datetime
@@ -97,19 +98,19 @@ class LeaseLapsed(AttemptEvent):
 
 @frozen(kw_only=True)
 class CallMissing(AttemptEvent):
-    """The backend can say, and says, that the call does not exist."""
+    """The backend is able to find calls, and this one does not exist."""
 
 
 @frozen(kw_only=True)
 class ResultFound(AttemptEvent):
-    """The result object stands in storage: the attempt's commit point, whichever run wrote it."""
+    """Storage has the result object, which is the attempt's commit point, whichever run wrote it."""
 
     artifact: Artifact
 
 
 @frozen(kw_only=True)
 class VideoSeen(AttemptEvent):
-    """Storage shows the video with this size in bytes (and etag, where it has one)."""
+    """Storage has the video, with this size in bytes (and this etag, if it has etags)."""
 
     size: int
     etag: str | None = None
@@ -117,31 +118,31 @@ class VideoSeen(AttemptEvent):
 
 @frozen(kw_only=True)
 class VideoMissing(AttemptEvent):
-    """Storage answers, and has no such video."""
+    """Storage responds, and does not have the video."""
 
 
 @frozen(kw_only=True)
 class CancelConfirmed(AttemptEvent):
-    """The cancel reached the backend; ``stopped`` says that nothing computes any more."""
+    """The cancel reached the backend. ``stopped``: computing is known to have stopped."""
 
     stopped: bool
 
 
 @frozen(kw_only=True)
 class CleanedUp:
-    """An ended attempt's call is stopped and its objects are gone."""
+    """An ended attempt's call is stopped, and its objects are deleted."""
 
     token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class AudioDropped:
-    """The stored copy of a local file is gone."""
+    """The stored copy of a local file is deleted."""
 
 
 @frozen(kw_only=True)
 class ClockAdvanced:
-    """Time passed: deadlines are looked at."""
+    """Time has passed; check the deadlines."""
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed

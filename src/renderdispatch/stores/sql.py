@@ -157,7 +157,7 @@ def _create_statement(dialect: str) -> Any:
 _GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
 _REPLACE: Final = (
     sa.update(_jobs)
-    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE, _OURS)
     .values(revision=_c.revision + 1, **{name: sa.bindparam(name) for name in _VALUES})
 )
 _DELETE: Final = (
