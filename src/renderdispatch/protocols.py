@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import BinaryIO, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from pydantic import JsonValue
 
 from renderdispatch.jobs import Job
@@ -137,6 +137,16 @@ class JobStore(Protocol):
 
     def close(self) -> None:
         """Release what the store opened. A second call does nothing."""
+
+
+def walk(store: JobStore, query: JobQuery) -> Iterator[Job]:
+    """Yield the jobs of all pages of a query."""
+    while True:
+        page = store.query(query)
+        yield from page.items
+        if page.cursor is None:
+            return
+        query = evolve(query, cursor=page.cursor)
 
 
 @runtime_checkable

@@ -15,6 +15,13 @@ from renderdispatch.messages import Artifact, CheckedIn, Completed, Failed, JobE
 
 
 @frozen(kw_only=True)
+class AttemptEvent:
+    """Something that happened to one attempt, named by its token: the fence (rule J1)."""
+
+    token: str = field(repr=False)
+
+
+@frozen(kw_only=True)
 class CancelRequested:
     """A client wants the job to end."""
 
@@ -31,107 +38,93 @@ class Claimed:
 
 
 @frozen(kw_only=True)
-class LeaseRenewed:
+class LeaseRenewed(AttemptEvent):
     """The holder is alive."""
 
-    token: str = field(repr=False)
     holder: str
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class StageEntered:
+class StageEntered(AttemptEvent):
     """The dispatcher enters ``uploading-audio`` or ``generating-url``."""
 
-    token: str = field(repr=False)
     stage: Stage
 
 
 @frozen(kw_only=True)
-class AudioStored:
+class AudioStored(AttemptEvent):
     """The audio is stored. A URL that it came from is no longer needed (rule J10)."""
 
-    token: str = field(repr=False)
     audio: StoredAudio
 
 
 @frozen(kw_only=True)
-class DispatchIntended:
+class DispatchIntended(AttemptEvent):
     """The backend is about to be called (rule J2)."""
 
-    token: str = field(repr=False)
     video_key: str
     result_key: str
     start_by: datetime
 
 
 @frozen(kw_only=True)
-class Dispatched:
+class Dispatched(AttemptEvent):
     """The backend accepted the order."""
 
-    token: str = field(repr=False)
     call_id: str | None
 
 
 @frozen(kw_only=True)
-class AttemptFailed:
+class AttemptFailed(AttemptEvent):
     """The attempt has ended, and its run did not report that.
 
     ``stopped``: its computing is known to have stopped.
     """
 
-    token: str = field(repr=False)
     error: JobError
     stopped: bool
 
 
 @frozen(kw_only=True)
-class LeaseLapsed:
+class LeaseLapsed(AttemptEvent):
     """The lease until ``lease_until`` was not renewed in time.
 
     The rule compares no clocks. It applies only if the attempt still has exactly this lease (rule J13).
     """
 
-    token: str = field(repr=False)
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class CallMissing:
+class CallMissing(AttemptEvent):
     """The backend is able to find calls, and this one does not exist."""
-
-    token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
-class ResultFound:
+class ResultFound(AttemptEvent):
     """Storage has the result object, which is the attempt's commit point, whichever run wrote it."""
 
-    token: str = field(repr=False)
     artifact: Artifact
 
 
 @frozen(kw_only=True)
-class VideoSeen:
+class VideoSeen(AttemptEvent):
     """Storage has the video, with this size in bytes (and this etag, if it has etags)."""
 
-    token: str = field(repr=False)
     size: int
     etag: str | None = None
 
 
 @frozen(kw_only=True)
-class VideoMissing:
+class VideoMissing(AttemptEvent):
     """Storage responds, and does not have the video."""
-
-    token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
-class CancelConfirmed:
+class CancelConfirmed(AttemptEvent):
     """The cancel reached the backend. ``stopped``: computing is known to have stopped."""
 
-    token: str = field(repr=False)
     stopped: bool
 
 
@@ -153,18 +146,4 @@ class ClockAdvanced:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-AttemptEvent = (
-    LeaseRenewed
-    | StageEntered
-    | AudioStored
-    | DispatchIntended
-    | Dispatched
-    | AttemptFailed
-    | LeaseLapsed
-    | CallMissing
-    | ResultFound
-    | VideoSeen
-    | VideoMissing
-    | CancelConfirmed
-)
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanedUp | AudioDropped | ClockAdvanced

@@ -41,7 +41,7 @@ class Worker:
         self._stop = Stop()
         self.keeper = LeaseKeeper(parts.store, parts.backends, holder=holder, lease=parts.lease)
         self.inbox = Inbox(parts.store, self.run_over)
-        self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, wake=self.wake_all)
+        self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, self.wake_all)
         self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, stop=self._stop)
         self._renew_s = lease_s / 3
         self._reconcile_s = min(_RECONCILE_S, lease_s / 4)
