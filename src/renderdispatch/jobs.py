@@ -13,16 +13,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.messages import (
-    PROTOCOL,
-    Artifact,
-    JobError,
-    JobStatus,
-    LocalAudio,
-    RenderRequest,
-    Stage,
-    StoredAudio,
-)
+from renderdispatch import messages
 
 CHECK_INTERVAL: Final = timedelta(seconds=15)
 """How long a remote attempt may be silent before the reconciler polls its backend."""
@@ -78,9 +69,9 @@ class Attempt:
     result_key: str | None = None
     frames: int | None = None
     frames_total: int | None = None
-    stage_times: Mapping[Stage, datetime] = field(factory=dict)
+    stage_times: Mapping[messages.Stage, datetime] = field(factory=dict)
     ended_at: datetime | None = None
-    error: JobError | None = None
+    error: messages.JobError | None = None
     stopped: bool = False
     clean_up: CleanUp = CleanUp.NONE
 
@@ -108,7 +99,7 @@ class Job:
     id: str
     incarnation: str
     tenant: str | None = None
-    request: RenderRequest
+    request: messages.RenderRequest
     fingerprint: str
     priority: int = 0
     retry_of: str | None = None
@@ -116,20 +107,20 @@ class Job:
     updated_at: datetime
     finish_by: datetime
     ready_at: datetime | None
-    status: JobStatus = JobStatus.PENDING
-    stage: Stage = Stage.QUEUED
+    status: messages.JobStatus = messages.JobStatus.PENDING
+    stage: messages.Stage = messages.Stage.QUEUED
     progress: float = 0.0
-    audio: StoredAudio | None = None
+    audio: messages.StoredAudio | None = None
     audio_clean_up: CleanUp = CleanUp.NONE
     attempts: tuple[Attempt, ...] = ()
-    error: JobError | None = None
-    artifact: Artifact | None = None
+    error: messages.JobError | None = None
+    artifact: messages.Artifact | None = None
     cancel_requested_at: datetime | None = None
     compute_stopped_at: datetime | None = None
     finalizing_at: datetime | None = None
     ended_at: datetime | None = None
     revision: int = 0
-    protocol: int = PROTOCOL
+    protocol: int = messages.PROTOCOL
 
     @property
     def attempt(self) -> Attempt | None:
@@ -145,7 +136,7 @@ class Job:
     def machine(self) -> str | None:
         """The only machine whose workers may claim this job, because its audio is a file there; None: any machine."""
         audio = self.request.audio
-        return audio.machine if isinstance(audio, LocalAudio) and self.audio is None else None
+        return audio.machine if isinstance(audio, messages.LocalAudio) and self.audio is None else None
 
     @property
     def owes_clean_up(self) -> bool:
@@ -157,7 +148,7 @@ class Job:
         """When to reconcile this job next; None: never."""
         if self.ended:
             return self.updated_at if self.owes_clean_up else None
-        if self.owes_clean_up or self.stage in {Stage.FINALIZING, Stage.CANCELLING}:
+        if self.owes_clean_up or self.stage in {messages.Stage.FINALIZING, messages.Stage.CANCELLING}:
             return self.updated_at
         attempt = self.attempt
         if self.ready_at is not None or attempt is None:

@@ -16,19 +16,8 @@ from typing import BinaryIO, Generic, Literal, Protocol, TypeVar, runtime_checka
 from attrs import evolve, field, frozen
 from pydantic import JsonValue
 
+from renderdispatch import messages
 from renderdispatch.jobs import Job
-from renderdispatch.messages import (
-    Completed,
-    EventReply,
-    Failed,
-    JobError,
-    JobStatus,
-    RenderEvent,
-    RenderOrder,
-    RenderRequest,
-    RenderStats,
-    SignedPut,
-)
 
 
 class Locality(IntEnum):
@@ -74,7 +63,7 @@ class JobQuery:
 
     order: Literal["newest", "ready", "due"] = "newest"
     tenant: str | None = None
-    statuses: frozenset[JobStatus] | None = None
+    statuses: frozenset[messages.JobStatus] | None = None
     backends: frozenset[str] | None = None
     machine: str | None = None
     ready_by: datetime | None = None
@@ -166,7 +155,7 @@ class SupportsClaim(Protocol):
 class SupportsCounts(Protocol):
     """A store that counts jobs without reading every record."""
 
-    def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+    def counts(self, *, tenant: str | None = None) -> dict[messages.JobStatus, int]:
         """Return how many jobs have each status, every status included."""
 
     def ahead_of(self, job: Job) -> int:
@@ -248,7 +237,9 @@ class StorageAdapter(Protocol):
             InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days.
         """
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+    def sign_put(
+        self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None
+    ) -> messages.SignedPut:
         """Return a write-once upload: one PUT of at most 5 GiB, refused if the object exists.
 
         The sender sends exactly the returned headers. If ``size`` is given, an upload of another size in bytes is
@@ -292,11 +283,11 @@ class CallState:
     """
 
     status: CallStatus
-    outcome: Completed | Failed | None = None
-    error: JobError | None = None
+    outcome: messages.Completed | messages.Failed | None = None
+    error: messages.JobError | None = None
 
 
-OnEvent = Callable[[RenderEvent], EventReply]
+OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
 """Takes an event and returns the reply. It raises if the event could not be taken; then send it again."""
 
 
@@ -315,7 +306,7 @@ class RenderBackend(Protocol):
     def slots(self) -> int | None:
         """How many orders it takes at once; None: no limit of its own."""
 
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render and return without waiting for it.
 
         Local backends pass every event of the run to ``on_event``, from a thread of their own, and obey its reply. They
@@ -348,7 +339,7 @@ class SupportsFind(Protocol):
 class SupportsCheck(Protocol):
     """A backend that can refuse at submit what it can never render."""
 
-    def check(self, request: RenderRequest) -> None:
+    def check(self, request: messages.RenderRequest) -> None:
         """Raise `InvalidRequestError` for an unknown scene, a bad parameter or a missing GPU."""
 
 
@@ -371,7 +362,7 @@ Report = Callable[[int, int], None]
 class Renderer(Protocol):
     """Turns audio and a scene into a video file. It runs beside the GPU, one render at a time."""
 
-    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+    def render(self, order: messages.RenderOrder, audio: Path, output: Path, report: Report) -> messages.RenderStats:
         """Write the video to ``output`` and return what was made.
 
         The order's URLs and keys are blank here. The number of frames is ``round(duration x fps)``; the duration is

@@ -7,11 +7,11 @@ whether they are still what was submitted, and `bring` stores them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Final, assert_never
@@ -31,6 +31,7 @@ AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
 
 _CHUNK_BYTES: Final = 1 << 20
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
+_AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 
 
@@ -64,7 +65,7 @@ class Streamed:
     """
 
     storage: StorageAdapter
-    source: Path | bytes | IO[bytes]
+    source: Path | IO[bytes]
     name: str
     _key: str | None = None
 
@@ -95,25 +96,17 @@ class Streamed:
 class _Counted:
     """The chunks of a source, counted and hashed as they pass."""
 
-    def __init__(self, source: Path | bytes | IO[bytes]) -> None:
+    def __init__(self, source: Path | IO[bytes]) -> None:
         self._source = source
         self.size = 0
         self._sha256 = hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
-        with contextlib.ExitStack() as stack:
-            match self._source:
-                case bytes():
-                    file: IO[bytes] = io.BytesIO(self._source)
-                case Path():
-                    file = stack.enter_context(self._source.open("rb"))
-                case _:
-                    file = self._source
+        source = self._source
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             for chunk in _chunks(file):
                 if not isinstance(chunk, bytes):
-                    raise errors.InvalidRequestError(
-                        "the audio is open as text; open it with 'rb'", code="audio.invalid"
-                    )
+                    raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
                 self._sha256.update(chunk)
                 self.size += len(chunk)
                 yield chunk
@@ -142,15 +135,13 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
         case bytes():
             if not audio:
                 raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
-            return Streamed(parts.storage, audio, "")
+            return Streamed(parts.storage, io.BytesIO(audio), "")
         case StorageKey():
             return InPlace(_examine_object(audio.key, parts, tenant))
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
-        case str():
-            raise errors.InvalidRequestError(f"a string is not audio: {_WANTED}", code="audio.invalid")
         case io.TextIOBase():
-            raise errors.InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
+            raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
             return Streamed(parts.storage, audio, name if isinstance(name, str) else "")

@@ -55,7 +55,8 @@ class Dispatcher:
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def tick(self) -> int:
-        """Claim ready jobs while there is room for them; return how many were taken."""
+        """Note which calls ended, then claim ready jobs while there is room for them; return how many were taken."""
+        self._keeper.collect()
         taken = 0
         for name, backend in self._parts.backends.items():
             room = _BATCH if backend.slots is None else backend.slots - self._keeper.count(name)

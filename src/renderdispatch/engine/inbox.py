@@ -132,7 +132,7 @@ class WebhookReceiver:
         except errors.RenderDispatchError as error:
             # The store is away, others always wrote first, or this service is closed.
             _log.warning("job %s: a webhook could not be taken: %s", sender.job_id, error)
-            return self._refuse(503, "store.unavailable", "try again", {"retry-after": str(_RETRY_AFTER_S)})
+            return self._refuse(503, "store.unavailable", "try again")
 
     def _take(self, sender: EventId, event: RenderEvent) -> WebhookResponse:
         """Apply an event whose signature is good, if it speaks for the attempt whose key signed it."""
@@ -147,12 +147,11 @@ class WebhookReceiver:
             _log.info("job %s: a webhook was %s (%s)", job.id, decision.verdict, event.type)
         return WebhookResponse(status=200, body=_json_of(decision.reply))
 
-    def _refuse(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> WebhookResponse:
+    def _refuse(self, status: int, code: str, message: str) -> WebhookResponse:
         self._count(code)
+        retry = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
-        return WebhookResponse(status=status, body=body, headers={**_JSON, **(headers or {})})
+        return WebhookResponse(status=status, body=body, headers={**_JSON, **retry})
 
     def _count(self, fate: str) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from renderdispatch.errors import InvalidRequestError
@@ -25,7 +25,7 @@ UPLOADS: Final = "uploads/"
 UPLOAD_DAYS: Final = 2
 """An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
-_UPLOAD: Final = re.compile(r"uploads/(\d{4})(\d\d)(\d\d)/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
+_UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
 
 
 def check_tenant(tenant: str) -> str:
@@ -48,7 +48,7 @@ def tenant_prefix(tenant: str | None) -> str:
 def may_read(tenant: str | None, key: str) -> bool:
     """Return whether this tenant may read an object whose key a client named."""
     upload = _UPLOAD.fullmatch(key)
-    below = key if upload is None else upload[4]
+    below = key if upload is None else upload[2]
     return below.startswith(tenant_prefix(tenant)) and (tenant is not None or not below.startswith(_TENANTS))
 
 
@@ -61,10 +61,9 @@ def upload_age(key: str, now: datetime) -> timedelta | None:
     """Return the time since the day of an upload's grant began (UTC); None for a key that `upload_key` did not make."""
     found = _UPLOAD.fullmatch(key)
     try:
-        day = date(int(found[1]), int(found[2]), int(found[3])) if found is not None else None
-    except ValueError:
-        day = None
-    return None if day is None else now - datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return now - datetime.fromisoformat(found[1]).replace(tzinfo=UTC) if found is not None else None
+    except ValueError:  # not a day
+        return None
 
 
 def new_incarnation() -> str:

@@ -20,10 +20,10 @@ from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
-from renderdispatch.engine.rules import HANDED_BACK
+from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FaultDomain, JobError, Stage
+from renderdispatch.messages import Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
@@ -155,7 +155,7 @@ class LeaseKeeper:
         with self._lock:
             everything = list(self._held.values())
             self._held.clear()
-        error = JobError(code=HANDED_BACK, message="the worker was closed", fault=FaultDomain.INFRASTRUCTURE)
+        error = infrastructure_error(HANDED_BACK, "the worker was closed")
         for held in everything:
             try:
                 if not held.released:

@@ -94,17 +94,11 @@ class Preparation:
         return audio
 
     def _order(self, audio: StoredAudio) -> RenderOrder:
-        job, backend = self._job, self._parts.backends[self._held.backend]
-        assert job.attempt is not None
-        return make_order(
-            job,
-            job.attempt,
-            audio,
-            signer=self._parts.storage,
-            now=self._parts.store.now(),
-            callback=self._parts.callback(job.id, job.attempt.number, backend),
-            local=backend.locality < Locality.WORLD,
-        )
+        job, parts = self._job, self._parts
+        backend = parts.backends[self._held.backend]
+        callback = parts.callback(job.id, len(job.attempts), backend)
+        local = backend.locality < Locality.WORLD
+        return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
 
     def _start(self, order: RenderOrder) -> None:
         held, backend = self._held, self._parts.backends[self._held.backend]

@@ -1,7 +1,7 @@
 """How does each event change a job?
 
 By the rule that the table in `renderdispatch.engine.transitions` names. A rule takes the job, the event and the store's
-time. It returns the new job, or the same object if nothing changes. Rules are pure.
+time. It returns the new job, or an equal one if nothing changes. Rules are pure.
 """
 
 from __future__ import annotations
@@ -12,22 +12,11 @@ from typing import Any, Final
 
 from attrs import evolve
 
+from renderdispatch import messages
 from renderdispatch.engine import events
 from renderdispatch.errors import RenderStopped
 from renderdispatch.jobs import Attempt, CleanUp, Job
-from renderdispatch.messages import (
-    CheckedIn,
-    Completed,
-    Failed,
-    FaultDomain,
-    JobError,
-    JobStatus,
-    LocalAudio,
-    Progressed,
-    RemoteAudio,
-    Stage,
-    StoredAudio,
-)
+from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = timedelta(seconds=60)
 """Added to deadlines, because the clocks of two machines differ (rule J13)."""
@@ -76,13 +65,13 @@ def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
     return round(low + (high - low) * fraction, 1)
 
 
-def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
+def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     """Return how long to wait before the next attempt.
 
     A lost worker or a preemption says nothing about the render: the next attempt follows at once. After other errors
     the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -92,8 +81,7 @@ def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
 
 def _current(job: Job) -> Attempt:
     """Return the current attempt. The table applies most rules only in stages that have one."""
-    assert job.attempt is not None
-    return job.attempt
+    return job.attempts[-1]
 
 
 def _with_attempt(job: Job, **changes: Any) -> Job:
@@ -104,8 +92,7 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
     """Enter ``stage``, or stay in a later one; change the attempt. Progress never falls."""
     attempt = _current(job)
     if _ORDER.index(stage) < _ORDER.index(job.stage):
-        stage = job.stage
-        fraction = 0.0
+        stage, fraction = job.stage, 0.0
     if stage not in attempt.stage_times:
         changes["stage_times"] = {**attempt.stage_times, stage: now}
     attempts = (*job.attempts[:-1], evolve(attempt, **changes)) if changes else job.attempts
@@ -116,9 +103,9 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     """End the job. Forget a submitted URL; the stored copy of a local file is no longer needed."""
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
-        request = request.model_copy(update={"audio": StoredAudio(key="", size=0)})
-    copied = isinstance(request.audio, LocalAudio) and job.audio is not None
+    if isinstance(request.audio, messages.RemoteAudio):
+        request = request.model_copy(update={"audio": messages.StoredAudio(key="", size=0)})
+    copied = isinstance(request.audio, messages.LocalAudio) and job.audio is not None
     return evolve(
         job,
         request=request,
@@ -129,8 +116,11 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     )
 
 
-def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | None = None) -> Job:
-    """End the attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.JobError | None = None) -> Job:
+    """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+    attempt = job.attempt
+    if attempt is None or attempt.ended_at is not None:
+        return job
     return _with_attempt(
         job,
         holder=None,
@@ -138,18 +128,18 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | 
         ended_at=now,
         error=error,
         stopped=stopped,
-        clean_up=CleanUp.OWED if _current(job).called else CleanUp.NONE,
+        clean_up=CleanUp.OWED if attempt.called else CleanUp.NONE,
     )
 
 
-def _infrastructure(code: str, message: str) -> JobError:
-    return JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE)
+def infrastructure_error(code: str, message: str) -> messages.JobError:
+    """Return an error that is the fault of the infrastructure."""
+    return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
-def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
+def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, error=error, stopped=stopped)
+    job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
     tried = sum(1 for a in job.attempts if a.error is None or a.error.code != HANDED_BACK)
@@ -169,8 +159,7 @@ def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
 
 
 def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, stopped=stopped)
+    job = _close_attempt(job, now, stopped=stopped)
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
 
 
@@ -225,7 +214,7 @@ def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
     if job.audio is not None:
         return job
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
+    if isinstance(request.audio, messages.RemoteAudio):
         request = request.model_copy(update={"audio": event.audio})
     return evolve(job, audio=event.audio, request=request)
 
@@ -241,17 +230,13 @@ def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
     attempt = _current(job)
     if not attempt.called:
         return job
-    call_id = attempt.call_id or event.call_id
-    held = attempt.local or attempt.holder is None
-    if call_id == attempt.call_id and held and job.stage is not Stage.DISPATCHING:
-        return job
     if not attempt.local:
         job = _with_attempt(job, holder=None, lease_until=None)
-    job = _with_attempt(job, call_id=call_id)
+    job = _with_attempt(job, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
+def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
     """Record the run and its call. The newest run owns the attempt (rule J6)."""
     attempt = _current(job)
     if not attempt.called:  # cancelled before its intent: no such run exists
@@ -261,15 +246,12 @@ def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
         if job.stage is Stage.CANCELLING:
             return job
         message = f"the render was started {MAX_RUNS} times and never came to an end"
-        return _fail(job, _infrastructure("runner.crash-loop", message), now, stopped=False)
-    call_id = attempt.call_id or event.call_id
-    if runs == attempt.runs and call_id == attempt.call_id:
-        return job
-    job = _with_attempt(job, runs=runs, call_id=call_id)
+        return _fail(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
+    job = _with_attempt(job, runs=runs, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def progress(job: Job, event: Progressed, now: datetime) -> Job:
+def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
     """Record how far the run is. Reports that are late or bring nothing new change nothing."""
     attempt = _current(job)
     forward = _ORDER.index(event.stage) - _ORDER.index(job.stage)
@@ -284,14 +266,14 @@ def progress(job: Job, event: Progressed, now: datetime) -> Job:
     return _enter(job, event.stage, now, fraction=event.fraction, **changes)
 
 
-def complete(job: Job, event: Completed | events.ResultFound, now: datetime) -> Job:
+def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
     """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
     job = _enter(job, Stage.FINALIZING, now, holder=None, lease_until=None)
     artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
-def run_failed(job: Job, event: Failed, now: datetime) -> Job:
+def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
     """End the attempt with the error of its run."""
     if event.error.code == RenderStopped.code and event.run_id not in _current(job).runs:
         return job  # a run of another call, which was told to stop at its check-in
@@ -303,8 +285,8 @@ def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
     return _fail(job, event.error, now, stopped=event.stopped)
 
 
-def confirm_cancel_by_run(job: Job, event: Completed | Failed | events.ResultFound, now: datetime) -> Job:
-    """Cancel the job: its run has ended (rule J5: cancel wins over a late completion)."""
+def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
+    """Cancel the job: its run has ended, or does not exist (rule J5: cancel wins over a late completion)."""
     return _cancelled(job, now, stopped=True)
 
 
@@ -323,14 +305,12 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
     if job.stage is Stage.CANCELLING:
         return _cancelled(job, now, stopped=True)
     message = f"the worker that held attempt {attempt.number} went away"
-    return _fail(job, _infrastructure("worker.lost", message), now, stopped=True)
+    return _fail(job, infrastructure_error("worker.lost", message), now, stopped=True)
 
 
 def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
     """End an attempt that nothing computes."""
-    if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=True)
-    return _fail(job, _infrastructure("backend.call-missing", "the backend has no such call"), now, stopped=True)
+    return _fail(job, infrastructure_error("backend.call-missing", "the backend has no such call"), now, stopped=True)
 
 
 def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
@@ -340,7 +320,7 @@ def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
     same_etag = artifact.etag is None or event.etag is None or artifact.etag == event.etag
     if event.size != artifact.bytes or not same_etag:
         message = f"the video in storage has {event.size} bytes where {artifact.bytes} were reported"
-        return _fail(job, _infrastructure("artifact.mismatch", message), now, stopped=True)
+        return _fail(job, infrastructure_error("artifact.mismatch", message), now, stopped=True)
     return evolve(_end(_with_attempt(job, ended_at=now), JobStatus.COMPLETE, now), progress=100.0)
 
 
@@ -350,7 +330,7 @@ def video_missing(job: Job, event: events.VideoMissing, now: datetime) -> Job:
     if now < job.finalizing_at + VIDEO_GRACE:
         return job
     message = "the render was reported complete, but its video is not in storage"
-    return _fail(job, _infrastructure("artifact.missing", message), now, stopped=True)
+    return _fail(job, infrastructure_error("artifact.missing", message), now, stopped=True)
 
 
 def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job:
@@ -362,14 +342,14 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
             return _cancelled(job, now, stopped=not running)
         total = job.request.limits.total_timeout
         message = f"not finished within {total} of being submitted (stage {job.stage})"
-        error = JobError(code="deadline.total", message=message, fault=FaultDomain.DEADLINE)
+        error = messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE)
         return _fail(job, error, now, stopped=not running)
     if not running or job.stage is Stage.CANCELLING:
         return job
     assert attempt is not None and attempt.start_by is not None
     if not attempt.runs and now > attempt.start_by + CLOCK_SLACK:
         message = f"attempt {attempt.number} gave no sign of life within {job.request.limits.start_timeout}"
-        error = JobError(code="deadline.start", message=message, fault=FaultDomain.START_TIMEOUT)
+        error = messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
         return _fail(job, error, now, stopped=False)
     return job
 
@@ -381,8 +361,7 @@ def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
         owed = attempt.token == event.token and attempt.clean_up is CleanUp.OWED
         return evolve(attempt, clean_up=CleanUp.DONE) if owed else attempt
 
-    attempts = tuple(tick_off(a) for a in job.attempts)
-    return job if attempts == job.attempts else evolve(job, attempts=attempts)
+    return evolve(job, attempts=tuple(tick_off(a) for a in job.attempts))
 
 
 def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:

@@ -74,14 +74,9 @@ class Submissions:
             return job
         incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
         stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
+        recorded = request.model_copy(update={"audio": stored})
         try:
-            return self._create(
-                request.model_copy(update={"audio": stored}),
-                id=job_id,
-                incarnation=incarnation,
-                tenant=self._tenant,
-                priority=priority,
-            )
+            return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
         except errors.JobExistsError:  # another submit with this key was faster
             incoming.discard()
             if (job := same(lambda: stored)) is None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
 from typing import Any, Final, NamedTuple
 
 from attrs import evolve, frozen
@@ -78,7 +77,7 @@ TABLE: Final = (
     Row(events.LeaseLapsed, ACTIVE, rules.lapse, _RETRIED),
     Row(events.LeaseLapsed, CANCELLING, rules.lapse, _CANCELLED),
     Row(events.CallMissing, OUT, rules.call_missing, _RETRIED),
-    Row(events.CallMissing, CANCELLING, rules.call_missing, _CANCELLED),
+    Row(events.CallMissing, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     Row(events.ResultFound, OUT, rules.complete, (Stage.FINALIZING,)),
     Row(events.ResultFound, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     Row(events.VideoSeen, FINALIZING, rules.video_seen, (JobStatus.COMPLETE, *_RETRIED, *_CANCELLED)),
@@ -95,10 +94,6 @@ TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {
     (row.event, stage): row for row in TABLE for stage in row.stages
 }
 """The row of each event and stage. A pair that is absent changes nothing."""
-
-_AFTER_THE_END: Final = (events.CleanedUp, events.AudioDropped)
-_UNFENCED: Final = (*_AFTER_THE_END, events.CancelRequested, events.Claimed, events.ClockAdvanced)
-_FROM_A_RUN: Final = (CheckedIn, Progressed, Completed, Failed)
 
 
 class Verdict(StrEnum):
@@ -128,9 +123,8 @@ def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
     if not _fence_holds(job, event):
         return Decision(job, Verdict.SUPERSEDED, _stop("superseded"))
     row = TRANSITIONS.get((type(event), job.stage))
-    if row is None or (job.ended and not isinstance(event, _AFTER_THE_END)):
-        return Decision(job, Verdict.IGNORED, _reply(job))
-    after = row.rule(job, event, now)
+    absorbed = job.ended and not isinstance(event, events.CleanedUp | events.AudioDropped)
+    after = job if row is None or absorbed else row.rule(job, event, now)
     if after == job:
         return Decision(job, Verdict.IGNORED, _reply(job))
     after = evolve(after, updated_at=max(now, job.updated_at))
@@ -138,14 +132,14 @@ def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
 
 
 def _fence_holds(job: Job, event: events.JobEvent) -> bool:
-    if isinstance(event, _UNFENCED):
+    if not isinstance(event, events.AttemptEvent | events.RunEvent):
         return True
     attempt = job.attempt
     if attempt is None or attempt.token != event.token or (attempt.ended_at is not None and not job.ended):
         return False
     if isinstance(event, CheckedIn) and _of_another_call(attempt, event):
         return False
-    if not isinstance(event, _FROM_A_RUN) or not attempt.runs or event.run_id == attempt.runs[-1]:
+    if not isinstance(event, events.RunEvent) or not attempt.runs or event.run_id == attempt.runs[-1]:
         return True
     return isinstance(event, CheckedIn) and event.run_id not in attempt.runs
 
@@ -155,17 +149,11 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
-@cache
 def _stop(reason: str) -> EventReply:
     return EventReply(action=Action.STOP, reason=reason)
-
-
-@cache
-def _go_on() -> EventReply:
-    return EventReply()
 
 
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
         return _stop("cancelled")
-    return _stop("ended") if job.ended or job.stage in rules.WAITING else _go_on()
+    return _stop("ended") if job.ended or job.stage in rules.WAITING else EventReply()

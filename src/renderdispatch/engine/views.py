@@ -19,7 +19,6 @@ from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, PollError, PollResponse, PollResult, Stage
-from renderdispatch.plumbing.files import write_file
 from renderdispatch.protocols import JobQuery, Page, SupportsCounts, walk
 
 DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
@@ -100,6 +99,8 @@ class Views:
 
     def save(self, job: Job, target: Path, *, overwrite: bool) -> Path:
         """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
+        from renderdispatch.plumbing.files import write_file
+
         with self.open_video(job) as source:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             try:

@@ -105,11 +105,7 @@ class Worker:
         self.keeper.hand_back()
 
     def _dispatch(self) -> None:
-        def work() -> None:
-            self.keeper.collect()
-            self.dispatcher.tick()
-
-        self._repeat(work, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
+        self._repeat(self.dispatcher.tick, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
 
     def _reconcile(self) -> None:
         self._repeat(self.reconciler.tick, self._to_reconcile, lambda: self._reconcile_s)

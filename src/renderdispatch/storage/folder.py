@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 from renderdispatch.errors import ObjectNotFoundError, StorageDeniedError
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.files import TEMPORARY, storage_error, write_file
+from renderdispatch.plumbing.files import TEMPORARY, storage_error, storage_errors, write_file
 from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.keys import check_key
 
@@ -48,12 +48,9 @@ class Folder:
         path = self.root / check_key(key)
         if key.split("/", 1)[0].casefold() == TEMPORARY:
             raise StorageDeniedError(f"the key {key!r} is refused: the storage keeps {TEMPORARY} for itself")
-        try:
+        inside = False
+        with storage_errors(key), suppress(RuntimeError):  # a loop of links, as Python 3.11 and 3.12 report it
             inside = path.resolve().is_relative_to(self.root.resolve()) and not _is_loop(path)
-        except OSError as error:
-            raise storage_error(error, key) from error
-        except RuntimeError:  # a loop of links, as Python 3.11 and 3.12 report it
-            inside = False
         if not inside:
             raise StorageDeniedError(f"the key {key!r} is refused: a symbolic link leads out of the storage")
         return path
@@ -63,15 +60,13 @@ class Folder:
         with self._lock:
             if self._prepared:
                 return
-            try:
+            with storage_errors("the storage's folder"):
                 temporary = self.root / TEMPORARY
                 temporary.mkdir(parents=True, exist_ok=True)
                 for path in temporary.iterdir():
                     with suppress(FileNotFoundError):
                         if path.lstat().st_mtime < time.time() - _STALE_S:
                             path.unlink()
-            except OSError as error:
-                raise storage_error(error, "the storage's folder") from error
             self._prepared = True
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
@@ -82,22 +77,15 @@ class Folder:
 
     def open(self, key: str) -> BinaryIO:
         """Open the object for reading."""
-        path = self.path(key)
         self.stat(key)  # opening a pipe would wait for its writer
-        try:
-            return path.open("rb")
-        except OSError as error:
-            raise storage_error(error, key) from error
+        with storage_errors(key):
+            return self.path(key).open("rb")
 
     def stat(self, key: str) -> ObjectInfo:
         """Return an object's size. There is no etag: file systems keep none, and a hash would read the whole file."""
-        path = self.path(key)
-        try:
-            found = path.stat()
-        except NotADirectoryError:
-            found = None
-        except OSError as error:
-            raise storage_error(error, key) from error
+        found = None
+        with storage_errors(key), suppress(NotADirectoryError):
+            found = self.path(key).stat()
         if found is None or not stat.S_ISREG(found.st_mode):
             raise ObjectNotFoundError(f"nothing is stored under {key!r}")
         return _info(key, found)
@@ -161,11 +149,8 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
 
 def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
     """Return a folder's entries in the order of the keys below them: a folder sorts by its name and a slash."""
-    try:
-        with os.scandir(folder) as found:
-            named = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in found]
-    except (FileNotFoundError, NotADirectoryError):  # nothing was written yet, or a concurrent delete removed it
-        return []
-    except OSError as error:
-        raise storage_error(error, folder.name) from error
+    named = []
+    # a folder may be missing: nothing was written yet, or a concurrent delete removed it
+    with storage_errors(folder.name), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        named = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in found]
     return sorted(named, key=lambda pair: pair[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
@@ -34,12 +35,9 @@ def chunks_of(source: Source) -> Iterator[bytes]:
         yield from read_chunks(source)
     elif isinstance(source, str):
         raise TypeError(f"{_KINDS}; for a file's name, write Path(name)")
-    elif (read := getattr(source, "read", None)) is not None:
-        while chunk := _checked(read(CHUNK_BYTES)):
-            yield chunk
     else:
-        for chunk in source:
-            yield _checked(chunk)
+        read = getattr(source, "read", None)
+        yield from map(_checked, source if read is None else iter(partial(read, CHUNK_BYTES), b""))
 
 
 def _slices(data: _Bytes, size: int) -> Iterator[bytes]:
