@@ -67,6 +67,8 @@ class R2Storage:
         MissingExtraError: s3fs is not installed.
     """
 
+    locality = Locality.WORLD
+
     def __init__(
         self,
         bucket: str,
@@ -101,11 +103,6 @@ class R2Storage:
     def __repr__(self) -> str:
         endpoint = self._s3.endpoint
         return f"R2Storage({endpoint.bucket!r}, endpoint_url={endpoint.url!r}, prefix={self._prefix!r})"
-
-    @property
-    def locality(self) -> Locality:
-        """How far signed URLs reach: everywhere."""
-        return Locality.WORLD
 
     def _path(self, key: str) -> str:
         path = self._prefix + keys.check_key(key)
@@ -168,7 +165,9 @@ class R2Storage:
         upload = {"Key": path, "UploadId": upload_id}
         try:
             size, done = 0, []
-            for number, part in enumerate(_bounded(parts, what), 1):
+            for number, part in enumerate(parts, 1):
+                if number > _MAX_PARTS:
+                    raise errors.StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
                 body, query = Body.of_bytes(part), {"partNumber": str(number), "uploadId": upload_id}
                 etag = self._s3.send(path, what, size=body.size, pieces=body.pieces, query=query)
                 done.append({"PartNumber": number, "ETag": etag})
@@ -316,13 +315,6 @@ def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
 
 def _seconds(expires_in: timedelta) -> int:
     return math.ceil(keys.check_expiry(expires_in).total_seconds())
-
-
-def _bounded(parts: Iterator[bytearray], what: str) -> Iterator[bytearray]:
-    for number, part in enumerate(parts):
-        if number == _MAX_PARTS:
-            raise errors.StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
-        yield part
 
 
 def _chain(waiting: list[bytearray], rest: Iterator[bytearray]) -> Iterator[bytearray]:
