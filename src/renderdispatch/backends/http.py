@@ -8,7 +8,7 @@ camelCase::
         200 | 201 | 202      {"callId": "<id>"}    it runs, or will: the response does not wait for the render
     GET    {url}/{callId}    status
         200                  {"status": "running" | "ended" | "missing", "outcome": {...}, "error": {...}}
-        200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallAnswer`): it has ended
+        200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallResult`): it has ended
         202                  it runs; the body is not read
         404 | 410            no such call, or its result is no longer kept
     DELETE {url}/{callId}    cancel
@@ -69,7 +69,7 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CallAnswer, Message, RenderOrder
+from renderdispatch.messages import CallResult, Message, RenderOrder
 from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response, is_loopback
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
@@ -94,7 +94,7 @@ class StartAnswer(Message):
     call_id: str = Field(pattern=f"^{CALL_ID}$")
 
 
-class StatusAnswer(CallAnswer):
+class StatusAnswer(CallResult):
     """The response to a status; without ``status``, of a call that has ended."""
 
     status: CallStatus | None = None

@@ -1,7 +1,7 @@
 """How is an order rendered on Modal?
 
 By a call of a deployed function (`renderdispatch.modal_app`), spawned with the order as JSON: only strings cross. The
-function reports to the order's callback, and returns a `CallAnswer`.
+function reports to the order's callback, and returns a `CallResult`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from renderdispatch.backends.modal_client import ModalTrouble, Target, Variant
 from renderdispatch.backends.modal_faults import DEPLOY, how_to_deploy, refusal, state_of
 from renderdispatch.backends.modal_link import ModalLink
 from renderdispatch.errors import BackendError, ConfigurationError, MissingExtraError
-from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallAnswer, FaultDomain, JobError, RenderOrder
+from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallResult, FaultDomain, JobError, RenderOrder
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
@@ -34,7 +34,7 @@ class ModalBackend:
 
     Args:
         app: The deployed app.
-        function: The function in it; it takes a `RenderOrder` and returns a `CallAnswer`, both as JSON.
+        function: The function in it; it takes a `RenderOrder` and returns a `CallResult`, both as JSON.
         environment: Modal's environment; None is the one that Modal's own configuration names.
         version: The only deployed version of the app to use; None is the newest.
         gpu: The kind of GPU for orders that name none, such as ``"L4"``; None leaves the one that was deployed.
@@ -188,13 +188,13 @@ def timeout_s(needed: timedelta) -> int:
 
 
 def _read(answer: object) -> CallState:
-    """Read what the function returned. Anything but a `CallAnswer` is an error of the deployment."""
+    """Read what the function returned. Anything but a `CallResult` is an error of the deployment."""
     if not isinstance(answer, str):
         return _unreadable(f"the function returned {type(answer).__name__} in place of JSON")
     try:
-        read = CallAnswer.model_validate_json(answer)
+        read = CallResult.model_validate_json(answer)
     except ValidationError:
-        return _unreadable("the function returned something that is not a CallAnswer")
+        return _unreadable("the function returned something that is not a CallResult")
     if read.outcome is None and read.error is None:
         return _unreadable(f"the function returned an answer without an outcome (protocol {read.protocol})")
     return CallState(status=CallStatus.ENDED, outcome=read.outcome, error=read.error)

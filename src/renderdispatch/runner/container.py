@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from renderdispatch.messages import (
     PROTOCOL,
-    CallAnswer,
+    CallResult,
     Completed,
     EventReply,
     Failed,
@@ -55,7 +55,7 @@ def carry_out(
     renderers: Mapping[str, str] | None = None,
     timeout: timedelta | None = None,
 ) -> str:
-    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallAnswer`, whatever happens.
+    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallResult`, whatever happens.
 
     The render runs in a process of its own. Downloads and uploads go by the order's signed URLs: no credential is
     needed, and none is read. It raises no error of its own. What the platform throws into this thread (Modal's
@@ -72,7 +72,7 @@ def carry_out(
     """
     read = _read(order)
     if isinstance(read, JobError):
-        return CallAnswer(error=read).model_dump_json()
+        return CallResult(error=read).model_dump_json()
     if timeout is not None:
         latest = datetime.now(UTC) + max(timeout - MARGIN, timeout / 2)
         read = read.model_copy(update={"finish_by": min(read.finish_by, latest)})
@@ -115,16 +115,16 @@ class _Run:
         self._start = [True]  # the thread that pops this decides whether the run begins
         self._ended = False
         self._end = Bell()
-        self._result = CallAnswer()
+        self._result = CallResult()
 
-    def result(self) -> CallAnswer:
+    def result(self) -> CallResult:
         """Run, and return the result; what is thrown in meanwhile is raised when the run has cleaned up."""
         try:
             try:
                 # not threading.Thread: its start() waits, in Python code that an exception may leave half-way
                 _thread.start_new_thread(self._work, ())
             except RuntimeError as error:
-                return CallAnswer(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+                return CallResult(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
             while not self._ended:
                 self._end.wait(_CHECK_S)
         except BaseException:
@@ -157,12 +157,12 @@ class _Run:
             return
         try:
             self._folder.mkdir(mode=0o700)
-            self._result = CallAnswer(outcome=self._run())
+            self._result = CallResult(outcome=self._run())
         except RunLeft:
             _log.info("job %s: the platform took the run away", self._order.job_id)
         except BaseException as error:  # noqa: BLE001 - a result, never an exception
             _log.error("job %s: the run broke", self._order.job_id, exc_info=True)
-            self._result = CallAnswer(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+            self._result = CallResult(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._ended = True

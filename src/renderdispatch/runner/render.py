@@ -7,6 +7,7 @@ ends it at once. `child_main` is what runs there.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder,
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
-from renderdispatch.runner.renderers import find_renderer, load_renderer
+from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
 
 RenderHost = Callable[[RenderOrder, Path, Path, Report], RenderStats]
 """``host(order, audio, output, report)``: as `Renderer.render`, for whatever scene the order names."""
@@ -227,6 +228,8 @@ def child_main() -> None:
                 answer(_Drawn(frames=frames, total=total))
 
         scene = _Scene.model_validate_json(sys.stdin.buffer.readline())
+        if scene.where is None and scene.name in SHIPPED:  # they do no linear algebra: its threads cost a start, idle
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         own: dict[str, Renderer] = {}
         with contextlib.suppress(Exception):  # the render meets it again
             own[scene.name] = _renderer_of(scene)

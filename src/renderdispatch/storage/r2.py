@@ -165,9 +165,7 @@ class R2Storage:
         upload = {"Key": path, "UploadId": upload_id}
         try:
             size, done = 0, []
-            for number, part in enumerate(parts, 1):
-                if number > _MAX_PARTS:
-                    raise errors.StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
+            for number, part in enumerate(_bounded(parts, what), 1):
                 body, query = Body.of_bytes(part), {"partNumber": str(number), "uploadId": upload_id}
                 etag = self._s3.send(path, what, size=body.size, pieces=body.pieces, query=query)
                 done.append({"PartNumber": number, "ETag": etag})
@@ -315,6 +313,13 @@ def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
 
 def _seconds(expires_in: timedelta) -> int:
     return math.ceil(keys.check_expiry(expires_in).total_seconds())
+
+
+def _bounded(parts: Iterator[bytearray], what: str) -> Iterator[bytearray]:
+    for number, part in enumerate(parts):
+        if number == _MAX_PARTS:
+            raise errors.StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
+        yield part
 
 
 def _chain(waiting: list[bytearray], rest: Iterator[bytearray]) -> Iterator[bytearray]:
