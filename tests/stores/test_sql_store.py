@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -62,6 +63,16 @@ class TestSqlJobStoreOnSQLite(JobStoreContract):
         second = SqlJobStore(url)
         yield second
         second.close()
+
+    def raw_get(self, store: SqlJobStore, job_id: str) -> str | None:
+        with closing(sqlite3.connect(str(store._url.database))) as connection:
+            query = "SELECT document FROM renderdispatch_jobs WHERE id = ?"
+            document: str | None = connection.execute(query, (job_id,)).fetchone()[0]
+            return document
+
+    def raw_set(self, store: SqlJobStore, job_id: str, document: str) -> None:
+        statement = "UPDATE renderdispatch_jobs SET document = ?, protocol = ? WHERE id = ?"
+        _write(Path(str(store._url.database)), statement, document, json.loads(document)["protocol"], job_id)
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -350,7 +361,7 @@ def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> N
 
     store.create(make_job())
     plans: list[str] = []
-    engine = store._ready_engine()
+    engine = store._engines.get()
 
     @sa.event.listens_for(engine, "before_cursor_execute")
     def explain(connection: object, cursor: sqlite3.Cursor, statement: str, values: object, *_: object) -> None:
@@ -507,7 +518,7 @@ def test_a_missing_driver_names_the_extra() -> None:
 
 
 def test_errors_hold_no_record(file: Path, url: str) -> None:
-    """An error's text, and that of its causes, quotes no statement and so no URL of a record."""
+    """An error's text, and that of its causes, quotes no values of a statement, and so no URL of a record."""
     sqlite3.connect(file).close()
     store = SqlJobStore(f"{url}?timeout=0.01")
     store.create(make_job())
@@ -572,6 +583,8 @@ def test_a_table_of_another_version(file: Path, url: str) -> None:
     store.create(make_job())
     store.close()
     _write(file, "ALTER TABLE renderdispatch_jobs DROP COLUMN protocol")
-    with pytest.raises(ConfigurationError, match=r"renderdispatch_jobs .* no column protocol\. Use another database"):
+    with pytest.raises(
+        ConfigurationError, match=r"renderdispatch_jobs: it has no column protocol\. Use another database"
+    ):
         store.get("x")
     store.close()

@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from typing import Any, Final
@@ -55,7 +55,7 @@ class Exchange:
     def timeouts(self, *, connect_s: float, stall_s: float) -> dict[str, float]:
         """Return the timeouts that bind a request to this exchange, as httpcore's extension takes them."""
         seconds = {"connect": connect_s, "read": stall_s, "write": stall_s, "pool": stall_s}
-        return {name: _Timeout.of(self, value) for name, value in seconds.items()}
+        return {name: _Timeout(value, self) for name, value in seconds.items()}
 
     def cut(self) -> None:
         """End the wait that another thread is in, and let no other begin. It takes no lock; see `Stop`."""
@@ -85,9 +85,8 @@ class _Timeout(float):
 
     exchange: Exchange
 
-    @classmethod
-    def of(cls, exchange: Exchange, seconds: float) -> _Timeout:
-        timeout = cls(seconds)
+    def __new__(cls, seconds: float, exchange: Exchange) -> _Timeout:
+        timeout = super().__new__(cls, seconds)
         timeout.exchange = exchange
         return timeout
 
@@ -222,15 +221,11 @@ class Connector(httpcore.NetworkBackend):
         self._resolve = resolve or _resolve
         self._judge = judge
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,  # noqa: ARG002 - httpcore's signature; nothing here sets it
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - likewise
-    ) -> Connection:
-        """Connect within ``timeout`` and the exchange that it belongs to; addresses share the time."""
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any) -> Connection:
+        """Connect within ``timeout`` and the exchange that it belongs to; addresses share the time.
+
+        httpcore's other arguments, a local address and socket options, are never set here.
+        """
         exchange: Exchange = getattr(timeout, "exchange", None) or Exchange()
         until = time.monotonic() + exchange.left_s(timeout, httpcore.ConnectTimeout)
         addresses = self._addresses(host, port, until, exchange)

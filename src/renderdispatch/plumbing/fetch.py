@@ -1,19 +1,19 @@
 """How is audio read from a URL that a stranger gave?
 
-Under guard, for a server that fetches what it is told is a way into the network behind it (SSRF). `GuardedFetcher`
-decides about addresses, not about names: a host's name is resolved once, every address that it has is judged, and the
-connection goes to such an address and to no other. TLS and the ``Host`` header still use the name. Redirects are
-followed by hand, and each target is judged like the first. Nothing is sent to a refused address, not even a SYN.
+Under guard: a server that fetches any URL it is given is a way into the network behind it (SSRF). `GuardedFetcher`
+decides about addresses, not about names. It resolves a host's name once and judges every address of the host; the
+connection goes to such an address and to no other. TLS and the ``Host`` header still use the name. It follows redirects
+itself, and judges each target like the first. Nothing is sent to a refused address, not even a SYN.
 
-**Why not a library's address check.** httpx-secure 2.0 is the best kept one: it hooks the same place, the network
-backend of httpcore. But it is for asynchronous clients alone, it reaches into private attributes, it connects to find
-out the address that it then judges (so refused addresses do see a SYN), and it trusts `ipaddress.is_global`, which is
-True for 6to4 (``2002:7f00:1::`` is 127.0.0.1) and varies with Python's patch release. So the decision is `is_global`
-*and* the networks below, which are IANA's special-purpose registries: of IPv6 only 2000::/3 is public at all, without
+**Why not a library's address check.** httpx-secure 2.0 is the best one: it hooks the same place, the network backend of
+httpcore. But it is for asynchronous clients only, it uses private attributes, it connects to find out the address that
+it then judges (so refused addresses do see a SYN), and it trusts `ipaddress.is_global`, which is True for 6to4
+(``2002:7f00:1::`` is 127.0.0.1) and varies with Python's patch release. So an address must be `is_global` *and* outside
+of the networks below, which are IANA's special-purpose registries. Of IPv6 only 2000::/3 is public at all, without
 those parts of it that carry IPv4 addresses; mapped, NAT64, link-local and local addresses are outside of it. The
-connection is that of `plumbing.net`, with a judge of addresses.
+connection is that of `plumbing.connector`, with a judge of addresses.
 
-What it cannot know: a NAT64 prefix of the operator's own. Proxies of the environment are not used, for a proxy would
+It cannot know a NAT64 prefix of the operator's own. It does not use proxies of the environment, because a proxy would
 resolve names by itself.
 """
 
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     import httpx
 
 Resolver = Callable[[str, int], Sequence[str]]
-"""Returns the addresses of a host, as text; raises `OSError` where there are none."""
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+"""Returns the addresses of a host, as text; raises `OSError` if there are none."""
 
 MAX_URL_CHARS: Final = 8192
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -85,22 +83,17 @@ _NOT_PUBLIC: Final = tuple(
 )
 _UNICAST: Final = ipaddress.ip_network("2000::/3")
 _PRIVATE: Final = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128")
-"""What ``allow_private`` allows: no link-local address, where metadata lies, and no other way to spell one."""
+"""What ``allow_private`` allows: no link-local address, because metadata is there, and no other spelling of one."""
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is one that anybody on the internet may be asked to fetch from."""
+    """Return whether an address belongs to the public internet. Text that is not an address does not."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return _is_public(found)
-
-
-def _is_public(address: _Address) -> bool:
-    if address.version == 6 and address not in _UNICAST:
-        return False
-    return address.is_global and not any(address in network for network in _NOT_PUBLIC)
+    public = found.is_global and (found.version == 4 or found in _UNICAST)
+    return public and not any(found in network for network in _NOT_PUBLIC)
 
 
 class GuardedFetcher:
@@ -108,19 +101,19 @@ class GuardedFetcher:
 
     Args:
         allow_hosts: The only hosts that may be fetched from: names, or ``*.example.com`` for every name below one.
-            Empty allows every public host. The best guard there is, where the hosts are known.
-        allow_http: Also http, for development. A redirect from https to http is refused all the same.
-        allow_private: Also loopback and private networks, for development; metadata addresses are refused all the same.
-        allow_networks: Also these, such as ``10.1.2.3/32``: a host of one's own.
+            Empty allows every public host. This is the best guard if the hosts are known.
+        allow_http: Also http, for development. A redirect from https to http is still refused.
+        allow_private: Also loopback and private networks, for development. Metadata addresses are still refused.
+        allow_networks: Also these, such as ``10.1.2.3/32`` for a host of your own.
         max_bytes: How large audio may be.
-        total_s: Seconds for everything, from the look-up of the name to the last byte.
+        total_s: Seconds for everything, from name resolution to the last byte.
         stall_s: Seconds without a byte.
         max_redirects: How many redirects are followed.
         resolve: Finds a host's addresses.
-        ssl_context: What judges certificates; by default the usual authorities.
+        ssl_context: Judges certificates; by default the usual authorities.
 
     Raises:
-        ConfigurationError: A host pattern or a network makes no sense.
+        ConfigurationError: A host pattern or a network is not valid.
     """
 
     def __init__(
@@ -151,7 +144,7 @@ class GuardedFetcher:
         self._client = Client(stall_s=stall_s, resolve=resolve, judge=self._judge, ssl_context=ssl_context)
 
     def check(self, url: str) -> None:
-        """Refuse what can be refused without looking up a name.
+        """Refuse a URL if that is possible without resolving its name.
 
         Raises:
             InvalidRequestError: ``audio.url-refused``; the message never quotes the URL.
@@ -216,7 +209,7 @@ class GuardedFetcher:
     # --- the guard
 
     def _read(self, url: str) -> httpx.URL:
-        """Return the URL, once scheme, host and shape are allowed; a host that is an address is judged here."""
+        """Return the URL if its scheme, host and shape are allowed; a host that is an address is judged here."""
         import httpx
 
         if len(url) > MAX_URL_CHARS or _PRINTABLE.fullmatch(url) is None:
@@ -239,12 +232,11 @@ class GuardedFetcher:
             self._judge(address)
         return read
 
-    def _judge(self, address: str | _Address) -> None:
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            raise _refused("its host has an address that is not valid") from None
-        if not _is_public(found) and not any(found in network for network in self._networks):
+    def _judge(self, address: str) -> None:
+        allowed = is_public(address)
+        with suppress(ValueError):
+            allowed = allowed or any(ipaddress.ip_address(address) in network for network in self._networks)
+        if not allowed:
             raise _refused("its host is not a public address")
 
     # --- the response
@@ -282,18 +274,18 @@ def _refused(why: str) -> InvalidRequestError:
     return InvalidRequestError(f"the audio's URL is refused: {why}", code="audio.url-refused")
 
 
-def _literal(host: str) -> _Address | None:
-    """Return the address that a host is, None for a name.
+def _literal(host: str) -> str | None:
+    """Return the address if the host is one, None for a name.
 
     Raises:
         InvalidRequestError: It is neither: an address that is spelled as only some resolvers read it (``0x7f.1``,
-            ``2130706433``, ``127.1``), one with a zone, a name with a trailing dot or other characters than names have.
+            ``2130706433``, ``127.1``), one with a zone, a name with a trailing dot or with characters that names lack.
     """
     try:
         if ":" in host and "%" not in host:
-            return ipaddress.IPv6Address(host)
+            return str(ipaddress.IPv6Address(host))
         if _NUMBER.fullmatch(host):
-            return ipaddress.IPv4Address(host)
+            return str(ipaddress.IPv4Address(host))
     except ValueError:
         raise _refused("its host is a number that is not an address") from None
     if len(host) > 253 or _NAME.fullmatch(host) is None:
@@ -306,7 +298,7 @@ def _matches(host: str, allowed: str) -> bool:
 
 
 def _filename(headers: Mapping[str, str], url: httpx.URL) -> str | None:
-    """Return the name that the answer gives itself, or the last part of its path."""
+    """Return the name that the response gives, or the last part of the URL's path."""
     message = Message()
     message["content-disposition"] = headers.get("content-disposition", "")
     named = None

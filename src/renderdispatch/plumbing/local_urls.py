@@ -16,7 +16,7 @@ from renderdispatch.plumbing.files import read_chunks, storage_error, write_file
 
 
 class Endpoint(Protocol):
-    """What answers the ``memory:`` URLs of one storage."""
+    """Serves the ``memory:`` URLs of one storage."""
 
     def open_url(self, url: str) -> BinaryIO:
         """Open the object that a signed URL reads."""
@@ -29,7 +29,7 @@ _endpoints: Final[weakref.WeakValueDictionary[str, Endpoint]] = weakref.WeakValu
 
 
 def register(instance_id: str, endpoint: Endpoint) -> None:
-    """Let ``memory://<instance_id>/...`` reach ``endpoint`` for as long as somebody else holds it."""
+    """Let ``memory://<instance_id>/...`` reach ``endpoint`` for as long as another object refers to it."""
     _endpoints[instance_id] = endpoint
 
 
@@ -45,8 +45,8 @@ def open_get(url: str) -> BinaryIO:
     """Open the object behind a ``file:`` or ``memory:`` URL for reading.
 
     Raises:
-        ObjectNotFoundError: Nothing stands there.
-        StorageDeniedError: The URL is not valid, or not any more.
+        ObjectNotFoundError: There is no such object.
+        StorageDeniedError: The URL is not valid, or has expired.
     """
     if (path := local_path(url)) is not None:
         try:
@@ -62,8 +62,8 @@ def put_once(url: str, source_path: Path) -> None:
     A ``file:`` URL may bound the upload, as ``?size=<bytes>``.
 
     Raises:
-        ObjectExistsError: An object stands there.
-        StorageDeniedError: The URL is not valid, or not any more, or the size is another one.
+        ObjectExistsError: The object exists.
+        StorageDeniedError: The URL is not valid, or has expired, or the file has another size.
         StorageFullError: No space is left.
     """
     if (path := local_path(url)) is None:
@@ -81,4 +81,4 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _refuse() -> NoReturn:
-    raise StorageDeniedError("the URL names no object of this machine, or its storage is closed")
+    raise StorageDeniedError("the URL does not name an object of this machine, or its storage is closed")

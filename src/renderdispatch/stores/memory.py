@@ -1,7 +1,6 @@
 """How are jobs kept in this process, for tests and notebooks?
 
-In a dictionary behind a lock. Everything that a shared store promises holds between threads; nothing outlives
-the process.
+In a dictionary behind a lock. Threads get everything that a shared store promises; the jobs end with the process.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class MemoryJobStore:
         self._tombstones: dict[str, int] = {}  # the revision at which a deleted job ended
 
     def create(self, job: Job) -> Job:
+        """Store a new job, as `JobStore.create` says."""
         with self._lock:
             if job.id in self._jobs:
                 raise JobExistsError(f"job {job.id} exists")
@@ -47,6 +47,7 @@ class MemoryJobStore:
             return stored
 
     def get(self, job_id: str) -> Job:
+        """Return a job, as `JobStore.get` says."""
         with self._lock:
             return self._get(job_id)
 
@@ -57,6 +58,7 @@ class MemoryJobStore:
             raise JobNotFoundError(f"there is no job {job_id}") from None
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
+        """Store a job over a revision, as `JobStore.replace` says."""
         with self._lock:
             found = self._get(job.id).revision
             if found != expected_revision:
@@ -68,6 +70,7 @@ class MemoryJobStore:
             return stored
 
     def query(self, query: JobQuery) -> Page[Job]:
+        """Return a page of jobs, as `JobStore.query` says."""
         check_limit(query)
         after = read_cursor(query)
         with self._lock:
@@ -79,6 +82,7 @@ class MemoryJobStore:
         return Page(items, write_cursor(query, place(query, items[-1])) if len(found) > query.limit else None)
 
     def delete(self, job_id: str) -> bool:
+        """Forget a job, as `JobStore.delete` says."""
         with self._lock:
             job = self._jobs.pop(job_id, None)
             if job is None:
@@ -87,12 +91,14 @@ class MemoryJobStore:
             return True
 
     def now(self) -> datetime:
+        """Return the time of the clock."""
         return self._clock()
 
     def close(self) -> None:
         """Nothing was opened."""
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
+        """Hand out ready jobs, as `SupportsClaim.claim` says."""
         if limit < 1:
             return []
         now = self.now()
@@ -105,11 +111,13 @@ class MemoryJobStore:
         return claimed
 
     def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+        """Count the jobs by status, as `SupportsCounts.counts` says."""
         with self._lock:
             found = Counter(job.status for job in self._jobs.values() if tenant is None or job.tenant == tenant)
         return {status: found[status] for status in JobStatus}
 
     def ahead_of(self, job: Job) -> int:
+        """Count the jobs that are claimed earlier, as `SupportsCounts.ahead_of` says."""
         if job.ready_at is None:
             return 0
         query = JobQuery(order="ready")

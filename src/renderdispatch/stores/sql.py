@@ -1,31 +1,29 @@
-"""How are jobs kept in a SQL database, and shared by several processes?
+"""How are jobs kept in a SQL database that several processes share?
 
-One table: a row a job, its columns authoritative, the record beside them as a JSON text. Every step is one statement
-in a transaction of its own, so nothing is held between steps and nobody waits for long. Times are integer
-microseconds. ``ready_at`` and ``due_at`` are NULL unless the job waits for somebody, and the indexes that dispatchers
-and reconcilers use hold such rows only: they stay small however many finished jobs there are.
+In one table with one row a job. The columns are authoritative; the record is JSON text in one of them. Every step is
+one statement in its own transaction, so a step holds nothing that others wait for. Times are integer microseconds.
+``ready_at`` and ``due_at`` are NULL unless a dispatcher or a reconciler has to act on the job, and their indexes hold
+only rows where they are set. These indexes stay small, however many finished jobs there are.
 
-A deleted job leaves a row without a record, so that its id starts again at a higher revision. After a week nobody
-can still hold a revision of it, and the row goes.
+A deleted job leaves a row without a record, so that a new job of the same id starts at a higher revision. After a week
+no process can still hold a revision of the deleted job, and the row is removed.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from attrs import evolve
 from pydantic import ValidationError
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -42,7 +40,9 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.plumbing.per_process import ForkGate
+from renderdispatch.plumbing.failures import Translation, translated
+from renderdispatch.plumbing.per_process import ForkGate, PerProcess
+from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.protocols import JobQuery, Page
 from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
 
@@ -60,10 +60,7 @@ _jobs: Final = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("protocol", sa.BigInteger),
     sa.Column("document", sa.Text),  # not a JSON type: those would encode the text a second time
-    sa.Column("tenant", sa.Text),
-    sa.Column("status", sa.Text),
-    sa.Column("backend", sa.Text),
-    sa.Column("machine", sa.Text),
+    *(sa.Column(name, sa.Text) for name in ("tenant", "status", "backend", "machine")),
     sa.Column("priority", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger),
     sa.Column("ready_at", sa.BigInteger),
@@ -74,26 +71,44 @@ _jobs: Final = sa.Table(
 _c: Final = _jobs.c
 _LIVE: Final = _c.created_at.is_not(None)
 _OURS: Final = _c.protocol <= PROTOCOL
-"""Records that no newer version wrote; it alone moves those."""
+"""Rows that no newer version wrote; such rows are left to that version."""
 
 
-def _index(name: str, *columns: sa.ColumnElement[Any], only: sa.ColumnElement[bool]) -> sa.Index:
-    return sa.Index(f"renderdispatch_jobs_{name}", *columns, sqlite_where=only, postgresql_where=only)
-
-
-_INDEXES: Final = (
-    _index("ready", _c.priority.desc(), _c.ready_at, _c.id, only=_c.ready_at.is_not(None)),
-    _index("due", _c.due_at, _c.id, only=_c.due_at.is_not(None)),
+_INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], sa.ColumnElement[bool]]]] = {
+    "ready": ((_c.priority.desc(), _c.ready_at, _c.id), _c.ready_at.is_not(None)),
+    "due": ((_c.due_at, _c.id), _c.due_at.is_not(None)),
     # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
-    _index("newest", _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
-    _index("tenant", _c.tenant, _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
-    _index("deleted", _c.deleted_at, only=_c.deleted_at.is_not(None)),
-)
+    "newest": ((_c.created_at.desc(), _c.id, _c.status), _LIVE),
+    "tenant": ((_c.tenant, _c.created_at.desc(), _c.id, _c.status), _LIVE),
+    "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
+}
+"""By name: the columns of each index, and the rows that it holds."""
 
-_WRITTEN: Final = (
-    *("protocol", "document", "tenant", "status", "backend", "machine"),
-    *("priority", "created_at", "ready_at", "due_at"),
-)
+
+@cache
+def _indexes(dialect: str) -> list[sa.Index]:
+    """Return the indexes; to name the other dialect here would import it."""
+
+    def index(name: str, columns: Sequence[sa.ColumnElement[Any]], only: Any) -> sa.Index:
+        return sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
+
+    return [index(name, *columns) for name, columns in _INDEXES.items()]
+
+
+_VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
+    "protocol": lambda job: job.protocol,
+    "document": dump_job,
+    "tenant": lambda job: job.tenant,
+    "status": lambda job: job.status.value,
+    "backend": lambda job: job.request.backend,
+    "machine": lambda job: job.machine,
+    "priority": lambda job: job.priority,
+    "created_at": lambda job: micros(job.created_at),
+    "ready_at": lambda job: None if job.ready_at is None else micros(job.ready_at),
+    "due_at": lambda job: None if job.due_at is None else micros(job.due_at),
+}
+"""What each write sets, beside the revision."""
+
 _RECORD: Final = (_c.id, _c.revision, _c.document, _c.ready_at)
 _ORDERS: Final = {
     "newest": (_c.created_at.desc(), _c.id.asc()),
@@ -103,18 +118,7 @@ _ORDERS: Final = {
 
 
 def _columns(job: Job) -> dict[str, Any]:
-    return {
-        "protocol": job.protocol,
-        "document": dump_job(job),
-        "tenant": job.tenant,
-        "status": job.status.value,
-        "backend": job.request.backend,
-        "machine": job.machine,
-        "priority": job.priority,
-        "created_at": micros(job.created_at),
-        "ready_at": None if job.ready_at is None else micros(job.ready_at),
-        "due_at": None if job.due_at is None else micros(job.due_at),
-    }
+    return {name: value(job) for name, value in _VALUES.items()}
 
 
 class _Row(NamedTuple):
@@ -137,14 +141,15 @@ def _job(row: Any) -> Job:
 
 # --- the statements -------------------------------------------------------------------------------
 
-_INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 
 
 def _create_statement(dialect: str) -> Any:
-    new = _INSERT[dialect](_jobs).values(revision=1, **{name: sa.bindparam(name) for name in ("id", *_WRITTEN)})
+    insert = import_module(f"sqlalchemy.dialects.{dialect}").insert
+    new = insert(_jobs).values(revision=1, **{name: sa.bindparam(name) for name in ("id", *_VALUES)})
     return new.on_conflict_do_update(
         index_elements=[_c.id],
-        set_={**{name: new.excluded[name] for name in _WRITTEN}, "revision": _c.revision + 1, "deleted_at": None},
+        set_={**{name: new.excluded[name] for name in _VALUES}, "revision": _c.revision + 1, "deleted_at": None},
         where=_c.created_at.is_(None),
     ).returning(_c.revision)
 
@@ -152,13 +157,13 @@ def _create_statement(dialect: str) -> Any:
 _GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
 _REPLACE: Final = (
     sa.update(_jobs)
-    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
-    .values(revision=_c.revision + 1, **{name: sa.bindparam(name) for name in _WRITTEN})
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE, _OURS)
+    .values(revision=_c.revision + 1, **{name: sa.bindparam(name) for name in _VALUES})
 )
 _DELETE: Final = (
     sa.update(_jobs)
     .where(_c.id == sa.bindparam("job_id"), _LIVE)
-    .values(revision=_c.revision + 1, deleted_at=sa.bindparam("now"), **dict.fromkeys(_WRITTEN))
+    .values(revision=_c.revision + 1, deleted_at=sa.bindparam("now"), **dict.fromkeys(_VALUES))
 )
 _PURGE: Final = sa.delete(_jobs).where(_c.deleted_at.is_not(None), _c.deleted_at < sa.bindparam("before"))
 
@@ -245,16 +250,15 @@ class SqlJobStore:
 
     def __init__(self, url: str, *, clock: Callable[[], datetime] | None = None) -> None:
         self._url = _read_url(url)
-        self._driver: Any = self._url.get_dialect().import_dbapi()
+        driver = self._url.get_dialect().import_dbapi()
         self._where = self._url.set(query={}).render_as_string(hide_password=True)
         self._clock = clock
         self._create = _create_statement(self._url.get_backend_name())
+        self._errors = _translation(self._where, driver)
         self._compiled: dict[Any, Any] = {}
         self._left_alone: set[str] = set()
-        self._lock = threading.Lock()
-        self._engine: Engine | None = None
-        self._engine_pid = 0
-        self._inherited: list[Engine] = []
+        # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
+        self._engines = PerProcess(lambda: _new_engine(self._url))
         self._gate = ForkGate(self.close)
 
     def __repr__(self) -> str:
@@ -263,12 +267,14 @@ class SqlJobStore:
     # --- writing
 
     def create(self, job: Job) -> Job:
+        """Store a new job, as `JobStore.create` says."""
         rows, _ = self._step(self._create, {"id": job.id, **_columns(job)})
         if not rows:
             raise JobExistsError(f"job {job.id} exists")
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
+        """Store a job over a revision, as `JobStore.replace` says."""
         stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
         values = {"job_id": job.id, "expected": expected_revision, **_columns(stored)}
         if self._step(_REPLACE, values)[1] == 1:
@@ -277,13 +283,14 @@ class SqlJobStore:
         raise RevisionConflictError(f"job {job.id} is at revision {found}, not {expected_revision}: read it again")
 
     def delete(self, job_id: str) -> bool:
+        """Forget a job, as `JobStore.delete` says; the row stays for a week, without its record."""
         now = self.now()
-        with self._connection() as connection:
-            deleted = connection.execute(_DELETE, {"job_id": job_id, "now": micros(now)}).rowcount == 1
-            connection.execute(_PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
-        return deleted
+        _, deleted = self._execute(_DELETE, {"job_id": job_id, "now": micros(now)})
+        self._execute(_PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
+        return deleted == 1
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
+        """Hand out ready jobs, as `SupportsClaim.claim` says, in one statement."""
         if limit < 1 or not backends:
             return []
         now = self.now()
@@ -294,20 +301,20 @@ class SqlJobStore:
             "for_machine": machine,
             "limit": limit,
         }
-        with self._connection() as connection:
-            rows = connection.execute(_CLAIM, values).all()
-        # RETURNING answers in no order
+        rows, _ = self._execute(_CLAIM, values)  # RETURNING has no order
         return list(self._readable(sorted(rows, key=lambda row: (-row.priority, row.was_ready_at, row.id))))
 
     # --- reading
 
     def get(self, job_id: str) -> Job:
+        """Return a job, as `JobStore.get` says."""
         rows, _ = self._step(_GET, {"job_id": job_id})
         if not rows:
             raise JobNotFoundError(f"there is no job {job_id}")
         return _job(_Row(*rows[0]))
 
     def query(self, query: JobQuery) -> Page[Job]:
+        """Return a page of jobs, as `JobStore.query` says."""
         check_limit(query)
         conditions = _conditions(query)
         if (after := read_cursor(query)) is not None:
@@ -315,39 +322,38 @@ class SqlJobStore:
         order = _ORDERS[query.order]
         where = [term.element.label(f"place_{number}") for number, term in enumerate(order)]
         statement = sa.select(*_RECORD, *where).where(*conditions).order_by(*order).limit(query.limit + 1)
-        with self._connection() as connection:
-            rows = connection.execute(statement).all()
+        rows, _ = self._execute(statement)
         items = tuple(self._readable(rows[: query.limit]))
         last = tuple(rows[query.limit - 1][-len(order) :]) if len(rows) > query.limit else None
         return Page(items, None if last is None else write_cursor(query, last))
 
     def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+        """Count the jobs by status, as `SupportsCounts.counts` says."""
         statement = sa.select(_c.status, sa.func.count()).where(_LIVE).group_by(_c.status)
         if tenant is not None:
             statement = statement.where(_c.tenant == tenant)
-        with self._connection() as connection:
-            found = {row[0]: int(row[1]) for row in connection.execute(statement)}
+        found = {status: int(count) for status, count in self._execute(statement)[0]}
         return {status: found.get(status.value, 0) for status in JobStatus}
 
     def ahead_of(self, job: Job) -> int:
+        """Count the jobs that are claimed earlier, as `SupportsCounts.ahead_of` says."""
         if job.ready_at is None:
             return 0
         before = _beyond("ready", place(JobQuery(order="ready"), job), before=True)
         statement = sa.select(sa.func.count()).where(_c.ready_at.is_not(None), before)
-        with self._connection() as connection:
-            return int(connection.execute(statement).scalar_one())
+        return int(self._execute(statement)[0][0][0])
 
     def now(self) -> datetime:
+        """Return the database's time on PostgreSQL, and this machine's on SQLite, where the two are the same."""
         if self._clock is not None:
             return self._clock()
         if self._url.get_backend_name() == "sqlite":
             return datetime.now(UTC)
-        with self._connection() as connection:
-            now: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        now: datetime = self._execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
         return now.astimezone(UTC)
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
-        """Leave out what cannot be read: the jobs beside it are not to wait for it. Of each one the log hears once."""
+        """Yield the jobs, without records that cannot be read: other jobs do not wait for them. Each is logged once."""
         for row in rows:
             try:
                 yield _job(row)
@@ -359,19 +365,17 @@ class SqlJobStore:
 
     def close(self) -> None:
         """Close every connection. A later call connects again."""
-        with self._lock:
-            engine, self._engine = self._engine, None
-            if engine is not None and self._engine_pid == os.getpid():
-                engine.dispose()
+        if (engine := self._engines.take()) is not None:
+            engine.dispose()
 
     def _step(self, statement: Any, values: Mapping[str, Any]) -> tuple[list[Any], int]:
-        """Carry out a step that every job takes many times; return the rows, and how many were written.
+        """Execute a statement that every job needs many times; return the rows, and how many were written.
 
-        Compiled once, and run on the driver's own connection: half the time of an execution through Core. All values
-        are integers and texts, which need no conversion.
+        It is compiled once and runs on the driver's own connection, which takes half the time of an execution through
+        Core. All values are integers and texts, which need no conversion.
         """
-        with self._gate.operation(), _translated(self._where, self._driver):
-            engine = self._ready_engine()
+        with self._gate.operation(), translated(self._errors, chain=True):
+            engine = self._engines.get()
             sql = self._compiled.get(statement)
             if sql is None:
                 sql = self._compiled[statement] = statement.compile(dialect=engine.dialect)
@@ -380,26 +384,11 @@ class SqlJobStore:
                 cursor.execute(sql.string, [bound[name] for name in sql.positiontup] if sql.positional else bound)
                 return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        with (
-            self._gate.operation(),
-            _translated(self._where, self._driver),
-            self._ready_engine().connect() as connection,
-        ):
-            yield connection
-
-    def _ready_engine(self) -> Engine:
-        if self._engine is not None and self._engine_pid == os.getpid():
-            return self._engine
-        with self._lock:
-            if self._engine is not None and self._engine_pid != os.getpid():
-                # forked by something that is not Python: even to close the parent's connections would harm it
-                self._inherited.append(self._engine)
-                self._engine = None
-            if self._engine is None:
-                self._engine, self._engine_pid = _new_engine(self._url), os.getpid()
-            return self._engine
+    def _execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
+        """Execute any other statement; return as `_step` does."""
+        with self._gate.operation(), translated(self._errors, chain=True), self._engines.get().connect() as connection:
+            result = connection.execute(statement, values)
+            return result.all() if result.returns_rows else [], result.rowcount
 
 
 def _read_url(text: str) -> URL:
@@ -407,14 +396,15 @@ def _read_url(text: str) -> URL:
         url = make_url(text)
     except (sa.exc.ArgumentError, ValueError):
         hint = "sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/name"
-        raise ConfigurationError(f"the job store's URL cannot be read; it looks like {hint}") from None
-    unknown = ConfigurationError("no job store speaks the dialect of its URL: use sqlite: or postgresql:")
-    if url.get_backend_name() not in _INSERT:
-        raise unknown
+        raise ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
+    message = f"unsupported database URL '{url.drivername}://...'; use sqlite:///path.db or postgresql+psycopg://..."
+    unsupported = ConfigurationError(message)
+    if url.get_backend_name() not in _DIALECTS:
+        raise unsupported
     try:
         url.get_dialect().import_dbapi()
     except sa.exc.NoSuchModuleError:
-        raise unknown from None
+        raise unsupported from None
     except ImportError:
         raise MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
     return _read_sqlite_url(url) if url.get_backend_name() == "sqlite" else url
@@ -422,17 +412,17 @@ def _read_url(text: str) -> URL:
 
 def _read_sqlite_url(url: URL) -> URL:
     if sqlite3.sqlite_version_info < (3, 35):
-        raise ConfigurationError(f"SQLite is {sqlite3.sqlite_version}; a job store needs 3.35 or later")
+        raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; the job store needs 3.35 or later")
     if url.host or url.username or url.password or url.port:
         raise ConfigurationError("a SQLite URL has three slashes before a relative path, four before an absolute one")
     if not url.database or url.database == ":memory:":
-        raise ConfigurationError("a SQLite database in memory is not shared by threads: use MemoryJobStore")
+        raise ConfigurationError("threads cannot share a SQLite database in memory; use MemoryJobStore")
     try:
         timeout = float(str(url.query.get("timeout", _BUSY_TIMEOUT_S)))
     except ValueError:
         timeout = -1.0
     if timeout < 0 or url.query.keys() - {"timeout"}:
-        raise ConfigurationError("the one option of a SQLite URL is a number of seconds, such as ?timeout=5")
+        raise ConfigurationError("the only option of a SQLite URL is a number of seconds, such as ?timeout=5")
     return url.set(database=str(Path(url.database).absolute()), query={"timeout": str(timeout)})
 
 
@@ -457,30 +447,30 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _prepare(engine: Engine, *, patience_s: float) -> None:
-    """Make the table, unless it is there; other processes may be doing the same."""
-    give_up_at = time.monotonic() + patience_s
-    while True:
-        try:
-            with engine.connect() as connection:
-                if engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                connection.execute(CreateTable(_jobs, if_not_exists=True))
-                _check_columns(connection)
-                for index in _INDEXES:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
-            return
-        except sa.exc.DBAPIError as error:
-            if _driver_code(error) not in _MET_ANOTHER or time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.01)
+    """Create the table unless it exists. Other processes may be doing the same."""
+
+    def create() -> None:
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            connection.execute(CreateTable(_jobs, if_not_exists=True))
+            _check_columns(connection)
+            for index in _indexes(engine.dialect.name):
+                connection.execute(CreateIndex(index, if_not_exists=True))
+
+    def trouble(error: Exception) -> Trouble:
+        return Trouble.FAILED if _driver_code(error) in _MET_ANOTHER else Trouble.FATAL
+
+    retry(create, Backoff(patience_s=patience_s, pause_s=0.02, longest_pause_s=0.02), trouble=trouble)
 
 
 def _check_columns(connection: Connection) -> None:
+    """Raise `ConfigurationError` for a table that another version made, with other columns."""
     found = connection.execute(sa.select(sa.text("*")).select_from(_jobs).where(sa.false())).keys()
     if missing := [column.name for column in _c if column.name not in found]:
         message = (
-            f"the table {_jobs.name} was made by another version: it has no column {', '.join(missing)}. "
-            f"Use another database, or drop the table if its jobs are no longer needed"
+            f"another version made the table {_jobs.name}: it has no column {', '.join(missing)}. "
+            "Use another database, or drop the table if you no longer need its jobs"
         )
         raise ConfigurationError(message)
 
@@ -502,37 +492,36 @@ _TROUBLES: Final = {
 }
 
 
-@contextmanager
-def _translated(where: str, driver: Any) -> Iterator[None]:
-    """Name the driver's errors as this library does; ones that tell of a mistake in a statement stay as they are."""
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        if isinstance(error, (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError)):
-            raise
-        raise _trouble(where, error) from error.orig  # not from the error itself: that one quotes the statement
-    except sa.exc.TimeoutError:
-        raise StoreUnavailableError(f"the job store {where} does not answer: all connections are busy") from None
-    except driver.Error as error:
-        if isinstance(error, (driver.ProgrammingError, driver.IntegrityError, driver.DataError)):
-            raise
-        raise _trouble(where, error) from error
-    except OSError as error:
-        if isinstance(error, RenderDispatchError):
-            raise
-        raise StoreUnavailableError(f"the job store {where} cannot be opened: {error.strerror}") from error
+def _translation(where: str, driver: Any) -> Translation:
+    """Return what the driver's errors become. Those that tell of a mistake in a statement stay as they are."""
 
+    def unavailable(error: Exception) -> RenderDispatchError:
+        code = _driver_code(error)
+        if code == "SQLITE_NOTADB":
+            return ConfigurationError(f"{where} is a file, but not a SQLite database")
+        why = next((text for name, text in _TROUBLES.items() if code.startswith(name)), f"the driver says {code}")
+        return StoreUnavailableError(f"the job store {where} is away: {why}; try again")
 
-def _trouble(where: str, error: Exception) -> RenderDispatchError:
-    code = _driver_code(error)
-    if code == "SQLITE_NOTADB":
-        return ConfigurationError(f"{where} is a file, but not a SQLite database")
-    why = next((text for name, text in _TROUBLES.items() if code.startswith(name)), f"the driver says {code}")
-    return StoreUnavailableError(f"the job store {where} is away: {why}; try again")
+    def busy(_: Exception) -> RenderDispatchError:
+        return StoreUnavailableError(f"the job store {where} does not answer: all connections are busy; try again")
+
+    def no_access(error: OSError) -> RenderDispatchError:
+        return StoreUnavailableError(f"the job store {where} cannot be opened: {error.strerror}")
+
+    kept = [RenderDispatchError]
+    for module in (sa.exc, driver):
+        kept += [module.ProgrammingError, module.IntegrityError, module.DataError]
+    return {
+        **{kind: lambda error: error for kind in kept},
+        sa.exc.DBAPIError: unavailable,
+        driver.Error: unavailable,
+        sa.exc.TimeoutError: busy,
+        OSError: no_access,
+    }
 
 
 def _driver_code(error: Exception) -> str:
-    """Return the driver's own code: safe to show, where its message may hold a part of the URL."""
+    """Return the driver's own code. It is safe to show; the driver's message may hold a part of the URL."""
     origin = getattr(error, "orig", error)
     code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
     return code or type(origin).__name__
