@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,8 @@ import click
 from renderdispatch.cli import display
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, seconds_reader
-from renderdispatch.cli.rendering import check_target, follow
-from renderdispatch.errors import InvalidRequestError, JobNotFoundError, WaitTimeoutError
+from renderdispatch.cli.rendering import cancel_and_wait, check_target, follow
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.service import RenderService
@@ -93,10 +92,7 @@ def watch(*, job_id: str, as_json: bool) -> int:
 def cancel(*, job_id: str, as_json: bool) -> None:
     """Cancel a job, wherever it runs."""
     with from_settings(worker=False) as service:
-        job = service.cancel(_find(service, job_id).id)
-        with suppress(WaitTimeoutError):
-            job = service.handle(job.id).wait(_CANCEL_S)
-        job = service.get(job.id)
+        job = cancel_and_wait(service.handle(_find(service, job_id).id), _CANCEL_S)
     if not (job.ended or as_json):
         click.echo("Its worker has not responded yet; the job ends when a worker runs.", err=True)
     _print(job, as_json=as_json)

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -156,7 +156,7 @@ def _make(
             handle = service.submit(song, output=output, params=dict(params), priority=_PRIORITY, **request)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
-                job = _wind_down(handle)
+                job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
                 _save(handle, target, interrupts, force=force)
@@ -189,13 +189,12 @@ def follow(service: RenderService, handle: JobHandle, interrupts: Interrupts, *,
             interrupts.wait(pause.after(job))
 
 
-def _wind_down(handle: JobHandle) -> Job:
-    """Cancel the job and wait until it stops computing; closing the service ends what takes longer."""
+def cancel_and_wait(handle: JobHandle, seconds: float) -> Job:
+    """Cancel the job and wait until it stops computing, at most for ``seconds``; return it as it is then."""
     handle.cancel()
-    try:
-        return handle.wait(_CANCEL_S)
-    except errors.WaitTimeoutError:
-        return handle.job
+    with suppress(errors.WaitTimeoutError):
+        handle.wait(seconds)
+    return handle.job
 
 
 def _let_clean_up(handle: JobHandle) -> None:
