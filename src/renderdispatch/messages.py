@@ -16,23 +16,9 @@ from fractions import Fraction
 from threading import RLock
 from typing import Annotated, Any, Final, Literal, Self
 
+import pydantic
 from attrs import field, frozen
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainSerializer,
-    SecretStr,
-    SerializationInfo,
-    TypeAdapter,
-    ValidationInfo,
-    WithJsonSchema,
-    field_serializer,
-    field_validator,
-)
+from pydantic import Field
 from pydantic.alias_generators import to_camel
 
 from renderdispatch.errors import UnknownNameError
@@ -105,10 +91,10 @@ _building: Final = RLock()
 os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
 
 
-class Model(BaseModel):
+class Model(pydantic.BaseModel):
     """The base of everything that is read and written as JSON. It is built at its first use, to keep imports quick."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
 
     @classmethod
     def model_rebuild(cls, **options: Any) -> bool | None:
@@ -120,7 +106,7 @@ class Model(BaseModel):
 class Message(Model):
     """The base of everything on the wire."""
 
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         alias_generator=to_camel,
         validate_by_name=True,
         validate_by_alias=True,
@@ -163,9 +149,9 @@ def format_rate(rate: Fraction) -> str:
 
 FrameRate = Annotated[
     Fraction,
-    BeforeValidator(parse_rate),
-    PlainSerializer(format_rate, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["30", "30000/1001"]}),
+    pydantic.BeforeValidator(parse_rate),
+    pydantic.PlainSerializer(format_rate, return_type=str),
+    pydantic.WithJsonSchema({"type": "string", "examples": ["30", "30000/1001"]}),
 ]
 
 Projection = Literal["flat", "360-mono", "360-stereo"]
@@ -248,10 +234,10 @@ class RemoteAudio(Message):
     """Audio behind a URL, until it is stored. The URL is a secret (rule J10)."""
 
     kind: Literal["remote"] = "remote"
-    url: SecretStr
+    url: pydantic.SecretStr
 
-    @field_serializer("url", when_used="json")
-    def _reveal_in_the_record(self, url: SecretStr, info: SerializationInfo) -> str:
+    @pydantic.field_serializer("url", when_used="json")
+    def _reveal_in_the_record(self, url: pydantic.SecretStr, info: pydantic.SerializationInfo) -> str:
         return url.get_secret_value() if info.context == FOR_THE_RECORD else str(url)
 
 
@@ -306,18 +292,18 @@ class RenderRequest(Message):
     protocol: int = PROTOCOL
     audio: Audio
     scene: str = Field(min_length=1, max_length=200)
-    params: Mapping[str, JsonValue] = Field(default_factory=dict)
+    params: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
     output: Output = Output.model_construct()
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
     backend: str
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
-    metadata: Mapping[str, JsonValue] = Field(default_factory=dict)
+    metadata: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
 
-    @field_validator("params", "metadata", mode="before")
+    @pydantic.field_validator("params", "metadata", mode="before")
     @classmethod
-    def _check_json(cls, value: object, info: ValidationInfo) -> object:
+    def _check_json(cls, value: object, info: pydantic.ValidationInfo) -> object:
         limit = MAX_PARAMS_BYTES if info.field_name == "params" else MAX_METADATA_BYTES
         return _small_json(value, limit, str(info.field_name))
 
@@ -363,14 +349,14 @@ class RenderOrder(Message):
     video: ObjectUrls
     result: ObjectUrls
     scene: str
-    params: Mapping[str, JsonValue] = Field(default_factory=dict)
+    params: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
     output: Output
     start: float = 0.0
     duration: float | None = None
     require_gpu: bool = False
     gpu: str | None = None
-    start_by: AwareDatetime
-    finish_by: AwareDatetime
+    start_by: pydantic.AwareDatetime
+    finish_by: pydantic.AwareDatetime
     callback: Callback | None = None
     local: bool = False
 
@@ -391,8 +377,8 @@ class RenderOrder(Message):
 # --- what the GPU side reports --------------------------------------------------------------------
 
 
-class RenderStats(Message):
-    """The video that a renderer made.
+class VideoFacts(Message):
+    """The facts about a video that renderers report and applications see.
 
     Args:
         width: Pixels.
@@ -402,7 +388,6 @@ class RenderStats(Message):
         duration_s: Seconds of audio that the video covers.
         rendered_by: What drew the frames, such as ``numpy`` or a ``GL_RENDERER`` string.
         encoded_by: The video encoder, such as ``libx264``.
-        content_type: The media type of the file.
     """
 
     width: int
@@ -412,6 +397,15 @@ class RenderStats(Message):
     duration_s: float = Field(ge=0)
     rendered_by: str
     encoded_by: str
+
+
+class RenderStats(VideoFacts):
+    """The video that a renderer made.
+
+    Args:
+        content_type: The media type of the file.
+    """
+
     content_type: str = "video/mp4"
 
 
@@ -431,7 +425,7 @@ class JobError(Message):
     message: str = Field(max_length=2000)
     fault: FaultDomain
 
-    @field_validator("message", mode="before")
+    @pydantic.field_validator("message", mode="before")
     @classmethod
     def _shorten(cls, value: object) -> object:
         return value[:1997] + "..." if isinstance(value, str) and len(value) > 2000 else value
@@ -486,8 +480,8 @@ class Failed(_FromRun):
 
 
 RenderEvent = Annotated[CheckedIn | Progressed | Completed | Failed, Field(discriminator="type")]
-RENDER_EVENT: Final[TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = TypeAdapter(
-    RenderEvent, config=ConfigDict(hide_input_in_errors=True, defer_build=True)
+RENDER_EVENT: Final[pydantic.TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = pydantic.TypeAdapter(
+    RenderEvent, config=pydantic.ConfigDict(hide_input_in_errors=True, defer_build=True)
 )
 """Reads an event: ``RENDER_EVENT.validate_json(body)``."""
 
@@ -528,19 +522,12 @@ class EventReply(Message):
 # --- what applications see ------------------------------------------------------------------------
 
 
-class PollResult(Message):
+class PollResult(VideoFacts):
     """The finished video, for applications."""
 
     video_key: str
     bytes: int
     sha256: str | None
-    width: int
-    height: int
-    fps: FrameRate
-    frames: int
-    duration_s: float
-    rendered_by: str
-    encoded_by: str
 
 
 class PollError(Message):
@@ -575,7 +562,7 @@ class UploadGrant(Message):
 
     key: str
     put: SignedPut
-    expires_at: AwareDatetime
+    expires_at: pydantic.AwareDatetime
 
     def to_json(self) -> str:
         """Return the JSON for the client."""

@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import pytest
+from rich.progress import Progress
 
-from renderdispatch.cli.progress import Speed
+from renderdispatch.cli.progress import SPEED_WINDOW_S, Frames
 
 
-def test_speed_needs_two_looks() -> None:
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the progress bar."""
+    return Clock()
+
+
+@pytest.fixture
+def frames(clock: Clock) -> Frames:
+    """A count of frames that were not drawn yet."""
+    return Frames(Progress(get_time=clock, speed_estimate_period=SPEED_WINDOW_S, auto_refresh=False))
+
+
+def test_speed_needs_two_numbers(frames: Frames) -> None:
     """One number says nothing about speed."""
-    speed = Speed()
-    speed.note(0.0, 10)
-    assert speed.fps is None
-    assert speed.left(10, 100) is None
+    assert frames.describe(10, 100) == "10/100 frames"
 
 
-def test_speed_is_that_of_the_last_ten_seconds() -> None:
+def test_speed_is_that_of_the_last_ten_seconds(frames: Frames, clock: Clock) -> None:
     """A slow beginning is forgotten."""
-    speed = Speed()
-    for second in range(20):
-        speed.note(float(second), second)
-    for second in range(20, 40):
-        speed.note(float(second), 20 + (second - 20) * 50)
-    assert speed.fps == 50
-    assert speed.left(1000, 2000) == timedelta(seconds=20)
+    said = ""
+    for second in range(40):
+        clock.now = float(second)
+        said = frames.describe(second if second < 20 else 20 + (second - 20) * 50, 1970)
+    assert said == "970/1970 frames, 50/s, 0:00:20 left"
 
 
-def test_looks_without_news_are_no_standstill() -> None:
-    """Frames are reported once a second, and looked at more often."""
-    speed = Speed()
-    for now, frames in [(0.0, 0), (0.5, 0), (1.0, 30), (1.5, 30), (2.0, 60)]:
-        speed.note(now, frames)
-    assert speed.fps == 30
+def test_updates_without_news_are_no_standstill(frames: Frames, clock: Clock) -> None:
+    """Frames are reported once a second, and shown more often."""
+    said = ""
+    for clock.now, done in [(0.0, 1), (0.5, 1), (1.0, 31), (1.5, 31), (2.0, 61)]:
+        said = frames.describe(done, 91)
+    assert said == "61/91 frames, 30/s, 0:00:01 left"
 
 
-def test_a_new_attempt_begins_anew() -> None:
+def test_a_new_attempt_begins_anew(frames: Frames, clock: Clock) -> None:
     """Fewer frames than before are those of another attempt."""
-    speed = Speed()
-    for now, frames in [(0.0, 0), (1.0, 900), (2.0, 0), (3.0, 10)]:
-        speed.note(now, frames)
-    assert speed.fps == 10
+    said = ""
+    for clock.now, done in [(0.0, 1), (1.0, 901), (2.0, 5), (3.0, 15)]:
+        said = frames.describe(done, 1000)
+    assert said == "15/1000 frames, 10/s, 0:01:39 left"
+
+
+def test_a_second_attempt_after_the_last_frame_begins_anew(frames: Frames, clock: Clock) -> None:
+    """A count that was complete starts again, with its own speed and time left."""
+    said = ""
+    for clock.now, done in [(0.0, 1), (1.0, 100), (2.0, 5), (3.0, 15)]:
+        said = frames.describe(done, 100)
+    assert said == "15/100 frames, 10/s, 0:00:09 left"

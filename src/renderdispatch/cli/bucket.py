@@ -19,6 +19,7 @@ from renderdispatch.errors import ObjectExistsError, StorageError, StorageUnavai
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.net import Client, NetError, Response
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.protocols import StorageAdapter
 from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 
 _BODY: Final = b"renderdispatch"
@@ -41,11 +42,12 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop 
         stop: Ends a running request.
     """
     with closing(Client(total_s=_REQUEST_S, proxies=True)) as client:
-        bucket = _Bucket(storage, client, f"doctor/{uuid.uuid4().hex}/", stop)
+        prefix = f"doctor/{uuid.uuid4().hex}/"
+        bucket = _Bucket(storage, client, prefix, stop)
         findings = [found("clock", bucket.clock)]
         if findings[0].status == "broken":
             return findings
-        findings.append(found("storage", bucket.access))
+        findings.append(found("storage", lambda: check_access(storage, f"{prefix}access")))
         if findings[-1].status == "broken":
             with suppress(StorageError):  # a token that may write need not be allowed to read
                 bucket.clean_up()
@@ -59,6 +61,22 @@ def examine_bucket(storage: R2Storage, *, origin: str | None = None, stop: Stop 
             "clean-up": bucket.clean_up,
         }
         return [*findings, *(found(name, check) for name, check in checks.items())]
+
+
+def check_access(storage: StorageAdapter, key: str) -> Verdict:
+    """Put, read, list and delete an object: a render must be allowed all four."""
+    storage.put(key, _BODY)
+    try:
+        with storage.open(key) as file:
+            same = file.read() == _BODY
+        listed = [info.key for info in storage.list(key)]
+    finally:
+        storage.delete(key)
+    if not same:
+        return "broken", f"{storage!r} returned other bytes than were put"
+    if listed != [key]:
+        return "broken", f"{storage!r} does not list an object that was just put"
+    return "ok", f"{storage!r}: an object was put, read, listed and deleted"
 
 
 class _Bucket:
@@ -81,20 +99,6 @@ class _Bucket:
             return "ok", f"within {_SKEW_S:g} s of the endpoint's"
         text = f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} the endpoint's; set it by NTP"
         return "broken" if abs(skew_s) > _BAD_SKEW_S else "note", text
-
-    def access(self) -> Verdict:
-        """Put, read, list and delete: a render's token must be allowed all four."""
-        key = f"{self._prefix}access"
-        self._storage.put(key, _BODY)
-        with self._storage.open(key) as file:
-            same = file.read() == _BODY
-        listed = [info.key for info in self._storage.list(key)]
-        self._storage.delete(key)
-        if not same:
-            return "broken", f"{self._storage!r} returned other bytes than were put"
-        if listed != [key]:
-            return "broken", f"{self._storage!r} does not list an object that was just put"
-        return "ok", f"{self._storage!r}: an object was put, read, listed and deleted"
 
     def write_once(self) -> Verdict:
         """Put the same key twice, on the condition that it does not exist."""

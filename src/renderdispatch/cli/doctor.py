@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -17,12 +19,12 @@ from typing import Final
 import click
 from attrs import evolve
 
-from renderdispatch.cli.bucket import examine_bucket
+from renderdispatch.cli.bucket import check_access, examine_bucket
 from renderdispatch.cli.finding import Finding, Verdict, found, show
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
 from renderdispatch.errors import RenderDispatchError
-from renderdispatch.protocols import JobQuery, StorageAdapter, SupportsCounts
+from renderdispatch.protocols import JobQuery, SupportsCounts
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.wiring import Settings, from_settings, open_storage, open_store, read_settings
@@ -96,9 +98,7 @@ def _extras() -> Verdict:
 def _home(settings: Settings) -> Verdict:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
-        probe = settings.home / f".doctor-{uuid.uuid4().hex}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=settings.home).close()
     except OSError as error:
         step = "set RENDERDISPATCH_HOME to a folder that you can write to"
         return "broken", f"{settings.home} cannot be written ({error.strerror}); {step}"
@@ -115,14 +115,11 @@ def _disk(settings: Settings) -> Verdict:
 
 
 def _store(settings: Settings) -> Verdict:
-    store = open_store(settings)
-    try:
+    with closing(open_store(settings)) as store:
         name = type(store).__name__
         if isinstance(store, SupportsCounts):
             return "ok", f"{name}: {sum(store.counts().values())} jobs"
         return "ok", f"{name} can be read: {'jobs' if store.query(JobQuery(limit=1)).items else 'no jobs yet'}"
-    finally:
-        store.close()
 
 
 def _storage(settings: Settings, origin: str | None) -> list[Finding]:
@@ -130,25 +127,10 @@ def _storage(settings: Settings, origin: str | None) -> list[Finding]:
         storage = open_storage(settings)
     except RenderDispatchError as error:
         return [Finding("storage", "broken", str(error))]
-    try:
+    with closing(storage):
         if isinstance(storage, R2Storage):
             return examine_bucket(storage, origin=origin)
-        return [found("storage", lambda: _objects(storage))]
-    finally:
-        storage.close()
-
-
-def _objects(storage: StorageAdapter) -> Verdict:
-    name, key, body = type(storage).__name__, f"doctor/{uuid.uuid4().hex}", b"renderdispatch"
-    storage.put(key, body)
-    try:
-        with storage.open(key) as file:
-            same = file.read() == body
-    finally:
-        storage.delete(key)
-    if not same:
-        return "broken", f"{name} returned other bytes than were put"
-    return "ok", f"{name}: an object was put, read and deleted"
+        return [found("storage", lambda: check_access(storage, f"doctor/{uuid.uuid4().hex}"))]
 
 
 def _backends(settings: Settings) -> list[Finding]:

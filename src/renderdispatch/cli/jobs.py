@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import click
 
-from renderdispatch.cli.display import (
-    audio_name,
-    describe_error,
-    describe_stage,
-    job_as_json,
-    print_json,
-    print_table,
-    short,
-)
+from renderdispatch.cli import display
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, seconds_reader
-from renderdispatch.cli.rendering import check_target, follow
-from renderdispatch.errors import InvalidRequestError, JobNotFoundError, WaitTimeoutError
+from renderdispatch.cli.rendering import cancel_and_wait, check_target, follow
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.service import RenderService
@@ -57,9 +48,9 @@ def list_jobs(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
         page = service.jobs(status=[JobStatus(s) for s in status] or None, limit=limit)
     if as_json:
         for job in page.items:
-            print_json(job_as_json(job))
+            display.print_json(display.job_as_json(job))
     elif page.items:
-        print_table([_row(job) for job in page.items], "JOB", "STATUS", "STAGE", "%", "SCENE", "AUDIO", "AGE")
+        display.print_table([_row(job) for job in page.items], "JOB", "STATUS", "STAGE", "%", "SCENE", "AUDIO", "AGE")
         if page.cursor is not None:
             click.echo("There are more jobs; --limit shows them.", err=True)
     else:
@@ -74,9 +65,9 @@ def show(*, job_id: str, as_json: bool) -> None:
     with from_settings(worker=False) as service:
         job = _find(service, job_id)
     if as_json:
-        print_json(job_as_json(job))
+        display.print_json(display.job_as_json(job))
     else:
-        print_table([(name, fact) for name, fact in _facts(job).items() if fact is not None])
+        display.print_table([(name, fact) for name, fact in _facts(job).items() if fact is not None])
 
 
 @jobs.command()
@@ -101,10 +92,7 @@ def watch(*, job_id: str, as_json: bool) -> int:
 def cancel(*, job_id: str, as_json: bool) -> None:
     """Cancel a job, wherever it runs."""
     with from_settings(worker=False) as service:
-        job = service.cancel(_find(service, job_id).id)
-        with suppress(WaitTimeoutError):
-            job = service.handle(job.id).wait(_CANCEL_S)
-        job = service.get(job.id)
+        job = cancel_and_wait(service.handle(_find(service, job_id).id), _CANCEL_S)
     if not (job.ended or as_json):
         click.echo("Its worker has not responded yet; the job ends when a worker runs.", err=True)
     _print(job, as_json=as_json)
@@ -130,7 +118,7 @@ def save(*, job_id: str, target: Path | None, force: bool) -> None:
     """Save the video of a complete job."""
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = _find(service, job_id)
-        target = target or Path(f"{Path(audio_name(job)).stem}.mp4")
+        target = target or Path(f"{Path(display.audio_name(job)).stem}.mp4")
         check_target(target, force=force)
         with interrupts.abrupt():  # unwinds, so that no half file stays
             saved = service.save(job.id, target, overwrite=force)
@@ -151,11 +139,12 @@ def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json:
         doomed = list(_ended(service, age_s or 0)) if by_age else [_find(service, job_id) for job_id in job_ids]
         for job in doomed:
             if not job.ended:
-                message = f"job {short(job.id)} is {job.status}; cancel it: renderdispatch jobs cancel {short(job.id)}"
+                name = display.short(job.id)
+                message = f"job {name} is {job.status}; cancel it: renderdispatch jobs cancel {name}"
                 raise InvalidRequestError(message, code="job.running")
             service.delete(job.id)
             if as_json:
-                print_json({"jobId": job.id, "removed": True})
+                display.print_json({"jobId": job.id, "removed": True})
     if not as_json:
         click.echo(f"removed {len(doomed)} job{'' if len(doomed) == 1 else 's'}")
 
@@ -203,14 +192,15 @@ def _ended(service: RenderService, age_s: int) -> Iterator[Job]:
 
 def _print(job: Job, *, as_json: bool) -> None:
     if as_json:
-        print_json(job_as_json(job))
+        display.print_json(display.job_as_json(job))
     else:
-        click.echo(": ".join(filter(None, (f"job {short(job.id)}", describe_stage(job), describe_error(job)))))
+        parts = (f"job {display.short(job.id)}", display.describe_stage(job), display.describe_error(job))
+        click.echo(": ".join(filter(None, parts)))
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    progress, audio = f"{job.progress:.0f}", Path(audio_name(job)).name
-    return short(job.id), job.status, job.stage, progress, job.request.scene, audio, _age(job)
+    progress, audio = f"{job.progress:.0f}", Path(display.audio_name(job)).name
+    return display.short(job.id), job.status, job.stage, progress, job.request.scene, audio, _age(job)
 
 
 def _age(job: Job) -> str:
@@ -232,11 +222,11 @@ def _facts(job: Job) -> dict[str, object]:
         "retry of": job.retry_of,
         "scene": request.scene,
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
-        "audio": audio_name(job),
+        "audio": display.audio_name(job),
         "output": f"{request.output.width}x{request.output.height}, {request.output.fps} fps",
         "created": f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "ended": job.ended_at and f"{job.ended_at:%Y-%m-%d %H:%M:%S} UTC",
-        "error": describe_error(job),
+        "error": display.describe_error(job),
     }
     if made is not None:
         from rich.filesize import decimal

@@ -74,8 +74,8 @@ def deploy(*, environment: str | None, dry_run: bool, **options: Any) -> None:
             click.echo(f"{name}={value}")
         click.echo(" ".join(["modal", *command[3:]]))
         return
-    _need_modal()
-    _need_token()
+    _client()
+    _token()
     try:
         done = subprocess.run(command, check=False, env={**os.environ, **chosen.to_environment()})
     except OSError as error:
@@ -96,18 +96,6 @@ def _choose(options: dict[str, Any]) -> Deployment:
     if "secret" in given and not chosen.worker:
         raise click.UsageError("--secret is for the worker; add --worker. The render function gets no secret.")
     return chosen
-
-
-def _need_modal() -> None:
-    if find_spec("modal") is None:
-        raise MissingExtraError.of("deploying to Modal", "modal")
-
-
-def _need_token() -> None:
-    from modal.config import config
-
-    if not (config.get("token_id") and config.get("token_secret")):
-        raise ConfigurationError(f"no Modal token was found: {LOG_IN}")
 
 
 def _next_steps(chosen: Deployment, environment: str | None) -> str:
@@ -160,12 +148,16 @@ def examine_modal(settings: Settings) -> list[Finding]:
 
 
 def _client() -> Verdict:
-    _need_modal()
+    if find_spec("modal") is None:
+        raise MissingExtraError.of("deploying to Modal", "modal")
     return "ok", f"modal {version('modal')}"
 
 
 def _token() -> Verdict:
-    _need_token()
+    from modal.config import config
+
+    if not (config.get("token_id") and config.get("token_secret")):
+        raise ConfigurationError(f"no Modal token was found: {LOG_IN}")
     return "ok", "a token was found; the next check uses it"
 
 

@@ -3,49 +3,42 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from renderdispatch.cli.display import console, describe_stage
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
 
-_WINDOW_S: Final = 10.0
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SPEED_WINDOW_S: Final = 10.0
 
 
-class Speed:
-    """Frames a second over the last ten seconds, and the time that is left."""
+class Frames:
+    """Counts the frames of a job, for rich to measure their speed over the last ten seconds and the time that is left.
 
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+    Args:
+        progress: Keeps the count as a task that it does not draw.
+    """
 
-    def note(self, now: float, frames: int) -> None:
-        """Note how many frames are done at ``now``, in seconds; fewer than before mean a new attempt."""
-        if self._seen and frames < self._seen[-1][1]:
-            self._seen.clear()
-        if self._seen and frames == self._seen[-1][1]:
-            return
-        self._seen.append((now, frames))
-        while now - self._seen[0][0] > _WINDOW_S:
-            self._seen.popleft()
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._id = progress.add_task("frames", total=None, visible=False)
 
-    @property
-    def fps(self) -> float | None:
-        """Frames a second; None until two numbers are known."""
-        if len(self._seen) < 2:
-            return None
-        (began, first), (now, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (now - began) if now > began else None
-
-    def left(self, frames: int, total: int) -> timedelta | None:
-        """Return how long the frames still to come will take."""
-        fps = self.fps
-        return timedelta(seconds=round((total - frames) / fps)) if fps else None
+    def describe(self, done: int, total: int) -> str:
+        """Note how many frames are done; return this in words. Fewer than before mean a new attempt."""
+        task = self._progress.tasks[self._id]
+        if done < task.completed:
+            self._progress.reset(self._id)
+        self._progress.update(self._id, completed=done, total=total)
+        if not task.speed or task.time_remaining is None:
+            return f"{done}/{total} frames"
+        return f"{done}/{total} frames, {task.speed:.0f}/s, {timedelta(seconds=task.time_remaining)} left"
 
 
 class ProgressBar(ExitStack):
@@ -58,7 +51,6 @@ class ProgressBar(ExitStack):
 
     def __init__(self, *, quiet: bool, ahead: Callable[[Job], int | None]) -> None:
         super().__init__()
-        self._speed = Speed()
         self._ahead = ahead
         self._draw: Callable[..., None] | None = None
         if quiet or not sys.stderr.isatty():
@@ -74,7 +66,9 @@ class ProgressBar(ExitStack):
             TextColumn("{task.fields[detail]}"),
             console=console(),
             transient=True,
+            speed_estimate_period=SPEED_WINDOW_S,
         )
+        self._frames = Frames(progress)
         self._draw = partial(progress.update, progress.add_task("queued", total=100, detail=""))
         self.enter_context(progress)
 
@@ -92,8 +86,4 @@ class ProgressBar(ExitStack):
             return f"attempt {attempt.number}: {attempt.error.message[:60]}"
         if job.stage is not Stage.RENDERING or attempt is None or attempt.frames is None or not attempt.frames_total:
             return ""
-        self._speed.note(time.monotonic(), attempt.frames)
-        detail = f"{attempt.frames}/{attempt.frames_total} frames"
-        if (fps := self._speed.fps) is not None:
-            detail += f", {fps:.0f}/s, {self._speed.left(attempt.frames, attempt.frames_total)} left"
-        return detail
+        return self._frames.describe(attempt.frames, attempt.frames_total)

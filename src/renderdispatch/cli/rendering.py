@@ -13,7 +13,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import click
 from pydantic import JsonValue, ValidationError
 
+from renderdispatch import errors
 from renderdispatch.cli.display import artifact_as_json, print_result, short
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
@@ -28,13 +29,6 @@ from renderdispatch.cli.options import json_option, logging_options
 from renderdispatch.cli.progress import ProgressBar
 from renderdispatch.engine.intake import describe_validation
 from renderdispatch.engine.watching import Pause
-from renderdispatch.errors import (
-    InvalidRequestError,
-    MissingExtraError,
-    RenderDispatchError,
-    StorageError,
-    WaitTimeoutError,
-)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PRESETS, JobStatus, Output, read_output
 from renderdispatch.service import JobHandle, RenderService
@@ -127,7 +121,7 @@ def demo(target: Path, *, seconds: float, seed: int, **options: Any) -> int:
     try:
         from renderdispatch.render.music import compose
     except ModuleNotFoundError as error:
-        raise MissingExtraError.of("the demo", "render") from error
+        raise errors.MissingExtraError.of("the demo", "render") from error
     with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="renderdispatch-demo-") as folder:
         song = Path(folder) / "demo.wav"
         with interrupts.abrupt():
@@ -162,11 +156,11 @@ def _make(
             handle = service.submit(song, output=output, params=dict(params), priority=_PRIORITY, **request)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
-                job = _wind_down(handle)
+                job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
                 _save(handle, target, interrupts, force=force)
-    except RenderDispatchError as error:
+    except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, job=job)
     except Interrupted:
         pass
@@ -195,13 +189,12 @@ def follow(service: RenderService, handle: JobHandle, interrupts: Interrupts, *,
             interrupts.wait(pause.after(job))
 
 
-def _wind_down(handle: JobHandle) -> Job:
-    """Cancel the job and wait until it stops computing; closing the service ends what takes longer."""
+def cancel_and_wait(handle: JobHandle, seconds: float) -> Job:
+    """Cancel the job and wait until it stops computing, at most for ``seconds``; return it as it is then."""
     handle.cancel()
-    try:
-        return handle.wait(_CANCEL_S)
-    except WaitTimeoutError:
-        return handle.job
+    with suppress(errors.WaitTimeoutError):
+        handle.wait(seconds)
+    return handle.job
 
 
 def _let_clean_up(handle: JobHandle) -> None:
@@ -215,9 +208,9 @@ def _save(handle: JobHandle, target: Path, interrupts: Interrupts, *, force: boo
     try:
         with interrupts.abrupt():
             handle.save(target, overwrite=force)
-    except StorageError as error:
+    except errors.StorageError as error:
         message = f"{error}; the video is kept: renderdispatch jobs save {short(handle.id)} -o ..."
-        raise StorageError(message, code=error.code) from error
+        raise errors.StorageError(message, code=error.code) from error
 
 
 def check_target(target: Path, *, force: bool, song: Path | None = None) -> None:
@@ -227,24 +220,28 @@ def check_target(target: Path, *, force: bool, song: Path | None = None) -> None
         force: Replace a regular file. A directory, a device or a pipe is never replaced.
         song: The file that is rendered; it is never replaced.
     """
+
+    def refused(why: str, code: str) -> errors.InvalidRequestError:
+        return errors.InvalidRequestError(f"{target} {why}", code=f"output.{code}")
+
     try:
         mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = None
     except OSError as error:
-        raise InvalidRequestError(f"{target} cannot be written: {error.strerror}", code="output.denied") from error
+        raise refused(f"cannot be written: {error.strerror}", "denied") from error
     if mode is not None:
         if stat.S_ISDIR(mode):
-            raise InvalidRequestError(f"{target} is a directory; name a file", code="output.directory")
+            raise refused("is a directory; name a file", "directory")
         if not stat.S_ISREG(mode):
-            raise InvalidRequestError(f"{target} is not a regular file; name another one", code="output.denied")
+            raise refused("is not a regular file; name another one", "denied")
         if song is not None and song.exists() and target.samefile(song):
-            raise InvalidRequestError(f"{target} is the song itself; name another file with -o", code="output.exists")
+            raise refused("is the song itself; name another file with -o", "exists")
         if not force:
-            raise InvalidRequestError(f"{target} exists; --force replaces it", code="output.exists")
+            raise refused("exists; --force replaces it", "exists")
     above = next(folder for folder in target.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InvalidRequestError(f"{target} cannot be written: no access to {above}", code="output.denied")
+        raise refused(f"cannot be written: no access to {above}", "denied")
 
 
 def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Output:
@@ -254,7 +251,7 @@ def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Outp
     try:
         return Output.model_validate({**dict(read_output(preset)), **changes})
     except ValidationError as error:
-        raise InvalidRequestError(describe_validation(error)) from None
+        raise errors.InvalidRequestError(describe_validation(error)) from None
 
 
 # --- the last line --------------------------------------------------------------------------------

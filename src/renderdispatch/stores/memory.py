@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from attrs import evolve
 
@@ -20,10 +21,6 @@ from renderdispatch.protocols import JobQuery, Page
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class MemoryJobStore:
     """Keeps jobs in a dictionary.
 
@@ -32,7 +29,7 @@ class MemoryJobStore:
     """
 
     def __init__(self, *, clock: Callable[[], datetime] | None = None) -> None:
-        self._clock = clock or _utc_now
+        self._clock = clock or partial(datetime.now, UTC)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._tombstones: dict[str, int] = {}  # the revision at which a deleted job ended

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -20,6 +21,12 @@ from renderdispatch.protocols import JobQuery
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _MAX_LIMIT: Final = 1000
+_ORDERS: Final = {
+    "newest": ("created_at", "id"),
+    "ready": ("priority", "ready_at", "id"),
+    "due": ("due_at", "id"),
+}
+"""The fields of a job that each order sorts by."""
 
 Place = tuple[int | str, ...]
 """A job's place in an order: the values that the order sorts by, then the id. Times are integer microseconds."""
@@ -37,15 +44,8 @@ def from_micros(value: int) -> datetime:
 
 def place(query: JobQuery, job: Job) -> Place:
     """Return the place of ``job`` in the order of ``query``."""
-    match query.order:
-        case "newest":
-            return (micros(job.created_at), job.id)
-        case "ready":
-            assert job.ready_at is not None
-            return (job.priority, micros(job.ready_at), job.id)
-        case "due":
-            assert job.due_at is not None
-            return (micros(job.due_at), job.id)
+    values = [getattr(job, name) for name in _ORDERS[query.order]]
+    return tuple(micros(value) if isinstance(value, datetime) else value for value in values)
 
 
 def rank(query: JobQuery, where: Place) -> Place:
@@ -101,7 +101,7 @@ def read_cursor(query: JobQuery) -> Place | None:
         digest, *where = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, TypeError, RecursionError):
         raise refusal from None
-    kinds = [str if kind == "id" else int for kind in _COLUMNS[query.order]]
+    kinds = [str if kind == "id" else int for kind in _ORDERS[query.order]]
     if digest != _digest(query) or [type(part) for part in where] != kinds or not all(map(_fits, where)):
         raise refusal
     return tuple(where)
@@ -112,21 +112,11 @@ def _fits(part: int | str) -> bool:
     return -(1 << 63) <= part < 1 << 63 if isinstance(part, int) else part.encode(errors="replace").decode() == part
 
 
-_COLUMNS: Final = {
-    "newest": ("created_at", "id"),
-    "ready": ("priority", "ready_at", "id"),
-    "due": ("due_at", "id"),
-}
-
-
 def _digest(query: JobQuery) -> str:
-    conditions = [
-        query.order,
-        query.tenant,
-        None if query.statuses is None else sorted(query.statuses),
-        None if query.backends is None else sorted(query.backends),
-        query.machine,
-        None if query.ready_by is None else micros(query.ready_by),
-        None if query.due_by is None else micros(query.due_by),
-    ]
-    return hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:16]
+    sets, times = (query.statuses, query.backends), (query.ready_by, query.due_by)
+    text = json.dumps([query.order, query.tenant, *sets, query.machine, *times], default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: datetime | Collection[str]) -> int | list[str]:
+    return micros(value) if isinstance(value, datetime) else sorted(value)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import sqlalchemy as sa
 from attrs import evolve
@@ -27,17 +27,8 @@ from pydantic import ValidationError
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from renderdispatch import errors
 from renderdispatch.engine.records import check_protocol, dump_job, load_job, unreadable
-from renderdispatch.errors import (
-    ConfigurationError,
-    JobExistsError,
-    JobNotFoundError,
-    JobUnreadableError,
-    MissingExtraError,
-    RenderDispatchError,
-    RevisionConflictError,
-    StoreUnavailableError,
-)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.plumbing.failures import Translation, translated
@@ -61,9 +52,7 @@ _jobs: Final = sa.Table(
     sa.Column("protocol", sa.BigInteger),
     sa.Column("document", sa.Text),  # not a JSON type: those would encode the text a second time
     *(sa.Column(name, sa.Text) for name in ("tenant", "status", "backend", "machine")),
-    sa.Column("priority", sa.BigInteger),
-    sa.Column("created_at", sa.BigInteger),
-    sa.Column("ready_at", sa.BigInteger),
+    *(sa.Column(name, sa.BigInteger) for name in ("priority", "created_at", "ready_at")),
     sa.Column("was_ready_at", sa.BigInteger),  # before the claim that moved ready_at
     sa.Column("due_at", sa.BigInteger),
     sa.Column("deleted_at", sa.BigInteger),
@@ -74,7 +63,7 @@ _OURS: Final = _c.protocol <= PROTOCOL
 """Rows that no newer version wrote; such rows are left to that version."""
 
 
-_INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], sa.ColumnElement[bool]]]] = {
+_INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "ready": ((_c.priority.desc(), _c.ready_at, _c.id), _c.ready_at.is_not(None)),
     "due": ((_c.due_at, _c.id), _c.due_at.is_not(None)),
     # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
@@ -88,11 +77,10 @@ _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], sa.ColumnEle
 @cache
 def _indexes(dialect: str) -> list[sa.Index]:
     """Return the indexes; to name the other dialect here would import it."""
-
-    def index(name: str, columns: Sequence[sa.ColumnElement[Any]], only: Any) -> sa.Index:
-        return sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
-
-    return [index(name, *columns) for name, columns in _INDEXES.items()]
+    return [
+        sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
+        for name, (columns, only) in _INDEXES.items()
+    ]
 
 
 _VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
@@ -121,22 +109,14 @@ def _columns(job: Job) -> dict[str, Any]:
     return {name: value(job) for name, value in _VALUES.items()}
 
 
-class _Row(NamedTuple):
-    """What `_RECORD` selects."""
-
-    id: str
-    revision: int
-    document: str
-    ready_at: int | None
-
-
-def _job(row: Any) -> Job:
-    ready_at = None if row.ready_at is None else from_micros(row.ready_at)
+def _job(row: Sequence[Any]) -> Job:
+    """Read a row that begins with `_RECORD`."""
+    job_id, revision, document, ready_at = row[: len(_RECORD)]
     try:
-        job = check_protocol(load_job(row.document))
+        job = check_protocol(load_job(document))
     except ValidationError as error:
-        raise unreadable(row.id) from error
-    return evolve(job, revision=row.revision, ready_at=ready_at)
+        raise unreadable(job_id) from error
+    return evolve(job, revision=revision, ready_at=None if ready_at is None else from_micros(ready_at))
 
 
 # --- the statements -------------------------------------------------------------------------------
@@ -270,7 +250,7 @@ class SqlJobStore:
         """Store a new job, as `JobStore.create` says."""
         rows, _ = self._step(self._create, {"id": job.id, **_columns(job)})
         if not rows:
-            raise JobExistsError(f"job {job.id} exists")
+            raise errors.JobExistsError(f"job {job.id} exists")
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
@@ -279,8 +259,8 @@ class SqlJobStore:
         values = {"job_id": job.id, "expected": expected_revision, **_columns(stored)}
         if self._step(_REPLACE, values)[1] == 1:
             return stored
-        found = self.get(job.id).revision
-        raise RevisionConflictError(f"job {job.id} is at revision {found}, not {expected_revision}: read it again")
+        now = self.get(job.id).revision
+        raise errors.RevisionConflictError(f"job {job.id} is at revision {now}, not {expected_revision}: read it again")
 
     def delete(self, job_id: str) -> bool:
         """Forget a job, as `JobStore.delete` says; the row stays for a week, without its record."""
@@ -310,8 +290,8 @@ class SqlJobStore:
         """Return a job, as `JobStore.get` says."""
         rows, _ = self._step(_GET, {"job_id": job_id})
         if not rows:
-            raise JobNotFoundError(f"there is no job {job_id}")
-        return _job(_Row(*rows[0]))
+            raise errors.JobNotFoundError(f"there is no job {job_id}")
+        return _job(rows[0])
 
     def query(self, query: JobQuery) -> Page[Job]:
         """Return a page of jobs, as `JobStore.query` says."""
@@ -357,7 +337,7 @@ class SqlJobStore:
         for row in rows:
             try:
                 yield _job(row)
-            except JobUnreadableError as error:
+            except errors.JobUnreadableError as error:
                 _log.log(logging.DEBUG if row.id in self._left_alone else logging.ERROR, "left alone: %s", error)
                 self._left_alone.add(row.id)
 
@@ -396,9 +376,9 @@ def _read_url(text: str) -> URL:
         url = make_url(text)
     except (sa.exc.ArgumentError, ValueError):
         hint = "sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/name"
-        raise ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
+        raise errors.ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
     message = f"unsupported database URL '{url.drivername}://...'; use sqlite:///path.db or postgresql+psycopg://..."
-    unsupported = ConfigurationError(message)
+    unsupported = errors.ConfigurationError(message)
     if url.get_backend_name() not in _DIALECTS:
         raise unsupported
     try:
@@ -406,23 +386,25 @@ def _read_url(text: str) -> URL:
     except sa.exc.NoSuchModuleError:
         raise unsupported from None
     except ImportError:
-        raise MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
+        raise errors.MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
     return _read_sqlite_url(url) if url.get_backend_name() == "sqlite" else url
 
 
 def _read_sqlite_url(url: URL) -> URL:
     if sqlite3.sqlite_version_info < (3, 35):
-        raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; the job store needs 3.35 or later")
+        message = f"SQLite {sqlite3.sqlite_version} is too old; the job store needs 3.35 or later"
+        raise errors.ConfigurationError(message)
     if url.host or url.username or url.password or url.port:
-        raise ConfigurationError("a SQLite URL has three slashes before a relative path, four before an absolute one")
+        message = "a SQLite URL has three slashes before a relative path, four before an absolute one"
+        raise errors.ConfigurationError(message)
     if not url.database or url.database == ":memory:":
-        raise ConfigurationError("threads cannot share a SQLite database in memory; use MemoryJobStore")
+        raise errors.ConfigurationError("threads cannot share a SQLite database in memory; use MemoryJobStore")
     try:
         timeout = float(str(url.query.get("timeout", _BUSY_TIMEOUT_S)))
     except ValueError:
         timeout = -1.0
     if timeout < 0 or url.query.keys() - {"timeout"}:
-        raise ConfigurationError("the only option of a SQLite URL is a number of seconds, such as ?timeout=5")
+        raise errors.ConfigurationError("the only option of a SQLite URL is a number of seconds, such as ?timeout=5")
     return url.set(database=str(Path(url.database).absolute()), query={"timeout": str(timeout)})
 
 
@@ -472,7 +454,7 @@ def _check_columns(connection: Connection) -> None:
             f"another version made the table {_jobs.name}: it has no column {', '.join(missing)}. "
             "Use another database, or drop the table if you no longer need its jobs"
         )
-        raise ConfigurationError(message)
+        raise errors.ConfigurationError(message)
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -495,28 +477,25 @@ _TROUBLES: Final = {
 def _translation(where: str, driver: Any) -> Translation:
     """Return what the driver's errors become. Those that tell of a mistake in a statement stay as they are."""
 
-    def unavailable(error: Exception) -> RenderDispatchError:
+    def away(how: str) -> errors.RenderDispatchError:
+        return errors.StoreUnavailableError(f"the job store {where} {how}")
+
+    def unavailable(error: Exception) -> errors.RenderDispatchError:
         code = _driver_code(error)
         if code == "SQLITE_NOTADB":
-            return ConfigurationError(f"{where} is a file, but not a SQLite database")
+            return errors.ConfigurationError(f"{where} is a file, but not a SQLite database")
         why = next((text for name, text in _TROUBLES.items() if code.startswith(name)), f"the driver says {code}")
-        return StoreUnavailableError(f"the job store {where} is away: {why}; try again")
+        return away(f"is away: {why}; try again")
 
-    def busy(_: Exception) -> RenderDispatchError:
-        return StoreUnavailableError(f"the job store {where} does not answer: all connections are busy; try again")
-
-    def no_access(error: OSError) -> RenderDispatchError:
-        return StoreUnavailableError(f"the job store {where} cannot be opened: {error.strerror}")
-
-    kept = [RenderDispatchError]
+    kept = [errors.RenderDispatchError]
     for module in (sa.exc, driver):
         kept += [module.ProgrammingError, module.IntegrityError, module.DataError]
     return {
         **{kind: lambda error: error for kind in kept},
         sa.exc.DBAPIError: unavailable,
         driver.Error: unavailable,
-        sa.exc.TimeoutError: busy,
-        OSError: no_access,
+        sa.exc.TimeoutError: lambda _: away("does not answer: all connections are busy; try again"),
+        OSError: lambda error: away(f"cannot be opened: {error.strerror}"),
     }
 
 
