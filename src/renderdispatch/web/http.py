@@ -77,7 +77,7 @@ class Response:
     status: int
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes | Mapping[str, Any] | Iterable[bytes] = field(default=b"", repr=False)
-    on_close: Callable[[], object] | None = field(default=None, repr=False)
+    on_close: Callable[[], object] = field(default=lambda: None, repr=False)
 
     @cached_property
     def content(self) -> bytes | None:
@@ -99,8 +99,7 @@ class Response:
 
     def close(self) -> None:
         """Release what the body was read from."""
-        if self.on_close is not None:
-            self.on_close()
+        self.on_close()
 
 
 Handler = Callable[[Request], Response]

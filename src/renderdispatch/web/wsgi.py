@@ -39,10 +39,8 @@ def wsgi(handler: Handler) -> WsgiApp:
 
 def _headers(environ: Environ) -> Iterator[tuple[str, str]]:
     for name, value in environ.items():
-        if name.startswith("HTTP_"):
-            yield name[5:].replace("_", "-").lower(), value
-        elif name in {"CONTENT_TYPE", "CONTENT_LENGTH"} and value:
-            yield name.replace("_", "-").lower(), value
+        if name.startswith("HTTP_") or (name in {"CONTENT_TYPE", "CONTENT_LENGTH"} and value):
+            yield name.removeprefix("HTTP_").replace("_", "-").lower(), value
 
 
 def _pieces(environ: Environ) -> Iterator[bytes]:
