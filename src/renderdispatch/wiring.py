@@ -6,12 +6,9 @@ when it is chosen, so that a start does not wait for the others.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -251,19 +248,13 @@ def open_urls(settings: Settings) -> SignedUrls | None:
         return None
     if settings.objects_secrets is None:
         raise ConfigurationError("RENDERDISPATCH_OBJECTS_URL needs RENDERDISPATCH_OBJECTS_SECRETS, which sign its URLs")
+    from renderdispatch.plumbing.net import is_loopback, plain_url
     from renderdispatch.storage.signing import SignedUrls
 
+    parts = plain_url(settings.objects_url)
+    here = parts is not None and is_loopback(parts.hostname or "")  # on another machine, it is that machine
     secrets = settings.objects_secrets.get_secret_value().split()
-    return SignedUrls(settings.objects_url, secrets, locality=_reach(settings.objects_url))
-
-
-def _reach(url: str) -> Locality:
-    """Return how far a URL reaches. A loopback address means another machine on every machine."""
-    with suppress(ValueError):
-        host = urlsplit(url).hostname or ""
-        if host == "localhost" or ip_address(host).is_loopback:
-            return Locality.MACHINE
-    return Locality.WORLD
+    return SignedUrls(settings.objects_url, secrets, locality=Locality.MACHINE if here else Locality.WORLD)
 
 
 def open_store(settings: Settings) -> JobStore:

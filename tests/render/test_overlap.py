@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from renderdispatch.render.overlap import Consumer
+from renderdispatch.render.video import Consumer
 
 
 def test_items_are_consumed_in_order() -> None:

@@ -415,8 +415,7 @@ def test_the_runner_stops_when_its_parent_hangs_up(tmp_path: Path) -> None:
         long = make_order(FsspecStorage(tmp_path / "objects"), params={"frames": 1000, "frame_s": 0.05})
         process.write_line(long.model_dump_json())
         assert process.read_line(20)
-        assert process._process.stdin is not None
-        process._process.stdin.close()
+        process._stdin.close()
         while process.read_line(20):
             pass
         assert process.end(wait_s=5) == 1

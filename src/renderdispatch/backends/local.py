@@ -12,21 +12,9 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
+from renderdispatch import messages
 from renderdispatch.backends.executor import ThreadBackend, ThreadTask
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import (
-    RENDER_EVENT,
-    Action,
-    CheckedIn,
-    Completed,
-    EventReply,
-    Failed,
-    FaultDomain,
-    JobError,
-    RenderEvent,
-    RenderOrder,
-    RenderRequest,
-)
 from renderdispatch.protocols import BackendCall, Locality, OnEvent
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
 from renderdispatch.runner.render import check_renderer
@@ -56,12 +44,12 @@ class LocalGpuBackend(ThreadBackend):
         super().__init__(1 if slots == "auto" else slots)
         self.reports_by_webhook = report == "webhook"
 
-    def check(self, request: RenderRequest) -> None:
+    def check(self, request: messages.RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
         renderer = find_renderer(request.scene)
         check_renderer(renderer, scene=request.scene, params=request.params, require_gpu=request.require_gpu)
 
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
         return self._executor.start(_Run(order, None if order.callback is not None else on_event))
 
@@ -73,7 +61,7 @@ class _Run(ThreadTask):
         on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
     """
 
-    def __init__(self, order: RenderOrder, on_event: OnEvent | None) -> None:
+    def __init__(self, order: messages.RenderOrder, on_event: OnEvent | None) -> None:
         super().__init__(self._follow, self._tell)
         self._order = order
         self._on_event = on_event
@@ -101,23 +89,25 @@ class _Run(ThreadTask):
                 self._kill.start()
             except RuntimeError:  # the process has as many threads as it may: kill it now
                 self._process.kill()
-            self._process.write_line(EventReply(action=Action.STOP, reason="cancelled").model_dump_json())
+            self._process.write_line(
+                messages.EventReply(action=messages.Action.STOP, reason="cancelled").model_dump_json()
+            )
 
-    def _follow(self, call: BackendCall) -> Completed | Failed:
+    def _follow(self, call: BackendCall) -> messages.Completed | messages.Failed:
         """Hand every event on, write every reply back; return how it ended."""
         process, final, run_id = self._process, None, ""
         try:
             while line := process.read_line():
                 try:
-                    event = RENDER_EVENT.validate_json(line)
+                    event = messages.RENDER_EVENT.validate_json(line)
                 except ValidationError:
                     _log.warning("job %s: the render process sent a line that is not an event", self._order.job_id)
                     continue
                 run_id = event.run_id
                 match event:
-                    case CheckedIn():
+                    case messages.CheckedIn():
                         event = event.model_copy(update={"call_id": call.id})
-                    case Completed() | Failed():
+                    case messages.Completed() | messages.Failed():
                         final = event
                 if self._on_event is not None:
                     reply = self._hand_over(self._on_event, event)
@@ -129,13 +119,13 @@ class _Run(ThreadTask):
             _log.debug("job %s: %s", self._order.job_id, text)
         if final is None:
             how = f"the render process {describe_exit(status, process.log)}"
-            died = JobError(code="runner.died", message=how, fault=FaultDomain.INFRASTRUCTURE)
+            died = messages.JobError(code="runner.died", message=how, fault=messages.FaultDomain.INFRASTRUCTURE)
             final = RunEvents(self._order, run_id=run_id).failed(died)
             if self._on_event is not None:
                 self._hand_over(self._on_event, final)
         return final
 
-    def _hand_over(self, on_event: OnEvent, event: RenderEvent) -> EventReply | None:
+    def _hand_over(self, on_event: OnEvent, event: messages.RenderEvent) -> messages.EventReply | None:
         """Return the reply; None while the store is away: the run tries again."""
         try:
             return on_event(event)

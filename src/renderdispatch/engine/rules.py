@@ -56,7 +56,7 @@ STAGE_PROGRESS: Final[Mapping[Stage, tuple[float, float]]] = {
 }
 """The percentages at which each stage begins and ends."""
 
-_ORDER: Final = list(STAGE_PROGRESS)
+_ORDER: Final = {stage: place for place, stage in enumerate(STAGE_PROGRESS)}
 
 
 def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
@@ -91,7 +91,7 @@ def _with_attempt(job: Job, **changes: Any) -> Job:
 def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **changes: Any) -> Job:
     """Enter ``stage``, or stay in a later one; change the attempt. Progress never falls."""
     attempt = _current(job)
-    if _ORDER.index(stage) < _ORDER.index(job.stage):
+    if _ORDER[stage] < _ORDER[job.stage]:
         stage, fraction = job.stage, 0.0
     if stage not in attempt.stage_times:
         changes["stage_times"] = {**attempt.stage_times, stage: now}
@@ -205,7 +205,7 @@ def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
 
 def advance(job: Job, event: events.StageEntered, now: datetime) -> Job:
     """Enter a later stage of the preparation."""
-    forward = event.stage in PREPARING and _ORDER.index(event.stage) > _ORDER.index(job.stage)
+    forward = event.stage in PREPARING and _ORDER[event.stage] > _ORDER[job.stage]
     return _enter(job, event.stage, now) if forward else job
 
 
@@ -254,7 +254,7 @@ def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
 def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
     """Record how far the run is. Reports that are late or bring nothing new change nothing."""
     attempt = _current(job)
-    forward = _ORDER.index(event.stage) - _ORDER.index(job.stage)
+    forward = _ORDER[event.stage] - _ORDER[job.stage]
     percent = stage_progress(event.stage, event.fraction)
     if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
         return job

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from attrs import evolve, frozen
@@ -96,6 +97,11 @@ TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {
 """The row of each event and stage. A pair that is absent changes nothing."""
 
 
+_AFTER_THE_END: Final = (events.CleanedUp, events.AudioDropped)
+_FROM_A_RUN: Final = (CheckedIn, Progressed, Completed, Failed)
+_OF_AN_ATTEMPT: Final = (*_FROM_A_RUN, events.AttemptEvent)
+
+
 class Verdict(StrEnum):
     """What happened to an event."""
 
@@ -121,9 +127,9 @@ def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
     Total: any job and any event give a decision, never an exception. Pure: ``now`` is the store's time.
     """
     if not _fence_holds(job, event):
-        return Decision(job, Verdict.SUPERSEDED, _stop("superseded"))
+        return Decision(job, Verdict.SUPERSEDED, _reply_of("superseded"))
     row = TRANSITIONS.get((type(event), job.stage))
-    absorbed = job.ended and not isinstance(event, events.CleanedUp | events.AudioDropped)
+    absorbed = job.ended and not isinstance(event, _AFTER_THE_END)
     after = job if row is None or absorbed else row.rule(job, event, now)
     if after == job:
         return Decision(job, Verdict.IGNORED, _reply(job))
@@ -132,14 +138,14 @@ def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
 
 
 def _fence_holds(job: Job, event: events.JobEvent) -> bool:
-    if not isinstance(event, events.AttemptEvent | events.RunEvent):
+    if not isinstance(event, _OF_AN_ATTEMPT):
         return True
     attempt = job.attempt
     if attempt is None or attempt.token != event.token or (attempt.ended_at is not None and not job.ended):
         return False
     if isinstance(event, CheckedIn) and _of_another_call(attempt, event):
         return False
-    if not isinstance(event, events.RunEvent) or not attempt.runs or event.run_id == attempt.runs[-1]:
+    if not isinstance(event, _FROM_A_RUN) or not attempt.runs or event.run_id == attempt.runs[-1]:
         return True
     return isinstance(event, CheckedIn) and event.run_id not in attempt.runs
 
@@ -149,11 +155,12 @@ def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
-def _stop(reason: str) -> EventReply:
-    return EventReply(action=Action.STOP, reason=reason)
+@cache
+def _reply_of(reason: str | None) -> EventReply:
+    return EventReply() if reason is None else EventReply(action=Action.STOP, reason=reason)
 
 
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
-        return _stop("cancelled")
-    return _stop("ended") if job.ended or job.stage in rules.WAITING else EventReply()
+        return _reply_of("cancelled")
+    return _reply_of("ended" if job.ended or job.stage in rules.WAITING else None)

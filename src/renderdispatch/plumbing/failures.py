@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from renderdispatch.errors import (
-    BackendError,
-    ConfigurationError,
-    InvalidRequestError,
-    RenderError,
-    StorageError,
-    StorageFullError,
-)
+from renderdispatch import errors
 from renderdispatch.messages import FaultDomain, JobError
 
 _T = TypeVar("_T")
@@ -58,28 +51,25 @@ def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:
         otherwise: Whose fault it is if the exception does not say: the scene's while it renders, else the
             infrastructure's.
     """
-    said = _text(error)
+    said = message = text_of(error)
     match error:
-        case RenderError() if error.fault in set(FaultDomain):
-            return JobError(code=str(error.code), message=said, fault=FaultDomain(error.fault))
-        case InvalidRequestError() | ConfigurationError():
-            return JobError(code=error.code, message=said, fault=FaultDomain.REQUEST)
-        case BackendError():
-            fault = FaultDomain.INFRASTRUCTURE if error.retryable else FaultDomain.REQUEST
-            return JobError(code=error.code, message=said, fault=fault)
-        case StorageFullError():
-            return JobError(code="disk.full", message=said, fault=FaultDomain.INFRASTRUCTURE)
-        case StorageError():
-            return JobError(code=error.code, message=said, fault=FaultDomain.INFRASTRUCTURE)
+        case errors.RenderError() if error.fault in set(FaultDomain):
+            code, fault = str(error.code), FaultDomain(error.fault)
+        case errors.InvalidRequestError() | errors.ConfigurationError():
+            code, fault = error.code, FaultDomain.REQUEST
+        case errors.BackendError():
+            code, fault = error.code, FaultDomain.INFRASTRUCTURE if error.retryable else FaultDomain.REQUEST
+        case errors.StorageError():
+            full = isinstance(error, errors.StorageFullError)
+            code, fault = "disk.full" if full else error.code, FaultDomain.INFRASTRUCTURE
         case OSError() if is_disk_full(error):
-            message = "no space is left on the disk"
-            return JobError(code="disk.full", message=message, fault=FaultDomain.INFRASTRUCTURE)
+            code, fault, message = "disk.full", FaultDomain.INFRASTRUCTURE, "no space is left on the disk"
         case MemoryError():
-            return JobError(code="memory.full", message="out of memory", fault=FaultDomain.INFRASTRUCTURE)
-    code = "scene.failed" if otherwise is FaultDomain.SCENE else "internal"
-    return JobError(
-        code=code, message=f"{type(error).__name__}: {said}" if said else type(error).__name__, fault=otherwise
-    )
+            code, fault, message = "memory.full", FaultDomain.INFRASTRUCTURE, "out of memory"
+        case _:
+            code, fault = "scene.failed" if otherwise is FaultDomain.SCENE else "internal", otherwise
+            message = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return JobError(code=code, message=message, fault=fault)
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -87,7 +77,7 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """Return the text of an exception, even if its author's code fails; file names may hold bytes that are not text."""
     try:
         said = str(error)

@@ -17,15 +17,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from renderdispatch.errors import (
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageDeniedError,
-    StorageError,
-    StorageFullError,
-    StorageUnavailableError,
-)
-from renderdispatch.plumbing.failures import translated
+from renderdispatch import errors
+from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 
 TEMPORARY: Final = ".renderdispatch-tmp"
@@ -35,27 +28,29 @@ CHUNK_BYTES: Final = 1 << 20
 
 _NAMING: Final = Backoff(patience_s=10.0, pause_s=0.001, longest_pause_s=0.001)
 
-_MEANINGS: Final[dict[int | None, tuple[type[StorageError], str]]] = {
-    errno.ENOSPC: (StorageFullError, "no space is left to write {key}"),
-    errno.EDQUOT: (StorageFullError, "no space is left to write {key}"),
-    errno.ENOENT: (ObjectNotFoundError, "nothing is stored under {key}"),
-    errno.EACCES: (StorageDeniedError, "{key} is refused: no permission"),
-    errno.EPERM: (StorageDeniedError, "{key} is refused: not permitted, or the file system has no hard links"),
-    errno.EROFS: (StorageDeniedError, "{key} is refused: the file system is read-only"),
-    errno.ENAMETOOLONG: (StorageDeniedError, "{key} is refused: a part of it is longer than the file system allows"),
-    errno.ENOTDIR: (StorageDeniedError, "{key} is refused: a part of it is an object, and a folder cannot be one too"),
-    errno.EISDIR: (StorageDeniedError, "{key} is refused: there are objects below it, so it is a folder"),
-    errno.ELOOP: (StorageDeniedError, "{key} is refused: a symbolic link goes in circles"),
+_REFUSALS: Final = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "not permitted, or the file system has no hard links",
+    errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "a part of it is longer than the file system allows",
+    errno.ENOTDIR: "a part of it is an object, and a folder cannot be one too",
+    errno.EISDIR: "there are objects below it, so it is a folder",
+    errno.ELOOP: "a symbolic link goes in circles",
 }
 
 
-def storage_error(error: OSError, key: str) -> StorageError:
+def storage_error(error: OSError, key: str) -> errors.StorageError:
     """Return what an error of the file system means for the object ``key``; an error of a storage is returned as is."""
-    if isinstance(error, StorageError):
-        return error
-    reason = error.strerror or type(error).__name__
-    kind, text = _MEANINGS.get(error.errno, (StorageUnavailableError, "{key} cannot be reached: {reason}"))
-    return kind(text.format(key=repr(key), reason=reason))
+    match error:
+        case errors.StorageError():
+            return error
+        case OSError() if is_disk_full(error):
+            return errors.StorageFullError(f"no space is left to write {key!r}")
+        case OSError(errno=errno.ENOENT):
+            return errors.ObjectNotFoundError(f"nothing is stored under {key!r}")
+    if (why := _REFUSALS.get(error.errno or 0)) is not None:
+        return errors.StorageDeniedError(f"{key!r} is refused: {why}")
+    return errors.StorageUnavailableError(f"{key!r} cannot be reached: {error.strerror or type(error).__name__}")
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
@@ -94,7 +89,7 @@ def write_file(
                 os.fsync(file.fileno())
                 written = os.fstat(file.fileno())
         if size is not None and written.st_size != size:
-            raise StorageDeniedError(f"{key!r} was to be {size} bytes, not {written.st_size}")
+            raise errors.StorageDeniedError(f"{key!r} was to be {size} bytes, not {written.st_size}")
         with storage_errors(key):
             _give_name(temporary, target, key=key, only_if_absent=only_if_absent)
     finally:
@@ -147,7 +142,7 @@ def _give_name(temporary: Path, target: Path, *, key: str, only_if_absent: bool)
     try:
         retry(give, _NAMING, trouble=trouble)
     except FileExistsError:
-        raise ObjectExistsError(f"{key!r} is write-once, and an object exists there") from None
+        raise errors.ObjectExistsError(f"{key!r} is write-once, and an object exists there") from None
     _to_disk(target.parent)
 
 

@@ -66,7 +66,8 @@ class SoundReader:
             self.source_rate: int = first.sample_rate
             self.channels: int = min(first.layout.nb_channels, 2)
             self.layout: str = "mono" if self.channels == 1 else "stereo"
-            self.rate: int = _playable(self.source_rate)
+            family = 44_100 if self.source_rate % 11_025 == 0 else 48_000
+            self.rate: int = self.source_rate if self.source_rate in _PLAYABLE_RATES else family
             self._decoded = chain([first], frames)
             self.expected_s: float = self._expect(container.duration)
             self._stack = stack.pop_all()
@@ -203,7 +204,3 @@ def _in_blocks(pieces: Iterable[Samples]) -> Iterator[Samples]:
             block = np.concatenate(held, axis=1)
             held.clear()
             yield np.clip(np.nan_to_num(block, copy=False, posinf=0, neginf=0), -4, 4)
-
-
-def _playable(rate: int) -> int:
-    return rate if rate in _PLAYABLE_RATES else 44_100 if rate % 11_025 == 0 else 48_000

@@ -52,8 +52,7 @@ class Mp4Writer:
         self._path = path
         self._frames = 0
         self._samples = 0
-        self._waiting: Iterator[Packet[Stream]] = iter(())
-        self._open = True
+        self._waiting = self._spooled()
         self._reformatter = VideoReformatter()
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         try:
@@ -97,7 +96,6 @@ class Mp4Writer:
         """End the sound; frames may follow."""
         self._keep(self._sound.encode(None))
         self._spool.seek(0)
-        self._waiting = self._spooled()
 
     def convert(self, canvas: Canvas) -> VideoFrame:
         """Convert a canvas for the encoder; it may be reused afterwards. Another thread may write meanwhile."""
@@ -123,15 +121,13 @@ class Mp4Writer:
             self._mux(packet)
         for packet in self._waiting:
             self._container.mux(packet)
-        self._open = False
         self._spool.close()
         self._container.close()
 
     def abandon(self) -> None:
         """Remove a file that will not be completed. After `close`, this does nothing."""
-        if not self._open:
+        if self._spool.closed:
             return
-        self._open = False
         self._spool.close()
         # First, so that FFmpeg does not rewrite the whole file to move the index to its front.
         self._path.unlink(missing_ok=True)

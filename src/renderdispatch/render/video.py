@@ -6,27 +6,30 @@ thread.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Generic, Self, TypeVar
 
 import av
 import numpy as np
 
 from renderdispatch.errors import AudioError, RenderError, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
+from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
-from renderdispatch.render.overlap import Consumer
 from renderdispatch.render.paint import Canvas
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import Scene
+
+T = TypeVar("T")
 
 _AHEAD: Final = 2
 """Frames that may wait for the encoder: enough that neither side waits for a slow frame of the other."""
@@ -42,7 +45,7 @@ def render_video(
     picture = order.output
     duration = None if order.duration is None else Fraction(order.duration)
     with (
-        _translated(),
+        translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         SoundReader(audio, start=Fraction(order.start), duration=duration) as sound,
         Mp4Writer(
@@ -95,6 +98,39 @@ def draw_and_encode(artist: Artist, writer: Mp4Writer, report: Report) -> None:
             report(index + 1, artist.frames)
 
 
+class Consumer(Generic[T]):
+    """Passes items to ``consume`` in another thread, in order.
+
+    The end of the ``with`` block waits for this thread, which consumes all items first; if the block raised, it drops
+    those that wait. An error of ``consume`` is raised by a later `put`, or at the end.
+
+    Args:
+        consume: Called in the other thread, with one item after the other.
+        ahead: How many items may wait while one is consumed.
+    """
+
+    def __init__(self, consume: Callable[[T], object], *, ahead: int) -> None:
+        self._consume = consume
+        self._ahead = ahead
+        self._unfinished: deque[Future[object]] = deque()
+        self._thread = ThreadPoolExecutor(1, "renderdispatch-encoder")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for item in self._unfinished:
+                item.result()
+
+    def put(self, item: T) -> None:
+        """Pass an item on; wait while too many are waiting."""
+        if len(self._unfinished) > self._ahead:
+            self._unfinished.popleft().result()
+        self._unfinished.append(self._thread.submit(self._consume, item))
+
+
 class Artist:
     """Draws the frames of an output with a scene, and places them as the projection demands."""
 
@@ -124,26 +160,17 @@ class Artist:
             canvas[self._height :] = canvas[: self._height]
 
 
-@contextmanager
-def _blamed_on_the_scene(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (SceneError, MemoryError):
-        raise
-    except Exception as error:
-        raise SceneError(f"the scene {what}: {type(error).__name__}: {error}") from error
+def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:
+    def blame(error: Exception) -> SceneError:
+        return SceneError(f"the scene {what}: {type(error).__name__}: {error}")
+
+    return translated({Exception: blame, SceneError: lambda same: same, MemoryError: lambda same: same}, chain=True)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Translate errors of the file system and of FFmpeg."""
-    try:
-        yield
-    except RenderError:
-        raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RenderError("no space is left for the video", code="disk.full") from error
-        raise RenderError(f"the video cannot be written: {error.strerror}", code="output.unwritable") from error
-    except av.FFmpegError as error:
-        raise RenderError(f"the encoder failed: {error}", code="encode.failed") from error
+def _render_error(error: OSError | av.FFmpegError) -> RenderError:
+    """Translate an error of the file system or of FFmpeg; some are both."""
+    if not isinstance(error, OSError):
+        return RenderError(f"the encoder failed: {error}", code="encode.failed")
+    if is_disk_full(error):
+        return RenderError("no space is left for the video", code="disk.full")
+    return RenderError(f"the video cannot be written: {error.strerror}", code="output.unwritable")

@@ -79,15 +79,11 @@ def _print_event(event: RenderEvent) -> EventReply:
     return EventReply()
 
 
-def _leave(_signal: int, _frame: object) -> None:
-    raise SystemExit(143)
-
-
 def main() -> int:
     """Carry out one order; return the exit status."""
     with SupervisedRender() as render:
         render.fork()  # first: there is one thread, and the order with its secrets was not read yet
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         # Unbuffered: at its end the interpreter waits for the lock of a buffer that a thread reads from, and aborts.
         stdin = FileIO(0, closefd=False)
         try:

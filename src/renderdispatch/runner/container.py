@@ -20,16 +20,7 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from renderdispatch.messages import (
-    PROTOCOL,
-    CallResult,
-    Completed,
-    EventReply,
-    Failed,
-    FaultDomain,
-    JobError,
-    RenderOrder,
-)
+from renderdispatch import messages
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Bell, Stop
 from renderdispatch.runner.render import SupervisedRender
@@ -71,17 +62,17 @@ def carry_out(
         timeout: When the platform ends this call, where that is known: the run gives up a minute earlier.
     """
     read = _read(order)
-    if isinstance(read, JobError):
-        return CallResult(error=read).model_dump_json()
+    if isinstance(read, messages.JobError):
+        return messages.CallResult(error=read).model_dump_json()
     if timeout is not None:
         latest = datetime.now(UTC) + max(timeout - MARGIN, timeout / 2)
         read = read.model_copy(update={"finish_by": min(read.finish_by, latest)})
     return _Run(read, call_id, renderers or {}).result().model_dump_json()
 
 
-def _read(order: str) -> RenderOrder | JobError:
+def _read(order: str) -> messages.RenderOrder | messages.JobError:
     try:
-        return RenderOrder.model_validate_json(order).model_copy(update={"local": False})
+        return messages.RenderOrder.model_validate_json(order).model_copy(update={"local": False})
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in found["loc"]) or "it"
@@ -89,12 +80,14 @@ def _read(order: str) -> RenderOrder | JobError:
     except Exception as error:  # noqa: BLE001 - not text, or text that no encoding can carry
         what = type(error).__name__
     hint = "; deploy the version of the service here too" if _is_newer(order) else ""
-    return JobError(code="order.invalid", message=f"the order cannot be read ({what}){hint}", fault=FaultDomain.REQUEST)
+    return messages.JobError(
+        code="order.invalid", message=f"the order cannot be read ({what}){hint}", fault=messages.FaultDomain.REQUEST
+    )
 
 
 def _is_newer(order: str) -> bool:
     try:
-        return int(from_json(order)["protocol"]) > PROTOCOL
+        return int(from_json(order)["protocol"]) > messages.PROTOCOL
     except Exception:  # noqa: BLE001 - then it is unknown
         return False
 
@@ -106,7 +99,7 @@ class _Run:
     no lock that it could leave locked. Everything that has to be cleaned up belongs to the other thread.
     """
 
-    def __init__(self, order: RenderOrder, call_id: str | None, renderers: Mapping[str, str]) -> None:
+    def __init__(self, order: messages.RenderOrder, call_id: str | None, renderers: Mapping[str, str]) -> None:
         self._order = order
         self._call_id = call_id
         self._renderers = renderers
@@ -115,16 +108,16 @@ class _Run:
         self._start = [True]  # the thread that pops this decides whether the run begins
         self._ended = False
         self._end = Bell()
-        self._result = CallResult()
+        self._result = messages.CallResult()
 
-    def result(self) -> CallResult:
+    def result(self) -> messages.CallResult:
         """Run, and return the result; what is thrown in meanwhile is raised when the run has cleaned up."""
         try:
             try:
                 # not threading.Thread: its start() waits, in Python code that an exception may leave half-way
                 _thread.start_new_thread(self._work, ())
             except RuntimeError as error:
-                return CallResult(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+                return messages.CallResult(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
             while not self._ended:
                 self._end.wait(_CHECK_S)
         except BaseException:
@@ -157,19 +150,19 @@ class _Run:
             return
         try:
             self._folder.mkdir(mode=0o700)
-            self._result = CallResult(outcome=self._run())
+            self._result = messages.CallResult(outcome=self._run())
         except RunLeft:
             _log.info("job %s: the platform took the run away", self._order.job_id)
         except BaseException as error:  # noqa: BLE001 - a result, never an exception
             _log.error("job %s: the run broke", self._order.job_id, exc_info=True)
-            self._result = CallResult(error=job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+            self._result = messages.CallResult(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._ended = True
             self._end.ring()
 
-    def _run(self) -> Completed | Failed:
+    def _run(self) -> messages.Completed | messages.Failed:
         render = SupervisedRender(self._renderers)
-        with reporting_by(self._order, otherwise=lambda _event: EventReply(), stop=self._stop) as send:
+        with reporting_by(self._order, otherwise=lambda _event: messages.EventReply(), stop=self._stop) as send:
             io = RunnerIO(send=send, render=render, call_id=self._call_id, work_dir=self._folder, stop=self._stop)
             return run_order(self._order, io=io)

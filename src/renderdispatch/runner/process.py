@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -59,24 +59,23 @@ class SupervisedProcess:
     """
 
     def __init__(self, target: str | Callable[[], None]) -> None:
-        scratch = tempfile.mkdtemp(prefix="renderdispatch-")
-        held, lifeline = os.pipe()
-        events, answers = os.pipe()
-        far = _FarEnds(held, answers, scratch)
+        self._scratch = tempfile.mkdtemp(prefix="renderdispatch-")
+        ends: list[int] = []
         try:
+            for _ in range(4):
+                ends += os.pipe()
+            held, lifeline, events, answers, read, stdin, stdout, printed = ends
+            far = _FarEnds(held, answers, read, printed, self._scratch)
             self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
         except BaseException:
-            os.close(lifeline)
-            os.close(events)
-            shutil.rmtree(scratch, ignore_errors=True)
+            _close(ends)
+            shutil.rmtree(self._scratch, ignore_errors=True)
             raise
-        finally:
-            os.close(held)
-            os.close(answers)
-        self._scratch = scratch
+        _close((held, answers, read, printed))
         self._lock = threading.Lock()
         self._lifeline: int | None = lifeline
         self._events: int | None = events
+        self._stdin, self._stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
         self._buffer = b""
         self._lines: deque[bytes] = deque()
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -85,17 +84,14 @@ class SupervisedProcess:
             self._drain.start()
         except RuntimeError as error:  # this process has as many threads as it may
             self.end()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+            self._stdout.close()
             raise OSError(f"{error}") from error
 
     def write_line(self, line: str) -> None:
         """Send one line to its stdin; does nothing once it is gone."""
-        stdin = self._process.stdin
-        assert stdin is not None
         with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
-            stdin.write(line.encode() + b"\n")
-            stdin.flush()
+            self._stdin.write(line.encode() + b"\n")
+            self._stdin.flush()
 
     def read_line(self, timeout_s: float | None = None) -> bytes | None:
         """Return its next line, ``b""`` at its end or its supervisor's, None when ``timeout_s`` passed."""
@@ -145,9 +141,8 @@ class SupervisedProcess:
         if self._events is not None:
             os.close(self._events)
             self._events = None
-        assert self._process.stdin is not None
         with self._lock, contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._stdin.close()
         if self._drain.is_alive():
             self._drain.join(1)
         shutil.rmtree(self._scratch, ignore_errors=True)  # the supervisor did, unless it was killed
@@ -159,17 +154,18 @@ class SupervisedProcess:
         return list(self._log)
 
     def _keep_log(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stdout:
+        with self._stdout as stdout:
             while line := stdout.readline(4096):
                 self._log.append(line.decode(errors="replace").rstrip())
 
 
 class _FarEnds(NamedTuple):
-    """What the other side gets: its end of the lifeline, its end for answers, its folder for temporary files."""
+    """What the other side gets: its ends of the pipes, and its folder for temporary files."""
 
     lifeline: int
     answers: int
+    stdin: int
+    output: int
     scratch: str
 
 
@@ -179,8 +175,8 @@ def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
     own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
     return subprocess.Popen(
         [*supervised, sys.executable, "-c", _BOOT, module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=far.stdin,
+        stdout=far.output,
         stderr=subprocess.STDOUT,
         env={**os.environ, **own},
         pass_fds=(far.lifeline, far.answers),
@@ -192,21 +188,9 @@ class _Fork:
     """A fork of this process that supervises another fork, which runs a function: as much of `subprocess.Popen`."""
 
     def __init__(self, function: Callable[[], None], far: _FarEnds) -> None:
-        to_read, stdin = os.pipe()
-        stdout, to_write = os.pipe()
-        try:
-            self.pid = os.fork()
-            if self.pid == 0:
-                _end_with(lambda: _supervise_fork(function, far, to_read, to_write))
-        except BaseException:
-            os.close(stdin)
-            os.close(stdout)
-            raise
-        finally:
-            os.close(to_read)
-            os.close(to_write)
-        self.stdin: BinaryIO = os.fdopen(stdin, "wb")
-        self.stdout: BinaryIO = os.fdopen(stdout, "rb")
+        self.pid = os.fork()
+        if self.pid == 0:
+            _end_with(lambda: _supervise_fork(function, far))
         self._status: int | None = None
 
     def poll(self) -> int | None:
@@ -226,10 +210,10 @@ class _Fork:
         return status
 
 
-def _supervise_fork(function: Callable[[], None], far: _FarEnds, stdin: int, output: int) -> int:
+def _supervise_fork(function: Callable[[], None], far: _FarEnds) -> int:
     """Run in the first fork: supervise a second one."""
     os.setsid()
-    for descriptor, number in ((stdin, 0), (output, 1), (output, 2)):
+    for descriptor, number in ((far.stdin, 0), (far.output, 1), (far.output, 2)):
         os.dup2(descriptor, number)
     _close_all_but(0, 1, 2, far.lifeline, far.answers)
 
@@ -271,11 +255,14 @@ def _end_with(body: Callable[[], int]) -> None:
         os._exit(status & 0xFF)
 
 
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
 def _close_all_but(*kept: int) -> None:
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names, not paths
-        if int(name) not in kept:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
+    _close({int(name) for name in os.listdir("/dev/fd")}.difference(kept))  # noqa: PTH208 - names, not paths
 
 
 def events_pipe() -> BinaryIO:

@@ -14,10 +14,10 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 from attrs import field, frozen
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import JsonValue
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
@@ -112,25 +112,13 @@ class _Task(Message):
     output: Path
 
 
-class _Drawn(Message):
-    type: Literal["drawn"] = "drawn"
-    frames: int
-    total: int
+class _News(Message):
+    """A line of the render process: how far it is, or how it ended."""
 
-
-class _Made(Message):
-    type: Literal["made"] = "made"
-    stats: RenderStats
-
-
-class _Broke(Message):
-    type: Literal["broke"] = "broke"
-    error: JobError
-
-
-_ANSWER: Final[TypeAdapter[_Drawn | _Made | _Broke]] = TypeAdapter(
-    Annotated[_Drawn | _Made | _Broke, Field(discriminator="type")], config=ConfigDict(defer_build=True)
-)
+    frames: int = 0
+    total: int = 0
+    stats: RenderStats | None = None
+    error: JobError | None = None
 
 
 class SupervisedRender:
@@ -190,19 +178,15 @@ class SupervisedRender:
         finished = False
         try:
             process.write_line(_Task(order=order, audio=audio, output=output).model_dump_json())
-            frames, total = 0, 0
+            news = _News()
             while (line := process.read_line(_CHECK_EVERY_S)) != b"":
-                if line is not None:
-                    match _ANSWER.validate_json(line):
-                        case _Made(stats=stats):
-                            finished = True
-                            return stats
-                        case _Broke(error=error):
-                            finished = True
-                            raise RenderFailed(error)
-                        case _Drawn() as drawn:
-                            frames, total = drawn.frames, drawn.total
-                report(frames, total)
+                news = news if line is None else _News.model_validate_json(line)
+                finished = news.stats is not None or news.error is not None
+                if news.error is not None:
+                    raise RenderFailed(news.error)
+                if news.stats is not None:
+                    return news.stats
+                report(news.frames, news.total)
             how = describe_exit(process.end(wait_s=1), process.log)
             raise RenderError(f"the render process {how}", code="renderer.died")
         finally:
@@ -216,16 +200,16 @@ def child_main() -> None:
         lock = threading.Lock()
         last = 0.0
 
-        def answer(message: _Drawn | _Made | _Broke) -> None:
+        def send(news: _News) -> None:
             with lock:
-                events.write(message.model_dump_json().encode() + b"\n")
+                events.write(news.model_dump_json().encode() + b"\n")
 
         def report(frames: int, total: int) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _REPORT_EVERY_S:
                 last = now
-                answer(_Drawn(frames=frames, total=total))
+                send(_News(frames=frames, total=total))
 
         scene = _Scene.model_validate_json(sys.stdin.buffer.readline())
         if scene.where is None and scene.name in SHIPPED:  # they do no linear algebra: its threads cost a start, idle
@@ -242,9 +226,9 @@ def child_main() -> None:
             stats = InProcessRender(own)(task.order, task.audio, task.output, report)
         except Exception as error:  # noqa: BLE001 - whatever a scene raises is answered
             traceback.print_exc()  # for the log; the one line of the error is for people
-            answer(_Broke(error=job_error(error, otherwise=FaultDomain.SCENE)))
+            send(_News(error=job_error(error, otherwise=FaultDomain.SCENE)))
         else:
-            answer(_Made(stats=stats))
+            send(_News(stats=stats))
 
 
 def _renderer_of(scene: _Scene) -> Renderer:

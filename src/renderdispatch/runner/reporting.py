@@ -16,30 +16,22 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from attrs import frozen
+from pydantic import BaseModel
 
+from renderdispatch import messages
 from renderdispatch.errors import RenderStopped
-from renderdispatch.messages import (
-    Artifact,
-    CheckedIn,
-    Completed,
-    EventReply,
-    Failed,
-    JobError,
-    Progressed,
-    RenderEvent,
-    RenderOrder,
-    RunStage,
-)
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.plumbing.stop import Bell, Stop, Stopped
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
-Send = Callable[[RenderEvent], EventReply]
+Send = Callable[[messages.RenderEvent], messages.EventReply]
 """Deliver one event and return the reply; raise (an `OSError`, if the fault is not here) when it did not arrive."""
+
+_Event = TypeVar("_Event", bound=BaseModel)
 
 _LEAVE_S: Final = 1.0
 _LAST_TRY_S: Final = 3.0
@@ -59,7 +51,7 @@ class NotDeliveredError(OSError):
 
 
 @contextmanager
-def reporting_by(order: RenderOrder, *, otherwise: Send, stop: Stop | None = None) -> Iterator[Send]:
+def reporting_by(order: messages.RenderOrder, *, otherwise: Send, stop: Stop | None = None) -> Iterator[Send]:
     """Yield what the order's events go through: webhooks where it names a callback, else ``otherwise``.
 
     Args:
@@ -99,75 +91,22 @@ class RunEvents:
         run_id: The run's id; None: a new one.
     """
 
-    def __init__(self, order: RenderOrder, *, call_id: str | None = None, run_id: str | None = None) -> None:
-        self._common = {
-            "job_id": order.job_id,
-            "token": order.token,
-            "run_id": uuid.uuid4().hex if run_id is None else run_id,
-        }
-        self.check_in = CheckedIn.model_validate(self._stamped(call_id=call_id))
+    def __init__(self, order: messages.RenderOrder, *, call_id: str | None = None, run_id: str | None = None) -> None:
+        run_id = uuid.uuid4().hex if run_id is None else run_id
+        self._common = {"job_id": order.job_id, "token": order.token, "run_id": run_id}
+        self.check_in = self.make(messages.CheckedIn, call_id=call_id)
 
-    def progressed(self, news: Mapping[str, object]) -> Progressed:
-        """Return the event for how far the run is."""
-        return Progressed.model_validate(self._stamped(**news))
-
-    def completed(self, artifact: Artifact) -> Completed:
+    def completed(self, artifact: messages.Artifact) -> messages.Completed:
         """Return the event for a delivered video."""
-        return Completed.model_validate(self._stamped(artifact=artifact))
+        return self.make(messages.Completed, artifact=artifact)
 
-    def failed(self, error: JobError) -> Failed:
+    def failed(self, error: messages.JobError) -> messages.Failed:
         """Return the event for a failure."""
-        return Failed.model_validate(self._stamped(error=error))
+        return self.make(messages.Failed, error=error)
 
-    def _stamped(self, **fields: object) -> dict[str, object]:
-        return {"event_id": uuid.uuid4().hex, **self._common, **fields}
-
-
-class _Line:
-    """Delivers events, one at a time; a reply of "stop" reaches the run.
-
-    Args:
-        send: Delivers one event.
-        pace: Its limits.
-        stop: The run's.
-    """
-
-    def __init__(self, send: Send, pace: Pace, stop: Stop) -> None:
-        self._send = send
-        self._pace = pace
-        self._stop = stop
-        self._backoff = Backoff(pause_s=2 * pace.backoff_s, longest_pause_s=pace.backoff_max_s)
-        self._not_before = 0.0
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds that the other side still asks to wait."""
-        return max(0.0, self._not_before - time.monotonic())
-
-    def try_once(self, event: RenderEvent) -> None:
-        """Deliver an event, or log why it did not arrive."""
-        try:
-            reply = self._send(event)
-        except OSError as error:
-            _log.warning("job %s: a report did not arrive: %s", event.job_id, error)
-            if isinstance(error, NotDeliveredError):  # a longer pause would keep the run from hearing of a stop
-                self._not_before = time.monotonic() + min(error.retry_after_s, self._pace.heartbeat_s)
-            raise
-        except Exception:
-            _log.exception("job %s: a report did not arrive", event.job_id)
-            raise
-        if reply.stop:
-            self._stop.request(reply.reason or "no longer wanted")
-
-    def deliver(self, event: RenderEvent, *, within: Stop) -> None:
-        """Deliver an event; try until it arrives, or ``within`` ends: then raise `Stopped`, or the last error."""
-        retry(
-            lambda: self.try_once(event),
-            self._backoff,
-            trouble=lambda _error: Trouble.FAILED,
-            least_s=lambda _error: self.wait_s,
-            stop=within,
-        )
+    def make(self, kind: type[_Event], **fields: object) -> _Event:
+        """Return an event of a kind, with an id of its own."""
+        return kind.model_validate({"event_id": uuid.uuid4().hex, **self._common, **fields})
 
 
 class Reporter:
@@ -183,7 +122,7 @@ class Reporter:
 
     def __init__(
         self,
-        order: RenderOrder,
+        order: messages.RenderOrder,
         send: Send,
         *,
         call_id: str | None = None,
@@ -193,11 +132,13 @@ class Reporter:
         self.events = RunEvents(order, call_id=call_id)
         self._pace = pace or Pace()
         self._stop = stop or Stop(error=told_to_stop)
-        self._line = _Line(send, self._pace, self._stop)
-        self._stage: RunStage | None = None
+        self._send = send
+        self._backoff = Backoff(pause_s=2 * self._pace.backoff_s, longest_pause_s=self._pace.backoff_max_s)
+        self._not_before = 0.0
+        self._stage: messages.RunStage | None = None
         self._idle = True
         self._news: deque[Mapping[str, object]] = deque(maxlen=1)
-        self._final: Completed | Failed | None = None
+        self._final: messages.Completed | messages.Failed | None = None
         self._delivered: list[str] = []
         self._rendering = Stop()  # ends when the outcome is known
         self._ending = Stop()  # ends when the outcome is not sent any more
@@ -224,25 +165,22 @@ class Reporter:
         # a try may hang for longer than that; its thread is a daemon, and is left alone
         self._thread.join(_LEAVE_S if left else self._ending.remaining_s)
 
-    def progress(
-        self, stage: RunStage, fraction: float = 0.0, *, frames: int | None = None, frames_total: int | None = None
-    ) -> None:
-        """Note how far the run is; cheap. Raises what the run's stop does once it is to stop."""
+    def progress(self, stage: messages.RunStage, fraction: float = 0.0, **frames: int) -> None:
+        """Note how far the run is; cheap. Raises what the run's stop does once it is to stop.
+
+        Args:
+            stage: What it does.
+            fraction: How much of that is done; less than 0 is 0, and more than 1 is 1.
+            frames: ``frames`` and ``frames_total``, where they are known.
+        """
         self._stop.check()
         entered = self._stage is not stage
         self._stage = stage
-        self._news.append(
-            {
-                "stage": stage,
-                "fraction": min(1.0, max(0.0, fraction)),
-                "frames": None if frames is None else max(0, frames),
-                "frames_total": None if frames_total is None else max(0, frames_total),
-            }
-        )
+        self._news.append({"stage": stage, "fraction": min(1.0, max(0.0, fraction)), **frames})
         if entered or self._idle:  # the thread may be waiting for as long as a heartbeat
             self._wake.ring()
 
-    def finish(self, outcome: Completed | Failed, *, left_s: float = math.inf) -> bool:
+    def finish(self, outcome: messages.Completed | messages.Failed, *, left_s: float = math.inf) -> bool:
         """Send the final event; return whether it arrived in time.
 
         It is tried for ``final_s``, but not past the deadline that is ``left_s`` away: by then the service needs no
@@ -280,8 +218,15 @@ class Reporter:
                     self._deliver(self.events.check_in, self._ending)
                 self._deliver(self._final, self._ending)
 
-    def _deliver(self, event: CheckedIn | Completed | Failed, within: Stop) -> None:
-        self._line.deliver(event, within=within)
+    def _deliver(self, event: messages.CheckedIn | messages.Completed | messages.Failed, within: Stop) -> None:
+        """Deliver an event; try until it arrives, or ``within`` ends: then raise `Stopped`, or the last error."""
+        retry(
+            lambda: self._try_once(event),
+            self._backoff,
+            trouble=lambda _error: Trouble.FAILED,
+            least_s=lambda _error: self._not_before - time.monotonic(),
+            stop=within,
+        )
         self._delivered.append(event.event_id)
         self._noticed.ring()
 
@@ -292,21 +237,36 @@ class Reporter:
             self._idle = not self._news
             entered = bool(self._news) and self._news[0]["stage"] is not latest.get("stage")
             pause_s = self._pace.progress_s if self._news else self._pace.heartbeat_s
-            due_s = max(0.0 if entered else sent + pause_s - time.monotonic(), self._line.wait_s)
-            if due_s > 0:
+            due = max(0.0 if entered else sent + pause_s, self._not_before)
+            if (due_s := due - time.monotonic()) > 0:
                 self._wake.wait(due_s)
                 continue
             sent = time.monotonic()
             latest = dict(self._news.pop()) if self._news else latest
             with suppress(Exception):  # it was logged
-                self._line.try_once(self._sign_of_life(latest))
+                self._try_once(self._sign_of_life(latest))
 
-    def _sign_of_life(self, news: Mapping[str, object]) -> CheckedIn | Progressed:
+    def _sign_of_life(self, news: Mapping[str, object]) -> messages.CheckedIn | messages.Progressed:
         """Return the news as an event; where there are none, or no event can carry them, the check-in again."""
         if not news:
             return self.events.check_in
         try:
-            return self.events.progressed(news)
+            return self.events.make(messages.Progressed, **news)
         except Exception:  # noqa: BLE001 - logged; this thread is how the run hears of a stop
             _log.exception("job %s: progress that cannot be reported", self.events.check_in.job_id)
             return self.events.check_in
+
+    def _try_once(self, event: messages.RenderEvent) -> None:
+        """Deliver an event, or log why it did not arrive. A reply of "stop" reaches the run."""
+        try:
+            reply = self._send(event)
+        except OSError as error:
+            _log.warning("job %s: a report did not arrive: %s", event.job_id, error)
+            if isinstance(error, NotDeliveredError):  # a longer pause would keep the run from hearing of a stop
+                self._not_before = time.monotonic() + min(error.retry_after_s, self._pace.heartbeat_s)
+            raise
+        except Exception:
+            _log.exception("job %s: a report did not arrive", event.job_id)
+            raise
+        if reply.stop:
+            self._stop.request(reply.reason or "no longer wanted")

@@ -7,23 +7,24 @@ that is the commit point (rule J6). A run that finds one of them written already
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from attrs import evolve, field, frozen
 from pydantic import ValidationError
 
-from renderdispatch.errors import FaultName, ObjectExistsError, RenderDispatchError, RenderError
-from renderdispatch.messages import Artifact, Completed, Failed, FaultDomain, RenderOrder, RenderStats, Stage
+from renderdispatch import messages
+from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
-from renderdispatch.runner.transfers import Transfers, md5_of, open_transfers, sha256_of
+from renderdispatch.runner.transfers import Moved, Transfers, hex_of, open_transfers
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
@@ -59,17 +60,7 @@ class RunnerIO:
     stop: Stop = field(factory=lambda: Stop(error=told_to_stop))
 
 
-class _TooLate(RenderError):
-    code = "deadline.start"
-    fault: ClassVar[FaultName] = "start-timeout"
-
-
-class _OutOfTime(RenderError):
-    code = "deadline.total"
-    fault: ClassVar[FaultName] = "deadline"
-
-
-def run_order(order: RenderOrder, *, io: RunnerIO) -> Completed | Failed:
+def run_order(order: messages.RenderOrder, *, io: RunnerIO) -> messages.Completed | messages.Failed:
     """Carry out an order; always return an outcome, never raise an `Exception`.
 
     A `KeyboardInterrupt` and the like pass after everything was cleaned up, and so does `RunLeft`.
@@ -82,31 +73,32 @@ def run_order(order: RenderOrder, *, io: RunnerIO) -> Completed | Failed:
         io.stop.child(timeout_s=left_s if left_s > 0 else _LATE_S, error=told_to_stop, late=_out_of_time) as stop,
         Reporter(order, io.send, call_id=io.call_id, pace=pace, stop=stop) as reporter,
     ):
-        outcome: Completed | Failed
+        outcome: messages.Completed | messages.Failed
         try:
             outcome = _Run(order, io, stop, reporter).carry_out(began)
         except Exception as error:  # noqa: BLE001 - an outcome, never an exception
             known = isinstance(error, (RenderDispatchError, OSError))
             _log.log(logging.INFO if known else logging.ERROR, "job %s failed", order.job_id, exc_info=not known)
-            outcome = reporter.events.failed(job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
+            outcome = reporter.events.failed(job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
         reporter.finish(outcome, left_s=(order.finish_by - io.now()).total_seconds())
         return outcome
 
 
-def _out_of_time(_why: str = "") -> _OutOfTime:
-    return _OutOfTime("the render did not finish before its deadline")
+def _out_of_time(_why: str = "") -> RenderFailed:
+    message = "the render did not finish before its deadline"
+    return RenderFailed(messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE))
 
 
 @frozen
 class _Run:
     """One order on its way: the audio comes, the scene is rendered, the video and the result object go."""
 
-    order: RenderOrder
+    order: messages.RenderOrder
     io: RunnerIO
     stop: Stop
     reporter: Reporter
 
-    def carry_out(self, began: datetime) -> Completed:
+    def carry_out(self, began: datetime) -> messages.Completed:
         """Deliver the video, or find that an earlier run did."""
         order = self.order
         self.stop.check()
@@ -117,58 +109,56 @@ class _Run:
             if (delivered := self._earlier_result(transfers)) is not None:
                 return self.reporter.events.completed(delivered)
             if began > order.start_by:
-                raise _TooLate(f"the order was to start by {order.start_by:%Y-%m-%d %H:%M:%S} UTC; it is past that")
+                message = f"the order was to start by {order.start_by:%Y-%m-%d %H:%M:%S} UTC; it is past that"
+                raise RenderFailed(
+                    messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
+                )
             if began > order.finish_by:
                 raise _out_of_time()
-            audio = self._fetch_audio(transfers, Path(folder) / "audio")
+            moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
+            audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
             video = Path(folder) / "video.mp4"
             stats = self._render(audio, video)
             artifact = self._upload_video(transfers, video, stats)
             return self._commit(transfers, artifact, Path(folder) / "result.json")
 
-    def _fetch_audio(self, transfers: Transfers, into: Path) -> Path:
-        size = self.order.audio_size
+    def _enter(self, stage: messages.RunStage, size: int) -> Moved:
+        """Report that a stage begins; return what reports how many of its bytes moved."""
+        self.reporter.progress(stage)
+        return lambda done: self.reporter.progress(stage, done / max(1, size))
 
-        def moved(done: int) -> None:
-            self.reporter.progress(Stage.DOWNLOADING_AUDIO, done / max(1, size))
-
-        self.reporter.progress(Stage.DOWNLOADING_AUDIO)
-        return transfers.download(self.order.audio_url, into, size=size, moved=moved)
-
-    def _render(self, audio: Path, video: Path) -> RenderStats:
+    def _render(self, audio: Path, video: Path) -> messages.RenderStats:
         def drawn(frames: int, total: int) -> None:
             if total > 0:
-                self.reporter.progress(Stage.RENDERING, frames / total, frames=frames, frames_total=total)
+                self.reporter.progress(messages.Stage.RENDERING, frames / total, frames=frames, frames_total=total)
             else:
-                self.reporter.progress(Stage.RENDERING)
+                self.reporter.progress(messages.Stage.RENDERING)
 
-        self.reporter.progress(Stage.RENDERING)
+        self.reporter.progress(messages.Stage.RENDERING)
         try:
             return self.io.render(self.order.without_secrets(), audio, video, drawn)
         except Exception as error:  # the scene's fault, unless the error names another one
-            raise RenderFailed(job_error(error, otherwise=FaultDomain.SCENE)) from error
+            raise RenderFailed(job_error(error, otherwise=messages.FaultDomain.SCENE)) from error
 
-    def _upload_video(self, transfers: Transfers, video: Path, stats: RenderStats) -> Artifact:
+    def _upload_video(self, transfers: Transfers, video: Path, stats: messages.RenderStats) -> messages.Artifact:
         order, check = self.order, self.stop.check
-        size, sha256 = video.stat().st_size, sha256_of(video, check=check)
-
-        def moved(done: int) -> None:
-            self.reporter.progress(Stage.UPLOADING_VIDEO, done / max(1, size))
-
-        self.reporter.progress(Stage.UPLOADING_VIDEO)
-        same = True
+        size, sha256 = video.stat().st_size, hex_of(video, hashlib.sha256(), check=check)
+        moved, same = self._enter(messages.Stage.UPLOADING_VIDEO, size), True
         try:
             etag = transfers.upload(order.video.put, video, moved=moved)
         except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
             found = transfers.stat(order.video.get)
             if found is None:
                 raise RenderError("the write-once video exists and cannot be read", code="video.upload") from None
-            # two renders of one scene may well have one size: only an etag that says so makes the bytes the same
-            same = found.size == size and found.etag == md5_of(video, check=check)
+            # Two renders of one scene may well have one size: only an etag that says so makes the bytes the same.
+            # S3 and R2 give to what came in one PUT its MD5.
+            same = found.size == size and found.etag == hex_of(video, hashlib.md5(usedforsecurity=False), check=check)
             size, etag = found.size, found.etag
-        return Artifact(**dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256 if same else None)
+        return messages.Artifact(
+            **dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256 if same else None
+        )
 
-    def _commit(self, transfers: Transfers, artifact: Artifact, note: Path) -> Completed:
+    def _commit(self, transfers: Transfers, artifact: messages.Artifact, note: Path) -> messages.Completed:
         """Write the result object: from there on the attempt is delivered."""
         self.stop.check()
         outcome = self.reporter.events.completed(artifact)
@@ -182,12 +172,12 @@ class _Run:
             return self.reporter.events.completed(delivered)
         return outcome
 
-    def _earlier_result(self, transfers: Transfers) -> Artifact | None:
+    def _earlier_result(self, transfers: Transfers) -> messages.Artifact | None:
         """Return what an earlier run of this attempt delivered."""
         body = transfers.read_small(self.order.result.get)
         if body is None:
             return None
         try:
-            return Completed.model_validate_json(body).artifact
+            return messages.Completed.model_validate_json(body).artifact
         except ValidationError:
             raise RenderError("no run wrote this result object", code="result.invalid") from None

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from attrs import frozen
 
@@ -41,39 +41,6 @@ class ObjectStat:
     etag: str | None
 
 
-class Transfers(Protocol):
-    """Moves objects by URL."""
-
-    def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:
-        """Bring an object of ``size`` bytes to disk and return its path: a local file stays where it is.
-
-        Raises:
-            RenderError: ``audio.download``, or ``audio.changed`` when the object has another size.
-        """
-
-    def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> str | None:
-        """Write a file to a write-once URL and return its etag, if storage names one.
-
-        Raises:
-            ObjectExistsError: The object exists: perhaps from an earlier try whose response was lost. Compare it.
-            RenderError: ``video.upload``.
-        """
-
-    def stat(self, url: str) -> ObjectStat | None:
-        """Return size and etag of the object behind a read URL, None if there is none; asks for one byte.
-
-        Raises:
-            RenderError: ``storage.stat``.
-        """
-
-    def read_small(self, url: str) -> bytes | None:
-        """Return the bytes behind a read URL, at most 1 MiB of them, None if there is no object.
-
-        Raises:
-            RenderError: ``storage.read``.
-        """
-
-
 @contextmanager
 def open_transfers(*, local: bool, stop: Stop, stall_s: float = STALL_S) -> Iterator[Transfers]:
     """Yield what moves the objects of one order.
@@ -85,19 +52,19 @@ def open_transfers(*, local: bool, stop: Stop, stall_s: float = STALL_S) -> Iter
     """
     http = HttpTransfers(stop, stall_s=stall_s)
     try:
-        yield _ByScheme(http, LocalTransfers() if local else None)
+        yield Transfers(http, LocalTransfers() if local else None)
     finally:
         http.close()
 
 
-class _ByScheme:
-    """Takes each URL to the transfers for its scheme."""
+class Transfers:
+    """Moves objects by URL, each in the manner of its scheme."""
 
-    def __init__(self, http: Transfers, local: Transfers | None) -> None:
+    def __init__(self, http: HttpTransfers, local: LocalTransfers | None) -> None:
         self._http = http
         self._local = local
 
-    def _of(self, url: str) -> Transfers:
+    def _of(self, url: str) -> HttpTransfers | LocalTransfers:
         scheme = url.partition(":")[0]
         if scheme in {"http", "https"}:
             return self._http
@@ -106,18 +73,39 @@ class _ByScheme:
         return self._local
 
     def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:
+        """Bring an object of ``size`` bytes to disk and return its path: a local file stays where it is.
+
+        Raises:
+            RenderError: ``audio.download``, or ``audio.changed`` when the object has another size.
+        """
         path = self._of(url).download(url, into, size=size, moved=moved)
         if (found := path.stat().st_size) != size:
             raise RenderError(f"the audio in storage has {found} bytes, not {size}", code="audio.changed")
         return path
 
     def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> str | None:
+        """Write a file to a write-once URL and return its etag, if storage names one.
+
+        Raises:
+            ObjectExistsError: The object exists: perhaps from an earlier try whose response was lost. Compare it.
+            RenderError: ``video.upload``.
+        """
         return self._of(put.url).upload(put, path, moved=moved)
 
     def stat(self, url: str) -> ObjectStat | None:
+        """Return size and etag of the object behind a read URL, None if there is none; asks for one byte.
+
+        Raises:
+            RenderError: ``storage.stat``.
+        """
         return self._of(url).stat(url)
 
     def read_small(self, url: str) -> bytes | None:
+        """Return the bytes behind a read URL, at most 1 MiB of them, None if there is no object.
+
+        Raises:
+            RenderError: ``storage.read``.
+        """
         return self._of(url).read_small(url)
 
 
@@ -295,17 +283,8 @@ def _trouble(error: Exception) -> Trouble:
     return Trouble.FAILED if again else Trouble.FATAL
 
 
-def sha256_of(path: Path, *, check: Callable[[], None] = lambda: None) -> str:
-    """Return the SHA-256 of a file, in hex; what ``check`` raises ends it."""
-    return _hex_of(path, hashlib.sha256(), check)
-
-
-def md5_of(path: Path, *, check: Callable[[], None] = lambda: None) -> str:
-    """Return the MD5 of a file, in hex: the etag that S3 and R2 give to what came in one PUT."""
-    return _hex_of(path, hashlib.md5(usedforsecurity=False), check)
-
-
-def _hex_of(path: Path, digest: hashlib._Hash, check: Callable[[], None]) -> str:
+def hex_of(path: Path, digest: hashlib._Hash, *, check: Callable[[], None]) -> str:
+    """Return the digest of a file, in hex; what ``check`` raises ends it."""
     piece = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(piece):

@@ -48,9 +48,12 @@ class Folder:
         path = self.root / check_key(key)
         if key.split("/", 1)[0].casefold() == TEMPORARY:
             raise StorageDeniedError(f"the key {key!r} is refused: the storage keeps {TEMPORARY} for itself")
-        inside = False
-        with storage_errors(key), suppress(RuntimeError):  # a loop of links, as Python 3.11 and 3.12 report it
+        try:
             inside = path.resolve().is_relative_to(self.root.resolve()) and not _is_loop(path)
+        except OSError as error:
+            raise storage_error(error, key) from error
+        except RuntimeError:  # a loop of links, as Python 3.11 and 3.12 report it
+            inside = False
         if not inside:
             raise StorageDeniedError(f"the key {key!r} is refused: a symbolic link leads out of the storage")
         return path
@@ -83,9 +86,13 @@ class Folder:
 
     def stat(self, key: str) -> ObjectInfo:
         """Return an object's size. There is no etag: file systems keep none, and a hash would read the whole file."""
-        found = None
-        with storage_errors(key), suppress(NotADirectoryError):
-            found = self.path(key).stat()
+        path = self.path(key)
+        try:
+            found = path.stat()
+        except NotADirectoryError:
+            found = None
+        except OSError as error:
+            raise storage_error(error, key) from error
         if found is None or not stat.S_ISREG(found.st_mode):
             raise ObjectNotFoundError(f"nothing is stored under {key!r}")
         return _info(key, found)

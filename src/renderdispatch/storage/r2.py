@@ -67,6 +67,8 @@ class R2Storage:
         MissingExtraError: s3fs is not installed.
     """
 
+    locality = Locality.WORLD
+
     def __init__(
         self,
         bucket: str,
@@ -101,11 +103,6 @@ class R2Storage:
     def __repr__(self) -> str:
         endpoint = self._s3.endpoint
         return f"R2Storage({endpoint.bucket!r}, endpoint_url={endpoint.url!r}, prefix={self._prefix!r})"
-
-    @property
-    def locality(self) -> Locality:
-        """How far signed URLs reach: everywhere."""
-        return Locality.WORLD
 
     def _path(self, key: str) -> str:
         path = self._prefix + keys.check_key(key)

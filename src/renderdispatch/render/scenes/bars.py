@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from renderdispatch.render.features import Floats, Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, softened, spectrum
+from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep, softened, spectrum
 from renderdispatch.render.params import BarsParams
 from renderdispatch.render.scene import Scene
 
@@ -56,28 +56,28 @@ class Bars(Scene):
         self.above = np.maximum(self.floor - y, 0)
         self.below = np.maximum(y - self.floor, 0)
         self.spread = np.float32(0.11 * min(width, height))
-        edge = np.clip(np.minimum(x - self.left, self.left + self.count * self.pitch - x) / self.spread + 1, 0, 1)
-        self.edge = (edge * edge * (3 - 2 * edge)).astype(np.float32)
+        inside = np.minimum(x - self.left, self.left + self.count * self.pitch - x)
+        self.edge = smoothstep(-1, 0, inside / self.spread)
         off = ((x / width - 0.5) / 0.75) ** 2 + ((y - self.floor) / height / 0.8) ** 2
         vignette = np.exp(-off)[..., None]
-        pulse = colour * vignette**2 * np.float32(0.2 * params.pulse)
-        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=0.2)
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
         """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
-        heights = self._heights(frame, light)
+        loud = self.params.gain * (0.45 + 0.55 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
+        heights = self.heights.follow(spectrum(frame.bands, self.bands, loud))
         self._paint_light(heights, light, frame.beat, canvas)
-        first, last = self.left, self.left + (self.count - 1) * self.pitch + self.width
-        bars = _columns(canvas, first, last, self.count, self.pitch, self.width)
+        bars = self._columns(canvas)
         self._paint_bars(bars, self.floor - self.least - heights * (self.reach - self.least))
         if self.params.peaks:
             self._paint_peaks(bars, heights)
 
-    def _heights(self, frame: Frame, light: float) -> Floats:
-        """Return each bar's height, 0 to 1."""
-        loud = self.params.gain * (0.45 + 0.55 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
-        return self.heights.follow(spectrum(frame.bands, self.bands, loud))
+    def _columns(self, canvas: Canvas) -> Canvas:
+        """Return the bars' own pixels of the canvas, without copying: (height, count, width, 3)."""
+        row, pixel, channel = canvas.strides
+        shape = len(canvas), self.count, self.width, 3
+        return np.lib.stride_tricks.as_strided(canvas[:, self.left :], shape, (row, self.pitch * pixel, pixel, channel))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
         at = self.columns.astype(np.intp)
@@ -97,7 +97,7 @@ class Bars(Scene):
             depth = min(self.floor - top, len(self.reflected))
             below = bars[self.floor : self.floor + depth, bar]
             np.maximum(below, self.reflected[:depth, bar], out=below)
-        self._blend(bars, whole, tops - whole, self.cap, self.lit)
+        self._blend(bars, tops, self.cap)
 
     def _paint_peaks(self, bars: Canvas, heights: Floats) -> None:
         """Paint the caps: they fall faster and faster until a bar lifts them again."""
@@ -106,17 +106,15 @@ class Bars(Scene):
         self.peaks = np.where(lifted, heights, np.maximum(self.peaks - self.falling * self.frame_s, heights))
         gap = self.peak.shape[1] + 0.35 * self.width
         tops = np.maximum(self.floor - self.least - self.peaks * (self.reach - self.least) - gap, 0)
-        whole = np.floor(tops).astype(np.intp)
-        self._blend(bars, whole, tops - whole, self.peak, self.lit)
+        self._blend(bars, tops, self.peak)
 
-    def _blend(
-        self, bars: Canvas, rows: NDArray[np.intp], between: Floats, masks: NDArray[np.int16], paint: Canvas
-    ) -> None:
-        """Blend paint through a mask, at one row for each bar."""
-        mask = masks[(between * _PHASES).astype(np.intp)][..., None]
-        at = np.clip(rows[:, None] + np.arange(masks.shape[1]), 0, self.floor - 1), np.arange(self.count)[:, None]
+    def _blend(self, bars: Canvas, tops: Floats, masks: NDArray[np.int16]) -> None:
+        """Blend each lit bar through a mask, at its row and fraction of a row."""
+        whole = np.floor(tops).astype(np.intp)
+        mask = masks[((tops - whole) * _PHASES).astype(np.intp)][..., None]
+        at = np.clip(whole[:, None] + np.arange(masks.shape[1]), 0, self.floor - 1), np.arange(self.count)[:, None]
         under = bars[at].astype(np.int16)
-        bars[at] = under + (((paint[at].astype(np.int16) - under) * mask) >> 7)
+        bars[at] = under + (((self.lit[at].astype(np.int16) - under) * mask) >> 7)
 
     def _lit(self, height: int) -> Canvas:
         """Return every bar as if it reached the top: (height, count, width, 3)."""
@@ -126,16 +124,7 @@ class Bars(Scene):
         shaded = (colour * (0.72 + 0.28 * up)) * (1 - towards_white) + 255 * towards_white
         edge = 1 if self.width > 2 else 0
         rounded = 1 - 0.14 * np.linspace(-edge, edge, self.width, dtype=np.float32) ** 2
-        lit: Canvas = np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255).astype(np.uint8)
-        return lit
-
-
-def _columns(canvas: Canvas, first: int, last: int, count: int, pitch: int, width: int) -> Canvas:
-    """Return the bars' own pixels of the canvas, without copying: (height, count, width, 3)."""
-    row, pixel, channel = canvas.strides
-    return np.lib.stride_tricks.as_strided(
-        canvas[:, first:last], (canvas.shape[0], count, width, 3), (row, pitch * pixel, pixel, channel)
-    )
+        return np.asarray(np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255), np.uint8)
 
 
 def _masks(width: int, rows: int, radius: float, *, open_below: bool) -> NDArray[np.int16]:
@@ -147,5 +136,4 @@ def _masks(width: int, rows: int, radius: float, *, open_below: bool) -> NDArray
     phases = np.arange(_PHASES)[:, None, None] / _PHASES
     y = np.arange(rows + 1)[:, None] + 0.5 - (radius + phases)
     away = np.hypot(x, np.maximum(-y, 0) if open_below else y)
-    masks: NDArray[np.int16] = (np.clip(radius - away + 0.5, 0, 1) * 128).astype(np.int16)
-    return masks
+    return np.asarray(np.clip(radius - away + 0.5, 0, 1) * 128, np.int16)

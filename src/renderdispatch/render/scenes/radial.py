@@ -39,8 +39,7 @@ class Radial(Scene):
         vignette = np.exp(-((self.radius / (0.75 * np.hypot(width, height) / 2)) ** 2))[..., None]
         colour = gradient(params.colours, _mirrored(np.arctan2(x, y) / (2 * np.pi)))
         self.hole = smoothstep(0.55, 1.0, self.radius / self.inner)
-        pulse = colour * vignette**2 * self.hole[..., None] * np.float32(0.25 * params.pulse)
-        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=0.25, hole=self.hole[..., None])
         self.spread = np.float32(0.1 * size)
         self.ray = (np.arctan2(x, y) / (2 * np.pi) % 1 * self.count).astype(np.intp) % self.count
 
@@ -48,14 +47,11 @@ class Radial(Scene):
         """Paint a frame."""
         light = float(self.light.follow(frame.level)[0])
         self.turn += self.turn_step * min(3 * light, 1.0)
-        heights = self._heights(frame, light)
+        loud = self.params.gain * (0.45 + 0.55 * light)
+        heights = self.heights.follow(spectrum(frame.bands, _mirrored(self.around + self.turn), loud))
         self._paint_light(heights, light, frame.beat, canvas)
         beat = 1 + 0.05 * self.params.pulse * frame.beat
         self._paint_rays(canvas, heights, np.float32(self.inner * beat))
-
-    def _heights(self, frame: Frame, light: float) -> Floats:
-        at = _mirrored(self.around + self.turn)
-        return self.heights.follow(spectrum(frame.bands, at, self.params.gain * (0.45 + 0.55 * light)))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
         tall = softened(heights, 4)[self.ray]
@@ -110,5 +106,4 @@ class Radial(Scene):
 
 def _mirrored(turns: Floats) -> Floats:
     """Return 0 at whole turns and 1 between them."""
-    folded: Floats = 1 - np.abs(2 * (turns % 1) - 1)
-    return folded
+    return 1 - np.abs(2 * (turns % 1) - 1)
