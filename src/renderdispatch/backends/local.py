@@ -12,9 +12,9 @@ from typing import Final, Literal
 
 from pydantic import ValidationError
 
+from renderdispatch import messages
 from renderdispatch.backends.executor import ThreadBackend, ThreadTask
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch import messages
 from renderdispatch.protocols import BackendCall, Locality, OnEvent
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
 from renderdispatch.runner.render import check_renderer
@@ -89,9 +89,8 @@ class _Run(ThreadTask):
                 self._kill.start()
             except RuntimeError:  # the process has as many threads as it may: kill it now
                 self._process.kill()
-            self._process.write_line(
-                messages.EventReply(action=messages.Action.STOP, reason="cancelled").model_dump_json()
-            )
+            stop = messages.EventReply(action=messages.Action.STOP, reason="cancelled")
+            self._process.write_line(stop.model_dump_json())
 
     def _follow(self, call: BackendCall) -> messages.Completed | messages.Failed:
         """Hand every event on, write every reply back; return how it ended."""
