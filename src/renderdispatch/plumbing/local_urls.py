@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn, Protocol
+from typing import BinaryIO, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from renderdispatch.errors import StorageDeniedError
@@ -77,8 +77,6 @@ def put_once(url: str, source_path: Path) -> None:
 def _endpoint(url: str) -> Endpoint:
     parts = urlsplit(url)
     endpoint = _endpoints.get(parts.netloc) if parts.scheme == "memory" else None
-    return endpoint if endpoint is not None else _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise StorageDeniedError("the URL does not name an object of this machine, or its storage is closed")
+    if endpoint is None:
+        raise StorageDeniedError("the URL does not name an object of this machine, or its storage is closed")
+    return endpoint
