@@ -9,7 +9,7 @@ PYTEST ?= -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-long test-soak lint format typecheck contracts bench clean
+.PHONY: help demo install test test-long test-soak lint format typecheck contracts diagram bench clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ typecheck: $(VENV)/.dev  ## Check the types
 
 contracts: $(VENV)/.dev  ## Check which modules import which
 	$(BIN)/lint-imports
+
+diagram: $(VENV)/.dev  ## Draw the diagram of a job's stages in docs/explanation/design.md
+	$(BIN)/python docs/state_diagram.py
 
 bench: $(VENV)/.dev  ## Measure rendering
 	$(BIN)/python tests/benchmarks/render.py $(BENCH_ARGS)

@@ -118,9 +118,8 @@ class AsyncJobHandle:
     async def wait(self, timeout: float | timedelta | None = None) -> Job:  # noqa: ASYNC109 - the blocking facade's
         """Wait for the job to end, however it ends, and return it, as `JobHandle.wait`."""
         async for job in self._revisions(timeout):
-            if job.ended:
-                return job
-        raise AssertionError
+            last = job
+        return last
 
     async def watch(self, timeout: float | timedelta | None = None) -> AsyncIterator[Job]:  # noqa: ASYNC109 - the blocking facade's
         """Yield the job now and after each visible change, until it has ended, as `JobHandle.watch`."""

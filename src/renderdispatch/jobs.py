@@ -1,7 +1,7 @@
 """What is a job?
 
-A value: the request, where it stands, its attempts, and how it ended. `renderdispatch.engine.transitions` says what may
-happen to it.
+A value: the request, the stage, the attempts and the end. `renderdispatch.engine.transitions` says what may happen to
+it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,14 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.messages import (
-    PROTOCOL,
-    Artifact,
-    JobError,
-    JobStatus,
-    LocalAudio,
-    RenderRequest,
-    Stage,
-    StoredAudio,
-)
+from renderdispatch import messages
 
 CHECK_INTERVAL: Final = timedelta(seconds=15)
-"""How long a remote attempt may be silent before the reconciler asks its backend."""
+"""How long a remote attempt may be silent before the reconciler polls its backend."""
 
 
 class CleanUp(StrEnum):
-    """Whether something of an ended attempt may still run or lie about."""
+    """Whether an ended attempt may still compute, or has objects that are to be deleted."""
 
     NONE = "none"
     OWED = "owed"
@@ -42,20 +33,25 @@ class Attempt:
 
     Args:
         number: 1 for the first.
-        token: The fence; events of another attempt are superseded.
+        token: The fence. Events with another token are superseded.
         backend: The name of the backend that renders it.
         local: Whether computing ends with its holder (inline and local backends).
-        holder: Who holds the lease, None where nobody has to (remote, after dispatch).
+        claimed_at: When it began.
+        holder: Who holds the lease; None if no holder is needed (remote, after dispatch).
         lease_until: When the lease lapses unless it is renewed, by the store's clock.
-        called: Whether the backend may have been called: committed before it is (rule J2).
-        call_id: The backend's name for the call, None while unknown.
-        runs: The run ids that checked in, oldest first; the last one owns the attempt.
+        called: Whether the backend may have been called. Committed before the call (rule J2).
+        call_id: The backend's id of the call; None while unknown.
+        runs: The ids of the runs that checked in, oldest first. The last one owns the attempt.
         start_by: When the first check-in is due.
+        video_key: Where the run stores the video; None before the dispatch.
+        result_key: Where the run stores the result object; None before the dispatch.
         frames: Frames rendered so far.
         frames_total: Frames in all.
         stage_times: When each stage was first entered.
+        ended_at: When it ended; None while it runs.
         error: Why it failed.
-        stopped: Whether it is known that nothing of it computes any more.
+        stopped: Whether its computing is known to have stopped.
+        clean_up: Whether its call and its objects are still to be cleaned up.
     """
 
     number: int
@@ -73,9 +69,9 @@ class Attempt:
     result_key: str | None = None
     frames: int | None = None
     frames_total: int | None = None
-    stage_times: Mapping[Stage, datetime] = field(factory=dict)
+    stage_times: Mapping[messages.Stage, datetime] = field(factory=dict)
     ended_at: datetime | None = None
-    error: JobError | None = None
+    error: messages.JobError | None = None
     stopped: bool = False
     clean_up: CleanUp = CleanUp.NONE
 
@@ -85,22 +81,25 @@ class Job:
     """The record of a job; a value, so a change is a new `Job`.
 
     Args:
-        incarnation: Names this life of the id, at random: a job that is created after a delete has another one. Its
-            objects stand under it (rule J15).
+        incarnation: A random name for this life of the id: if the job is deleted and its id is created again, the new
+            job has another one. The keys of the job's objects hold it (rule J15).
+        fingerprint: Identifies the request: a repeated idempotency key must come with the same one (rule J9).
+        retry_of: The id of the job that this one repeats.
         progress: 0 to 100; never falls within an attempt.
-        ready_at: From when a dispatcher may claim it; None when it is not claimable.
+        ready_at: The earliest time at which a dispatcher may claim it; None if it is not claimable.
         finish_by: When it fails unless it has ended.
-        audio: The audio in storage, once it is there.
+        audio: The audio in storage; None before it is stored.
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
-        compute_stopped_at: When a cancelled job's computing stopped; None where that is not known.
+        compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
+        finalizing_at: When a delivery was reported; None before that.
         revision: Rises by one at each write; set by the store.
-        protocol: Of the version that wrote the record; set by the store. Versions with a lower one leave it alone.
+        protocol: The protocol of the version that wrote the record; set by the store. Older versions leave it alone.
     """
 
     id: str
     incarnation: str
     tenant: str | None = None
-    request: RenderRequest
+    request: messages.RenderRequest
     fingerprint: str
     priority: int = 0
     retry_of: str | None = None
@@ -108,20 +107,20 @@ class Job:
     updated_at: datetime
     finish_by: datetime
     ready_at: datetime | None
-    status: JobStatus = JobStatus.PENDING
-    stage: Stage = Stage.QUEUED
+    status: messages.JobStatus = messages.JobStatus.PENDING
+    stage: messages.Stage = messages.Stage.QUEUED
     progress: float = 0.0
-    audio: StoredAudio | None = None
+    audio: messages.StoredAudio | None = None
     audio_clean_up: CleanUp = CleanUp.NONE
     attempts: tuple[Attempt, ...] = ()
-    error: JobError | None = None
-    artifact: Artifact | None = None
+    error: messages.JobError | None = None
+    artifact: messages.Artifact | None = None
     cancel_requested_at: datetime | None = None
     compute_stopped_at: datetime | None = None
     finalizing_at: datetime | None = None
     ended_at: datetime | None = None
     revision: int = 0
-    protocol: int = PROTOCOL
+    protocol: int = messages.PROTOCOL
 
     @property
     def attempt(self) -> Attempt | None:
@@ -130,24 +129,26 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Whether the job has ended, however it ended."""
         return self.status.terminal
 
     @property
     def machine(self) -> str | None:
-        """The machine whose workers alone may claim this job, for they alone can read its file."""
+        """The only machine whose workers may claim this job, because its audio is a file there; None: any machine."""
         audio = self.request.audio
-        return audio.machine if isinstance(audio, LocalAudio) and self.audio is None else None
+        return audio.machine if isinstance(audio, messages.LocalAudio) and self.audio is None else None
 
     @property
     def owes_clean_up(self) -> bool:
+        """Whether an ended attempt or the copy of a local file is still to be cleaned up."""
         return self.audio_clean_up is CleanUp.OWED or any(a.clean_up is CleanUp.OWED for a in self.attempts)
 
     @property
     def due_at(self) -> datetime | None:
-        """When the reconciler should look at this job; None when it never needs to."""
+        """When to reconcile this job next; None: never."""
         if self.ended:
             return self.updated_at if self.owes_clean_up else None
-        if self.owes_clean_up or self.stage in {Stage.FINALIZING, Stage.CANCELLING}:
+        if self.owes_clean_up or self.stage in {messages.Stage.FINALIZING, messages.Stage.CANCELLING}:
             return self.updated_at
         attempt = self.attempt
         if self.ready_at is not None or attempt is None:

@@ -1,15 +1,15 @@
 """What crosses a process boundary, and in which shape?
 
-Requests, orders, events and answers, as frozen pydantic models. On the wire their names are camelCase;
-unknown fields are ignored, so that a newer peer can speak to an older one, and ``protocol`` says which
-version wrote a message. Secrets (tokens, keys, signed URLs) are kept out of every ``repr``, and
-validation errors never quote the input.
+Requests, orders, events and replies, as frozen pydantic models. On the wire, names are camelCase. Unknown fields are
+ignored, so that a newer peer can send messages to an older one; ``protocol`` is the version that wrote a message.
+Secrets (tokens, keys, signed URLs) are kept out of every ``repr``, and validation errors never quote the input.
 """
 
 import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
@@ -28,6 +28,7 @@ from pydantic import (
     SecretStr,
     SerializationInfo,
     TypeAdapter,
+    ValidationInfo,
     WithJsonSchema,
     field_serializer,
     field_validator,
@@ -37,15 +38,15 @@ from pydantic.alias_generators import to_camel
 from renderdispatch.errors import UnknownNameError
 
 PROTOCOL: Final = 1
-"""The version of every message written here; the version before is still understood."""
+"""The version of every message written here; the previous version is still understood."""
 
 MAX_PARAMS_BYTES: Final = 2048
 MAX_METADATA_BYTES: Final = 4096
 MAX_JSON_DEPTH: Final = 64
-"""Far below what JSON parsers read (pydantic: 200): what is written into a record is also read back."""
+"""Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
 
 MAX_ORDER_BYTES: Final = 8192
-"""A remote call with larger arguments takes a detour through blob storage (Modal)."""
+"""Modal sends larger arguments of a call through blob storage."""
 
 
 class JobStatus(StrEnum):
@@ -59,6 +60,7 @@ class JobStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
+        """Whether the job has ended."""
         return self in _TERMINAL
 
 
@@ -66,7 +68,7 @@ _TERMINAL: Final = frozenset({JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.CA
 
 
 class Stage(StrEnum):
-    """Where a job stands."""
+    """How far a job has come."""
 
     QUEUED = "queued"
     RETRY_WAIT = "retry-wait"
@@ -83,7 +85,7 @@ class Stage(StrEnum):
 
 
 class FaultDomain(StrEnum):
-    """Whose fault a failure is; it alone decides whether another attempt makes sense (rule J11)."""
+    """What caused a failure. This alone decides whether another attempt makes sense (rule J11)."""
 
     REQUEST = "request"
     AUDIO = "audio"
@@ -95,6 +97,7 @@ class FaultDomain(StrEnum):
 
     @property
     def retryable(self) -> bool:
+        """Whether another attempt can succeed."""
         return self in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
 
 
@@ -103,13 +106,13 @@ os.register_at_fork(before=_building.acquire, after_in_parent=_building.release,
 
 
 class Model(BaseModel):
-    """The base of what is read and written as JSON: frozen, and built at its first use, so that imports are quick."""
+    """The base of everything that is read and written as JSON. It is built at its first use, to keep imports quick."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
 
     @classmethod
     def model_rebuild(cls, **options: Any) -> bool | None:
-        """Build the model, in one thread at a time: older pydantic versions have no lock, and none survives a fork."""
+        """Build the model, in one thread at a time. Older pydantic versions have no lock; none survives a fork."""
         with _building:
             return super().model_rebuild(**options)
 
@@ -133,10 +136,10 @@ def parse_rate(value: object) -> Fraction:
     """Read a frame rate: an integer, a `Fraction`, ``"30000/1001"``, or a decimal such as 29.97.
 
     Raises:
-        ValueError: It is not a number, not finite, not above 0, or above 240.
+        ValueError: The value is not a number, not finite, below 1/10, or above 240.
     """
-    rate: Fraction | None
-    try:
+    rate: Fraction | None = None
+    with suppress(ValueError, ZeroDivisionError):
         match value:
             case float() if math.isfinite(value):
                 rate = Fraction(value).limit_denominator(1001)
@@ -144,21 +147,17 @@ def parse_rate(value: object) -> Fraction:
                 rate = Fraction(value)
             case str() if len(value) <= 32 and "e" not in value.lower():  # 1e99999999 takes minutes to write out
                 rate = Fraction(value.strip())
-            case _:
-                rate = None
-    except (ValueError, ZeroDivisionError):
-        rate = None
     if rate is None:
-        raise ValueError("a frame rate is a number such as 30, 29.97 or 30000/1001")
+        raise ValueError("a frame rate must be a number, such as 30, 29.97 or 30000/1001")
     if not 0 < rate <= 240:
-        raise ValueError("a frame rate is above 0 and at most 240 frames a second")
+        raise ValueError("a frame rate must be above 0 and at most 240 frames a second")
     if rate < Fraction(1, 10) or rate.denominator > 1_000_000:
-        raise ValueError("a frame rate is at least 1/10, with a denominator of at most 1,000,000")
+        raise ValueError("a frame rate must be at least 1/10, with a denominator of at most 1,000,000")
     return rate
 
 
 def format_rate(rate: Fraction) -> str:
-    """Write a frame rate so that `parse_rate` reads the same one: ``"30"`` or ``"30000/1001"``."""
+    """Return the text that `parse_rate` reads back: ``"30"`` or ``"30000/1001"``."""
     return str(rate)
 
 
@@ -173,10 +172,10 @@ Projection = Literal["flat", "360-mono", "360-stereo"]
 
 
 class Output(Message):
-    """The picture that is asked for.
+    """The picture of a video.
 
     Args:
-        width: Pixels, even (4:2:0 chroma wants it), 16 to 16384.
+        width: Pixels, even (4:2:0 chroma requires it), 16 to 16384.
         height: Pixels, even, 16 to 16384.
         fps: Frames a second, any rational number.
         projection: ``flat``, or equirectangular ``360-mono`` and ``360-stereo`` (top/bottom).
@@ -188,6 +187,7 @@ class Output(Message):
     projection: Projection = "flat"
 
 
+# built without validation, because this would build the model; the tests validate every preset
 PRESETS: Final[Mapping[str, Output]] = {
     "flat-1080p-landscape": Output.model_construct(width=1920, height=1080),
     "flat-1080p-portrait": Output.model_construct(width=1080, height=1920),
@@ -202,14 +202,14 @@ PRESETS: Final[Mapping[str, Output]] = {
 
 
 class Limits(Message):
-    """How long, how often and on what a job may try. Always finite.
+    """The limits of a job: times, attempts, and the kind of GPU. They are always finite.
 
     Args:
-        start_timeout: From an attempt's dispatch intent to the first sign of life of its GPU side.
-        total_timeout: From submit to the end, all attempts together.
-        max_attempts: Attempts in all, the first one included.
-        gpu: The kind of GPU, in the backend's words (``"L4"`` on Modal); None is the backend's own choice. Backends
-            that have no choice ignore it.
+        start_timeout: From an attempt's dispatch intent to the first event of its GPU side.
+        total_timeout: From submit to the end, for all attempts together.
+        max_attempts: Number of attempts, with the first one.
+        gpu: The kind of GPU, as the backend names it (``"L4"`` on Modal); None: the backend chooses. A backend that has
+            only one kind ignores it.
     """
 
     start_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0), le=timedelta(days=6))
@@ -228,9 +228,9 @@ class StoredAudio(Message):
 
 
 class LocalAudio(Message):
-    """A file that a worker of the same machine reads later.
+    """A file that a worker on the same machine reads later.
 
-    ``size`` (bytes) and ``mtime_ns`` say which state of the file was submitted.
+    ``size`` (bytes) and ``mtime_ns`` identify the state of the file that was submitted.
     """
 
     kind: Literal["local"] = "local"
@@ -241,7 +241,7 @@ class LocalAudio(Message):
 
 
 FOR_THE_RECORD: Final = {"for": "the record"}
-"""The serialization context in which a `RemoteAudio` shows its URL: for the job's record and its fingerprint alone."""
+"""The serialization context in which a `RemoteAudio` reveals its URL: only for the job's record and its fingerprint."""
 
 
 class RemoteAudio(Message):
@@ -260,14 +260,14 @@ Audio = Annotated[StoredAudio | LocalAudio | RemoteAudio, Field(discriminator="k
 
 @frozen
 class AudioUrl:
-    """Names audio behind a URL, for `submit`. A bare string is refused there on purpose."""
+    """Names audio by its URL, for `submit`, which refuses a bare string on purpose."""
 
     url: str = field(repr=False)
 
 
 @frozen
 class StorageKey:
-    """Names audio that stands in the service's own storage, for `submit`."""
+    """Names audio in the service's own storage, for `submit`."""
 
     key: str
 
@@ -282,7 +282,7 @@ def _small_json(value: object, limit: int, what: str) -> object:
         return value
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-        if "\\ud" in text:  # half a surrogate pair is no text, and no record can hold it
+        if "\\ud" in text:  # half a surrogate pair is not text, and a record cannot hold it
             json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{what} must be plain, finite JSON values") from None
@@ -294,13 +294,13 @@ def _small_json(value: object, limit: int, what: str) -> object:
 
 
 class RenderRequest(Message):
-    """What was asked for, exactly; the fingerprint of a job covers it.
+    """The request of a job, exactly as it was made; the job's fingerprint covers all of it.
 
     Args:
         start: Seconds into the audio at which the video begins.
-        duration: Seconds of video; None is to the end of the audio.
+        duration: Seconds of video; None: to the end of the audio.
         params: The scene's parameters, at most 2 KiB of JSON.
-        metadata: The application's own, never read here; at most 4 KiB of JSON.
+        metadata: For the application, never read here; at most 4 KiB of JSON.
     """
 
     protocol: int = PROTOCOL
@@ -315,15 +315,11 @@ class RenderRequest(Message):
     limits: Limits = Limits.model_construct()
     metadata: Mapping[str, JsonValue] = Field(default_factory=dict)
 
-    @field_validator("params", mode="before")
+    @field_validator("params", "metadata", mode="before")
     @classmethod
-    def _params_are_small(cls, value: object) -> object:
-        return _small_json(value, MAX_PARAMS_BYTES, "params")
-
-    @field_validator("metadata", mode="before")
-    @classmethod
-    def _metadata_is_small(cls, value: object) -> object:
-        return _small_json(value, MAX_METADATA_BYTES, "metadata")
+    def _check_json(cls, value: object, info: ValidationInfo) -> object:
+        limit = MAX_PARAMS_BYTES if info.field_name == "params" else MAX_METADATA_BYTES
+        return _small_json(value, limit, str(info.field_name))
 
 
 # --- what the GPU side gets -----------------------------------------------------------------------
@@ -337,7 +333,7 @@ class SignedPut(Message):
 
 
 class ObjectUrls(Message):
-    """What the GPU side may do with one of its two objects."""
+    """URLs for one of the two objects that the GPU side writes."""
 
     key: str
     put: SignedPut
@@ -345,17 +341,17 @@ class ObjectUrls(Message):
 
 
 class Callback(Message):
-    """Where the GPU side reports, and the key of this attempt alone. An application's URL may hold a secret."""
+    """Where the GPU side reports, and the key of this one attempt. An application's URL may hold a secret."""
 
     url: str = Field(repr=False)
     key: str = Field(repr=False)
 
 
 class RenderOrder(Message):
-    """All that the GPU side gets.
+    """Everything that the GPU side gets.
 
-    ``local`` says that ``file:`` and ``memory:`` URLs may be honoured: the order never left the machine.
-    ``token`` fences the attempt; it does not authenticate.
+    ``local`` means that the order never left the machine, so that ``file:`` and ``memory:`` URLs may be used. ``token``
+    fences the attempt; it does not authenticate.
     """
 
     protocol: int = PROTOCOL
@@ -379,7 +375,7 @@ class RenderOrder(Message):
     local: bool = False
 
     def without_secrets(self) -> Self:
-        """Return the order as renderers see it: no token, no URL, no key."""
+        """Return the order as renderers see it, without token, URLs and key."""
         blank = SignedPut(url="")
         return self.model_copy(
             update={
@@ -392,11 +388,11 @@ class RenderOrder(Message):
         )
 
 
-# --- what the GPU side says -----------------------------------------------------------------------
+# --- what the GPU side reports --------------------------------------------------------------------
 
 
 class RenderStats(Message):
-    """What a renderer made.
+    """The video that a renderer made.
 
     Args:
         width: Pixels.
@@ -420,7 +416,7 @@ class RenderStats(Message):
 
 
 class Artifact(RenderStats):
-    """The finished video, as it stands in storage."""
+    """The finished video in storage."""
 
     key: str
     bytes: int = Field(ge=0)
@@ -442,10 +438,10 @@ class JobError(Message):
 
 
 class _FromRun(Message):
-    """What every event of the GPU side carries.
+    """The fields of every event of the GPU side.
 
-    ``event_id`` names the event over all its deliveries; ``run_id`` names one start of the attempt's
-    code (a preempted container starts the same attempt again).
+    ``event_id`` is the same in every delivery of the event. ``run_id`` names one start of the attempt's code: a
+    preempted container starts the same attempt again.
     """
 
     protocol: int = PROTOCOL
@@ -456,7 +452,7 @@ class _FromRun(Message):
 
 
 class CheckedIn(_FromRun):
-    """A run begins; it brings the backend's call id, where it knows it."""
+    """A run begins. It reports the backend's call id if it knows it."""
 
     type: Literal["checked-in"] = "checked-in"
     call_id: str | None = None
@@ -466,7 +462,7 @@ RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VID
 
 
 class Progressed(_FromRun):
-    """A run is at ``fraction`` (0 to 1) of ``stage``; also the heartbeat."""
+    """A run has done a ``fraction`` (0 to 1) of ``stage``. This is also the heartbeat."""
 
     type: Literal["progressed"] = "progressed"
     stage: RunStage
@@ -476,14 +472,14 @@ class Progressed(_FromRun):
 
 
 class Completed(_FromRun):
-    """The video and the result object stand. The result object in storage is this message."""
+    """The video and the result object are in storage. The result object holds this message."""
 
     type: Literal["completed"] = "completed"
     artifact: Artifact
 
 
 class Failed(_FromRun):
-    """A run gave up, or was told to (``error.code`` is then ``render.stopped``)."""
+    """A run gave up, or was stopped (``error.code`` is then ``render.stopped``)."""
 
     type: Literal["failed"] = "failed"
     error: JobError
@@ -496,8 +492,8 @@ RENDER_EVENT: Final[TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = 
 """Reads an event: ``RENDER_EVENT.validate_json(body)``."""
 
 
-class CallAnswer(Message):
-    """What a remote call returns, whatever happened: it never raises, so that nothing is mistaken for "still running".
+class CallResult(Message):
+    """What a remote call returns in every case. It never raises, so that no failure looks like "still running".
 
     Args:
         outcome: How the run ended.
@@ -510,14 +506,14 @@ class CallAnswer(Message):
 
 
 class Action(StrEnum):
-    """What a run is to do next."""
+    """What a run must do next."""
 
     CONTINUE = "continue"
     STOP = "stop"
 
 
 class EventReply(Message):
-    """The answer to an event, and so the channel back to a run."""
+    """The reply to an event: the only channel back to a run."""
 
     protocol: int = PROTOCOL
     action: Action = Action.CONTINUE
@@ -525,6 +521,7 @@ class EventReply(Message):
 
     @property
     def stop(self) -> bool:
+        """Whether the run must stop."""
         return self.action is Action.STOP
 
 
@@ -532,7 +529,7 @@ class EventReply(Message):
 
 
 class PollResult(Message):
-    """Where the finished video is, and what it is."""
+    """The finished video, for applications."""
 
     video_key: str
     bytes: int
@@ -554,7 +551,7 @@ class PollError(Message):
 
 
 class PollResponse(Message):
-    """What a poll endpoint answers, with the names of the wire: ``model_dump_json()`` writes them."""
+    """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire."""
 
     job_id: str
     status: JobStatus
@@ -569,24 +566,24 @@ class PollResponse(Message):
     updated_at: datetime
 
     def to_json(self) -> str:
-        """Write the answer's body; fields that hold nothing are left out."""
+        """Return the response's body, without fields that are None."""
         return self.model_dump_json(exclude_none=True)
 
 
 class UploadGrant(Message):
-    """Where a client may send audio by itself: one PUT as ``put`` says, until ``expires_at``; then submit the key."""
+    """Lets a client upload audio itself: one PUT as in ``put``, until ``expires_at``. Then submit the key."""
 
     key: str
     put: SignedPut
     expires_at: AwareDatetime
 
     def to_json(self) -> str:
-        """Write what the client gets."""
+        """Return the JSON for the client."""
         return self.model_dump_json()
 
 
 def read_output(output: Output | str, known: Mapping[str, Output] = PRESETS) -> Output:
-    """Return the output that is meant by a value or by a preset's name.
+    """Return an output, or the preset of that name.
 
     Raises:
         UnknownNameError: No preset has this name.

@@ -1,8 +1,7 @@
 """What must a store, a storage, a backend, a renderer and a fetcher promise?
 
-Each docstring is the specification that a contract suite in `renderdispatch.testing` tests. All calls block;
-all implementations are safe to share between threads. ``Supports*`` are optional powers, found by
-``isinstance``.
+Each docstring is the specification that a contract suite in `renderdispatch.testing` tests. All calls block. All
+implementations are safe to share between threads. ``Supports*`` are optional powers, found by ``isinstance``.
 """
 
 from __future__ import annotations
@@ -14,26 +13,15 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import BinaryIO, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from pydantic import JsonValue
 
+from renderdispatch import messages
 from renderdispatch.jobs import Job
-from renderdispatch.messages import (
-    Completed,
-    EventReply,
-    Failed,
-    JobError,
-    JobStatus,
-    RenderEvent,
-    RenderOrder,
-    RenderRequest,
-    RenderStats,
-    SignedPut,
-)
 
 
 class Locality(IntEnum):
-    """How far something reaches: a storage's URLs, and the place where a backend renders.
+    """How far a storage's URLs reach, or how far away a backend renders.
 
     A backend can render for a storage whose URLs reach at least as far as the backend is away.
     """
@@ -51,7 +39,7 @@ _T = TypeVar("_T")
 
 @frozen
 class Page(Generic[_T]):
-    """Some items, and the cursor that asks for those after them (None at the end)."""
+    """Some items, and the cursor of the next page (None at the end)."""
 
     items: tuple[_T, ...]
     cursor: str | None = None
@@ -59,7 +47,7 @@ class Page(Generic[_T]):
 
 @frozen(kw_only=True)
 class JobQuery:
-    """Which jobs, in which order. Conditions are joined by "and"; None is no condition.
+    """Which jobs, in which order. A job matches if it meets all conditions; None is no condition.
 
     Args:
         order: ``newest``: by creation, newest first. ``ready``: only jobs with ``ready_at`` at or before
@@ -68,14 +56,14 @@ class JobQuery:
         tenant: Only this tenant's jobs.
         statuses: Only jobs in one of these.
         backends: Only jobs whose request names one of these.
-        machine: With ``ready``: also jobs that only this machine may claim; without it, only jobs that any may.
-        limit: Items a page, 1 to 1000.
-        cursor: From the page before, of the same query.
+        machine: With ``ready``: also jobs that only this machine may claim. None: only jobs that any machine may claim.
+        limit: The most items a page holds, 1 to 1000.
+        cursor: From the previous page of the same query.
     """
 
     order: Literal["newest", "ready", "due"] = "newest"
     tenant: str | None = None
-    statuses: frozenset[JobStatus] | None = None
+    statuses: frozenset[messages.JobStatus] | None = None
     backends: frozenset[str] | None = None
     machine: str | None = None
     ready_by: datetime | None = None
@@ -85,27 +73,28 @@ class JobQuery:
 
 
 class JobStore(Protocol):
-    """Where jobs live: a map from id to record whose one write is compare-and-swap.
+    """A map from job id to record. Records change by compare-and-swap alone.
 
-    What a call returned is durable and seen by every later call of every process that shares the store.
-    Every call raises `StoreUnavailableError` while the store is away.
+    What a call returned is durable, and every later call of every process that shares the store sees it. Every call
+    raises `StoreUnavailableError` while the store is away. The store writes ``Job.protocol`` and leaves records with a
+    newer protocol alone.
     """
 
     def create(self, job: Job) -> Job:
-        """Store a new job and return it as stored, its ``revision`` set.
+        """Store a new job and return it as stored, with its ``revision`` set.
 
-        Atomic: of several creates of one id, one succeeds. After `delete`, the id may be created again; its revision
-        is then higher than any that the deleted job had, so that a writer who still holds the old one is refused.
+        Atomic: of several creates of one id, one succeeds. After `delete`, the id may be created again. Its revision is
+        then higher than every revision of the deleted job, so a writer that still holds one of those is refused.
 
         Raises:
-            JobExistsError: A job with this id stands.
+            JobExistsError: A job with this id exists.
         """
 
     def get(self, job_id: str) -> Job:
         """Return the job.
 
         Raises:
-            JobNotFoundError: There is none, or it was deleted.
+            JobNotFoundError: The job does not exist, or was deleted.
             JobUnreadableError: A newer version wrote its record.
         """
 
@@ -116,18 +105,21 @@ class JobStore(Protocol):
 
         Raises:
             RevisionConflictError: The job is at another revision.
-            JobNotFoundError: There is no such job (any more).
+            JobNotFoundError: The job does not exist, or was deleted.
+            JobUnreadableError: A newer version wrote its record.
         """
 
     def query(self, query: JobQuery) -> Page[Job]:
-        """Return a page of the jobs that match.
+        """Return a page of the jobs that match. Records that cannot be read are left out.
 
-        Walking the pages visits every job that matches, and keeps its place in the order, throughout the walk exactly
-        once. A cursor of another query, or of none, raises `InvalidRequestError`; so does another limit than 1 to 1000.
+        Walking the pages visits a job exactly once if it matches, and keeps its place in the order, during the walk.
+
+        Raises:
+            InvalidRequestError: The cursor belongs to another query or to none, or the limit is not 1 to 1000.
         """
 
     def delete(self, job_id: str) -> bool:
-        """Forget the job; return whether there was one. A second call returns False."""
+        """Delete the job; return whether it existed. A second call returns False."""
 
     def now(self) -> datetime:
         """Return the store's time, aware and in UTC: the clock of every transition."""
@@ -136,39 +128,49 @@ class JobStore(Protocol):
         """Release what the store opened. A second call does nothing."""
 
 
+def walk(store: JobStore, query: JobQuery) -> Iterator[Job]:
+    """Yield the jobs of all pages of a query."""
+    while True:
+        page = store.query(query)
+        yield from page.items
+        if page.cursor is None:
+            return
+        query = evolve(query, cursor=page.cursor)
+
+
 @runtime_checkable
 class SupportsClaim(Protocol):
-    """A store that can hand out ready jobs so that two dispatchers rarely meet at one."""
+    """A store that hands out ready jobs, so that two dispatchers rarely get the same one."""
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
-        """Return ready jobs, best first as `JobQuery` orders them, and hide them from other claims for a while.
+        """Return ready jobs, in the order of `JobQuery`, and hide them from other claims for a while.
 
         Atomic: no other claim returns them until ``reserve_for`` has passed (their ``ready_at`` moves and their
-        revision rises). The claimer commits the attempt by `replace`, which is what really takes a job; one that
-        dies before that only delays it.
+        revision rises). The claimer takes a job by committing the attempt with `replace`. If it dies before that, the
+        job is only delayed. Jobs that a newer version wrote are neither returned nor reserved.
         """
 
 
 @runtime_checkable
 class SupportsCounts(Protocol):
-    """A store that counts without reading every record."""
+    """A store that counts jobs without reading every record."""
 
-    def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
+    def counts(self, *, tenant: str | None = None) -> dict[messages.JobStatus, int]:
         """Return how many jobs have each status, every status included."""
 
     def ahead_of(self, job: Job) -> int:
-        """Return how many queued jobs of any tenant come before ``job`` in the order of claims."""
+        """Return how many queued jobs, of any tenant, are claimed before ``job``."""
 
 
 # --- storage --------------------------------------------------------------------------------------
 
 Source = bytes | Path | BinaryIO | Iterable[bytes]
-"""What `put` reads: bytes, a file's path, an open binary file (from where it stands), or chunks."""
+"""What `put` reads: bytes, a file's path, an open binary file (from its position), or chunks."""
 
 
 @frozen(kw_only=True)
 class ObjectInfo:
-    """What storage says of an object: its size in bytes and, where there is one, its etag."""
+    """An object's key, its size in bytes, and its etag and time if the storage has them."""
 
     key: str
     size: int
@@ -177,11 +179,11 @@ class ObjectInfo:
 
 
 class StorageAdapter(Protocol):
-    """Where audio and video live: a map from key to bytes, with signed URLs.
+    """A map from key to bytes, with signed URLs. It holds audio and video.
 
-    Keys are relative, ``/``-separated, of at most 1,024 bytes of UTF-8; empty ones, empty parts, a leading slash,
-    ``.`` and ``..`` as parts, backslashes and control characters raise `StorageDeniedError` everywhere. Memory is
-    bounded whatever the object's size. While storage is away, calls raise `StorageUnavailableError`.
+    Keys are relative, ``/``-separated, of at most 1,024 bytes of UTF-8. Empty keys, empty parts, a leading slash,
+    ``.`` and ``..`` as parts, backslashes and control characters raise `StorageDeniedError` in every call. Memory is
+    bounded, whatever the object's size. While storage is away, calls raise `StorageUnavailableError`.
     """
 
     @property
@@ -191,13 +193,13 @@ class StorageAdapter(Protocol):
     def put(
         self, key: str, source: Source, *, content_type: str = "application/octet-stream", if_absent: bool = False
     ) -> ObjectInfo:
-        """Write an object, whole or not at all; readers see the old one or the new one, never a part.
+        """Write an object, whole or not at all. Readers see the old one or the new one, never a part.
 
-        A path or file is left as it is; a source that raises leaves no trace.
+        The source's file is not changed. A source that raises leaves no trace.
 
         Raises:
-            ObjectExistsError: ``if_absent`` was asked, and an object stands there. Atomic: of several such
-                puts of one key, one succeeds.
+            ObjectExistsError: ``if_absent`` is set, and the object exists. Atomic: of several such puts of one key,
+                one succeeds.
             StorageFullError: No space is left.
         """
 
@@ -205,40 +207,43 @@ class StorageAdapter(Protocol):
         """Open an object for streamed reading.
 
         Raises:
-            ObjectNotFoundError: Nothing stands under this key; raised here, not at the first read.
+            ObjectNotFoundError: No object has this key. Raised here, not at the first read.
         """
 
     def stat(self, key: str) -> ObjectInfo:
-        """Return what stands under the key, as the last finished `put` left it.
+        """Describe the object as the last finished `put` left it.
 
         Raises:
-            ObjectNotFoundError: Nothing does.
+            ObjectNotFoundError: No object has this key.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Iterate over the objects whose keys start with ``prefix`` (any string, "" for all), sorted by key."""
 
     def delete(self, key: str) -> None:
-        """Remove the object. One that is absent is no error."""
+        """Remove the object, if it exists."""
 
     def delete_prefix(self, prefix: str) -> int:
-        """Remove every object whose key starts with ``prefix``; return how many there were.
+        """Remove every object whose key starts with ``prefix``; return their number.
 
         Raises:
             StorageDeniedError: The prefix is empty.
         """
 
     def sign_get(self, key: str, *, expires_in: timedelta) -> str:
-        """Return a URL that reads the object for a while, without credentials. Does not look whether it exists.
+        """Return a URL that reads the object for a while, without credentials. The object need not exist yet.
 
         Raises:
             InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days.
         """
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
-        """Return a write-once upload: one PUT of at most 5 GiB, refused where an object stands.
+    def sign_put(
+        self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None
+    ) -> messages.SignedPut:
+        """Return a write-once upload: one PUT of at most 5 GiB, refused if the object exists.
 
-        The sender sends exactly the headers of the answer. ``size`` in bytes is enforced where it is given.
+        The sender sends exactly the returned headers. If ``size`` is given, an upload of another size in bytes is
+        refused.
 
         Raises:
             InvalidRequestError: ``expires_in`` is not above 0 and at most 7 days.
@@ -253,42 +258,42 @@ class StorageAdapter(Protocol):
 
 @frozen
 class BackendCall:
-    """What a backend calls one started order."""
+    """A started order, by the backend's own id."""
 
     id: str
 
 
 class CallStatus(StrEnum):
-    """What a backend says of a call."""
+    """Whether a call runs."""
 
     RUNNING = "running"
     ENDED = "ended"
     MISSING = "missing"
-    """It never existed, or its result is no longer kept: nothing can be learned here."""
+    """It never existed, or its result is no longer kept."""
 
 
 @frozen(kw_only=True)
 class CallState:
-    """A call, as its backend sees it.
+    """The result of polling a call.
 
     Args:
         status: Whether it runs.
-        outcome: With ``ended``: what the run answered, where it could answer.
-        error: With ``ended`` and no outcome: why, as far as the backend knows.
+        outcome: With ``ended``: what the run returned, if it returned.
+        error: With ``ended`` and no outcome: the cause, as far as the backend knows.
     """
 
     status: CallStatus
-    outcome: Completed | Failed | None = None
-    error: JobError | None = None
+    outcome: messages.Completed | messages.Failed | None = None
+    error: messages.JobError | None = None
 
 
-OnEvent = Callable[[RenderEvent], EventReply]
-"""Takes an event and returns the answer; raises when the event was not taken, and is to come again."""
+OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
+"""Takes an event and returns the reply. It raises if the event could not be taken; then send it again."""
 
 
 @runtime_checkable
 class RenderBackend(Protocol):
-    """What turns an order into a running render.
+    """Turns an order into a running render.
 
     Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known.
     """
@@ -299,23 +304,23 @@ class RenderBackend(Protocol):
 
     @property
     def slots(self) -> int | None:
-        """How many orders it takes at once; None is no limit of its own."""
+        """How many orders it takes at once; None: no limit of its own."""
 
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render and return without waiting for it.
 
-        Local backends hand every event of the run to ``on_event``, from a thread of their own, and obey its answer;
-        they hand over a final event (`Completed` or `Failed`) even when the render process dies without a word. Remote
-        ones ignore it: their runs report to the order's callback.
+        Local backends pass every event of the run to ``on_event``, from a thread of their own, and obey its reply. They
+        pass a final event (`Completed` or `Failed`) even if the render process dies before it reports one. Remote
+        backends ignore ``on_event``: their runs report to the order's callback.
         """
 
     def poll(self, call: BackendCall) -> CallState:
-        """Return how the call stands, without waiting."""
+        """Return the state of the call, without waiting."""
 
     def cancel(self, call: BackendCall) -> None:
-        """Tell the call to stop computing. A call that has ended, or never was, is no error.
+        """Tell the call to stop computing. A call that has ended or never existed is not an error.
 
-        After a while `poll` says ``ended``, for calls that ran.
+        A call that ran is soon ``ended`` in `poll`.
         """
 
     def close(self) -> None:
@@ -327,52 +332,52 @@ class SupportsFind(Protocol):
     """A backend that can say whether an order's call exists."""
 
     def find(self, *, job_id: str, token: str) -> BackendCall | None:
-        """Return the call that was started for this attempt, or None when there surely is none."""
+        """Return the call that was started for this attempt; None if certainly none was."""
 
 
 @runtime_checkable
 class SupportsCheck(Protocol):
-    """A backend that can tell at submit that a request can never be served here."""
+    """A backend that can refuse at submit what it can never render."""
 
-    def check(self, request: RenderRequest) -> None:
-        """Raise `InvalidRequestError` for an unknown scene, a bad parameter or a GPU that is not there."""
+    def check(self, request: messages.RenderRequest) -> None:
+        """Raise `InvalidRequestError` for an unknown scene, a bad parameter or a missing GPU."""
 
 
 @runtime_checkable
 class SupportsWebhook(Protocol):
-    """A local backend that can have its runs report to the order's callback, as remote ones always do."""
+    """A local backend whose runs can report to the order's callback, as those of remote backends always do."""
 
     @property
     def reports_by_webhook(self) -> bool:
-        """Return whether it does."""
+        """Whether its runs do so."""
 
 
 # --- renderers ------------------------------------------------------------------------------------
 
 Report = Callable[[int, int], None]
-"""``report(frames_done, frames_total)``: cheap, call it for every frame; raises `RenderStopped` when told to stop."""
+"""``report(frames_done, frames_total)``: cheap; call it for every frame. Raises `RenderStopped` to end the render."""
 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """What turns audio and a scene into a video file. Runs beside the GPU, one render at a time."""
+    """Turns audio and a scene into a video file. It runs beside the GPU, one render at a time."""
 
-    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+    def render(self, order: messages.RenderOrder, audio: Path, output: Path, report: Report) -> messages.RenderStats:
         """Write the video to ``output`` and return what was made.
 
-        The order's URLs and keys are blank here. Frames are ``round(duration x fps)``, where the duration is that
-        of the decoded samples in the order's range.
+        The order's URLs and keys are blank here. The number of frames is ``round(duration x fps)``; the duration is
+        that of the decoded samples in the order's range.
 
         Raises:
             AudioError: The sound cannot be used.
-            SceneError: The scene or its parameters are at fault. Any other exception counts as the same.
-            RenderStopped: As raised by ``report``; nothing needs to be kept.
+            SceneError: The scene or its parameters are at fault. Any other exception is treated as this one.
+            RenderStopped: Raised by ``report``; let it pass. Nothing needs to be kept.
         """
 
 
 @runtime_checkable
 class SupportsParams(Protocol):
-    """A renderer that knows which parameters it takes."""
+    """A renderer that checks and describes its parameters."""
 
     def check_params(self, params: Mapping[str, JsonValue]) -> None:
         """Raise `UnknownNameError` or `InvalidRequestError` for parameters that would fail the render."""
@@ -393,7 +398,7 @@ class ParamInfo:
 
 @runtime_checkable
 class SupportsGpu(Protocol):
-    """A renderer that can say whether it draws on a GPU; without this power it does not."""
+    """A renderer that may draw on a GPU. A renderer without this power does not."""
 
     def uses_gpu(self) -> bool:
         """Return whether a render started now would draw on a GPU."""
@@ -404,7 +409,7 @@ class SupportsGpu(Protocol):
 
 @frozen(kw_only=True)
 class FetchedAudio:
-    """A fetched response: its chunks, and what it said of itself."""
+    """A fetched response: its chunks and its headers."""
 
     chunks: Iterator[bytes] = field(repr=False)
     content_type: str | None
@@ -426,10 +431,10 @@ class StopSignal(Protocol):
 
 
 class AudioFetcher(Protocol):
-    """What reads audio from a URL that a stranger may have given."""
+    """Reads audio from a URL that a stranger may have submitted."""
 
     def fetch(self, url: str, *, stop: StopSignal | None = None) -> AbstractContextManager[FetchedAudio]:
-        """Open the URL for streamed reading, under guard: hosts, redirects, bytes and time are bounded.
+        """Open the URL for streamed reading. Hosts, redirects, bytes and time are bounded.
 
         Args:
             url: Where the audio is.
@@ -438,13 +443,13 @@ class AudioFetcher(Protocol):
 
         Raises:
             InvalidRequestError: The URL is not allowed; the message never quotes it.
-            StorageUnavailableError: The host does not answer.
+            StorageUnavailableError: The host does not respond.
         """
 
 
 @runtime_checkable
 class SupportsUrlCheck(Protocol):
-    """A fetcher that can tell at submit that a URL will never be fetched."""
+    """A fetcher that can refuse at submit a URL that it would never fetch."""
 
     def check(self, url: str) -> None:
-        """Raise `InvalidRequestError` for a URL that is not allowed, without looking up a name; it is never quoted."""
+        """Raise `InvalidRequestError` for a URL that is not allowed. Look up no name; never quote the URL."""

@@ -11,15 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic import JsonValue
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import AudioSource
-from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import CancelRequested
-from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.intake import scene_name
 from renderdispatch.engine.parts import Closable, Parts, Route, machine_id
 from renderdispatch.engine.runtime import Engine
@@ -29,7 +26,10 @@ from renderdispatch.engine.watching import Pause, show_html, what_shows
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant, read_output
 from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
-from renderdispatch.webhooks import AttemptKeys, Headers
+
+if TYPE_CHECKING:
+    from renderdispatch.engine.inbox import WebhookResponse
+    from renderdispatch.webhooks import Headers
 
 __all__ = ["DOWNLOAD_URL_LIFE", "UPLOAD_GRANT_LIFE", "JobHandle", "RenderService", "Route"]
 
@@ -72,6 +72,11 @@ class RenderService:
         machine: str | None = None,
         owned: Iterable[Closable] = (),
     ) -> None:
+        keys = None
+        if secrets:
+            from renderdispatch.webhooks import AttemptKeys  # a service without webhooks needs none
+
+            keys = AttemptKeys(secrets)
         parts = Parts(
             store=store,
             storage=storage,
@@ -81,7 +86,7 @@ class RenderService:
             worker=worker,
             lease=lease,
             machine=machine or machine_id(),
-            keys=AttemptKeys(secrets) if secrets else None,
+            keys=keys,
             webhook_url=webhook_url,
             owned=tuple(owned),
         )
@@ -309,9 +314,7 @@ class RenderService:
         Raises:
             JobNotFoundError: This tenant has no such job.
         """
-        job = commit(self._engine.parts.store, self.get(job_id), CancelRequested()).job
-        self._engine.changed(job)
-        return job
+        return self._engine.cancel(self.get(job_id))
 
     def retry(self, job_id: str) -> JobHandle:
         """Submit a failed or cancelled job again, as a new job whose ``retry_of`` is this one.
@@ -368,9 +371,8 @@ class JobHandle:
             WaitTimeoutError: Time is up; the job goes on.
         """
         for job in self._revisions(timeout):
-            if job.ended:
-                return job
-        raise AssertionError
+            last = job
+        return last
 
     def watch(self, timeout: float | timedelta | None = None) -> Iterator[Job]:
         """Yield the job now and after each visible change, until it has ended.

@@ -30,7 +30,9 @@ from typing import Final
 
 from attrs import field, frozen
 
-from renderdispatch.errors import ConfigurationError, InvalidRequestError, WebhookRefusal, WebhookVerificationError
+from renderdispatch.errors import ConfigurationError, InvalidRequestError
+from renderdispatch.errors import WebhookRefusal as Refusal
+from renderdispatch.errors import WebhookVerificationError as Refused
 
 Headers = Mapping[str, str] | Mapping[bytes, bytes] | Mapping[str, bytes] | Iterable[tuple[str | bytes, str | bytes]]
 """Header names and values, in any case; pairs if the framework keeps repeated headers apart."""
@@ -221,12 +223,15 @@ class WebhookVerifier:
         if not _is_id(message_id):
             raise _malformed_id()
         signed_at = _parse_timestamp(timestamp)
-        if abs(signed_at - now_s) > self._tolerance_s:
-            raise self._mistimed(signed_at - now_s)
+        if abs(ahead_s := signed_at - now_s) > self._tolerance_s:
+            reason = Refusal.TIMESTAMP_TOO_NEW if ahead_s > 0 else Refusal.TIMESTAMP_TOO_OLD
+            side = "ahead of" if ahead_s > 0 else "behind"
+            what = f"the timestamp is {abs(ahead_s):.0f} s {side} this clock, and {self._tolerance_s:g} s are allowed"
+            raise Refused(reason, f"{what}: the delivery is late, or the clocks differ")
         signatures = _parse_signatures(found["webhook-signature"])
         keys = self._keys if self._find is None else self._find(message_id)
         if not keys:
-            raise WebhookVerificationError(WebhookRefusal.UNKNOWN_KEY, f"no key is known for message {message_id}")
+            raise Refused(Refusal.UNKNOWN_KEY, f"no key is known for message {message_id}")
         genuine = False
         for key in keys:
             expected = key.sign(message_id, timestamp, content)
@@ -234,15 +239,8 @@ class WebhookVerifier:
                 genuine |= hmac.compare_digest(expected, signature)
         if not genuine:
             what = f"no signature of message {message_id} is right: the secret differs, or the body was changed"
-            raise WebhookVerificationError(WebhookRefusal.WRONG_SIGNATURE, what)
+            raise Refused(Refusal.WRONG_SIGNATURE, what)
         return VerifiedWebhook(message_id, datetime.fromtimestamp(signed_at, UTC), content)
-
-    def _mistimed(self, ahead_s: float) -> WebhookVerificationError:
-        reason, way = WebhookRefusal.TIMESTAMP_TOO_OLD, "behind"
-        if ahead_s > 0:
-            reason, way = WebhookRefusal.TIMESTAMP_TOO_NEW, "ahead of"
-        what = f"the timestamp is {abs(ahead_s):.0f} s {way} this clock, and {self._tolerance_s:g} s are allowed"
-        return WebhookVerificationError(reason, f"{what}: the delivery is late, or the clocks differ")
 
 
 class BearerVerifier:
@@ -288,8 +286,7 @@ class BearerVerifier:
             raise _missing(["authorization"])
         authorization = _AUTHORIZATION.fullmatch(found["authorization"])
         if authorization is None:
-            what = "the authorization header is not 'Bearer' and a token"
-            raise WebhookVerificationError(WebhookRefusal.MALFORMED_AUTHORIZATION, what)
+            raise Refused(Refusal.MALFORMED_AUTHORIZATION, "the authorization header is not 'Bearer' and a token")
         message_id = found.get("webhook-id")
         if message_id is not None and not _is_id(message_id):
             raise _malformed_id()
@@ -298,7 +295,7 @@ class BearerVerifier:
         for expected in self._digests:
             genuine |= hmac.compare_digest(expected, digest)
         if not genuine:
-            raise WebhookVerificationError(WebhookRefusal.WRONG_TOKEN, "the bearer token is wrong")
+            raise Refused(Refusal.WRONG_TOKEN, "the bearer token is wrong")
         if message_id is None:
             message_id = f"sha256:{hashlib.sha256(content).hexdigest()}"
         return VerifiedWebhook(message_id, datetime.fromtimestamp(now_s, UTC), content)
@@ -409,7 +406,7 @@ class _Key:
         """Return the base64 of the signature of ``id.timestamp.body``."""
         signed = self._keyed.copy()
         # one update: a second call costs more than copying a body of 2 KB
-        signed.update(b"%b.%b.%b" % (message_id.encode("ascii"), timestamp.encode("ascii"), body))
+        signed.update(b"%b.%b.%b" % (message_id.encode(), timestamp.encode(), body))
         return binascii.b2a_base64(signed.digest(), newline=False)
 
 
@@ -433,15 +430,11 @@ def _read_body(body: object, limit: int) -> bytes:
         try:
             size = body.nbytes
         except ValueError:
-            raise WebhookVerificationError(WebhookRefusal.MALFORMED_BODY, "the body's memory was released") from None
+            raise Refused(Refusal.MALFORMED_BODY, "the body's memory was released") from None
     else:
-        raise WebhookVerificationError(
-            WebhookRefusal.MALFORMED_BODY, f"pass the raw bytes of the body, not {type(body).__name__}"
-        )
+        raise Refused(Refusal.MALFORMED_BODY, f"pass the raw bytes of the body, not {type(body).__name__}")
     if size > limit:
-        raise WebhookVerificationError(
-            WebhookRefusal.BODY_TOO_LARGE, f"the body has {size} bytes, and {limit} are allowed"
-        )
+        raise Refused(Refusal.BODY_TOO_LARGE, f"the body has {size} bytes, and {limit} are allowed")
     return bytes(body)
 
 
@@ -457,18 +450,14 @@ def _pick(headers: Headers, names: frozenset[str]) -> dict[str, str]:
                     twice = key
                 found[key] = value if isinstance(value, str) else value.decode("ascii")
     except (AttributeError, TypeError, ValueError):
-        raise WebhookVerificationError(
-            WebhookRefusal.MALFORMED_HEADER, "the headers are not names and values of text"
-        ) from None
+        raise Refused(Refusal.MALFORMED_HEADER, "the headers are not names and values of text") from None
     if twice is not None:
-        raise WebhookVerificationError(WebhookRefusal.DUPLICATE_HEADER, f"the request has more than one {twice} header")
+        raise Refused(Refusal.DUPLICATE_HEADER, f"the request has more than one {twice} header")
     return found
 
 
-def _missing(names: Iterable[str]) -> WebhookVerificationError:
-    return WebhookVerificationError(
-        WebhookRefusal.MISSING_HEADER, f"the request has no {', '.join(sorted(names))} header"
-    )
+def _missing(names: Iterable[str]) -> Refused:
+    return Refused(Refusal.MISSING_HEADER, f"the request has no {', '.join(sorted(names))} header")
 
 
 def _is_id(text: str) -> bool:
@@ -476,34 +465,32 @@ def _is_id(text: str) -> bool:
     return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text and "." not in text
 
 
-def _malformed_id() -> WebhookVerificationError:
-    what = f"webhook-id is not 1 to {MAX_ID} visible ASCII characters without a dot"
-    return WebhookVerificationError(WebhookRefusal.MALFORMED_ID, what)
+def _malformed_id() -> Refused:
+    return Refused(Refusal.MALFORMED_ID, f"webhook-id is not 1 to {MAX_ID} visible ASCII characters without a dot")
 
 
 def _parse_timestamp(text: str) -> int:
     """Read the only spelling of a whole number of seconds; `int` also reads signs, spaces and other digits."""
     if len(text) <= MAX_DIGITS and text.isdigit() and text.isascii() and (text[0] != "0" or text == "0"):
         return int(text)
-    what = "webhook-timestamp is not a plain number of seconds since 1970"
-    raise WebhookVerificationError(WebhookRefusal.MALFORMED_TIMESTAMP, what)
+    raise Refused(Refusal.MALFORMED_TIMESTAMP, "webhook-timestamp is not a plain number of seconds since 1970")
 
 
 def _parse_signatures(header: str) -> list[bytes]:
     """Return the v1 signatures, each the only spelling of 32 bytes; other versions are skipped."""
     if _V1.fullmatch(header):  # one signature: nearly all senders send this
-        return [header[3:].encode("ascii")]
+        return [header[3:].encode()]
     entries = header.split(" ", MAX_SIGNATURES)
     if len(header) > MAX_HEADER or len(entries) > MAX_SIGNATURES:
         what = f"webhook-signature is longer than {MAX_HEADER} characters or {MAX_SIGNATURES} signatures"
-        raise WebhookVerificationError(WebhookRefusal.MALFORMED_SIGNATURE, what)
-    signatures = [e[3:].encode("ascii") for e in entries if _V1.fullmatch(e)]
+        raise Refused(Refusal.MALFORMED_SIGNATURE, what)
+    signatures = [e[3:].encode() for e in entries if _V1.fullmatch(e)]
     versions = [e.partition(",")[0] for e in entries if _VERSIONED.fullmatch(e)]
     if len(versions) < len(entries) or versions.count("v1") > len(signatures):
         what = "webhook-signature is not a list of versions and canonical base64 ('v1,...')"
-        raise WebhookVerificationError(WebhookRefusal.MALFORMED_SIGNATURE, what)
+        raise Refused(Refusal.MALFORMED_SIGNATURE, what)
     if not signatures:
-        raise WebhookVerificationError(WebhookRefusal.UNSUPPORTED_SIGNATURE, "webhook-signature has no v1 signature")
+        raise Refused(Refusal.UNSUPPORTED_SIGNATURE, "webhook-signature has no v1 signature")
     return signatures
 
 

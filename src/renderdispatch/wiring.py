@@ -6,12 +6,9 @@ when it is chosen, so that a start does not wait for the others.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -193,12 +190,17 @@ def open_fetcher(settings: Settings) -> GuardedFetcher:
     """Return what fetches audio by URL, as guarded as the settings say."""
     from renderdispatch.plumbing.fetch import GuardedFetcher
 
-    return GuardedFetcher(
-        allow_hosts=settings.fetch_allow_hosts,
-        allow_http=settings.fetch_allow_http,
-        allow_private=settings.fetch_allow_private,
-        max_bytes=settings.fetch_max_bytes,
-    )
+    return GuardedFetcher(**_arguments(settings, "fetch_"))
+
+
+def _arguments(settings: Settings, prefix: str) -> dict[str, Any]:
+    """Return the settings of one adapter that are set. Without the prefix, they are named as its arguments are."""
+    named = {name: getattr(settings, name) for name in Settings.model_fields if name.startswith(prefix)}
+    return {name.removeprefix(prefix): _revealed(value) for name, value in named.items() if value is not None}
+
+
+def _revealed(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def open_storage(settings: Settings) -> StorageAdapter:
@@ -226,28 +228,14 @@ def _open_r2(settings: Settings, where: str) -> StorageAdapter:
             "RENDERDISPATCH_STORAGE is r2://bucket/prefix; keys go in RENDERDISPATCH_R2_ACCESS_KEY_ID and "
             "RENDERDISPATCH_R2_SECRET_ACCESS_KEY, an endpoint in RENDERDISPATCH_R2_ENDPOINT_URL"
         )
-    key_id, secret = _revealed(settings.r2_access_key_id), _revealed(settings.r2_secret_access_key)
-    if settings.r2_account_id is None and settings.r2_endpoint_url is None:
-        raise _missing("RENDERDISPATCH_R2_ACCOUNT_ID (or, for another S3 API, RENDERDISPATCH_R2_ENDPOINT_URL)")
-    if key_id is None:
-        raise _missing("RENDERDISPATCH_R2_ACCESS_KEY_ID")
-    if secret is None:
-        raise _missing("RENDERDISPATCH_R2_SECRET_ACCESS_KEY")
-    return R2Storage(
-        bucket,
-        account_id=settings.r2_account_id,
-        endpoint_url=settings.r2_endpoint_url,
-        access_key_id=key_id,
-        secret_access_key=secret,
-        prefix=prefix,
-        jurisdiction=settings.r2_jurisdiction,
-        region=settings.r2_region or "auto",
-        public_url=settings.r2_public_url,
-    )
-
-
-def _missing(variable: str) -> ConfigurationError:
-    return ConfigurationError(f"RENDERDISPATCH_STORAGE is an r2:// URL, which needs {variable}")
+    arguments = _arguments(settings, "r2_")
+    needed = {"access_key_id", "secret_access_key"} - arguments.keys()
+    variables = [f"RENDERDISPATCH_R2_{name.upper()}" for name in sorted(needed)]
+    if arguments.keys().isdisjoint({"account_id", "endpoint_url"}):
+        variables.insert(0, "RENDERDISPATCH_R2_ACCOUNT_ID (or, for another S3 API, RENDERDISPATCH_R2_ENDPOINT_URL)")
+    if variables:
+        raise ConfigurationError(f"RENDERDISPATCH_STORAGE is an r2:// URL, which needs {' and '.join(variables)}")
+    return R2Storage(bucket, prefix=prefix, **arguments)
 
 
 def open_urls(settings: Settings) -> SignedUrls | None:
@@ -260,19 +248,13 @@ def open_urls(settings: Settings) -> SignedUrls | None:
         return None
     if settings.objects_secrets is None:
         raise ConfigurationError("RENDERDISPATCH_OBJECTS_URL needs RENDERDISPATCH_OBJECTS_SECRETS, which sign its URLs")
+    from renderdispatch.plumbing.net import is_loopback, plain_url
     from renderdispatch.storage.signing import SignedUrls
 
+    parts = plain_url(settings.objects_url)
+    here = parts is not None and is_loopback(parts.hostname or "")  # on another machine, it is that machine
     secrets = settings.objects_secrets.get_secret_value().split()
-    return SignedUrls(settings.objects_url, secrets, locality=_reach(settings.objects_url))
-
-
-def _reach(url: str) -> Locality:
-    """Return how far a URL reaches. A loopback address means another machine on every machine."""
-    with suppress(ValueError):
-        host = urlsplit(url).hostname or ""
-        if host == "localhost" or ip_address(host).is_loopback:
-            return Locality.MACHINE
-    return Locality.WORLD
+    return SignedUrls(settings.objects_url, secrets, locality=Locality.MACHINE if here else Locality.WORLD)
 
 
 def open_store(settings: Settings) -> JobStore:
@@ -301,9 +283,17 @@ def _backend(name: str, settings: Settings) -> RenderBackend:
 
             return InlineBackend()
         case "modal":
-            return _modal(settings)
+            from renderdispatch.backends.modal import ModalBackend
+
+            return ModalBackend(**_arguments(settings, "modal_"))
         case "http":
-            return _http(settings)
+            from renderdispatch.backends.http import HttpBackend, KeyedHttpBackend
+
+            if settings.http_url is None:
+                raise ConfigurationError("backend 'http' needs RENDERDISPATCH_HTTP_URL, the URL of the render service")
+            arguments = _arguments(settings, "http_")
+            kind = KeyedHttpBackend if arguments.pop("keyed") else HttpBackend
+            return kind(**arguments)
     from importlib.metadata import entry_points
 
     found = {point.name: point for point in entry_points(group=BACKENDS)}
@@ -316,32 +306,3 @@ def _backend(name: str, settings: Settings) -> RenderBackend:
             "which is not a RenderBackend"
         )
     return backend
-
-
-def _modal(settings: Settings) -> RenderBackend:
-    from renderdispatch.backends.modal import ModalBackend
-
-    return ModalBackend(
-        settings.modal_app,
-        settings.modal_function,
-        environment=settings.modal_environment,
-        version=settings.modal_version,
-    )
-
-
-def _http(settings: Settings) -> RenderBackend:
-    from renderdispatch.backends.http import HttpBackend, KeyedHttpBackend
-
-    if settings.http_url is None:
-        raise ConfigurationError("backend 'http' needs RENDERDISPATCH_HTTP_URL, the URL of the render service")
-    kind = KeyedHttpBackend if settings.http_keyed else HttpBackend
-    return kind(
-        settings.http_url,
-        token=_revealed(settings.http_token),
-        modal_key=_revealed(settings.http_modal_key),
-        modal_secret=_revealed(settings.http_modal_secret),
-    )
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

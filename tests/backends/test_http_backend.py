@@ -22,8 +22,8 @@ from renderdispatch.backends.http import MAX_ANSWER_BYTES, HttpBackend, KeyedHtt
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import (
-    CallAnswer,
     Callback,
+    CallResult,
     Completed,
     EventReply,
     FaultDomain,
@@ -170,8 +170,8 @@ _ERROR = JobError(code="order.invalid", message="no order", fault=FaultDomain.RE
             _OUTCOME,
             None,
         ),
-        (answering(200, CallAnswer(outcome=_OUTCOME).model_dump_json().encode()), CallStatus.ENDED, _OUTCOME, None),
-        (answering(200, CallAnswer(error=_ERROR).model_dump_json().encode()), CallStatus.ENDED, None, _ERROR),
+        (answering(200, CallResult(outcome=_OUTCOME).model_dump_json().encode()), CallStatus.ENDED, _OUTCOME, None),
+        (answering(200, CallResult(error=_ERROR).model_dump_json().encode()), CallStatus.ENDED, None, _ERROR),
     ],
 )
 def test_a_status(

@@ -446,7 +446,7 @@ def test_a_function_that_raises(quirk: Callable[[str], CallState], name: str) ->
 
 @pytest.mark.parametrize("name", ["number", "no json", "older"])
 def test_an_answer_that_is_none(quirk: Callable[[str], CallState], name: str) -> None:
-    """What is no `CallAnswer` is an error of the deployment, with the next step."""
+    """What is no `CallResult` is an error of the deployment, with the next step."""
     state = quirk(name)
     assert state.status is CallStatus.ENDED
     assert state.error is not None

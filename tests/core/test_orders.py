@@ -38,8 +38,7 @@ def claimed_job(**changes: Any) -> Job:
 
 
 def order_of(job: Job, signer: Signer, *, now: datetime = START, callback: Callback | None = None) -> RenderOrder:
-    assert job.attempt is not None
-    return make_order(job, job.attempt, AUDIO, signer=signer, now=now, callback=callback, local=False)
+    return make_order(job, AUDIO, signer=signer, now=now, callback=callback, local=False)
 
 
 def test_an_order_says_what_the_record_says() -> None:

@@ -27,7 +27,7 @@ from renderdispatch.engine.events import (
 )
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.rules import CLOCK_SLACK, HANDED_BACK, MAX_RUNS, VIDEO_GRACE, retry_delay
-from renderdispatch.engine.transitions import Verdict, decide, transition
+from renderdispatch.engine.transitions import Verdict, decide
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import (
     Action,
@@ -90,7 +90,7 @@ def test_j1_a_zombie_is_told_to_stop_and_changes_nothing() -> None:
 def test_j1_a_used_token_begins_no_attempt() -> None:
     """A claim that comes again after its attempt failed would fence nothing, and begins none."""
     job = _at("retry-wait")
-    assert transition(job, claimed("token-1"), _LATER) is job
+    assert decide(job, claimed("token-1"), _LATER).job is job
 
 
 def test_j1_a_second_claimer_is_too_late() -> None:
@@ -115,8 +115,8 @@ def test_j2_an_unknown_call_is_superseded_only_after_its_start_deadline() -> Non
     """A remote call without a sign of life fails its attempt a minute after the start deadline, not before."""
     job = evolve(_at("dispatching"), finish_by=START + timedelta(days=1))
     deadline = START + timedelta(hours=1) + CLOCK_SLACK
-    assert transition(job, ClockAdvanced(), deadline) is job
-    late = transition(job, ClockAdvanced(), deadline + timedelta(microseconds=1))
+    assert decide(job, ClockAdvanced(), deadline).job is job
+    late = decide(job, ClockAdvanced(), deadline + timedelta(microseconds=1)).job
     assert late.stage is Stage.RETRY_WAIT
     assert _attempt(late).error.fault is FaultDomain.START_TIMEOUT
     assert _attempt(late).clean_up is CleanUp.OWED
@@ -124,7 +124,7 @@ def test_j2_an_unknown_call_is_superseded_only_after_its_start_deadline() -> Non
 
 def test_j2_a_call_that_does_not_exist_is_tried_again() -> None:
     """Where the backend can say that there is no such call, the attempt is over at once."""
-    job = transition(_at("dispatching"), CallMissing(token="token-1"), _LATER)
+    job = decide(_at("dispatching"), CallMissing(token="token-1"), _LATER).job
     assert job.stage is Stage.RETRY_WAIT
     assert _attempt(job).error.code == "backend.call-missing"
 
@@ -133,7 +133,7 @@ def test_j2_a_lapsed_lease_ends_what_ends_with_its_holder() -> None:
     """A local attempt, and a remote one that was not called yet, end with their holder, and retry at once."""
     local = after(new_job(), [claimed(local=True), intended()])
     for job in (local, _at("generating-url")):
-        lapsed = transition(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER)
+        lapsed = decide(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER).job
         assert (lapsed.stage, lapsed.ready_at) == (Stage.RETRY_WAIT, _LATER)
         assert _attempt(lapsed).error.code == "worker.lost"
 
@@ -141,17 +141,17 @@ def test_j2_a_lapsed_lease_ends_what_ends_with_its_holder() -> None:
 def test_j2_a_lapsed_lease_leaves_a_remote_call_alone() -> None:
     """A remote call may run on without its dispatcher: only the lease goes."""
     job = _at("dispatching")
-    lapsed = transition(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER)
+    lapsed = decide(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER).job
     assert (lapsed.stage, _attempt(lapsed).holder) == (Stage.DISPATCHING, None)
-    assert transition(lapsed, checked_in(), _LATER).stage is Stage.DISPATCHED
+    assert decide(lapsed, checked_in(), _LATER).job.stage is Stage.DISPATCHED
 
 
 def test_j13_a_renewed_lease_does_not_lapse() -> None:
     """A lapse speaks of one very lease: where the holder renewed it meanwhile, nothing happens."""
     job = after(new_job(), [claimed(local=True), intended()])
     seen = _attempt(job).lease_until
-    renewed = transition(job, LeaseRenewed(token="token-1", holder="worker", lease_until=seen + _MINUTE), _LATER)
-    assert transition(renewed, LeaseLapsed(token="token-1", lease_until=seen), _LATER) is renewed
+    renewed = decide(job, LeaseRenewed(token="token-1", holder="worker", lease_until=seen + _MINUTE), _LATER).job
+    assert decide(renewed, LeaseLapsed(token="token-1", lease_until=seen), _LATER).job is renewed
 
 
 def test_only_the_holder_renews() -> None:
@@ -162,7 +162,7 @@ def test_only_the_holder_renews() -> None:
         LeaseRenewed(token="token-1", holder="other", lease_until=until + _MINUTE),
         LeaseRenewed(token="token-1", holder="worker", lease_until=until),
     ):
-        assert transition(job, event, _LATER) is job
+        assert decide(job, event, _LATER).job is job
 
 
 # --- J3: callbacks are welcome from `dispatching` on ----------------------------------------------
@@ -170,9 +170,9 @@ def test_only_the_holder_renews() -> None:
 
 def test_j3_a_check_in_may_beat_the_dispatcher() -> None:
     """A check-in at ``dispatching`` brings the call id; the dispatcher's own news then frees the lease alone."""
-    job = transition(_at("dispatching"), checked_in(call_id="call"), _LATER)
+    job = decide(_at("dispatching"), checked_in(call_id="call"), _LATER).job
     assert (job.stage, _attempt(job).call_id, _attempt(job).runs) == (Stage.DISPATCHED, "call", ("run-1",))
-    told = transition(job, Dispatched(token="token-1", call_id="call"), _LATER)
+    told = decide(job, Dispatched(token="token-1", call_id="call"), _LATER).job
     assert (told.stage, told.progress, _attempt(told).holder) == (Stage.DISPATCHED, 30.0, None)
 
 
@@ -180,16 +180,16 @@ def test_j3_a_check_in_may_beat_the_dispatcher() -> None:
 def test_j3_the_dispatchers_news_takes_nothing_back(name: str) -> None:
     """However late the dispatcher commits, stage and progress stay where the run brought them."""
     job = _at(name)
-    told = transition(job, Dispatched(token="token-1", call_id="call"), _LATER)
+    told = decide(job, Dispatched(token="token-1", call_id="call"), _LATER).job
     assert (told.stage, told.progress) == (job.stage, job.progress)
 
 
 @pytest.mark.parametrize("name", ["dispatching", "dispatched"])
 def test_j3_progress_may_come_before_the_check_in(name: str) -> None:
     """A lost check-in is no harm: the run is known by its first word."""
-    job = transition(_at(name), progressed(Stage.RENDERING, 0.5), _LATER)
+    job = decide(_at(name), progressed(Stage.RENDERING, 0.5), _LATER).job
     assert (job.stage, _attempt(job).runs) == (Stage.RENDERING, ("run-1",))
-    assert transition(_at(name), completed(), _LATER).stage is Stage.FINALIZING
+    assert decide(_at(name), completed(), _LATER).job.stage is Stage.FINALIZING
 
 
 @pytest.mark.parametrize("name", ["resolving-audio", "uploading-audio", "generating-url"])
@@ -197,13 +197,13 @@ def test_j3_before_the_intent_there_is_no_run(name: str) -> None:
     """An event of a run before its attempt was dispatched changes nothing."""
     job = _at(name)
     for event in (checked_in(), progressed(Stage.RENDERING), completed(), failed()):
-        assert transition(job, event, _LATER) is job
+        assert decide(job, event, _LATER).job is job
 
 
 def test_j3_a_cancel_before_the_intent_welcomes_no_run() -> None:
     """An attempt that is cancelled before it was dispatched has no run to check in."""
-    job = transition(_at("resolving-audio"), CancelRequested(), _LATER)
-    assert transition(job, checked_in(), _LATER) is job
+    job = decide(_at("resolving-audio"), CancelRequested(), _LATER).job
+    assert decide(job, checked_in(), _LATER).job is job
 
 
 # --- J5: terminal absorbs; cancel and completion --------------------------------------------------
@@ -219,12 +219,12 @@ def test_j5_nothing_revives_an_ended_job(end: str) -> None:
         assert decision.reply.stop
     others = (claimed("token-9"), CancelRequested(), ClockAdvanced(), video_seen(), CallMissing(token="token-1"))
     for other in others:
-        assert transition(job, other, START + timedelta(days=9)) is job
+        assert decide(job, other, START + timedelta(days=9)).job is job
 
 
 def test_j5_cancel_wins_before_a_completion() -> None:
     """A completion that comes in ``cancelling`` ends the job as cancelled."""
-    job = transition(_at("cancelling"), completed(), _LATER)
+    job = decide(_at("cancelling"), completed(), _LATER).job
     assert (job.status, job.artifact, job.compute_stopped_at) == (JobStatus.CANCELLED, None, _LATER)
 
 
@@ -233,15 +233,15 @@ def test_j5_completion_wins_in_finalizing() -> None:
     job = _at("finalizing")
     decision = decide(job, CancelRequested(), _LATER)
     assert (decision.job.stage, decision.reply.stop) == (Stage.FINALIZING, False)
-    assert transition(decision.job, CancelRequested(), _LATER) is decision.job
-    assert transition(decision.job, video_seen(), _LATER).status is JobStatus.COMPLETE
+    assert decide(decision.job, CancelRequested(), _LATER).job is decision.job
+    assert decide(decision.job, video_seen(), _LATER).job.status is JobStatus.COMPLETE
 
 
 def test_j5_a_completion_that_falls_through_wins_nothing() -> None:
     """Where the video of a job that was to be cancelled never shows, nothing is rendered again."""
-    job = transition(_at("finalizing"), CancelRequested(), _LATER)
+    job = decide(_at("finalizing"), CancelRequested(), _LATER).job
     assert job.finalizing_at is not None
-    ended = transition(job, VideoMissing(token=_attempt(job).token), job.finalizing_at + VIDEO_GRACE)
+    ended = decide(job, VideoMissing(token=_attempt(job).token), job.finalizing_at + VIDEO_GRACE).job
     assert (ended.status, ended.artifact) == (JobStatus.CANCELLED, None)
     assert _attempt(ended).clean_up is CleanUp.OWED
 
@@ -251,37 +251,37 @@ def test_j5_a_completion_that_falls_through_wins_nothing() -> None:
 
 def test_j6_the_newest_run_owns_the_attempt() -> None:
     """A container that was preempted starts again; its first run is told to stop, the second goes on."""
-    job = transition(_at("rendering"), checked_in("run-2"), _LATER)
+    job = decide(_at("rendering"), checked_in("run-2"), _LATER).job
     assert _attempt(job).runs == ("run-1", "run-2")
     for event in (progressed(Stage.RENDERING, 0.9), completed(), failed(), checked_in("run-1")):
         decision = decide(job, event, _LATER)
         assert (decision.job, decision.verdict) == (job, Verdict.SUPERSEDED)
         assert decision.reply.stop
-    assert transition(job, completed("run-2"), _LATER).stage is Stage.FINALIZING
+    assert decide(job, completed("run-2"), _LATER).job.stage is Stage.FINALIZING
 
 
 def test_j6_a_new_run_takes_no_progress_back() -> None:
     """What a new run does again shows only once it is further than the one before."""
-    job = transition(_at("rendering"), checked_in("run-2"), _LATER)
+    job = decide(_at("rendering"), checked_in("run-2"), _LATER).job
     assert job.progress == _at("rendering").progress == 65.0
-    assert transition(job, progressed(Stage.RENDERING, 0.1, "run-2"), _LATER).progress == 65.0
-    assert transition(job, progressed(Stage.RENDERING, 0.9, "run-2"), _LATER).progress == 89.0
+    assert decide(job, progressed(Stage.RENDERING, 0.1, "run-2"), _LATER).job.progress == 65.0
+    assert decide(job, progressed(Stage.RENDERING, 0.9, "run-2"), _LATER).job.progress == 89.0
 
 
 def test_j6_a_crash_loop_ends() -> None:
     """Eight starts of one attempt are enough; the ninth fails it."""
     job = _at("dispatching")
     for number in range(MAX_RUNS):
-        job = transition(job, checked_in(f"run-{number}"), _LATER)
+        job = decide(job, checked_in(f"run-{number}"), _LATER).job
         assert job.stage is Stage.DISPATCHED
-    job = transition(job, checked_in("one-too-many"), _LATER)
+    job = decide(job, checked_in("one-too-many"), _LATER).job
     assert (job.stage, _attempt(job).error.code) == (Stage.RETRY_WAIT, "runner.crash-loop")
     assert _attempt(job).clean_up is CleanUp.OWED
 
 
 def test_j6_a_second_call_of_an_attempt_stops() -> None:
     """An order that a lost answer started twice: the call that is known goes on, the other is told to stop."""
-    job = transition(_at("dispatched"), checked_in("run-1", call_id="call"), _LATER)
+    job = decide(_at("dispatched"), checked_in("run-1", call_id="call"), _LATER).job
     decision = decide(job, checked_in("run-2", call_id="another"), _LATER)
     assert (decision.job, decision.verdict, decision.reply.stop) == (job, Verdict.SUPERSEDED, True)
     assert decide(job, checked_in("run-2", call_id="call"), _LATER).verdict is Verdict.APPLIED
@@ -291,9 +291,9 @@ def test_j6_a_second_call_that_stopped_fails_nothing() -> None:
     """That a run of another call stopped, as it was told to, says nothing of the call that is known."""
     job = _at("dispatched")
     assert decide(job, checked_in("run-2", call_id="another"), _LATER).reply.stop
-    assert transition(job, failed(run="run-2", code="render.stopped"), _LATER) is job
-    job = transition(job, checked_in("run-1"), _LATER)
-    assert transition(job, failed(run="run-1", code="render.stopped"), _LATER).stage is Stage.RETRY_WAIT
+    assert decide(job, failed(run="run-2", code="render.stopped"), _LATER).job is job
+    job = decide(job, checked_in("run-1"), _LATER).job
+    assert decide(job, failed(run="run-1", code="render.stopped"), _LATER).job.stage is Stage.RETRY_WAIT
 
 
 # --- J7: finalizing -------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_j7_complete_follows_when_the_video_was_seen() -> None:
     job = _at("finalizing")
     ours = make_artifact(key="videos/token-1.mp4")  # the key that the order named, whatever the run says
     assert (job.status, job.progress, job.artifact) == (JobStatus.PROCESSING, 99.0, ours)
-    done = transition(job, video_seen(), _LATER)
+    done = decide(job, video_seen(), _LATER).job
     assert (done.status, done.progress, done.ended_at, done.due_at) == (JobStatus.COMPLETE, 100.0, _LATER, None)
     assert done.artifact == ours
 
@@ -312,14 +312,14 @@ def test_j7_complete_follows_when_the_video_was_seen() -> None:
 @pytest.mark.parametrize(("size", "etag"), [(1, make_artifact().etag), (make_artifact().bytes, "another")])
 def test_j7_another_video_is_an_infrastructure_failure(size: int, etag: str | None) -> None:
     """A video of another size or etag than the reported one is not delivered."""
-    job = transition(_at("finalizing"), VideoSeen(token="token-1", size=size, etag=etag), _LATER)
+    job = decide(_at("finalizing"), VideoSeen(token="token-1", size=size, etag=etag), _LATER).job
     assert (job.stage, job.artifact, _attempt(job).error.code) == (Stage.RETRY_WAIT, None, "artifact.mismatch")
 
 
 def test_j7_a_storage_without_etags_is_believed() -> None:
     """Where either side has no etag, the size alone decides."""
     seen = VideoSeen(token="token-1", size=make_artifact().bytes, etag=None)
-    assert transition(_at("finalizing"), seen, _LATER).status is JobStatus.COMPLETE
+    assert decide(_at("finalizing"), seen, _LATER).job.status is JobStatus.COMPLETE
 
 
 def test_j7_a_missing_video_has_a_grace_time() -> None:
@@ -327,9 +327,9 @@ def test_j7_a_missing_video_has_a_grace_time() -> None:
     job = _at("finalizing")
     assert job.finalizing_at is not None
     missing = VideoMissing(token="token-1")
-    assert transition(job, missing, job.finalizing_at + VIDEO_GRACE - timedelta(seconds=1)) is job
-    assert transition(job, missing, job.finalizing_at + VIDEO_GRACE).stage is Stage.RETRY_WAIT
-    assert transition(job, ClockAdvanced(), START + timedelta(days=9)) is job
+    assert decide(job, missing, job.finalizing_at + VIDEO_GRACE - timedelta(seconds=1)).job is job
+    assert decide(job, missing, job.finalizing_at + VIDEO_GRACE).job.stage is Stage.RETRY_WAIT
+    assert decide(job, ClockAdvanced(), START + timedelta(days=9)).job is job
 
 
 # --- J8: cancel -----------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_j7_a_missing_video_has_a_grace_time() -> None:
 @pytest.mark.parametrize("name", ["queued", "retry-wait"])
 def test_j8_a_waiting_job_is_cancelled_at_once(name: str) -> None:
     """Where nothing computes, nothing is to be confirmed."""
-    job = transition(_at(name), CancelRequested(), _LATER)
+    job = decide(_at(name), CancelRequested(), _LATER).job
     assert (job.status, job.compute_stopped_at, job.ready_at) == (JobStatus.CANCELLED, _LATER, None)
 
 
@@ -348,17 +348,17 @@ def test_j8_a_waiting_job_is_cancelled_at_once(name: str) -> None:
 def test_j8_cancel_is_intent_first(name: str) -> None:
     """A running job is ``cancelling`` and keeps its progress; a run that asks is told to stop."""
     before = _at(name)
-    job = transition(before, CancelRequested(), _LATER)
+    job = decide(before, CancelRequested(), _LATER).job
     assert (job.stage, job.status, job.progress) == (Stage.CANCELLING, JobStatus.PROCESSING, before.progress)
     assert job.cancel_requested_at == _LATER
     assert decide(job, progressed(Stage.UPLOADING_VIDEO, 1.0), _LATER).reply.reason == "cancelled"
-    assert transition(job, CancelRequested(), _LATER + _MINUTE) is job
+    assert decide(job, CancelRequested(), _LATER + _MINUTE).job is job
 
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_j8_the_job_keeps_when_computing_stopped(stopped: bool) -> None:
     """A confirmed cancel ends the job; when computing stopped is kept only where that is known."""
-    job = transition(_at("cancelling"), CancelConfirmed(token="token-1", stopped=stopped), _LATER)
+    job = decide(_at("cancelling"), CancelConfirmed(token="token-1", stopped=stopped), _LATER).job
     assert job.status is JobStatus.CANCELLED
     assert job.compute_stopped_at == (_LATER if stopped else None)
     assert _attempt(job).clean_up is CleanUp.OWED
@@ -366,16 +366,16 @@ def test_j8_the_job_keeps_when_computing_stopped(stopped: bool) -> None:
 
 def test_j8_a_cancelled_call_may_still_say_its_name() -> None:
     """In ``cancelling``, the dispatcher's news and a check-in bring the call id, so that the call can be told."""
-    job = transition(_at("dispatching"), CancelRequested(), _LATER)
+    job = decide(_at("dispatching"), CancelRequested(), _LATER).job
     for event in (Dispatched(token="token-1", call_id="call"), checked_in()):
-        told = transition(job, event, _LATER)
+        told = decide(job, event, _LATER).job
         assert (told.stage, _attempt(told).call_id) == (Stage.CANCELLING, "call")
 
 
 def test_j8_a_cancel_that_nobody_confirms_ends_by_the_deadline() -> None:
     """The total deadline ends ``cancelling`` as cancelled."""
     job = _at("cancelling")
-    ended = transition(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK)
+    ended = decide(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK).job
     assert (ended.status, ended.compute_stopped_at) == (JobStatus.CANCELLED, None)
 
 
@@ -390,7 +390,7 @@ def test_j10_a_url_goes_once_the_audio_is_stored() -> None:
     assert "s3cret" not in repr(job)
     stored = after(job, [claimed(), AudioStored(token="token-1", audio=StoredAudio(key="copy", size=4))])
     assert "s3cret" not in dump_job(stored)
-    assert "s3cret" not in dump_job(transition(job, CancelRequested(), _LATER))
+    assert "s3cret" not in dump_job(decide(job, CancelRequested(), _LATER).job)
 
 
 def test_j10_tokens_are_in_no_repr() -> None:
@@ -411,7 +411,7 @@ def test_j10_tokens_are_in_no_repr() -> None:
 @pytest.mark.parametrize("fault", FaultDomain)
 def test_j11_only_some_faults_are_tried_again(fault: FaultDomain) -> None:
     """Infrastructure, preemption and start timeouts retry; requests, audio, scenes and deadlines never do."""
-    job = transition(_at("rendering"), failed(fault), _LATER)
+    job = decide(_at("rendering"), failed(fault), _LATER).job
     retried = fault in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
     assert (job.stage is Stage.RETRY_WAIT and not job.ended) is retried
     assert (job.status is JobStatus.FAILED) is not retried
@@ -447,7 +447,7 @@ def test_j11_retries_back_off() -> None:
 def test_j11_no_retry_begins_after_the_deadline() -> None:
     """A retry that could only begin after the total deadline is no retry: the job failed."""
     job = _at("rendering")
-    assert transition(job, failed(), job.finish_by - timedelta(seconds=1)).status is JobStatus.FAILED
+    assert decide(job, failed(), job.finish_by - timedelta(seconds=1)).job.status is JobStatus.FAILED
 
 
 def test_j11_clean_up_keeps_an_ended_job_in_sight() -> None:
@@ -458,16 +458,16 @@ def test_j11_clean_up_keeps_an_ended_job_in_sight() -> None:
     job = after(job, [claimed(), copied, intended(), failed(FaultDomain.SCENE)])
     assert job.owes_clean_up
     assert job.due_at == job.updated_at
-    job = transition(job, CleanedUp(token="token-1"), _LATER)
+    job = decide(job, CleanedUp(token="token-1"), _LATER).job
     assert job.due_at == job.updated_at == _LATER
-    job = transition(job, AudioDropped(), _LATER)
+    job = decide(job, AudioDropped(), _LATER).job
     assert (job.audio, job.audio_clean_up, job.due_at) == (None, CleanUp.DONE, None)
 
 
 def test_j11_an_attempt_that_was_never_called_owes_nothing() -> None:
     """Only what may have been called is to be stopped."""
     failure = AttemptFailed(token="token-1", error=_ERROR, stopped=True)
-    assert not transition(_at("generating-url"), failure, _LATER).owes_clean_up
+    assert not decide(_at("generating-url"), failure, _LATER).job.owes_clean_up
 
 
 # --- J12: the webhook is optional -----------------------------------------------------------------
@@ -476,9 +476,9 @@ def test_j11_an_attempt_that_was_never_called_owes_nothing() -> None:
 @pytest.mark.parametrize("name", ["dispatching", "dispatched", "rendering"])
 def test_j12_the_result_object_alone_completes(name: str) -> None:
     """With every callback lost, the result object and the video in storage complete the job."""
-    job = transition(_at(name), ResultFound(token="token-1", artifact=make_artifact()), _LATER)
+    job = decide(_at(name), ResultFound(token="token-1", artifact=make_artifact()), _LATER).job
     assert job.stage is Stage.FINALIZING
-    assert transition(job, video_seen(), _LATER).status is JobStatus.COMPLETE
+    assert decide(job, video_seen(), _LATER).job.status is JobStatus.COMPLETE
 
 
 # --- stages and deadlines -------------------------------------------------------------------------
@@ -496,15 +496,15 @@ def test_the_stages_show_the_progress_of_the_reference_app() -> None:
 def test_the_dispatcher_enters_only_its_own_stages(stage: Stage) -> None:
     """`StageEntered` with a stage that has an event of its own changes nothing."""
     job = _at("resolving-audio")
-    assert transition(job, StageEntered(token="token-1", stage=stage), _LATER) is job
+    assert decide(job, StageEntered(token="token-1", stage=stage), _LATER).job is job
 
 
 @pytest.mark.parametrize("name", ["queued", "retry-wait", "resolving-audio", "rendering", "uploading-video"])
 def test_the_total_deadline_ends_every_wait(name: str) -> None:
     """A job that is not finished in time failed with ``deadline.total``; a running one is allowed a minute more."""
     job = _at(name)
-    assert transition(job, ClockAdvanced(), job.finish_by) is job
-    late = transition(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK)
+    assert decide(job, ClockAdvanced(), job.finish_by).job is job
+    late = decide(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK).job
     assert late.status is JobStatus.FAILED
     assert late.error is not None
     assert late.error.code == "deadline.total"

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderdispatch.engine.events import AudioDropped, Claimed, CleanedUp, ClockAdvanced
+from renderdispatch.engine.events import (
+    AttemptFailed,
+    AudioDropped,
+    CallMissing,
+    CancelConfirmed,
+    CancelRequested,
+    Claimed,
+    CleanedUp,
+    ClockAdvanced,
+    Dispatched,
+    JobEvent,
+    LeaseLapsed,
+    ResultFound,
+    StageEntered,
+    VideoMissing,
+    VideoSeen,
+)
 from renderdispatch.engine.records import dump_job, load_job
-from renderdispatch.engine.rules import STAGE_PROGRESS
-from renderdispatch.engine.transitions import TRANSITIONS, Verdict, decide, transition
+from renderdispatch.engine.rules import MAX_RUNS, STAGE_PROGRESS
+from renderdispatch.engine.transitions import TABLE, TRANSITIONS, Verdict, decide
 from renderdispatch.jobs import CleanUp, Job
-from renderdispatch.messages import CheckedIn, JobStatus, Stage
+from renderdispatch.messages import CheckedIn, FaultDomain, JobError, JobStatus, Limits, Stage
+from renderdispatch.testing import make_artifact, make_request
 from renderdispatch.testing.histories import (
     HISTORIES,
+    RUN_STAGES,
     START,
     TOKENS,
     Step,
     after,
     attempt_events,
+    checked_in,
+    claimed,
+    completed,
     events,
+    failed,
+    intended,
     jobs,
     lives,
     new_job,
+    progressed,
     run_events,
 )
 
@@ -94,7 +123,7 @@ def _check_record(job: Job) -> None:
 def test_replays_change_nothing(life: list[Step]) -> None:
     """An event that comes twice in a row is applied once, and the second time the very same job is answered."""
     for step in life:
-        assert transition(step.after, step.event, step.now) is step.after
+        assert decide(step.after, step.event, step.now).job is step.after
 
 
 @given(lives(max_steps=20), st.data())
@@ -103,7 +132,7 @@ def test_late_replays_of_a_run_change_nothing(life: list[Step], data: st.DataObj
     applied = [step.event for step in life if step.after is not step.before and hasattr(step.event, "run_id")]
     last = life[-1]
     for event in applied:
-        assert transition(last.after, event, last.now + timedelta(minutes=1)) is last.after
+        assert decide(last.after, event, last.now + timedelta(minutes=1)).job is last.after
 
 
 @given(lives(max_steps=20))
@@ -112,7 +141,7 @@ def test_late_replays_of_a_claim_change_nothing(life: list[Step]) -> None:
     last = life[-1]
     for step in life:
         if isinstance(step.event, Claimed) and step.after is not step.before:
-            assert transition(last.after, step.event, last.now) is last.after
+            assert decide(last.after, step.event, last.now).job is last.after
 
 
 @given(lives(max_steps=20))
@@ -179,7 +208,7 @@ def test_events_of_an_older_run_change_nothing(life: list[Step], data: st.DataOb
 def test_updates_go_forward(life: list[Step]) -> None:
     """``updated_at`` never falls, even where the clock does."""
     for step in life:
-        backwards = transition(step.before, step.event, step.now - timedelta(days=1))
+        backwards = decide(step.before, step.event, step.now - timedelta(days=1)).job
         assert step.after.updated_at >= step.before.updated_at
         assert backwards.updated_at >= step.before.updated_at
 
@@ -189,7 +218,7 @@ def test_deadlines_always_end_the_job(life: list[Step]) -> None:
     """A job that nobody speaks for any more ends by its deadline, unless only storage is still to be asked."""
     job, now = life[-1].after, life[-1].now
     if job.stage is not Stage.FINALIZING:
-        assert transition(job, ClockAdvanced(), max(now, job.finish_by) + timedelta(minutes=2)).ended
+        assert decide(job, ClockAdvanced(), max(now, job.finish_by) + timedelta(minutes=2)).job.ended
 
 
 @given(lives(max_steps=20))
@@ -215,6 +244,87 @@ def test_records_round_trip(life: list[Step]) -> None:
     """Any job, written down and read again, is the same."""
     job = life[-1].after
     assert load_job(dump_job(job)) == job
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _where(job: Job) -> Stage | JobStatus:
+    return job.status if job.ended else job.stage
+
+
+@given(lives(max_steps=20))
+def test_rules_lead_where_the_table_says(life: list[Step]) -> None:
+    """A rule leaves a job in its stage, or moves it to a stage or an end that its row names."""
+    for step in life:
+        if step.after is not step.before:
+            row = TRANSITIONS[type(step.event), step.before.stage]
+            assert _where(step.after) in {_where(step.before), *row.to}
+
+
+def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
+    """Yield event, stage and new place of every move that the shipped histories and a set of events can make."""
+    errors = [JobError(code="some.code", message="it broke", fault=fault) for fault in FaultDomain]
+    for history, local, cancelled, limits in itertools.product(HISTORIES.values(), (True, False), (0, 1), (1, 9)):
+        request = make_request(backend="modal", limits=Limits(max_attempts=limits))
+        job = evolve(new_job(), request=request)
+        for event in history:
+            if isinstance(event, Claimed):
+                event = evolve(event, local=local)  # noqa: PLW2901
+            job = decide(job, event, START).job
+        if job.ended:
+            continue
+        if job.stage is Stage.FINALIZING and cancelled:
+            job = decide(job, CancelRequested(), START).job
+        attempt = job.attempt
+        token = attempt.token if attempt is not None else "token-9"
+        run = attempt.runs[-1] if attempt is not None and attempt.runs else "run-1"
+        single: list[JobEvent] = [
+            CancelRequested(),
+            claimed("token-9"),
+            *(StageEntered(token=token, stage=stage) for stage in Stage),
+            intended(token),
+            Dispatched(token=token, call_id="call"),
+            *(AttemptFailed(token=token, error=error, stopped=True) for error in errors),
+            LeaseLapsed(token=token, lease_until=(attempt and attempt.lease_until) or START),
+            CallMissing(token=token),
+            ResultFound(token=token, artifact=make_artifact()),
+            VideoSeen(token=token, size=make_artifact().bytes),
+            VideoSeen(token=token, size=1),
+            VideoMissing(token=token),
+            CancelConfirmed(token=token, stopped=True),
+            ClockAdvanced(),
+            checked_in(run, token),
+            *(progressed(stage, 0.5, run, token) for stage in RUN_STAGES),
+            completed(run, token),
+            *(failed(fault, run, token) for fault in FaultDomain),
+        ]
+        crash_loop: list[JobEvent] = [checked_in(f"crash-{number}", token) for number in range(MAX_RUNS)]
+        for hours, chain in itertools.product((0, 2, 24), [crash_loop, *([event] for event in single)]):
+            after = job
+            for event in chain:
+                before, after = after, decide(after, event, START + timedelta(hours=hours)).job
+                if _where(before) != _where(after):
+                    yield type(event), before.stage, _where(after)
+
+
+def test_the_table_promises_no_move_that_is_never_made() -> None:
+    """For each stage or end that a row names there is a job that gets there, from one of the row's stages."""
+    made = set(_moves())
+    for row in TABLE:
+        for to in row.to:
+            assert any((row.event, stage, to) in made for stage in row.stages), (row.event.__name__, to)
+
+
+def test_no_pair_has_two_rows() -> None:
+    """Each event has at most one rule in each stage."""
+    assert sum(len(row.stages) for row in TABLE) == len(TRANSITIONS)
+
+
+def test_the_diagram_is_the_tables() -> None:
+    """The page about the design shows the table as it is; ``make diagram`` draws it anew."""
+    script = Path(__file__).parents[2] / "docs/state_diagram.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)
 
 
 def test_the_table_names_events_and_stages() -> None:

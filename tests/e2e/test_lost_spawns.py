@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from renderdispatch.messages import CallAnswer, Failed, JobStatus, Limits, RenderEvent
+from renderdispatch.messages import CallResult, Failed, JobStatus, Limits, RenderEvent
 from renderdispatch.testing.modal import CallStatus
 from tests.support.mishaps import CONTAINERS, Render, Rig
 
@@ -44,7 +44,7 @@ def _assert_adopted_and_delivered_once(render: Render, *, duplicates: bool) -> N
     assert render.starts == 1
     for call in render.calls:
         assert render.rig.modal.wait_for_end(call.id).status is CallStatus.SUCCEEDED
-        answer = CallAnswer.model_validate_json(render.rig.modal.call_handle(call.id).get(timeout=30))
+        answer = CallResult.model_validate_json(render.rig.modal.call_handle(call.id).get(timeout=30))
         if call.id != attempt.call_id:
             assert isinstance(answer.outcome, Failed)
             assert answer.outcome.error.code == "render.stopped"

@@ -13,7 +13,7 @@ from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.jobs import Job
-from renderdispatch.messages import PROTOCOL, CallAnswer, Completed, FaultDomain, JobStatus, Limits, RenderOrder
+from renderdispatch.messages import PROTOCOL, CallResult, Completed, FaultDomain, JobStatus, Limits, RenderOrder
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import make_order
 from renderdispatch.testing.modal import LoopbackModal
@@ -68,12 +68,12 @@ def test_a_function_that_raises(ended: Callable[[str], Job], quirk: str, said: s
 
 
 @pytest.fixture
-def answer_to(rig: Rig, tmp_path: Path) -> Callable[[str], CallAnswer]:
+def answer_to(rig: Rig, tmp_path: Path) -> Callable[[str], CallResult]:
     """Calls the deployed function with any text, and reads what it returns."""
     function = rig.modal.function_handle("renderdispatch", "render")
 
-    def call(order: str) -> CallAnswer:
-        return CallAnswer.model_validate_json(function.spawn(order).get(timeout=60))
+    def call(order: str) -> CallResult:
+        return CallResult.model_validate_json(function.spawn(order).get(timeout=60))
 
     return call
 
@@ -84,7 +84,7 @@ def order(rig: Rig, tmp_path: Path) -> RenderOrder:
     return make_order(rig.storage, scene=TROUBLE, params={"folder": str(tmp_path)}, local=False)
 
 
-def test_an_order_of_the_version_before(answer_to: Callable[[str], CallAnswer], order: RenderOrder) -> None:
+def test_an_order_of_the_version_before(answer_to: Callable[[str], CallResult], order: RenderOrder) -> None:
     """An order that lacks what came later is carried out."""
     fields = json.loads(order.model_dump_json())
     for later in ("gpu", "requireGpu", "start", "duration", "callback", "local"):
@@ -94,7 +94,7 @@ def test_an_order_of_the_version_before(answer_to: Callable[[str], CallAnswer], 
     assert answer.outcome.artifact.key == order.video.key
 
 
-def test_an_order_of_a_later_version(answer_to: Callable[[str], CallAnswer], order: RenderOrder) -> None:
+def test_an_order_of_a_later_version(answer_to: Callable[[str], CallResult], order: RenderOrder) -> None:
     """What is not known here is ignored; an order that cannot be understood says that the deployment is old."""
     fields = {**json.loads(order.model_dump_json()), "protocol": PROTOCOL + 1}
     assert isinstance(answer_to(json.dumps({**fields, "colour": "red"})).outcome, Completed)
@@ -105,7 +105,7 @@ def test_an_order_of_a_later_version(answer_to: Callable[[str], CallAnswer], ord
     assert "deploy" in answer.error.message
 
 
-def test_nine_kibibytes_of_arguments(rig: Rig, answer_to: Callable[[str], CallAnswer], order: RenderOrder) -> None:
+def test_nine_kibibytes_of_arguments(rig: Rig, answer_to: Callable[[str], CallResult], order: RenderOrder) -> None:
     """An argument that Modal takes by way of a blob arrives whole, and is carried out."""
     padded = json.dumps({**json.loads(order.model_dump_json()), "padding": "x" * 9 * 1024})
     assert isinstance(answer_to(padded).outcome, Completed)

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from renderdispatch.messages import PROTOCOL, CallAnswer, Callback, Completed, Failed, FaultDomain
+from renderdispatch.messages import PROTOCOL, Callback, CallResult, Completed, Failed, FaultDomain
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.container import carry_out
 from renderdispatch.runner.run import RunLeft
@@ -118,7 +118,7 @@ def test_an_order_from_another_version_is_carried_out(store: Objects, scratch: P
 )
 def test_an_order_that_cannot_be_read_is_an_answer(order: str) -> None:
     """Never an exception; trying again makes no sense."""
-    answer = CallAnswer.model_validate_json(carry_out(order))
+    answer = CallResult.model_validate_json(carry_out(order))
     assert answer.outcome is None
     assert answer.error is not None
     assert (answer.error.code, answer.error.fault) == ("order.invalid", FaultDomain.REQUEST)
@@ -127,7 +127,7 @@ def test_an_order_that_cannot_be_read_is_an_answer(order: str) -> None:
 def test_an_unreadable_order_of_a_newer_service_says_what_to_do(store: Objects) -> None:
     """And quotes nothing of what it held."""
     order = json.loads(store.order().model_dump_json()) | {"protocol": PROTOCOL + 1, "attempt": "SECRET"}
-    error = CallAnswer.model_validate_json(carry_out(json.dumps(order))).error
+    error = CallResult.model_validate_json(carry_out(json.dumps(order))).error
     assert error is not None
     assert "attempt" in error.message
     assert "deploy" in error.message
@@ -156,7 +156,7 @@ def test_a_container_without_a_disk_answers(store: Objects, scratch: Path, monke
     """Where no file can be written, that is what the answer says."""
     scratch.rmdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    answer = CallAnswer.model_validate_json(carry_out(store.order().model_dump_json(), renderers=RENDERERS))
+    answer = CallResult.model_validate_json(carry_out(store.order().model_dump_json(), renderers=RENDERERS))
     assert answer.error is not None
     assert answer.error.fault is FaultDomain.INFRASTRUCTURE
 

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 import pytest
 
-from renderdispatch.messages import CallAnswer, Completed, JobStatus, LocalAudio, Output
+from renderdispatch.messages import CallResult, Completed, JobStatus, LocalAudio, Output
 from renderdispatch.modal_app.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
 from renderdispatch.testing import eventually
 from renderdispatch.testing.modal import CallStatus, DeployFailedError, LoopbackModal
@@ -117,7 +117,7 @@ def test_a_render_in_a_container(server: LoopbackModal, store: Objects) -> None:
 
 def test_nonsense_is_answered(server: LoopbackModal) -> None:
     """No exception has to be unpickled by whoever polls."""
-    answer = CallAnswer.model_validate_json(server.function_handle("renderdispatch", "render").remote("nonsense"))
+    answer = CallResult.model_validate_json(server.function_handle("renderdispatch", "render").remote("nonsense"))
     assert answer.error is not None
     assert answer.error.code == "order.invalid"
 
@@ -143,7 +143,7 @@ def test_a_cancelled_call_stops_computing(server: LoopbackModal, store: Objects)
     assert "result" not in store.objects
 
     def takes_another() -> bool:
-        assert CallAnswer.model_validate_json(render.remote("nonsense")).error is not None
+        assert CallResult.model_validate_json(render.remote("nonsense")).error is not None
         return inputs_of(server, start.container_id) > taken
 
     taken = inputs_of(server, start.container_id)

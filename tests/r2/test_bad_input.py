@@ -114,7 +114,7 @@ def _build(**options: Any) -> R2Storage:
         ({"endpoint_url": "https://pub-0123.r2.dev"}, "public address"),
         ({"endpoint_url": "s3.example.com"}, "http or https URL"),
         ({"endpoint_url": "https://user:word@s3.example.com"}, "http or https URL"),
-        ({"endpoint_url": "https://s3.example.com:port"}, "not a URL"),
+        ({"endpoint_url": "https://s3.example.com:port"}, "http or https URL"),
         ({"account_id": _ACCOUNT, "bucket": "Renders"}, "not a bucket's name"),
         ({"account_id": _ACCOUNT, "bucket": "s3://renders"}, "not a bucket's name"),
         ({"account_id": _ACCOUNT, "access_key_id": ""}, "access_key_id is empty"),

@@ -11,7 +11,8 @@ import pytest
 from renderdispatch.cli.bucket import examine_bucket, judge_preflight
 from renderdispatch.cli.doctor import examine
 from renderdispatch.cli.finding import Finding
-from renderdispatch.plumbing.s3 import Endpoint, refusal
+from renderdispatch.plumbing.s3 import refusal
+from renderdispatch.plumbing.sigv4 import Endpoint
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.testing.local_r2 import LocalR2
 

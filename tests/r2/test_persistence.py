@@ -9,7 +9,8 @@ import pytest
 from attrs import define
 
 from renderdispatch.errors import StorageUnavailableError
-from renderdispatch.plumbing.s3 import S3, THROTTLED, Endpoint
+from renderdispatch.plumbing.s3 import S3, THROTTLED
+from renderdispatch.plumbing.sigv4 import Endpoint
 from renderdispatch.testing import FakeClock
 
 _AWAY = "storage.unavailable"

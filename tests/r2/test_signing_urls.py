@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from renderdispatch.errors import StorageDeniedError
 from renderdispatch.plumbing.s3 import headers_of
-from renderdispatch.plumbing.sigv4 import Presigner
+from renderdispatch.plumbing.sigv4 import Endpoint, Presigner
 from renderdispatch.storage.keys import check_key
 from renderdispatch.storage.r2 import content_disposition
 from renderdispatch.testing.local_r2 import LocalR2
@@ -65,13 +65,10 @@ def _signed_by_botocore(endpoint: str, region: str, operation: str, expires_s: i
 def _ours(endpoint: str, region: str, botocores: str) -> Presigner:
     """Return our signer, at the moment of a URL that botocore signed."""
     moment = datetime.strptime(dict(parse_qsl(urlsplit(botocores).query))["X-Amz-Date"] + "+0000", "%Y%m%dT%H%M%SZ%z")
-    return Presigner(
-        f"{endpoint}/renders",
-        access_key_id="the-id",
-        secret_access_key="the/secret+key",
-        region=region,
-        clock=lambda: moment,
+    place = Endpoint(
+        url=endpoint, bucket="renders", access_key_id="the-id", secret_access_key="the/secret+key", region=region
     )
+    return Presigner(place, clock=lambda: moment)
 
 
 def _is_key(key: str) -> bool:
@@ -154,11 +151,11 @@ def _without_order(url: str) -> tuple[str, list[tuple[str, str]]]:
 def test_the_key_changes_with_the_day() -> None:
     """A signer that lives for days signs each with its own key."""
     now = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC)
-    options = {"access_key_id": "id", "secret_access_key": "secret", "region": "auto"}
-    old = Presigner("https://s3.example.com/renders", **options, clock=lambda: now)
+    place = Endpoint(url="https://s3.example.com", bucket="renders", access_key_id="id", secret_access_key="secret")
+    old = Presigner(place, clock=lambda: now)
     old.sign("GET", "key", expires_s=60)
     now += timedelta(seconds=1)
-    new = Presigner("https://s3.example.com/renders", **options, clock=lambda: now)
+    new = Presigner(place, clock=lambda: now)
     assert "20270101%2Fauto" in (url := old.sign("GET", "key", expires_s=60))
     assert url == new.sign("GET", "key", expires_s=60)
 

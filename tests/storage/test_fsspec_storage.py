@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from renderdispatch.errors import (
@@ -34,16 +35,35 @@ from renderdispatch.testing import StorageContract, in_threads
 _HOUR = timedelta(hours=1)
 
 
-class TestFolder(StorageContract):
+class _InAFolder(StorageContract):
+    """Its objects are files, each at its key in a folder."""
+
+    root: Path
+
+    @pytest.fixture(autouse=True)
+    def _root(self, tmp_path: Path) -> None:
+        self.root = tmp_path / "renders"
+
+    def raw_get(self, storage: FsspecStorage, key: str) -> bytes | None:
+        path = self.root / key
+        return path.read_bytes() if path.exists() else None
+
+    def raw_set(self, storage: FsspecStorage, key: str, data: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+class TestFolder(_InAFolder):
     urls_expire = False  # whoever may read the file may read it
 
     @pytest.fixture
-    def storage(self, tmp_path: Path) -> FsspecStorage:
-        return FsspecStorage((tmp_path / "renders").as_uri())
+    def storage(self) -> FsspecStorage:
+        return FsspecStorage(self.root.as_uri())
 
     @pytest.fixture
-    def second(self, tmp_path: Path) -> FsspecStorage:
-        return FsspecStorage(tmp_path / "renders")
+    def second(self) -> FsspecStorage:
+        return FsspecStorage(self.root)
 
 
 class TestFsspecMemory(StorageContract):
@@ -57,8 +77,20 @@ class TestFsspecMemory(StorageContract):
     def second(self, memory_url: str) -> FsspecStorage:
         return FsspecStorage(memory_url)
 
+    @pytest.fixture(autouse=True)
+    def _files(self, memory_url: str) -> None:
+        self.files = fsspec.filesystem("memory")
+        self.folder = memory_url.removeprefix("memory:/")
 
-class TestFsspecElsewhere(StorageContract):
+    def raw_get(self, storage: FsspecStorage, key: str) -> bytes | None:
+        path = f"{self.folder}/{key}"
+        return bytes(self.files.cat_file(path)) if self.files.exists(path) else None
+
+    def raw_set(self, storage: FsspecStorage, key: str, data: bytes) -> None:
+        self.files.pipe_file(f"{self.folder}/{key}", data)
+
+
+class TestFsspecElsewhere(_InAFolder):
     """A file system that this library knows nothing about: fsspec's folders within another file system."""
 
     write_once = False
@@ -66,8 +98,8 @@ class TestFsspecElsewhere(StorageContract):
     signs_urls = False
 
     @pytest.fixture
-    def storage(self, tmp_path: Path) -> FsspecStorage:
-        return _elsewhere(tmp_path / "objects")
+    def storage(self) -> FsspecStorage:
+        return _elsewhere(self.root)
 
 
 def _elsewhere(folder: Path) -> FsspecStorage:

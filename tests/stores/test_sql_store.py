@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -62,6 +63,16 @@ class TestSqlJobStoreOnSQLite(JobStoreContract):
         second = SqlJobStore(url)
         yield second
         second.close()
+
+    def raw_get(self, store: SqlJobStore, job_id: str) -> str | None:
+        with closing(sqlite3.connect(str(store._url.database))) as connection:
+            query = "SELECT document FROM renderdispatch_jobs WHERE id = ?"
+            document: str | None = connection.execute(query, (job_id,)).fetchone()[0]
+            return document
+
+    def raw_set(self, store: SqlJobStore, job_id: str, document: str) -> None:
+        statement = "UPDATE renderdispatch_jobs SET document = ?, protocol = ? WHERE id = ?"
+        _write(Path(str(store._url.database)), statement, document, json.loads(document)["protocol"], job_id)
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -572,6 +583,8 @@ def test_a_table_of_another_version(file: Path, url: str) -> None:
     store.create(make_job())
     store.close()
     _write(file, "ALTER TABLE renderdispatch_jobs DROP COLUMN protocol")
-    with pytest.raises(ConfigurationError, match=r"renderdispatch_jobs: it has no column protocol\. Use another database"):
+    with pytest.raises(
+        ConfigurationError, match=r"renderdispatch_jobs: it has no column protocol\. Use another database"
+    ):
         store.get("x")
     store.close()

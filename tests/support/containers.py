@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from renderdispatch.messages import CallAnswer, Completed, Failed, ObjectUrls, Output, RenderOrder, SignedPut
+from renderdispatch.messages import CallResult, Completed, Failed, ObjectUrls, Output, RenderOrder, SignedPut
 
 RENDERERS: Final = {"fake": "renderdispatch.testing.renderers:FakeRenderer"}
 SONG: Final = bytes(range(256)) * 4096  # 1 MiB
@@ -137,7 +137,7 @@ def song(seconds: float = 1) -> bytes:
 
 def read(answer: str) -> Completed | Failed:
     """Return the outcome of an answer that has one."""
-    outcome = CallAnswer.model_validate_json(answer).outcome
+    outcome = CallResult.model_validate_json(answer).outcome
     assert outcome is not None
     return outcome
 

@@ -34,7 +34,7 @@ def far_away_error() -> Exception:
 def _render_another(order: str) -> str:
     """Have an order rendered from in here, as a scheduled worker does; answer with what became of it."""
     from renderdispatch.backends.modal import ModalBackend
-    from renderdispatch.messages import CallAnswer, EventReply, RenderOrder
+    from renderdispatch.messages import CallResult, EventReply, RenderOrder
     from renderdispatch.protocols import CallStatus
 
     read = RenderOrder.model_validate_json(order)
@@ -43,7 +43,7 @@ def _render_another(order: str) -> str:
     while (state := backend.poll(call)).status is CallStatus.RUNNING:
         time.sleep(0.02)
     backend.close()
-    return CallAnswer(error=state.error).model_dump_json()
+    return CallResult(error=state.error).model_dump_json()
 
 
 @app.function(retries=0, max_containers=4, timeout=300)

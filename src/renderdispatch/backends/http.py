@@ -8,7 +8,7 @@ camelCase::
         200 | 201 | 202      {"callId": "<id>"}    it runs, or will: the response does not wait for the render
     GET    {url}/{callId}    status
         200                  {"status": "running" | "ended" | "missing", "outcome": {...}, "error": {...}}
-        200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallAnswer`): it has ended
+        200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallResult`): it has ended
         202                  it runs; the body is not read
         404 | 410            no such call, or its result is no longer kept
     DELETE {url}/{callId}    cancel
@@ -58,9 +58,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import Final, TypeVar
 from urllib.parse import quote
 
@@ -69,8 +69,8 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CallAnswer, Message, RenderOrder
-from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response
+from renderdispatch.messages import CallResult, Message, RenderOrder
+from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response, is_loopback
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -84,8 +84,6 @@ _A_URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>]+")
 _NO_TEXT: Final = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _STARTED: Final = frozenset({200, 201, 202})
 _GONE: Final = frozenset({404, 410})
-_DENIED: Final = frozenset({401, 403, 407})
-_NOT_NOW: Final = frozenset({408, 425})
 
 _M = TypeVar("_M", bound=Message)
 
@@ -96,7 +94,7 @@ class StartAnswer(Message):
     call_id: str = Field(pattern=f"^{CALL_ID}$")
 
 
-class StatusAnswer(CallAnswer):
+class StatusAnswer(CallResult):
     """The response to a status; without ``status``, of a call that has ended."""
 
     status: CallStatus | None = None
@@ -159,20 +157,15 @@ class HttpBackend:
         secrets = {name: _read_secret(name, value) for name, value in given.items() if value is not None}
         named = {"token": "Authorization", "modal_key": "Modal-Key", "modal_secret": "Modal-Secret"}
         headers = {named[name]: f"Bearer {value}" if name == "token" else value for name, value in secrets.items()}
-        self._secrets = tuple(secrets.values())
-        self._slots = slots
-        self._closed = False
         headers["Accept"] = "application/json"
+        self.slots = slots
+        self._secrets = tuple(secrets.values())
+        self._closed = False
         total_s = timeout.total_seconds()
         self._client = Client(headers, total_s=total_s, connect_s=_CONNECT_S, stall_s=total_s, ssl_context=ssl_context)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin!r})"
-
-    @property
-    def slots(self) -> int | None:
-        """How many orders are handed over at once."""
-        return self._slots
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:  # noqa: ARG002 - the run reports by webhook
         """Hand the order over; its run reports to the order's callback."""
@@ -256,7 +249,11 @@ class HttpBackend:
 
     def _refusal(self, what: str, response: Response, *, secrets: tuple[str, ...] = ()) -> BackendError:
         """Return the error that a response stands for, by the table of the module."""
-        code, retryable, known, hint = _meaning(response.status, response.headers.get("retry-after", ""))
+        wait = response.headers.get("retry-after", "")
+        meant = 429 if response.status == 503 and wait else response.status
+        code, retryable, known, hint = _MEANINGS.get(meant, _BAD_ANSWER)
+        if meant == 429 and wait.isascii() and wait.isdecimal() and len(wait) < 7:
+            hint += f", for {wait} s"
         quoted = _quote(response, (*self._secrets, *secrets)) if response.status >= 400 else ""
         return BackendError(
             f"the render service at {self._origin} answered {response.status} ({what}){hint}{quoted}",
@@ -294,29 +291,20 @@ class KeyedHttpBackend(HttpBackend):
         return None if call_id is None else BackendCall(call_id)
 
 
-def _meaning(status: int, wait: str) -> tuple[str, bool, bool, str]:
-    """Return what a response that is not a success means, by the table of the module.
-
-    Returns:
-        The error's code, whether to retry, whether the outcome of a start is known, and a hint for the message.
-    """
-    if status == 429 or (status == 503 and wait):
-        seconds = f", for {wait} s" if wait.isascii() and wait.isdecimal() and len(wait) < 7 else ""
-        return "backend.busy", True, True, f": not now{seconds}"
-    if status in _NOT_NOW:
-        return "backend.error", True, True, ""
-    if status in _DENIED:
-        return "backend.denied", False, True, ": check the token, or Modal's key and secret, of this backend"
-    if status == 501 or 400 <= status < 500:
-        return "backend.refused", False, True, "; is its URL right?" if status in {404, 405} else ""
-    if status >= 500:
-        return "backend.error", True, False, ""
-    if status == 303:
-        return "backend.redirect", True, False, ": it must respond at once, not when the render ends"
-    if 300 <= status < 400:
-        hint = ": redirects are never followed, because credentials would go along; give the backend the final URL"
-        return "backend.redirect", False, True, hint
-    return "backend.bad-answer", False, False, ", not in the form that this backend reads"
+_MOVED: Final = ": redirects are never followed, because credentials would go along; give the backend the final URL"
+_DENIED: Final = ": check the token, or Modal's key and secret, of this backend"
+_BAD_ANSWER: Final = ("backend.bad-answer", False, False, ", not in the form that this backend reads")
+_MEANINGS: Final[Mapping[int, tuple[str, bool, bool, str]]] = {
+    **dict.fromkeys(range(300, 400), ("backend.redirect", False, True, _MOVED)),
+    303: ("backend.redirect", True, False, ": it must respond at once, not when the render ends"),
+    **dict.fromkeys([*range(400, 500), 501], ("backend.refused", False, True, "")),
+    **dict.fromkeys([404, 405], ("backend.refused", False, True, "; is its URL right?")),
+    **dict.fromkeys([401, 403, 407], ("backend.denied", False, True, _DENIED)),
+    **dict.fromkeys([408, 425], ("backend.error", True, True, "")),
+    429: ("backend.busy", True, True, ": not now"),
+    **dict.fromkeys([500, *range(502, 1000)], ("backend.error", True, False, "")),
+}
+"""By status: the code, whether to retry, whether the outcome of a start is known, and a hint for the message."""
 
 
 def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
@@ -327,24 +315,17 @@ def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
     except (httpx.InvalidURL, UnicodeError):
         raise ConfigurationError("the URL of a render service is not valid") from None
     if read.scheme not in {"https", "http"} or not host or not (read.port is None or 0 < read.port < 65536):
-        raise ConfigurationError("the URL of a render service is one such as https://gpu.example.com/renders")
-    if read.userinfo or read.query or read.fragment or "?" in url or "#" in url:
-        message = "the URL of a render service has no user name, query or fragment; secrets have arguments of their own"
-        raise ConfigurationError(message)
-    if read.scheme == "http" and not allow_http and not _is_here(host):
-        message = (
-            "the URL of a render service is https, because credentials and signed URLs are secret; "
+        why = "is one such as https://gpu.example.com/renders"
+    elif read.userinfo or read.query or read.fragment or "?" in url or "#" in url:
+        why = "has no user name, query or fragment; secrets have arguments of their own"
+    elif read.scheme == "http" and not allow_http and not is_loopback(host):
+        why = (
+            "is https, because credentials and signed URLs are secret; "
             "allow_http=True accepts http, for a network that is encrypted underneath"
         )
-        raise ConfigurationError(message)
-    return read
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    else:
+        return read
+    raise ConfigurationError(f"the URL of a render service {why}")
 
 
 def _read_secret(name: str, value: str) -> str:
@@ -365,15 +346,12 @@ def _secrets_of(order: RenderOrder) -> tuple[str, ...]:
 def _quote(response: Response, secrets: tuple[str, ...]) -> str:
     """Return the message of a refusal: one short line, without URLs and without the secrets that we sent."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    text = ""
     if kind == "application/json" or kind.endswith("+json"):
-        try:
-            text = next(_messages(from_json(response.body)), "")
-        except ValueError:
-            return ""
+        with suppress(ValueError):
+            text = _message(from_json(response.body))
     elif kind == "text/plain":
         text = response.body[: 16 * _QUOTED_CHARS].decode(errors="replace")
-    else:
-        return ""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "<secret>")
     text = _NO_TEXT.sub(" ", _A_URL.sub("<url>", text)).strip()
@@ -382,10 +360,11 @@ def _quote(response: Response, secrets: tuple[str, ...]) -> str:
     return f": {text}" if text else ""
 
 
-def _messages(body: JsonValue) -> Iterator[str]:
-    """Yield the message, if it is in one of the places where services and frameworks put it."""
+def _message(body: JsonValue) -> str:
+    """Return the message, if it is in one of the places where services and frameworks put it."""
     match body:
         case {"error": {"message": str(text)}} | {"error": str(text)} | {"message": str(text)} | {"detail": str(text)}:
-            yield text
+            return text
         case {"detail": [{"msg": str(text)}, *_]}:  # FastAPI's; the rest of it quotes the order
-            yield text
+            return text
+    return ""

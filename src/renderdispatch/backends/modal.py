@@ -1,7 +1,7 @@
 """How is an order rendered on Modal?
 
 By a call of a deployed function (`renderdispatch.modal_app`), spawned with the order as JSON: only strings cross. The
-function reports to the order's callback, and returns a `CallAnswer`.
+function reports to the order's callback, and returns a `CallResult`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from renderdispatch.backends.modal_client import ModalTrouble, Target, Variant
 from renderdispatch.backends.modal_faults import DEPLOY, how_to_deploy, refusal, state_of
 from renderdispatch.backends.modal_link import ModalLink
 from renderdispatch.errors import BackendError, ConfigurationError, MissingExtraError
-from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallAnswer, FaultDomain, JobError, RenderOrder
+from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallResult, FaultDomain, JobError, RenderOrder
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
@@ -34,7 +34,7 @@ class ModalBackend:
 
     Args:
         app: The deployed app.
-        function: The function in it; it takes a `RenderOrder` and returns a `CallAnswer`, both as JSON.
+        function: The function in it; it takes a `RenderOrder` and returns a `CallResult`, both as JSON.
         environment: Modal's environment; None is the one that Modal's own configuration names.
         version: The only deployed version of the app to use; None is the newest.
         gpu: The kind of GPU for orders that name none, such as ``"L4"``; None leaves the one that was deployed.
@@ -85,12 +85,12 @@ class ModalBackend:
             version=version,
             token_id=token_id,
             token_secret=token_secret,
+            connect_s=connect_timeout.total_seconds(),
+            answer_s=answer_timeout.total_seconds(),
+            cancel_grace_s=cancel_grace.total_seconds(),
         )
         self._gpu = gpu
         self._margin = timeout_margin
-        self._connect_s = connect_timeout.total_seconds()
-        self._answer_s = answer_timeout.total_seconds()
-        self._cancel_grace_s = cancel_grace.total_seconds()
         self._closed = False
         self._links = PerProcess(self._open)
 
@@ -122,8 +122,8 @@ class ModalBackend:
             return BackendCall(self._links.get().start(variant, argument))
         except ModalTrouble as trouble:
             job = f"job {order.job_id}"
-            error = self._refusal(trouble, f"{job} was not started", unknown=f"whether {job} was started is not known")
-        raise error
+            unknown = f"whether {job} was started is not known"
+            raise self._refusal(trouble, f"{job} was not started", unknown=unknown) from None
 
     def poll(self, call: BackendCall) -> CallState:
         """Return the state of the call. At most 50 polls are sent at once; the others wait for their turn.
@@ -132,16 +132,12 @@ class ModalBackend:
             BackendError: Modal does not say.
         """
         try:
-            answer = self._links.get().poll(call.id)
+            return _read(self._links.get().poll(call.id))
         except ModalTrouble as trouble:
-            state = state_of(trouble.error, secret=self._secret)
+            if (state := state_of(trouble.error, secret=self._secret)) is not None:
+                return state
             trouble.sent = False  # a poll changes nothing
-            error = self._refusal(trouble, f"the state of call {call.id} is not known")
-        else:
-            return _read(answer)
-        if state is None:
-            raise error
-        return state
+            raise self._refusal(trouble, f"the state of call {call.id} is not known") from None
 
     def cancel(self, call: BackendCall) -> None:
         """Tell the call to stop. If it is cancelled again after ``cancel_grace``, its container is taken away.
@@ -153,11 +149,8 @@ class ModalBackend:
             self._links.get().cancel(call.id)
         except ModalTrouble as trouble:
             error = self._refusal(trouble, f"whether call {call.id} was cancelled is not known")
-            ended = state_of(trouble.error) is not None or error.code == "modal.conflict"
-        else:
-            return
-        if not ended:
-            raise error
+            if state_of(trouble.error) is None and error.code != "modal.conflict":
+                raise error from None
 
     def close(self) -> None:
         """Close this process's client. Renders go on."""
@@ -168,9 +161,7 @@ class ModalBackend:
     def _open(self) -> ModalLink:
         if self._closed:
             raise BackendError("the backend is closed", retryable=True, code="backend.closed")
-        return ModalLink(
-            self._target, connect_s=self._connect_s, answer_s=self._answer_s, cancel_grace_s=self._cancel_grace_s
-        )
+        return ModalLink(self._target)
 
     @property
     def _secret(self) -> str | None:
@@ -197,13 +188,13 @@ def timeout_s(needed: timedelta) -> int:
 
 
 def _read(answer: object) -> CallState:
-    """Read what the function returned. Anything but a `CallAnswer` is an error of the deployment."""
+    """Read what the function returned. Anything but a `CallResult` is an error of the deployment."""
     if not isinstance(answer, str):
         return _unreadable(f"the function returned {type(answer).__name__} in place of JSON")
     try:
-        read = CallAnswer.model_validate_json(answer)
+        read = CallResult.model_validate_json(answer)
     except ValidationError:
-        return _unreadable("the function returned something that is not a CallAnswer")
+        return _unreadable("the function returned something that is not a CallResult")
     if read.outcome is None and read.error is None:
         return _unreadable(f"the function returned an answer without an outcome (protocol {read.protocol})")
     return CallState(status=CallStatus.ENDED, outcome=read.outcome, error=read.error)

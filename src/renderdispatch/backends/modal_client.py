@@ -43,24 +43,32 @@ class ModalTrouble(Exception):
         self.error = error
         self.sent = sent
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether Modal says that the thing does not exist, or no longer."""
-        import modal
-
-        return isinstance(self.error, modal.exception.NotFoundError)
-
 
 @frozen(kw_only=True)
 class Target:
-    """Which function, and whose token. Without a token, Modal's own configuration says it."""
+    """Which function, by whose token, and how long that may take.
+
+    Args:
+        app: The deployed app.
+        function: The function in it.
+        environment: Modal's environment; None is the one of Modal's own configuration.
+        version: The only version of the app to use; None is the newest.
+        token_id: Of a Modal token; None takes it from Modal's own configuration.
+        token_secret: Goes with ``token_id``.
+        connect_s: How long connecting and looking up may take.
+        answer_s: How long the response to a request may take, once connected.
+        cancel_grace_s: A call that is cancelled again so long after the first time has its container taken away.
+    """
 
     app: str
     function: str
-    environment: str | None = None
-    version: int | None = None
-    token_id: str | None = None
-    token_secret: str | None = field(default=None, repr=False)
+    environment: str | None
+    version: int | None
+    token_id: str | None
+    token_secret: str | None = field(repr=False)
+    connect_s: float
+    answer_s: float
+    cancel_grace_s: float
 
 
 @frozen
@@ -75,14 +83,10 @@ class Connection:
     """The client, which is opened at its first use, and the time limits of its calls.
 
     Args:
-        target: Says whose token is used.
-        connect_s: How long connecting and looking up may take.
-        answer_s: How long the response to a request may take, once connected.
+        target: Says whose token is used, and the limits.
     """
 
-    def __init__(self, target: Target, *, connect_s: float, answer_s: float) -> None:
-        self.connect_s = connect_s
-        self.answer_s = answer_s
+    def __init__(self, target: Target) -> None:
         self._target = target
         self._client: modal.Client | None = None
         self._owned = False
@@ -97,18 +101,14 @@ class Connection:
     @property
     def request_s(self) -> float:
         """How long a request may take now: it may have to connect first."""
-        return self.answer_s if self.fresh else self.connect_s
+        return self._target.answer_s if self.fresh else self._target.connect_s
 
     async def client(self) -> modal.Client:
         """Return the client; it connects by itself, at its first request."""
         if self._client is None:
             opening = self._opening.join(again=True)
-            self._client = await self.bounded(opening, seconds=self.connect_s, sent=False, proves=False)
+            self._client = await self.bounded(opening, seconds=self._target.connect_s, sent=False, proves=False)
         return self._client
-
-    def forget(self) -> None:
-        """Have the next request open another client: this one was closed elsewhere."""
-        self._client = None
 
     async def bounded(self, work: Awaitable[_T], *, seconds: float, sent: bool, proves: bool = True) -> _T:
         """Wait for a call of the client; whatever it raises, a remote `SystemExit` included, becomes a `ModalTrouble`.
@@ -119,6 +119,8 @@ class Connection:
             sent: Whether it may take effect though it fails here.
             proves: Whether its end shows that Modal can be reached.
         """
+        import modal
+
         task = asyncio.ensure_future(_caught(work))
         try:
             await asyncio.wait({task}, timeout=seconds)
@@ -130,6 +132,8 @@ class Connection:
         silent = result.error is not None and meaning_of(result.error).evidence is Evidence.SILENCE
         if proves or silent:
             self._heard_at = None if silent else _now()
+        if isinstance(result.error, modal.exception.ClientClosed):
+            self._client = None  # it was closed elsewhere: the next request opens another one
         if result.error is not None:
             raise ModalTrouble(result.error, sent=sent)
         return result.value  # type: ignore[return-value]
@@ -177,14 +181,13 @@ class Functions:
         """Return the function with these options. Sends nothing if it is known and the connection was just proved."""
         if self._found is not None and _now() - self._found.since > _HANDLES_S:
             self.forget()
-        found, limit_s = self._found, self._connection.connect_s
+        found, limit_s = self._found, self._target.connect_s
         if found is None or not self._connection.fresh:
             looking_up = self._looking_up.join(again=True)
             found = await self._connection.bounded(looking_up, seconds=limit_s, sent=False)
         bound = found.variants.setdefault(variant, _Shared(lambda: _with_options(found.function, variant)))
-        if bound.ready:
-            return await bound.join()
-        return await self._connection.bounded(bound.join(), seconds=limit_s, sent=False)
+        sends = not bound.ready
+        return await self._connection.bounded(bound.join(), seconds=limit_s, sent=False, proves=sends)
 
     def forget(self) -> None:
         """Look the function up again before its next use."""
@@ -201,11 +204,7 @@ class Functions:
             environment_name=target.environment,
             client=await self._connection.client(),
         )
-        try:
-            await function.hydrate.aio()
-        except modal.exception.ClientClosed:
-            self._connection.forget()
-            raise
+        await function.hydrate.aio()
         if self._found is None or self._found.function.object_id != function.object_id:
             self._found = _Found(function, _now())
         return self._found

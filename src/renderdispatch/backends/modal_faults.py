@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from renderdispatch.errors import BackendError
 from renderdispatch.messages import FaultDomain, JobError
-from renderdispatch.plumbing.failures import nearest
+from renderdispatch.plumbing.failures import nearest, text_of
 from renderdispatch.protocols import CallState, CallStatus
 
 LOG_IN: Final = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
@@ -212,18 +212,13 @@ def readable(error: BaseException, *, secret: str | None = None) -> str:
 
     The last line of a remote traceback is kept, because it names the exception.
     """
-    try:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    except Exception:  # noqa: BLE001 - the client's classes may raise anything
-        lines = []
+    lines = [line.strip() for line in text_of(error).splitlines() if line.strip()]
     said = " ".join(lines) if len(lines) <= 3 else f"{lines[0]} ... {lines[-1]}"
     said = _USER.sub(r"\1", _URL_SECRETS.sub(r"\1?...", said))
     if secret:
         said = said.replace(secret, "...")
-    said = said.encode(errors="replace").decode()
     if len(said) > _MOST:
         said = f"{said[: _MOST - 3]}..."
-    name = type(error).__name__
     if isinstance(error, Unanswered | LinkClosed | UnknownCall):
         return said
-    return f"{name}: {said}" if said else name
+    return ": ".join(filter(None, [type(error).__name__, said]))

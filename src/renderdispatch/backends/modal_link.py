@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from renderdispatch.backends.modal_client import Connection, Functions, ModalTrouble, Target, Variant
@@ -35,19 +34,17 @@ class ModalLink:
     """What a process asks of Modal. Blocking; safe to share between threads.
 
     Args:
-        target: Which function.
-        connect_s: How long connecting and looking up may take.
-        answer_s: How long the response to a request may take, once connected.
-        cancel_grace_s: A call that is cancelled again so long after the first time has its container taken away.
+        target: Which function, by whose token, and how long that may take.
     """
 
-    def __init__(self, target: Target, *, connect_s: float, answer_s: float, cancel_grace_s: float) -> None:
+    def __init__(self, target: Target) -> None:
         import modal  # noqa: F401 - now, so that the first call's time does not pay for it
 
-        self._connection = Connection(target, connect_s=connect_s, answer_s=answer_s)
+        self._target = target
+        self._connection = Connection(target)
         self._functions = Functions(target, self._connection)
-        self._turns = _Turns(MAX_POLLS, patience_s=answer_s)
-        self._cancels = _Cancels(cancel_grace_s)
+        self._polls = asyncio.Semaphore(MAX_POLLS)
+        self._cancelled_at: dict[str, float] = {}
         self._loop = _LoopThread("renderdispatch-modal")
 
     def start(self, variant: Variant, argument: str) -> str:
@@ -69,11 +66,13 @@ class ModalLink:
     # --- on the loop
 
     async def _start(self, variant: Variant, argument: str) -> str:
+        import modal
+
         function = await self._functions.get(variant)
         try:
             return await self._spawn(function, argument)
         except ModalTrouble as trouble:
-            if not trouble.is_gone:
+            if not isinstance(trouble.error, modal.exception.NotFoundError):
                 raise
         # Nothing was started: the function was deployed again, under another id.
         self._functions.forget()
@@ -81,19 +80,31 @@ class ModalLink:
 
     async def _spawn(self, function: Any, argument: str) -> str:
         spawned = function.spawn.aio(argument)
-        call: FunctionCall = await self._connection.bounded(spawned, seconds=self._connection.answer_s, sent=True)
+        call: FunctionCall = await self._connection.bounded(spawned, seconds=self._target.answer_s, sent=True)
         return call.object_id
 
     async def _poll(self, call_id: str) -> object:
         limit_s = self._connection.request_s
-        async with self._turns.turn():
+        if self._polls.locked():
+            await asyncio.sleep(random.uniform(0, _JITTER_S))
+        try:
+            async with asyncio.timeout(self._target.answer_s):
+                await self._polls.acquire()
+        except TimeoutError:
+            raise ModalTrouble(Unanswered("too many polls wait for answers"), sent=False) from None
+        try:
             return await self._ask(call_id, lambda call: call.get.aio(timeout=0), limit_s=limit_s)
+        finally:
+            self._polls.release()
 
     async def _cancel(self, call_id: str) -> None:
-        terminate = self._cancels.are_ignored(call_id)
-        await self._ask(
-            call_id, lambda call: call.cancel.aio(terminate_containers=terminate), limit_s=self._connection.request_s
-        )
+        now = asyncio.get_running_loop().time()
+        first = self._cancelled_at.setdefault(call_id, now)
+        while len(self._cancelled_at) > _REMEMBERED:
+            self._cancelled_at.pop(next(iter(self._cancelled_at)))
+        terminate = now - first > self._target.cancel_grace_s
+        limit_s = self._connection.request_s
+        await self._ask(call_id, lambda call: call.cancel.aio(terminate_containers=terminate), limit_s=limit_s)
 
     async def _ask(
         self, call_id: str, question: Callable[[FunctionCall], Coroutine[Any, Any, _T]], *, limit_s: float
@@ -107,8 +118,6 @@ class ModalLink:
         except ModalTrouble as trouble:
             if isinstance(trouble.error, modal.exception.ExecutionError):
                 await self._connection.bounded(_check(call), seconds=limit_s, sent=False, proves=False)
-            elif isinstance(trouble.error, modal.exception.ClientClosed):
-                self._connection.forget()
             raise
 
 
@@ -120,54 +129,6 @@ async def _check(call: FunctionCall) -> None:
         await call.hydrate.aio()
     except modal.exception.ExecutionError as error:
         raise UnknownCall from error
-
-
-class _Turns:
-    """Lets some work in at once; the rest waits for its turn.
-
-    Args:
-        at_once: How many.
-        patience_s: How long to wait.
-    """
-
-    def __init__(self, at_once: int, *, patience_s: float) -> None:
-        self._free = asyncio.Semaphore(at_once)
-        self._patience_s = patience_s
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold one of the places for as long as the block runs."""
-        if self._free.locked():
-            await asyncio.sleep(random.uniform(0, _JITTER_S))
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise ModalTrouble(Unanswered("too many polls wait for answers"), sent=False) from None
-        try:
-            yield
-        finally:
-            self._free.release()
-
-
-class _Cancels:
-    """Remembers which calls were told to stop, and when.
-
-    Args:
-        grace_s: How long a call has to obey.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._told: dict[str, float] = {}
-
-    def are_ignored(self, call_id: str) -> bool:
-        """Return whether the call was told to stop before, and its time to obey has passed. Now it is told again."""
-        now = asyncio.get_running_loop().time()
-        first = self._told.setdefault(call_id, now)
-        while len(self._told) > _REMEMBERED:
-            self._told.pop(next(iter(self._told)))
-        return now - first > self._grace_s
 
 
 class _LoopThread:

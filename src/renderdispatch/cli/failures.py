@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from renderdispatch import errors
 from renderdispatch.cli.display import error_as_json, print_result
-from renderdispatch.errors import (
-    ConfigurationError,
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobNotFoundError,
-    ObjectExistsError,
-    RenderDispatchError,
-)
 
 if TYPE_CHECKING:
     from renderdispatch.jobs import Job
@@ -26,11 +19,11 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("renderdispatch.cli")
 
 _REFUSED: Final = (
-    ConfigurationError,
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobNotFoundError,
-    ObjectExistsError,
+    errors.ConfigurationError,
+    errors.IdempotencyConflictError,
+    errors.InvalidRequestError,
+    errors.JobNotFoundError,
+    errors.ObjectExistsError,
 )
 
 
@@ -45,7 +38,7 @@ def tell(error: Exception, *, as_json: bool, job: Job | None = None) -> int:
     _log.debug("the command failed", exc_info=error)
     suffix = ""
     match error:
-        case RenderDispatchError(code=code):
+        case errors.RenderDispatchError(code=code):
             status, message, suffix = 2 if isinstance(error, _REFUSED) else 1, str(error), f" [{code}]"
         case click.ClickException(exit_code=status):
             code, message = "command.usage", _with_help(error)

@@ -22,7 +22,7 @@ from renderdispatch.cli.display import (
 )
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, seconds_reader
-from renderdispatch.cli.rendering import check_kind, follow
+from renderdispatch.cli.rendering import check_target, follow
 from renderdispatch.errors import InvalidRequestError, JobNotFoundError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
@@ -32,7 +32,8 @@ from renderdispatch.wiring import from_settings
 _CANCEL_S: Final = 15.0
 """How long `cancel` waits for another process to stop computing."""
 
-_job_argument = click.argument("job_id", metavar="JOB")
+_age_s: Final = seconds_reader("[smhdw]", "7d, 12h or 30m")
+_job_argument: Final = click.argument("job_id", metavar="JOB")
 
 
 @click.group(invoke_without_command=True)
@@ -47,7 +48,7 @@ def jobs(context: click.Context) -> None:
 
 
 @jobs.command("list")
-@click.option("--status", multiple=True, type=click.Choice([str(s) for s in JobStatus]), help="Only jobs with it.")
+@click.option("--status", multiple=True, type=click.Choice([str(s) for s in JobStatus]), help="Only these jobs.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
 @json_option
 def list_jobs(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -130,9 +131,7 @@ def save(*, job_id: str, target: Path | None, force: bool) -> None:
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = _find(service, job_id)
         target = target or Path(f"{Path(audio_name(job)).stem}.mp4")
-        check_kind(target)
-        if target.exists() and not force:
-            raise InvalidRequestError(f"{target} exists; --force replaces it", code="output.exists")
+        check_target(target, force=force)
         with interrupts.abrupt():  # unwinds, so that no half file stays
             saved = service.save(job.id, target, overwrite=force)
         click.echo(bytes(saved))  # a file's name may not be text
@@ -140,13 +139,7 @@ def save(*, job_id: str, target: Path | None, force: bool) -> None:
 
 @jobs.command()
 @click.argument("job_ids", metavar="[JOB]...", nargs=-1)
-@click.option(
-    "--older-than",
-    "age_s",
-    type=seconds_reader("[smhdw]", "7d, 12h or 30m"),
-    metavar="TIME",
-    help="All that ended at least this long ago: 7d, 12h, 30m.",
-)
+@click.option("--older-than", "age_s", type=_age_s, metavar="TIME", help="All that ended so long ago: 7d, 12h, 30m.")
 @click.option("--all-ended", is_flag=True, help="All that have ended.")
 @json_option
 def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json: bool) -> None:
@@ -157,13 +150,10 @@ def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json:
     with from_settings(worker=False) as service:
         doomed = list(_ended(service, age_s or 0)) if by_age else [_find(service, job_id) for job_id in job_ids]
         for job in doomed:
-            try:
-                service.delete(job.id)
-            except InvalidRequestError as error:
-                if job.ended:
-                    raise
+            if not job.ended:
                 message = f"job {short(job.id)} is {job.status}; cancel it: renderdispatch jobs cancel {short(job.id)}"
-                raise InvalidRequestError(message, code=error.code) from None
+                raise InvalidRequestError(message, code="job.running")
+            service.delete(job.id)
             if as_json:
                 print_json({"jobId": job.id, "removed": True})
     if not as_json:

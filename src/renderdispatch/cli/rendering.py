@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -73,7 +74,7 @@ def _read_param(text: str) -> tuple[str, JsonValue]:
 _OPTIONS: Final = (
     click.option("--scene", default="bars", show_default=True, metavar="NAME", help="See 'renderdispatch scenes'."),
     click.option(
-        "--preset", default="flat-1080p-landscape", show_default=True, metavar="NAME", help=f"{', '.join(PRESETS)}."
+        "--preset", default="flat-1080p-landscape", show_default=True, metavar="NAME", help=", ".join(PRESETS)
     ),
     click.option("--size", type=_read_size, metavar="WIDTHxHEIGHT", help="Pixels, even numbers, such as 1280x720."),
     click.option("--fps", metavar="RATE", help="Frames a second: 30, 29.97, 30000/1001."),
@@ -95,9 +96,7 @@ _OPTIONS: Final = (
 
 
 def _with_options(command: _F) -> _F:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
 
 
 @click.command()
@@ -118,7 +117,7 @@ def render(song: Path, target: Path | None, **options: Any) -> int:
 
 @click.command()
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), default="demo.mp4", show_default=True)
-@click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True, help="Length of the piece.")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True, help="Length, in seconds.")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Another seed, another melody.")
 @_with_options
 def demo(target: Path, *, seconds: float, seed: int, **options: Any) -> int:
@@ -157,7 +156,7 @@ def _make(
     began = time.monotonic()
     job: Job | None = None
     try:
-        _check_target(song, target, force=force)
+        check_target(target, force=force, song=song)
         output = _picture(preset, size, fps)
         with closing(from_settings(worker=True)) as service:  # its worker starts with the submit, and so with this job
             handle = service.submit(song, output=output, params=dict(params), priority=_PRIORITY, **request)
@@ -221,25 +220,25 @@ def _save(handle: JobHandle, target: Path, interrupts: Interrupts, *, force: boo
         raise StorageError(message, code=error.code) from error
 
 
-def check_kind(target: Path) -> None:
-    """Refuse a target that cannot be a file, or that a file must not replace: a directory, a device, a pipe."""
+def check_target(target: Path, *, force: bool, song: Path | None = None) -> None:
+    """Refuse a target that cannot be written, or that must not be replaced.
+
+    Args:
+        force: Replace a regular file. A directory, a device or a pipe is never replaced.
+        song: The file that is rendered; it is never replaced.
+    """
     try:
         mode = target.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return
+        mode = None
     except OSError as error:
         raise InvalidRequestError(f"{target} cannot be written: {error.strerror}", code="output.denied") from error
-    if stat.S_ISDIR(mode):
-        raise InvalidRequestError(f"{target} is a directory; name a file", code="output.directory")
-    if not stat.S_ISREG(mode):
-        raise InvalidRequestError(f"{target} is not a regular file; name another one", code="output.denied")
-
-
-def _check_target(song: Path, target: Path, *, force: bool) -> None:
-    """Refuse, before anything is rendered, a target that could not be written in the end."""
-    check_kind(target)
-    if target.exists():
-        if song.exists() and target.samefile(song):
+    if mode is not None:
+        if stat.S_ISDIR(mode):
+            raise InvalidRequestError(f"{target} is a directory; name a file", code="output.directory")
+        if not stat.S_ISREG(mode):
+            raise InvalidRequestError(f"{target} is not a regular file; name another one", code="output.denied")
+        if song is not None and song.exists() and target.samefile(song):
             raise InvalidRequestError(f"{target} is the song itself; name another file with -o", code="output.exists")
         if not force:
             raise InvalidRequestError(f"{target} exists; --force replaces it", code="output.exists")

@@ -7,11 +7,11 @@ whether they are still what was submitted, and `bring` stores them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Final, assert_never
@@ -19,16 +19,10 @@ from typing import IO, Final, assert_never
 from attrs import define, frozen
 from pydantic import SecretStr
 
+from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import (
-    AudioError,
-    InvalidRequestError,
-    ObjectNotFoundError,
-    RenderDispatchError,
-    StorageUnavailableError,
-)
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
@@ -37,6 +31,7 @@ AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
 
 _CHUNK_BYTES: Final = 1 << 20
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
+_AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 
 
@@ -70,7 +65,7 @@ class Streamed:
     """
 
     storage: StorageAdapter
-    source: Path | bytes | IO[bytes]
+    source: Path | IO[bytes]
     name: str
     _key: str | None = None
 
@@ -89,7 +84,7 @@ class Streamed:
         self._key = key
         if counted.size == 0:
             self.discard()
-            raise InvalidRequestError("the audio is empty", code="audio.empty")
+            raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
         return counted.stored(key)
 
     def discard(self) -> None:
@@ -101,23 +96,17 @@ class Streamed:
 class _Counted:
     """The chunks of a source, counted and hashed as they pass."""
 
-    def __init__(self, source: Path | bytes | IO[bytes]) -> None:
+    def __init__(self, source: Path | IO[bytes]) -> None:
         self._source = source
         self.size = 0
         self._sha256 = hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
-        with contextlib.ExitStack() as stack:
-            match self._source:
-                case bytes():
-                    file: IO[bytes] = io.BytesIO(self._source)
-                case Path():
-                    file = stack.enter_context(self._source.open("rb"))
-                case _:
-                    file = self._source
+        source = self._source
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             for chunk in _chunks(file):
                 if not isinstance(chunk, bytes):
-                    raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
+                    raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
                 self._sha256.update(chunk)
                 self.size += len(chunk)
                 yield chunk
@@ -145,40 +134,38 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
             return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
             if not audio:
-                raise InvalidRequestError("the audio is empty", code="audio.empty")
-            return Streamed(parts.storage, audio, "")
+                raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
+            return Streamed(parts.storage, io.BytesIO(audio), "")
         case StorageKey():
             return InPlace(_examine_object(audio.key, parts, tenant))
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
-        case str():
-            raise InvalidRequestError(f"a string is not audio: {_WANTED}", code="audio.invalid")
         case io.TextIOBase():
-            raise InvalidRequestError("the audio is open as text; open it with 'rb'", code="audio.invalid")
+            raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
         case _ if hasattr(audio, "read"):
             name = getattr(audio, "name", "")
             return Streamed(parts.storage, audio, name if isinstance(name, str) else "")
-    raise InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
+    raise errors.InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
 def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
     if not layout.may_read(tenant, key):
-        raise InvalidRequestError("this storage key is not yours", code="audio.denied")
+        raise errors.InvalidRequestError("this storage key is not yours", code="audio.denied")
     age = layout.upload_age(key, parts.store.now()) if key.startswith(layout.UPLOADS) else None
     if age is not None and age >= timedelta(days=layout.UPLOAD_DAYS):
-        raise InvalidRequestError("this upload is too old to be used: upload it again", code="audio.expired")
+        raise errors.InvalidRequestError("this upload is too old to be used: upload it again", code="audio.expired")
     try:
         return StoredAudio(key=key, size=parts.storage.stat(key).size)
-    except ObjectNotFoundError:
-        raise InvalidRequestError(f"nothing is stored under {key[:200]!r}", code="audio.missing") from None
+    except errors.ObjectNotFoundError:
+        raise errors.InvalidRequestError(f"nothing is stored under {key[:200]!r}", code="audio.missing") from None
 
 
 def _examine_url(url: object, fetcher: AudioFetcher | None) -> RemoteAudio:
     if fetcher is None:
         message = "audio by URL needs RenderService(fetcher=GuardedFetcher()); or download it and submit the file"
-        raise InvalidRequestError(message, code="audio.url-unsupported")
+        raise errors.InvalidRequestError(message, code="audio.url-unsupported")
     if not isinstance(url, str) or not url.startswith(("https://", "http://")) or not url.isprintable():
-        raise InvalidRequestError("an AudioUrl holds an https URL", code="audio.url-refused")
+        raise errors.InvalidRequestError("an AudioUrl holds an https URL", code="audio.url-refused")
     if isinstance(fetcher, SupportsUrlCheck):
         fetcher.check(url)
     return RemoteAudio(url=SecretStr(url))
@@ -188,22 +175,20 @@ def _examine_file(path: Path, machine: str) -> LocalAudio:
     try:
         path = path.absolute()
         found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise InvalidRequestError(f"{path} is a directory, not an audio file", code="audio.directory")
-        if not stat.S_ISREG(found.st_mode):
-            raise InvalidRequestError(f"{path} is not a regular file", code="audio.invalid")
-        if found.st_size == 0:
-            raise InvalidRequestError(f"{path} is empty", code="audio.empty")
-        with path.open("rb"):
-            pass
+        if stat.S_ISREG(found.st_mode):  # to open a pipe could wait for ever
+            path.open("rb").close()
     except FileNotFoundError:
-        raise InvalidRequestError(f"{path} does not exist", code="audio.missing") from None
+        raise errors.InvalidRequestError(f"{path} does not exist", code="audio.missing") from None
     except PermissionError:
-        raise InvalidRequestError(f"{path} may not be read by this user", code="audio.denied") from None
+        raise errors.InvalidRequestError(f"{path} may not be read by this user", code="audio.denied") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidRequestError):
-            raise
-        raise InvalidRequestError(f"{str(path)[:200]!r} cannot be read: {error}", code="audio.invalid") from None
+        raise errors.InvalidRequestError(f"{str(path)[:200]!r} cannot be read: {error}", code="audio.invalid") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise errors.InvalidRequestError(f"{path} is a directory, not an audio file", code="audio.directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise errors.InvalidRequestError(f"{path} is not a regular file", code="audio.invalid")
+    if found.st_size == 0:
+        raise errors.InvalidRequestError(f"{path} is empty", code="audio.empty")
     return LocalAudio(path=str(path), machine=machine, size=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
@@ -221,15 +206,15 @@ def check_source(source: Audio, parts: Parts) -> None:
         case StoredAudio():
             try:
                 found = parts.storage.stat(source.key)
-            except ObjectNotFoundError:
-                raise AudioError("the audio is not in storage any more", code="audio.missing") from None
+            except errors.ObjectNotFoundError:
+                raise errors.AudioError("the audio is not in storage any more", code="audio.missing") from None
             if found.size != source.size:
-                raise AudioError("the audio in storage has changed since submit", code="audio.changed")
+                raise errors.AudioError("the audio in storage has changed since submit", code="audio.changed")
         case LocalAudio():
             _check_file(source)
         case RemoteAudio():
             if parts.fetcher is None:
-                raise InvalidRequestError(_NO_FETCHER, code="audio.no-fetcher")
+                raise errors.InvalidRequestError(_NO_FETCHER, code="audio.no-fetcher")
         case _:
             assert_never(source)
 
@@ -253,14 +238,13 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
         case LocalAudio():
             path = Path(source.path)
             try:
-                with path.open("rb") as file:
-                    stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
+                file = path.open("rb")
             except FileNotFoundError:
                 raise _vanished(path) from None
-            except PermissionError as error:
-                if isinstance(error, RenderDispatchError):
-                    raise
-                raise AudioError(f"{path.name} may not be read", code="audio.denied") from None
+            except PermissionError:
+                raise errors.AudioError(f"{path.name} may not be read", code="audio.denied") from None
+            with file:
+                stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
             _check_file(source)
             return stored
         case RemoteAudio():
@@ -268,7 +252,7 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
             try:
                 with parts.fetcher.fetch(source.url.get_secret_value(), stop=stop) as fetched:
                     return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, stop.check)
-            except StorageUnavailableError:
+            except errors.StorageUnavailableError:
                 stop.check()  # a fetch that was cut off
                 raise
         case _:
@@ -291,11 +275,11 @@ def _check_file(audio: LocalAudio) -> None:
     except OSError:
         raise _vanished(path) from None
     if (found.st_size, found.st_mtime_ns) != (audio.size, audio.mtime_ns):
-        raise AudioError(f"{path.name} changed since submit; submit it again", code="audio.changed")
+        raise errors.AudioError(f"{path.name} changed since submit; submit it again", code="audio.changed")
 
 
-def _vanished(path: Path) -> AudioError:
-    return AudioError(f"{path.name} vanished since submit", code="audio.changed")
+def _vanished(path: Path) -> errors.AudioError:
+    return errors.AudioError(f"{path.name} vanished since submit", code="audio.changed")
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Final
 
+from attrs import define, field
+
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.events import Claimed, ClockAdvanced
 from renderdispatch.engine.inbox import Inbox
@@ -28,36 +30,37 @@ _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 _BATCH: Final = 10
 _CLAIM_PATIENCE_S: Final = 2.0
+_THREADS: Final = 4
+"""How many jobs are prepared at once."""
 
 
+@define(eq=False)
 class Dispatcher:
     """Claims jobs and starts them, for one process.
 
     Args:
         inbox: Takes the events of local runs.
-        threads: Jobs that are prepared at once.
         wake: Called when a preparation ended: there may be room, or something to reconcile.
     """
 
-    def __init__(
-        self, parts: Parts, keeper: LeaseKeeper, inbox: Inbox, *, wake: Callable[[], None], threads: int = 4
-    ) -> None:
-        self._parts = parts
-        self._keeper = keeper
-        self._inbox = inbox
-        self._wake = wake
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="renderdispatch-dispatch")
-        self._threads = threads
-        self._lock = threading.Lock()
-        self._busy: set[Future[None]] = set()
-        self._closing = Stop(error=GivenUp)
+    _parts: Parts
+    _keeper: LeaseKeeper
+    _inbox: Inbox
+    _wake: Callable[[], None]
+    _pool: ThreadPoolExecutor = field(
+        factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="renderdispatch-dispatch"), init=False
+    )
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    _busy: set[Future[None]] = field(factory=set, init=False)
+    _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def tick(self) -> int:
-        """Claim ready jobs while there is room for them; return how many were taken."""
+        """Note which calls ended, then claim ready jobs while there is room for them; return how many were taken."""
+        self._keeper.collect()
         taken = 0
         for name, backend in self._parts.backends.items():
             room = _BATCH if backend.slots is None else backend.slots - self._keeper.count(name)
-            room = min(room, self._threads - len(self._preparing()))
+            room = min(room, _THREADS - len(self._preparing()))
             if room > 0:
                 for job in self._ready(name, room):
                     taken += self._take(job, name)
@@ -77,9 +80,8 @@ class Dispatcher:
         store, machine = self._parts.store, self._parts.machine
         if isinstance(store, SupportsClaim):
             return store.claim(limit=limit, reserve_for=self._keeper.lease, backends=[backend], machine=machine)
-        query = JobQuery(
-            order="ready", ready_by=store.now(), backends=frozenset([backend]), machine=machine, limit=limit
-        )
+        backends = frozenset([backend])
+        query = JobQuery(order="ready", ready_by=store.now(), backends=backends, machine=machine, limit=limit)
         return list(store.query(query).items)
 
     def _take(self, job: Job, name: str) -> bool:

@@ -1,7 +1,8 @@
 """What can happen to a job?
 
-What the GPU side reports is in `messages` (`CheckedIn`, `Progressed`, `Completed`, `Failed`): it crosses the network.
-The events here never leave the process; clients, the dispatcher and the reconciler make them.
+The events that the GPU side reports cross the network, so they are in `messages`: `CheckedIn`, `Progressed`,
+`Completed`, `Failed`. Clients, the dispatcher and the reconciler make the events of this module, which never leave the
+process.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ from renderdispatch.messages import Artifact, CheckedIn, Completed, Failed, JobE
 
 
 @frozen(kw_only=True)
+class AttemptEvent:
+    """Something that happened to one attempt, named by its token: the fence (rule J1)."""
+
+    token: str = field(repr=False)
+
+
+@frozen(kw_only=True)
 class CancelRequested:
     """A client wants the job to end."""
 
 
 @frozen(kw_only=True)
 class Claimed:
-    """A dispatcher takes a ready job: a new attempt begins."""
+    """A dispatcher takes a ready job, and a new attempt begins."""
 
     token: str = field(repr=False)
     holder: str
@@ -30,140 +38,112 @@ class Claimed:
 
 
 @frozen(kw_only=True)
-class LeaseRenewed:
+class LeaseRenewed(AttemptEvent):
     """The holder is alive."""
 
-    token: str = field(repr=False)
     holder: str
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class StageEntered:
-    """The dispatcher moves on: ``uploading-audio`` or ``generating-url``."""
+class StageEntered(AttemptEvent):
+    """The dispatcher enters ``uploading-audio`` or ``generating-url``."""
 
-    token: str = field(repr=False)
     stage: Stage
 
 
 @frozen(kw_only=True)
-class AudioStored:
-    """The audio stands in storage; a URL it came from is forgotten (rule J10)."""
+class AudioStored(AttemptEvent):
+    """The audio is stored. A URL that it came from is no longer needed (rule J10)."""
 
-    token: str = field(repr=False)
     audio: StoredAudio
 
 
 @frozen(kw_only=True)
-class DispatchIntended:
+class DispatchIntended(AttemptEvent):
     """The backend is about to be called (rule J2)."""
 
-    token: str = field(repr=False)
     video_key: str
     result_key: str
     start_by: datetime
 
 
 @frozen(kw_only=True)
-class Dispatched:
-    """The backend took the order."""
+class Dispatched(AttemptEvent):
+    """The backend accepted the order."""
 
-    token: str = field(repr=False)
     call_id: str | None
 
 
 @frozen(kw_only=True)
-class AttemptFailed:
-    """The attempt is over, and no event of the GPU side said so.
+class AttemptFailed(AttemptEvent):
+    """The attempt has ended, and its run did not report that.
 
-    ``stopped`` says that nothing of it computes any more.
+    ``stopped``: its computing is known to have stopped.
     """
 
-    token: str = field(repr=False)
     error: JobError
     stopped: bool
 
 
 @frozen(kw_only=True)
-class LeaseLapsed:
-    """The lease that was seen as ``lease_until`` was not renewed in time.
+class LeaseLapsed(AttemptEvent):
+    """The lease until ``lease_until`` was not renewed in time.
 
-    The rule compares no clocks: it applies only while that very lease stands (rule J13).
+    The rule compares no clocks. It applies only if the attempt still has exactly this lease (rule J13).
     """
 
-    token: str = field(repr=False)
     lease_until: datetime
 
 
 @frozen(kw_only=True)
-class CallMissing:
-    """The backend can say, and says, that the call does not exist."""
-
-    token: str = field(repr=False)
+class CallMissing(AttemptEvent):
+    """The backend is able to find calls, and this one does not exist."""
 
 
 @frozen(kw_only=True)
-class ResultFound:
-    """The result object stands in storage: the attempt's commit point, whichever run wrote it."""
+class ResultFound(AttemptEvent):
+    """Storage has the result object, which is the attempt's commit point, whichever run wrote it."""
 
-    token: str = field(repr=False)
     artifact: Artifact
 
 
 @frozen(kw_only=True)
-class VideoSeen:
-    """Storage shows the video with this size in bytes (and etag, where it has one)."""
+class VideoSeen(AttemptEvent):
+    """Storage has the video, with this size in bytes (and this etag, if it has etags)."""
 
-    token: str = field(repr=False)
     size: int
     etag: str | None = None
 
 
 @frozen(kw_only=True)
-class VideoMissing:
-    """Storage answers, and has no such video."""
-
-    token: str = field(repr=False)
+class VideoMissing(AttemptEvent):
+    """Storage responds, and does not have the video."""
 
 
 @frozen(kw_only=True)
-class CancelConfirmed:
-    """The cancel reached the backend; ``stopped`` says that nothing computes any more."""
+class CancelConfirmed(AttemptEvent):
+    """The cancel reached the backend. ``stopped``: computing is known to have stopped."""
 
-    token: str = field(repr=False)
     stopped: bool
 
 
 @frozen(kw_only=True)
 class CleanedUp:
-    """An ended attempt's call is stopped and its objects are gone."""
+    """An ended attempt's call is stopped, and its objects are deleted."""
 
     token: str = field(repr=False)
 
 
 @frozen(kw_only=True)
 class AudioDropped:
-    """The stored copy of a local file is gone."""
+    """The stored copy of a local file is deleted."""
 
 
 @frozen(kw_only=True)
 class ClockAdvanced:
-    """Time passed: deadlines are looked at."""
+    """Time has passed; check the deadlines."""
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-AttemptEvent = (
-    LeaseRenewed
-    | StageEntered
-    | AudioStored
-    | DispatchIntended
-    | Dispatched
-    | AttemptFailed
-    | LeaseLapsed
-    | CallMissing
-    | ResultFound
-    | VideoSeen
-    | VideoMissing
-    | CancelConfirmed
-)
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanedUp | AudioDropped | ClockAdvanced

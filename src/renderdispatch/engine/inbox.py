@@ -21,14 +21,9 @@ from typing import Final
 from attrs import field, frozen
 from pydantic import ValidationError
 
+from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
-from renderdispatch.errors import (
-    JobNotFoundError,
-    RenderDispatchError,
-    WebhookRefusal,
-    WebhookVerificationError,
-)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import RENDER_EVENT, Action, EventReply, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
@@ -70,7 +65,7 @@ class Inbox:
         self._check()
         try:
             decision = commit(self.store, job if job is not None else event.job_id, event)
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             self._over(event.token)
             raise
         if decision.job.ended or decision.job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
@@ -81,7 +76,7 @@ class Inbox:
         """Take an event of a local run, as `OnEvent`; a job that was deleted meanwhile needs no render."""
         try:
             return self.take(event).reply
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             return EventReply(action=Action.STOP, reason="deleted")
 
 
@@ -118,9 +113,10 @@ class WebhookReceiver:
         """Answer one webhook; never raises."""
         try:
             verified = self._verifier.verify(headers, body)
-        except WebhookVerificationError as error:
+        except errors.WebhookVerificationError as error:
             _log.warning("a webhook was refused: %s", error)
-            return self._refuse(413 if error.reason is WebhookRefusal.BODY_TOO_LARGE else 401, error.code, str(error))
+            too_large = error.reason is errors.WebhookRefusal.BODY_TOO_LARGE
+            return self._refuse(413 if too_large else 401, error.code, str(error))
         sender = EventId.parse(verified.id)
         assert sender is not None  # its key was found
         try:
@@ -130,12 +126,13 @@ class WebhookReceiver:
             return self._refuse(400, "webhook.invalid-event", "the body is not an event of this protocol")
         try:
             return self._take(sender, event)
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             self._count("unknown-job")
             return WebhookResponse(status=200, body=_json_of(EventReply(action=Action.STOP, reason="no such job")))
-        except RenderDispatchError as error:  # the store is away, others always wrote first, or this service is closed
+        except errors.RenderDispatchError as error:
+            # The store is away, others always wrote first, or this service is closed.
             _log.warning("job %s: a webhook could not be taken: %s", sender.job_id, error)
-            return self._refuse(503, "store.unavailable", "try again", {"retry-after": str(_RETRY_AFTER_S)})
+            return self._refuse(503, "store.unavailable", "try again")
 
     def _take(self, sender: EventId, event: RenderEvent) -> WebhookResponse:
         """Apply an event whose signature is good, if it speaks for the attempt whose key signed it."""
@@ -150,12 +147,11 @@ class WebhookReceiver:
             _log.info("job %s: a webhook was %s (%s)", job.id, decision.verdict, event.type)
         return WebhookResponse(status=200, body=_json_of(decision.reply))
 
-    def _refuse(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> WebhookResponse:
+    def _refuse(self, status: int, code: str, message: str) -> WebhookResponse:
         self._count(code)
+        retry = {"retry-after": str(_RETRY_AFTER_S)} if status == 503 else {}
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
-        return WebhookResponse(status=status, body=body, headers={**_JSON, **(headers or {})})
+        return WebhookResponse(status=status, body=body, headers={**_JSON, **retry})
 
     def _count(self, fate: str) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from renderdispatch.messages import FOR_THE_RECORD, RenderRequest, StoredAudio
 
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UPLOADED: Final = re.compile(r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}", re.ASCII)
 
 
@@ -104,8 +105,4 @@ def keyed_id(tenant: str | None, key: str) -> str:
 
 def is_text(text: str) -> bool:
     """Return whether UTF-8 can hold it: names of files, and JSON, may bring half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return _SURROGATE.search(text) is None

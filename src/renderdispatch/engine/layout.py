@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from renderdispatch.errors import InvalidRequestError
@@ -20,55 +20,54 @@ _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TENANTS: Final = "tenants/"
 
 UPLOADS: Final = "uploads/"
-"""What stands here, by keys that `upload_key` made, is deleted by its age."""
+"""The prefix of uploads by clients, whose keys `upload_key` makes. They are deleted by their age."""
 
 UPLOAD_DAYS: Final = 2
-"""An upload is submitted on the day of its grant or the day after; from then on, a job may need it for six days."""
+"""An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
-_UPLOAD: Final = re.compile(r"uploads/(\d{4})(\d\d)(\d\d)/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
+_UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
 
 
 def check_tenant(tenant: str) -> str:
     """Return the tenant's name.
 
     Raises:
-        InvalidRequestError: It is not 1 to 64 letters, digits, dots, dashes or underscores.
+        InvalidRequestError: It is not 1 to 64 letters, digits, dots, dashes or underscores, or begins with a sign.
     """
     if not _TENANT.fullmatch(tenant):
-        message = "a tenant's name is 1 to 64 letters, digits, dots, dashes or underscores, and begins with no dot"
+        message = "a tenant's name is 1 to 64 letters, digits, dots, dashes or underscores, first a letter or a digit"
         raise InvalidRequestError(message, code="tenant.invalid")
     return tenant
 
 
 def tenant_prefix(tenant: str | None) -> str:
-    """Return where a tenant's objects stand; "" for the service without tenants."""
+    """Return the prefix of a tenant's objects; "" for the service without tenants."""
     return "" if tenant is None else f"{_TENANTS}{tenant}/"
 
 
 def may_read(tenant: str | None, key: str) -> bool:
-    """Return whether a key that a client named belongs to this tenant."""
+    """Return whether this tenant may read an object whose key a client named."""
     upload = _UPLOAD.fullmatch(key)
-    below = key if upload is None else upload[4]
+    below = key if upload is None else upload[2]
     return below.startswith(tenant_prefix(tenant)) and (tenant is not None or not below.startswith(_TENANTS))
 
 
 def upload_key(tenant: str | None, now: datetime) -> str:
-    """Return a fresh key for an upload that is granted now."""
+    """Return a new key for an upload that is granted now."""
     return f"{UPLOADS}{now.astimezone(UTC):%Y%m%d}/{tenant_prefix(tenant)}{secrets.token_hex(16)}"
 
 
 def upload_age(key: str, now: datetime) -> timedelta | None:
-    """Return the time since the day of an upload's grant began, in UTC; None for what `upload_key` did not make."""
+    """Return the time since the day of an upload's grant began (UTC); None for a key that `upload_key` did not make."""
     found = _UPLOAD.fullmatch(key)
     try:
-        day = date(int(found[1]), int(found[2]), int(found[3])) if found is not None else None
-    except ValueError:
-        day = None
-    return None if day is None else now - datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return now - datetime.fromisoformat(found[1]).replace(tzinfo=UTC) if found is not None else None
+    except ValueError:  # not a day
+        return None
 
 
 def new_incarnation() -> str:
-    """Return a fresh name for one life of a job's id."""
+    """Return a new random name for one life of a job's id."""
     return secrets.token_hex(8)
 
 

@@ -14,22 +14,16 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 
+from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
-from renderdispatch.engine.rules import HANDED_BACK
+from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Verdict
-from renderdispatch.errors import (
-    BackendError,
-    JobNotFoundError,
-    JobUnreadableError,
-    RenderDispatchError,
-    StoreUnavailableError,
-)
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FaultDomain, JobError, Stage
+from renderdispatch.messages import Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
@@ -64,6 +58,7 @@ class Held:
     released: bool = False
 
 
+@define(eq=False)
 class LeaseKeeper:
     """Holds attempts for one process.
 
@@ -72,20 +67,16 @@ class LeaseKeeper:
         lease: How long an attempt stays ours without a renewal.
     """
 
-    def __init__(
-        self, store: JobStore, backends: Mapping[str, RenderBackend], *, holder: str, lease: timedelta
-    ) -> None:
-        self.holder = holder
-        self.lease = lease
-        self._store = store
-        self._backends = backends
-        self._lock = threading.Lock()
-        self._held: dict[str, Held] = {}
+    _store: JobStore
+    _backends: Mapping[str, RenderBackend]
+    holder: str = field(kw_only=True)
+    lease: timedelta = field(kw_only=True)
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    _held: dict[str, Held] = field(factory=dict, init=False)
 
     def hold(self, job: Job, stop: Stop) -> Held:
         """Begin to hold the job's current attempt."""
-        assert job.attempt is not None
-        attempt = job.attempt
+        attempt = job.attempts[-1]
         held = Held(job.id, attempt.token, attempt.backend, attempt.local, stop)
         with self._lock:
             self._held[held.token] = held
@@ -93,29 +84,25 @@ class LeaseKeeper:
 
     def release(self, token: str) -> None:
         """Hold the attempt no longer. Does nothing for one that is not held."""
-        with self._lock:
-            held = self._held.get(token)
-            if held is not None:
-                held.released = True
+        if (held := self._held.get(token)) is not None:
+            held.released = True
 
     def count(self, backend: str) -> int:
         """Return how many attempts take up room on this backend: those held, and those whose computing still ends."""
         self._forget()
-        with self._lock:
-            return sum(h.backend == backend for h in self._held.values())
+        return sum(held.backend == backend for held in self._everything())
 
     @property
     def winding_up(self) -> bool:
         """Whether room is about to become free."""
-        with self._lock:
-            return any(h.released for h in self._held.values())
+        return any(held.released for held in self._everything())
 
     def obey(self, job: Job) -> None:
         """Stop what this process holds of the job, if its record no longer wants it."""
         attempt = job.attempt
-        with self._lock:
-            held_here = [h for h in self._held.values() if h.job_id == job.id]
-        for held in held_here:
+        for held in self._everything():
+            if held.job_id != job.id:
+                continue
             if attempt is not None and (attempt.token != held.token or attempt.ended_at is not None):
                 held.stop.request("superseded")
             elif job.stage is Stage.CANCELLING:
@@ -128,17 +115,16 @@ class LeaseKeeper:
         if held.call is not None:
             try:
                 self._backends[held.backend].cancel(held.call)
-            except BackendError as error:
+            except errors.BackendError as error:
                 _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""
-        with self._lock:
-            everything = [h for h in self._held.values() if not h.released]
+        everything = [held for held in self._everything() if not held.released]
         for held in everything:
             try:
                 self._renew(held)
-            except StoreUnavailableError as error:
+            except errors.StoreUnavailableError as error:
                 _log.warning("job %s: the lease was not renewed: %s", held.job_id, error)
             except Exception:  # noqa: BLE001 - the other leases need renewing all the same
                 _log.exception("job %s: the lease was not renewed", held.job_id)
@@ -146,18 +132,20 @@ class LeaseKeeper:
 
     def collect(self) -> None:
         """Commit how calls ended whose final event was lost."""
-        with self._lock:
-            called = [(h, h.call) for h in self._held.values() if h.call is not None and not h.released]
-        for held, call in called:
+        for held in self._everything():
+            if held.call is None or held.released:
+                continue
             try:
-                state = self._backends[held.backend].poll(call)
+                state = self._backends[held.backend].poll(held.call)
                 if state.status is not CallStatus.RUNNING:
                     self._commit_end(held, state)
-            except (StoreUnavailableError, BackendError) as error:
+            except (errors.StoreUnavailableError, errors.BackendError) as error:
                 _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
-            except JobNotFoundError:
+            except errors.JobNotFoundError:
                 self.release(held.token)
-            except JobUnreadableError as error:  # the version that wrote it finds the result, or the lapsed lease
+            except (
+                errors.JobUnreadableError
+            ) as error:  # the version that wrote it finds the result, or the lapsed lease
                 _log.error("job %s: how it ended was not recorded, its lease will lapse: %s", held.job_id, error)
                 self.release(held.token)
         self._forget()
@@ -167,25 +155,27 @@ class LeaseKeeper:
         with self._lock:
             everything = list(self._held.values())
             self._held.clear()
-        error = JobError(code=HANDED_BACK, message="the worker was closed", fault=FaultDomain.INFRASTRUCTURE)
+        error = infrastructure_error(HANDED_BACK, "the worker was closed")
         for held in everything:
             try:
                 if not held.released:
                     commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
-            except RenderDispatchError as failure:
+            except errors.RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
             self.cancel(held)
         deadline = time.monotonic() + _STOP_S
         while any(self._runs(held) for held in everything) and time.monotonic() < deadline:
             time.sleep(0.02)
 
+    def _everything(self) -> list[Held]:
+        with self._lock:
+            return list(self._held.values())
+
     def _forget(self) -> None:
-        with self._lock:
-            released = [h for h in self._held.values() if h.released and not h.preparing]
-        ended = [h.token for h in released if not self._runs(h)]
-        with self._lock:
-            for token in ended:
-                self._held.pop(token, None)
+        for held in self._everything():
+            if held.released and not held.preparing and not self._runs(held):
+                with self._lock:
+                    self._held.pop(held.token, None)
 
     def _runs(self, held: Held) -> bool:
         backend = self._backends[held.backend]
@@ -196,7 +186,7 @@ class LeaseKeeper:
         event = LeaseRenewed(token=held.token, holder=self.holder, lease_until=lease_until)
         try:
             decision = commit(self._store, held.job_id, event)
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             held.stop.request("deleted")
             self.cancel(held)
             self.release(held.token)

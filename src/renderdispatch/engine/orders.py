@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from renderdispatch.engine import layout
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.jobs import Attempt, Job
+from renderdispatch.jobs import Job
 from renderdispatch.messages import MAX_ORDER_BYTES, Callback, ObjectUrls, RenderOrder, SignedPut, StoredAudio
 
 _URL_SLACK: Final = timedelta(minutes=10)
@@ -30,20 +30,12 @@ class Signer(Protocol):
 
 
 def make_order(
-    job: Job,
-    attempt: Attempt,
-    audio: StoredAudio,
-    *,
-    signer: Signer,
-    now: datetime,
-    callback: Callback | None,
-    local: bool,
+    job: Job, audio: StoredAudio, *, signer: Signer, now: datetime, callback: Callback | None, local: bool
 ) -> RenderOrder:
-    """Return the order of an attempt.
+    """Return the order of a job's current attempt.
 
     Args:
         job: The job.
-        attempt: Its current attempt.
         audio: The audio in storage.
         signer: Signs the order's URLs.
         now: The store's time.
@@ -55,6 +47,7 @@ def make_order(
     """
     expires_in = min(job.finish_by - now + _URL_SLACK, _MAX_URL)
     prefix = layout.prefix_of(job)
+    attempt = job.attempts[-1]
     request = job.request
 
     def urls(key: str, content_type: str) -> ObjectUrls:

@@ -6,15 +6,14 @@ attempts and the reconciler use it alike. It is pure.
 
 from __future__ import annotations
 
-from renderdispatch.engine.events import AttemptFailed, CallMissing, CancelConfirmed, ResultFound
+from renderdispatch.engine.events import AttemptEvent, AttemptFailed, CallMissing, CancelConfirmed, ResultFound
+from renderdispatch.engine.rules import infrastructure_error
 from renderdispatch.jobs import Attempt
-from renderdispatch.messages import Completed, Failed, FaultDomain, JobError
+from renderdispatch.messages import Completed, Failed
 from renderdispatch.protocols import CallState, CallStatus
 
-CallEvent = AttemptFailed | CallMissing | CancelConfirmed | ResultFound
 
-
-def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> CallEvent | None:
+def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: bool) -> AttemptEvent | None:
     """Return what the state of an attempt's call means for its job; None where it means nothing new.
 
     Args:
@@ -30,21 +29,14 @@ def call_event(attempt: Attempt, state: CallState, *, cancelling: bool, silent: 
     if cancelling:
         return CancelConfirmed(token=attempt.token, stopped=not older)
     if older:
-        return _lost(attempt) if silent else None
+        message = "the call ended with the answer of an older run, and the newest one gives no sign of life"
+        lost = infrastructure_error("runner.silent", message)
+        return AttemptFailed(token=attempt.token, error=lost, stopped=False) if silent else None
     if state.status is CallStatus.MISSING:
         return CallMissing(token=attempt.token)
     if isinstance(state.outcome, Completed):
         return ResultFound(token=attempt.token, artifact=state.outcome.artifact)
     error = state.outcome.error if state.outcome is not None else state.error
     if error is None:
-        error = _infrastructure("runner.died", "the render ended without a word")
+        error = infrastructure_error("runner.died", "the render ended without a word")
     return AttemptFailed(token=attempt.token, error=error, stopped=True)
-
-
-def _lost(attempt: Attempt) -> AttemptFailed:
-    message = "the call ended with the answer of an older run, and the newest one gives no sign of life"
-    return AttemptFailed(token=attempt.token, error=_infrastructure("runner.silent", message), stopped=False)
-
-
-def _infrastructure(code: str, message: str) -> JobError:
-    return JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE)

@@ -13,21 +13,16 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.messages import Callback, RenderRequest
-from renderdispatch.protocols import (
-    AudioFetcher,
-    JobStore,
-    Locality,
-    RenderBackend,
-    StorageAdapter,
-    SupportsWebhook,
-)
-from renderdispatch.webhooks import AttemptKeys
+from renderdispatch.protocols import AudioFetcher, JobStore, Locality, RenderBackend, StorageAdapter, SupportsWebhook
+
+if TYPE_CHECKING:
+    from renderdispatch.webhooks import AttemptKeys
 
 Route = Callable[[RenderRequest], str]
 """Chooses a backend by name for a request that names none."""
@@ -97,9 +92,8 @@ class Parts:
 
     def callback(self, job_id: str, attempt: int, backend: RenderBackend) -> Callback | None:
         """Return where a run of this attempt reports, and the key that it signs with; None where it does not."""
-        reports = backend.reports_by_webhook if isinstance(backend, SupportsWebhook) else None
-        if reports is None:
-            reports = backend.locality is Locality.WORLD
+        remote = backend.locality is Locality.WORLD
+        reports = backend.reports_by_webhook if isinstance(backend, SupportsWebhook) else remote
         if self.webhook_url is None or self.keys is None or not reports:
             return None
         return Callback(url=self.webhook_url, key=self.keys.secret(job_id=job_id, attempt=attempt))

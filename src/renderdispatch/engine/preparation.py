@@ -12,18 +12,9 @@ from typing import Final
 
 from attrs import frozen
 
-from renderdispatch.engine import layout
+from renderdispatch.engine import events, layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
-from renderdispatch.engine.events import (
-    AttemptFailed,
-    AudioStored,
-    CancelConfirmed,
-    Dispatched,
-    DispatchIntended,
-    JobEvent,
-    StageEntered,
-)
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import make_order
@@ -34,7 +25,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import Locality, RenderBackend
+from renderdispatch.protocols import Locality
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -56,36 +47,30 @@ class Preparation:
     _held: Held
     _closing: Stop
 
-    @property
-    def _backend(self) -> RenderBackend:
-        return self._parts.backends[self._held.backend]
-
     def run(self) -> None:
         """Prepare and start the attempt; whatever goes wrong becomes the attempt's error."""
         job_id, token = self._job.id, self._held.token
         try:
             with self._held.stop:
                 order = self._order(self._bring_audio())
-                self._advance(
-                    DispatchIntended(
-                        token=token,
-                        video_key=order.video.key,
-                        result_key=order.result.key,
-                        start_by=order.start_by,
-                    )
+                intent = events.DispatchIntended(
+                    token=token, video_key=order.video.key, result_key=order.result.key, start_by=order.start_by
                 )
+                self._advance(intent)
             self._start(order)
         except JobNotFoundError:
             self._keeper.release(token)
         except GivenUp:
-            self._give_up()
+            self._conclude(events.CancelConfirmed(token=token, stopped=True))
         except StoreUnavailableError as error:  # the lease lapses, and another dispatcher goes on
             _log.warning("job %s: the store is away: %s", job_id, error)
             self._keeper.release(token)
         except Exception as error:  # noqa: BLE001 - whatever happened, the job must hear of it
             if not isinstance(error, (RenderDispatchError, OSError)):
                 _log.exception("job %s: could not be dispatched", job_id)
-            self._fail(error)
+            # Nothing of it runs: its start was refused, or never came.
+            failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
+            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
         finally:
             self._held.preparing = False
 
@@ -96,33 +81,27 @@ class Preparation:
         job, token = self._job, self._held.token
         source = job.audio or job.request.audio
         check_source(source, self._parts)
-        self._advance(StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
+        self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
         audio = bring(source, self._parts, key=key, stop=self._held.stop)
         try:
-            self._advance(AudioStored(token=token, audio=audio))
+            self._advance(events.AudioStored(token=token, audio=audio))
         except GivenUp:
             if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
                 self._parts.storage.delete(audio.key)
             raise
-        self._advance(StageEntered(token=token, stage=Stage.GENERATING_URL))
+        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return audio
 
     def _order(self, audio: StoredAudio) -> RenderOrder:
-        job, backend = self._job, self._backend
-        assert job.attempt is not None
-        return make_order(
-            job,
-            job.attempt,
-            audio,
-            signer=self._parts.storage,
-            now=self._parts.store.now(),
-            callback=self._parts.callback(job.id, job.attempt.number, backend),
-            local=backend.locality < Locality.WORLD,
-        )
+        job, parts = self._job, self._parts
+        backend = parts.backends[self._held.backend]
+        callback = parts.callback(job.id, len(job.attempts), backend)
+        local = backend.locality < Locality.WORLD
+        return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
 
     def _start(self, order: RenderOrder) -> None:
-        held, backend = self._held, self._backend
+        held, backend = self._held, self._parts.backends[self._held.backend]
         try:
             call = backend.start(order, on_event=self._inbox.on_event)
         except BackendError as error:
@@ -130,12 +109,12 @@ class Preparation:
                 raise
             # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
             _log.warning("job %s: waiting for a sign of life: %s", held.job_id, error)
-            self._commit(Dispatched(token=held.token, call_id=None))
+            self._commit(events.Dispatched(token=held.token, call_id=None))
             self._keeper.release(held.token)
             return
         held.call = call
         try:
-            decision = self._commit(Dispatched(token=held.token, call_id=call.id))
+            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id))
         except JobNotFoundError:
             self._keeper.cancel(held)
             raise
@@ -150,35 +129,23 @@ class Preparation:
         if backend.locality is Locality.WORLD or decision.job.ended or superseded:
             self._keeper.release(held.token)
 
-    # --- the ends
+    # --- the record
 
-    def _give_up(self) -> None:
-        """Confirm a cancel; an attempt that a closing worker gives up stays held, to be handed back."""
+    def _conclude(self, event: events.JobEvent) -> None:
+        """Commit how the preparation ended. What a closing worker gives up stays held, to be handed back."""
         try:
-            self._commit(CancelConfirmed(token=self._held.token, stopped=True))
+            self._commit(event)
         except (JobNotFoundError, StoreUnavailableError) as error:
-            _log.warning("job %s: its lease will lapse: %s", self._job.id, error)
+            _log.warning("job %s: how its preparation ended was not recorded: %s", self._job.id, error)
         finally:
             if not self._closing.requested:
                 self._keeper.release(self._held.token)
 
-    def _fail(self, error: Exception) -> None:
-        """Fail the attempt; nothing of it runs, for its start was refused or never came."""
-        described = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
-        try:
-            self._commit(AttemptFailed(token=self._held.token, error=described, stopped=True))
-        except (JobNotFoundError, StoreUnavailableError) as failure:
-            _log.warning("job %s: its failure was not recorded, its lease will lapse: %s", self._job.id, failure)
-        finally:
-            self._keeper.release(self._held.token)
-
-    # --- the record
-
-    def _commit(self, event: JobEvent) -> Decision:
+    def _commit(self, event: events.JobEvent) -> Decision:
         patience_s = self._parts.lease.total_seconds()
         return commit_patiently(self._parts.store, self._held.job_id, event, patience_s=patience_s, stop=self._closing)
 
-    def _advance(self, event: JobEvent) -> None:
+    def _advance(self, event: events.JobEvent) -> None:
         """Take a step.
 
         Raises:

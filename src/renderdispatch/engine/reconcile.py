@@ -12,35 +12,19 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 from pydantic import ValidationError
 
+from renderdispatch import errors
+from renderdispatch.engine import events
 from renderdispatch.engine.cleanup import SILENCE, CleanUps, UploadSweep, find_call
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import (
-    AttemptFailed,
-    CallMissing,
-    CancelConfirmed,
-    ClockAdvanced,
-    JobEvent,
-    LeaseLapsed,
-    ResultFound,
-    VideoMissing,
-    VideoSeen,
-)
-from renderdispatch.engine.outcomes import CallEvent, call_event
+from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
-from renderdispatch.errors import (
-    BackendError,
-    JobNotFoundError,
-    ObjectNotFoundError,
-    StorageError,
-    StoreUnavailableError,
-)
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import Artifact, Completed, Stage
+from renderdispatch.messages import Completed, Stage
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter
+from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter, walk
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
@@ -48,6 +32,7 @@ _PAGE: Final = 100
 _MAX_RESULT_BYTES: Final = 1 << 20
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 _REMEMBERED: Final = 10_000
+_RECORD_ERRORS: Final = (errors.JobNotFoundError, errors.StoreUnavailableError)
 
 
 @define
@@ -57,11 +42,11 @@ class _Check:
     next_s: float
 
 
+@define(eq=False)
 class _Schedule:
     """When a job that did not change is worth another check: ever less often."""
 
-    def __init__(self) -> None:
-        self._checks: dict[str, _Check] = {}
+    _checks: dict[str, _Check] = field(factory=dict)
 
     def due(self, job: Job, now_s: float) -> bool:
         """Return whether to check the job now; if so, the next check is due after a pause."""
@@ -84,6 +69,7 @@ class _Schedule:
             self._checks.clear()
 
 
+@define(eq=False)
 class Reconciler:
     """Ends what nothing else ends.
 
@@ -92,41 +78,29 @@ class Reconciler:
         monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads; seconds.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        storage: StorageAdapter,
-        backends: Mapping[str, RenderBackend],
-        *,
-        stop: Stop | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._storage = storage
-        self._backends = backends
-        self._stop = stop or Stop()
-        self._monotonic = monotonic
-        self._schedule = _Schedule()
-        self._clean_ups = CleanUps(store, storage, backends)
-        self._sweep = UploadSweep(storage, monotonic())
+    _store: JobStore
+    _storage: StorageAdapter
+    _backends: Mapping[str, RenderBackend]
+    _stop: Stop = field(factory=Stop, kw_only=True)
+    _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    _schedule: _Schedule = field(factory=_Schedule, init=False)
+    _clean_ups: CleanUps = field(init=False)
+    _sweep: UploadSweep = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._clean_ups = CleanUps(self._store, self._storage, self._backends)
+        self._sweep = UploadSweep(self._storage, self._monotonic())
 
     def tick(self) -> int:
         """Check every job that is due; return how many were changed."""
         changed = 0
-        cursor = None
         seen: set[str] = set()
-        due_by = self._store.now()
-        while True:
-            page = self._store.query(JobQuery(order="due", due_by=due_by, limit=_PAGE, cursor=cursor))
-            for job in page.items:
-                if self._stop.requested:
-                    return changed
-                seen.add(job.id)
-                if self._schedule.due(job, self._monotonic()):
-                    changed += self.reconcile(job)
-            cursor = page.cursor
-            if cursor is None:
-                break
+        for job in walk(self._store, JobQuery(order="due", due_by=self._store.now(), limit=_PAGE)):
+            if self._stop.requested:
+                return changed
+            seen.add(job.id)
+            if self._schedule.due(job, self._monotonic()):
+                changed += self.reconcile(job)
         self._schedule.keep(seen)
         self._sweep.sweep(self._store.now(), self._monotonic())
         return changed
@@ -144,9 +118,9 @@ class Reconciler:
         revision = job.revision
         try:
             job = self._check(job)
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             return False
-        except (StorageError, BackendError, StoreUnavailableError) as error:
+        except (errors.StorageError, errors.BackendError, errors.StoreUnavailableError) as error:
             _log.warning("job %s: will be checked again: %s", job.id, error)
             return False
         except Exception:  # noqa: BLE001 - one broken record must not keep the others waiting
@@ -154,8 +128,11 @@ class Reconciler:
             return False
         return job.revision != revision
 
-    def _commit(self, job: Job, event: JobEvent) -> Job:
+    def _commit(self, job: Job, event: events.JobEvent) -> Job:
         return commit(self._store, job, event).job
+
+    def _check_clock(self, job: Job) -> Job:
+        return self._commit(job, events.ClockAdvanced())
 
     # --- one job
 
@@ -163,7 +140,7 @@ class Reconciler:
         if job.owes_clean_up:
             try:
                 job = self._clean_ups.clean_up(job)
-            except (JobNotFoundError, StoreUnavailableError):
+            except _RECORD_ERRORS:
                 raise
             except Exception as error:  # noqa: BLE001 - it stays owed; what runs now is not to wait for it
                 _log_error(error, "job %s: its clean-up is tried again", job.id)
@@ -171,34 +148,34 @@ class Reconciler:
             return job
         attempt = job.attempt
         if attempt is None or attempt.ended_at is not None:
-            return self._commit(job, ClockAdvanced())
+            return self._check_clock(job)
         if job.stage is Stage.FINALIZING:
             return self._finalize(job, attempt)
         if attempt.lease_until is not None:
             if self._store.now() <= attempt.lease_until:
-                return self._commit(job, ClockAdvanced())
+                return self._check_clock(job)
             if attempt.called:
                 job = self._find_result(job, attempt)
-            return self._commit(job, LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
-        return self._check_call(job, attempt) if attempt.called else self._commit(job, ClockAdvanced())
+            return self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
+        return self._check_call(job, attempt) if attempt.called else self._check_clock(job)
 
     def _check_call(self, job: Job, attempt: Attempt) -> Job:
         try:
             job = self._ask(job, attempt)
-        except (JobNotFoundError, StoreUnavailableError, StorageError):  # storage may hold the result
+        except (*_RECORD_ERRORS, errors.StorageError):  # storage may hold the result
             raise
         except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
             _log_error(error, "job %s: its backend is asked again", job.id)
-        return self._finalize(job, attempt) if job.stage is Stage.FINALIZING else self._commit(job, ClockAdvanced())
+        return self._finalize(job, attempt) if job.stage is Stage.FINALIZING else self._check_clock(job)
 
     def _finalize(self, job: Job, attempt: Attempt) -> Job:
         """Complete the job once storage shows its video (rule J7)."""
         assert job.artifact is not None
         try:
             found = self._storage.stat(job.artifact.key)
-        except ObjectNotFoundError:
-            return self._commit(job, VideoMissing(token=attempt.token))
-        job = self._commit(job, VideoSeen(token=attempt.token, size=found.size, etag=found.etag))
+        except errors.ObjectNotFoundError:
+            return self._commit(job, events.VideoMissing(token=attempt.token))
+        job = self._commit(job, events.VideoSeen(token=attempt.token, size=found.size, etag=found.etag))
         return self._clean_ups.clean_up(job) if job.ended and job.owes_clean_up else job
 
     def _ask(self, job: Job, attempt: Attempt) -> Job:
@@ -207,13 +184,14 @@ class Reconciler:
         if found is not job:
             return found
         event = self._ask_backend(job, attempt)
-        if isinstance(event, CallMissing | AttemptFailed):  # the result may have come while the backend was asked
+        # The result may have come while the backend was asked.
+        if isinstance(event, events.CallMissing | events.AttemptFailed):
             found = self._find_result(job, attempt)
             if found is not job:
                 return found
         return job if event is None else self._commit(job, event)
 
-    def _ask_backend(self, job: Job, attempt: Attempt) -> CallEvent | None:
+    def _ask_backend(self, job: Job, attempt: Attempt) -> events.AttemptEvent | None:
         """Return what the backend knows of the attempt's call, as an event; tell it to stop if the job is cancelled."""
         backend = self._backends.get(attempt.backend)
         if backend is None:
@@ -222,10 +200,10 @@ class Reconciler:
         now = self._store.now()
         call, missing = find_call(backend, job.id, attempt)
         if missing:
-            return CallMissing(token=attempt.token)
+            return events.CallMissing(token=attempt.token)
         if call is None:
             never_came = attempt.start_by is not None and now > attempt.start_by + CLOCK_SLACK
-            return CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
+            return events.CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
         if cancelling:
             backend.cancel(call)
         silent = now - job.updated_at > SILENCE
@@ -234,21 +212,18 @@ class Reconciler:
     def _find_result(self, job: Job, attempt: Attempt) -> Job:
         """Apply the result object, if it is there: the attempt was delivered, whatever else is silent."""
         assert attempt.result_key is not None
-        artifact = self._read_result(attempt.result_key)
-        return job if artifact is None else self._commit(job, ResultFound(token=attempt.token, artifact=artifact))
-
-    def _read_result(self, key: str) -> Artifact | None:
         try:
-            with self._storage.open(key) as file:
-                return Completed.model_validate_json(file.read(_MAX_RESULT_BYTES)).artifact
-        except ObjectNotFoundError:
-            return None
+            with self._storage.open(attempt.result_key) as file:
+                artifact = Completed.model_validate_json(file.read(_MAX_RESULT_BYTES)).artifact
+        except errors.ObjectNotFoundError:
+            return job
         except ValidationError:
-            _log.warning("the object at %s is not a result", key)
-            return None
+            _log.warning("the object at %s is not a result", attempt.result_key)
+            return job
+        return self._commit(job, events.ResultFound(token=attempt.token, artifact=artifact))
 
 
 def _log_error(error: Exception, message: str, job_id: str) -> None:
     """Log what failed; with its traceback unless adapters raise such errors."""
-    known = isinstance(error, (StorageError, BackendError))
+    known = isinstance(error, (errors.StorageError, errors.BackendError))
     _log.log(logging.WARNING if known else logging.ERROR, f"{message}: %s", job_id, error, exc_info=not known)

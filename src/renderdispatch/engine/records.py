@@ -1,8 +1,7 @@
-"""How is a job written down?
+"""How is a job stored as text?
 
-As JSON, through pydantic models that are derived from the attrs classes of `renderdispatch.jobs`, so that
-no field is ever listed twice. Unknown fields are ignored and missing ones take their defaults: a record
-of the version before is still understood.
+As JSON. The pydantic models are derived from the attrs classes of `renderdispatch.jobs`, so each field is listed once.
+Unknown fields are ignored and missing ones take their defaults, so that this version reads records of the previous one.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _JobRecord: Final[Any] = _record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRec
 
 
 def dump_job(job: Job) -> str:
-    """Write a job as one JSON document. The one secret that it may hold is a `RemoteAudio` URL (rule J10)."""
+    """Return the job as a JSON document. The only secret that it may hold is the URL of a `RemoteAudio` (rule J10)."""
     document: str = _JobRecord.model_validate(job, from_attributes=True).model_dump_json(
         by_alias=True, context=FOR_THE_RECORD
     )
@@ -52,7 +51,7 @@ def load_job(document: str | bytes) -> Job:
     """Read a job that `dump_job` wrote.
 
     Raises:
-        pydantic.ValidationError: The document is no job; the input is never quoted.
+        pydantic.ValidationError: The document is not a job. The error does not quote the document.
     """
     record = _JobRecord.model_validate_json(document)
     attempts = tuple(Attempt(**_fields(a, Attempt)) for a in record.attempts)
@@ -63,7 +62,7 @@ def check_protocol(job: Job) -> Job:
     """Return the job.
 
     Raises:
-        JobUnreadableError: A newer version wrote its record: to write it again would lose what only that one knows.
+        JobUnreadableError: A newer version wrote its record. Writing it again would lose what only that version knows.
     """
     if job.protocol > PROTOCOL:
         raise unreadable(job.id)
@@ -73,7 +72,7 @@ def check_protocol(job: Job) -> Job:
 def unreadable(job_id: str) -> JobUnreadableError:
     """Return the error for a record that this version cannot read."""
     return JobUnreadableError(
-        f"a newer version wrote the record of job {job_id}, and this one cannot read it: update it"
+        f"job {job_id} was written by a newer version, and this one cannot read it; update this process"
     )
 
 

@@ -1,7 +1,7 @@
 """How does each event change a job?
 
-One rule for each row of the table in `renderdispatch.engine.transitions`. A rule gets the job, the event and the
-store's time. It returns the new job, or the very same one where nothing changes. Rules are pure.
+By the rule that the table in `renderdispatch.engine.transitions` names. A rule takes the job, the event and the store's
+time. It returns the new job, or an equal one if nothing changes. Rules are pure.
 """
 
 from __future__ import annotations
@@ -12,53 +12,23 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from renderdispatch.engine.events import (
-    AttemptFailed,
-    AudioDropped,
-    AudioStored,
-    CallMissing,
-    CancelConfirmed,
-    CancelRequested,
-    Claimed,
-    CleanedUp,
-    ClockAdvanced,
-    Dispatched,
-    DispatchIntended,
-    LeaseLapsed,
-    LeaseRenewed,
-    ResultFound,
-    StageEntered,
-    VideoMissing,
-    VideoSeen,
-)
+from renderdispatch import messages
+from renderdispatch.engine import events
 from renderdispatch.errors import RenderStopped
 from renderdispatch.jobs import Attempt, CleanUp, Job
-from renderdispatch.messages import (
-    CheckedIn,
-    Completed,
-    Failed,
-    FaultDomain,
-    JobError,
-    JobStatus,
-    LocalAudio,
-    Progressed,
-    RemoteAudio,
-    Stage,
-    StoredAudio,
-)
+from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = timedelta(seconds=60)
-"""What deadlines allow for clocks that differ between machines (rule J13)."""
+"""Added to deadlines, because the clocks of two machines differ (rule J13)."""
 
 VIDEO_GRACE: Final = timedelta(minutes=2)
-"""How long a reported video may be invisible in storage before that is a failure (rule J7)."""
+"""How long a reported video may be missing from storage before the attempt fails (rule J7)."""
 
 MAX_RUNS: Final = 8
-"""A container that crashes is started again without end; this many starts of one attempt are enough."""
+"""How often one attempt may start. A platform restarts a container that crashes without end."""
 
 HANDED_BACK: Final = "worker.closed"
-"""The code of an attempt that a closing worker gave back: a deploy costs a job none of its attempts."""
-
+"""The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 PREPARING: Final = frozenset({Stage.RESOLVING_AUDIO, Stage.UPLOADING_AUDIO, Stage.GENERATING_URL})
@@ -84,9 +54,9 @@ STAGE_PROGRESS: Final[Mapping[Stage, tuple[float, float]]] = {
     Stage.UPLOADING_VIDEO: (95, 99),
     Stage.FINALIZING: (99, 99),
 }
-"""Where each stage begins and ends, in percent."""
+"""The percentages at which each stage begins and ends."""
 
-_ORDER: Final = list(STAGE_PROGRESS)
+_ORDER: Final = {stage: place for place, stage in enumerate(STAGE_PROGRESS)}
 
 
 def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
@@ -95,13 +65,13 @@ def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
     return round(low + (high - low) * fraction, 1)
 
 
-def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
+def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     """Return how long to wait before the next attempt.
 
-    A lost worker and a preemption say nothing about the render: go on at once. Everything else backs
-    off, 2 s, 8 s, 32 s, at most 5 min.
+    A lost worker or a preemption says nothing about the render: the next attempt follows at once. After other errors
+    the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -109,18 +79,20 @@ def retry_delay(failed_attempts: int, error: JobError) -> timedelta:
 # --- the rules ------------------------------------------------------------------------------------
 
 
+def _current(job: Job) -> Attempt:
+    """Return the current attempt. The table applies most rules only in stages that have one."""
+    return job.attempts[-1]
+
+
 def _with_attempt(job: Job, **changes: Any) -> Job:
-    assert job.attempt is not None
-    return evolve(job, attempts=(*job.attempts[:-1], evolve(job.attempt, **changes)))
+    return evolve(job, attempts=(*job.attempts[:-1], evolve(_current(job), **changes)))
 
 
 def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **changes: Any) -> Job:
-    """Move on to ``stage``, never back, with these changes of the attempt; progress never falls."""
-    attempt = job.attempt
-    assert attempt is not None
-    if _ORDER.index(stage) < _ORDER.index(job.stage):
-        stage = job.stage
-        fraction = 0.0
+    """Enter ``stage``, or stay in a later one; change the attempt. Progress never falls."""
+    attempt = _current(job)
+    if _ORDER[stage] < _ORDER[job.stage]:
+        stage, fraction = job.stage, 0.0
     if stage not in attempt.stage_times:
         changes["stage_times"] = {**attempt.stage_times, stage: now}
     attempts = (*job.attempts[:-1], evolve(attempt, **changes)) if changes else job.attempts
@@ -129,10 +101,11 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
 
 
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
+    """End the job. Forget a submitted URL; the stored copy of a local file is no longer needed."""
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
-        request = request.model_copy(update={"audio": StoredAudio(key="", size=0)})
-    copied = isinstance(request.audio, LocalAudio) and job.audio is not None
+    if isinstance(request.audio, messages.RemoteAudio):
+        request = request.model_copy(update={"audio": messages.StoredAudio(key="", size=0)})
+    copied = isinstance(request.audio, messages.LocalAudio) and job.audio is not None
     return evolve(
         job,
         request=request,
@@ -143,10 +116,11 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     )
 
 
-def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | None = None) -> Job:
-    """End the attempt without a delivery; once called, its call and objects are to be cleaned up."""
+def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.JobError | None = None) -> Job:
+    """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
     attempt = job.attempt
-    assert attempt is not None
+    if attempt is None or attempt.ended_at is not None:
+        return job
     return _with_attempt(
         job,
         holder=None,
@@ -158,14 +132,14 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: JobError | 
     )
 
 
-def _infrastructure(code: str, message: str) -> JobError:
-    return JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE)
+def infrastructure_error(code: str, message: str) -> messages.JobError:
+    """Return an error that is the fault of the infrastructure."""
+    return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
-def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
-    """End the attempt; wait for another one where that makes sense, else the job failed."""
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, error=error, stopped=stopped)
+def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
+    """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
+    job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
     tried = sum(1 for a in job.attempts if a.error is None or a.error.code != HANDED_BACK)
@@ -185,25 +159,28 @@ def _fail(job: Job, error: JobError, now: datetime, *, stopped: bool) -> Job:
 
 
 def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
-    if job.attempt is not None and job.attempt.ended_at is None:
-        job = _close_attempt(job, now, stopped=stopped)
+    job = _close_attempt(job, now, stopped=stopped)
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
 
 
-def request_cancel(job: Job, event: CancelRequested, now: datetime) -> Job:
-    job = evolve(job, cancel_requested_at=now)
-    if job.stage in WAITING:
-        return _cancelled(job, now, stopped=True)
-    return evolve(job, stage=Stage.CANCELLING)
+def cancel_waiting(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Cancel a job that no attempt renders."""
+    return evolve(_cancelled(job, now, stopped=True), cancel_requested_at=now)
 
 
-def note_cancel(job: Job, event: CancelRequested, now: datetime) -> Job:
-    """Let the completion win; but where its video never shows, nothing is rendered again."""
+def request_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Record the intent; the backend is told next (rule J8)."""
+    return evolve(job, cancel_requested_at=now, stage=Stage.CANCELLING)
+
+
+def note_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
+    """Let the completion win. If its video never appears, the cancel keeps the job from being rendered again."""
     return job if job.cancel_requested_at is not None else evolve(job, cancel_requested_at=now)
 
 
-def claim(job: Job, event: Claimed, now: datetime) -> Job:
-    if any(a.token == event.token for a in job.attempts):  # a replay: the token would fence nothing
+def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
+    """Begin an attempt."""
+    if any(a.token == event.token for a in job.attempts):  # a replay: a used token would fence nothing
         return job
     attempt = Attempt(
         number=len(job.attempts) + 1,
@@ -218,81 +195,66 @@ def claim(job: Job, event: Claimed, now: datetime) -> Job:
     return _enter(job, Stage.RESOLVING_AUDIO, now)
 
 
-def renew(job: Job, event: LeaseRenewed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
+def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
+    """Extend the lease of its holder; never shorten it."""
+    attempt = _current(job)
     if attempt.holder != event.holder or attempt.lease_until is None or event.lease_until <= attempt.lease_until:
         return job
     return _with_attempt(job, lease_until=event.lease_until)
 
 
-def advance(job: Job, event: StageEntered, now: datetime) -> Job:
-    forward = event.stage in PREPARING and _ORDER.index(event.stage) > _ORDER.index(job.stage)
+def advance(job: Job, event: events.StageEntered, now: datetime) -> Job:
+    """Enter a later stage of the preparation."""
+    forward = event.stage in PREPARING and _ORDER[event.stage] > _ORDER[job.stage]
     return _enter(job, event.stage, now) if forward else job
 
 
-def store_audio(job: Job, event: AudioStored, now: datetime) -> Job:
+def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
+    """Record where the audio is stored, once. The URL that it came from is forgotten (rule J10)."""
     if job.audio is not None:
         return job
     request = job.request
-    if isinstance(request.audio, RemoteAudio):
+    if isinstance(request.audio, messages.RemoteAudio):
         request = request.model_copy(update={"audio": event.audio})
     return evolve(job, audio=event.audio, request=request)
 
 
-def intend(job: Job, event: DispatchIntended, now: datetime) -> Job:
-    job = _with_attempt(
-        job,
-        called=True,
-        video_key=event.video_key,
-        result_key=event.result_key,
-        start_by=event.start_by,
-    )
-    return _enter(job, Stage.DISPATCHING, now)
+def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:
+    """Record that the backend is about to be called (rule J2)."""
+    keys: dict[str, Any] = {"video_key": event.video_key, "result_key": event.result_key}
+    return _enter(job, Stage.DISPATCHING, now, called=True, start_by=event.start_by, **keys)
 
 
-def dispatched(job: Job, event: Dispatched, now: datetime) -> Job:
-    """Note the call; a check-in may have been faster, then only what it could not know is noted."""
-    attempt = job.attempt
-    assert attempt is not None
+def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
+    """Record the call. A check-in may have come first (rule J3): then record only what it did not bring."""
+    attempt = _current(job)
     if not attempt.called:
-        return job
-    call_id = attempt.call_id or event.call_id
-    held = attempt.local or attempt.holder is None
-    if call_id == attempt.call_id and held and job.stage is not Stage.DISPATCHING:
         return job
     if not attempt.local:
         job = _with_attempt(job, holder=None, lease_until=None)
-    job = _with_attempt(job, call_id=call_id)
+    job = _with_attempt(job, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def check_in(job: Job, event: CheckedIn, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
-    if not attempt.called:  # cancelled before its intent: there is no such run
+def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
+    """Record the run and its call. The newest run owns the attempt (rule J6)."""
+    attempt = _current(job)
+    if not attempt.called:  # cancelled before its intent: no such run exists
         return job
     runs = attempt.runs if event.run_id in attempt.runs else (*attempt.runs, event.run_id)
     if len(runs) > MAX_RUNS:
-        return _crash_loop(job, now)
-    call_id = attempt.call_id or event.call_id
-    if runs == attempt.runs and call_id == attempt.call_id:
-        return job
-    job = _with_attempt(job, runs=runs, call_id=call_id)
+        if job.stage is Stage.CANCELLING:
+            return job
+        message = f"the render was started {MAX_RUNS} times and never came to an end"
+        return _fail(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
+    job = _with_attempt(job, runs=runs, call_id=attempt.call_id or event.call_id)
     return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
 
 
-def _crash_loop(job: Job, now: datetime) -> Job:
-    if job.stage is Stage.CANCELLING:
-        return job
-    message = f"the render was started {MAX_RUNS} times and never came to an end"
-    return _fail(job, _infrastructure("runner.crash-loop", message), now, stopped=False)
-
-
-def progress(job: Job, event: Progressed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
-    forward = _ORDER.index(event.stage) - _ORDER.index(job.stage)
+def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
+    """Record how far the run is. Reports that are late or bring nothing new change nothing."""
+    attempt = _current(job)
+    forward = _ORDER[event.stage] - _ORDER[job.stage]
     percent = stage_progress(event.stage, event.fraction)
     if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
         return job
@@ -304,76 +266,75 @@ def progress(job: Job, event: Progressed, now: datetime) -> Job:
     return _enter(job, event.stage, now, fraction=event.fraction, **changes)
 
 
-def complete(job: Job, event: Completed | ResultFound, now: datetime) -> Job:
-    """Believe what a run says of its video, but not where it stands: a URL is signed for that key alone."""
-    job = _with_attempt(_enter(job, Stage.FINALIZING, now), holder=None, lease_until=None)
-    assert job.attempt is not None
-    artifact = event.artifact.model_copy(update={"key": job.attempt.video_key})
+def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
+    """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
+    job = _enter(job, Stage.FINALIZING, now, holder=None, lease_until=None)
+    artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
-def run_failed(job: Job, event: Failed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
-    if event.error.code == RenderStopped.code and event.run_id not in attempt.runs:
-        return job  # of another call, and so it was told to stop before it was one of the attempt's runs
+def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
+    """End the attempt with the error of its run."""
+    if event.error.code == RenderStopped.code and event.run_id not in _current(job).runs:
+        return job  # a run of another call, which was told to stop at its check-in
     return _fail(job, event.error, now, stopped=True)
 
 
-def attempt_failed(job: Job, event: AttemptFailed, now: datetime) -> Job:
+def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
+    """End the attempt with an error that its run did not report."""
     return _fail(job, event.error, now, stopped=event.stopped)
 
 
-def run_ended_in_cancel(job: Job, event: Completed | Failed | ResultFound, now: datetime) -> Job:
+def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
+    """Cancel the job: its run has ended, or does not exist (rule J5: cancel wins over a late completion)."""
     return _cancelled(job, now, stopped=True)
 
 
-def attempt_ended_in_cancel(job: Job, event: AttemptFailed, now: datetime) -> Job:
+def confirm_cancel(job: Job, event: events.AttemptFailed | events.CancelConfirmed, now: datetime) -> Job:
+    """Cancel the job."""
     return _cancelled(job, now, stopped=event.stopped)
 
 
-def confirm_cancel(job: Job, event: CancelConfirmed, now: datetime) -> Job:
-    return _cancelled(job, now, stopped=event.stopped)
-
-
-def lapse(job: Job, event: LeaseLapsed, now: datetime) -> Job:
-    attempt = job.attempt
-    assert attempt is not None
+def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
+    """End an attempt whose holder is gone, unless it renders elsewhere: then it goes on without a holder."""
+    attempt = _current(job)
     if attempt.lease_until != event.lease_until:
         return job
-    if attempt.called and not attempt.local:  # it may run on: remote attempts need no holder
+    if attempt.called and not attempt.local:
         return _with_attempt(job, holder=None, lease_until=None)
     if job.stage is Stage.CANCELLING:
         return _cancelled(job, now, stopped=True)
     message = f"the worker that held attempt {attempt.number} went away"
-    return _fail(job, _infrastructure("worker.lost", message), now, stopped=True)
+    return _fail(job, infrastructure_error("worker.lost", message), now, stopped=True)
 
 
-def call_missing(job: Job, event: CallMissing, now: datetime) -> Job:
-    if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=True)
-    return _fail(job, _infrastructure("backend.call-missing", "the backend has no such call"), now, stopped=True)
+def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
+    """End an attempt that nothing computes."""
+    return _fail(job, infrastructure_error("backend.call-missing", "the backend has no such call"), now, stopped=True)
 
 
-def video_seen(job: Job, event: VideoSeen, now: datetime) -> Job:
+def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
+    """Complete the job if the stored video is the reported one."""
     artifact = job.artifact
     assert artifact is not None
     same_etag = artifact.etag is None or event.etag is None or artifact.etag == event.etag
     if event.size != artifact.bytes or not same_etag:
         message = f"the video in storage has {event.size} bytes where {artifact.bytes} were reported"
-        return _fail(job, _infrastructure("artifact.mismatch", message), now, stopped=True)
+        return _fail(job, infrastructure_error("artifact.mismatch", message), now, stopped=True)
     return evolve(_end(_with_attempt(job, ended_at=now), JobStatus.COMPLETE, now), progress=100.0)
 
 
-def video_missing(job: Job, event: VideoMissing, now: datetime) -> Job:
+def video_missing(job: Job, event: events.VideoMissing, now: datetime) -> Job:
+    """Fail the attempt if its video is still missing after the grace time (rule J7)."""
     assert job.finalizing_at is not None
     if now < job.finalizing_at + VIDEO_GRACE:
         return job
     message = "the render was reported complete, but its video is not in storage"
-    return _fail(job, _infrastructure("artifact.missing", message), now, stopped=True)
+    return _fail(job, infrastructure_error("artifact.missing", message), now, stopped=True)
 
 
-def check_deadlines(job: Job, event: ClockAdvanced, now: datetime) -> Job:
+def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job:
+    """End what is past its deadline."""
     attempt = job.attempt
     running = attempt is not None and attempt.called and attempt.ended_at is None
     if now > job.finish_by + (CLOCK_SLACK if running else timedelta(0)):
@@ -381,28 +342,30 @@ def check_deadlines(job: Job, event: ClockAdvanced, now: datetime) -> Job:
             return _cancelled(job, now, stopped=not running)
         total = job.request.limits.total_timeout
         message = f"not finished within {total} of being submitted (stage {job.stage})"
-        error = JobError(code="deadline.total", message=message, fault=FaultDomain.DEADLINE)
+        error = messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE)
         return _fail(job, error, now, stopped=not running)
     if not running or job.stage is Stage.CANCELLING:
         return job
     assert attempt is not None and attempt.start_by is not None
     if not attempt.runs and now > attempt.start_by + CLOCK_SLACK:
         message = f"attempt {attempt.number} gave no sign of life within {job.request.limits.start_timeout}"
-        error = JobError(code="deadline.start", message=message, fault=FaultDomain.START_TIMEOUT)
+        error = messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
         return _fail(job, error, now, stopped=False)
     return job
 
 
-def cleaned_up(job: Job, event: CleanedUp, now: datetime) -> Job:
+def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
+    """Record that an attempt is cleaned up."""
+
     def tick_off(attempt: Attempt) -> Attempt:
         owed = attempt.token == event.token and attempt.clean_up is CleanUp.OWED
         return evolve(attempt, clean_up=CleanUp.DONE) if owed else attempt
 
-    attempts = tuple(tick_off(a) for a in job.attempts)
-    return job if attempts == job.attempts else evolve(job, attempts=attempts)
+    return evolve(job, attempts=tuple(tick_off(a) for a in job.attempts))
 
 
-def audio_dropped(job: Job, event: AudioDropped, now: datetime) -> Job:
+def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
+    """Record that the stored copy of a local file is deleted."""
     if job.audio_clean_up is not CleanUp.OWED:
         return job
     return evolve(job, audio=None, audio_clean_up=CleanUp.DONE)

@@ -1,7 +1,7 @@
 """What runs behind a service, in this process?
 
 One worker and one receiver of webhooks for each process, built from the service's parts. A service and its views for
-tenants share an engine.
+tenants share an engine. What only some processes need is imported at its first use: many of them only submit and poll.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from renderdispatch.engine import layout
-from renderdispatch.engine.inbox import Inbox, WebhookReceiver
 from renderdispatch.engine.parts import Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.per_process import PerProcess
 
 if TYPE_CHECKING:
+    from renderdispatch.engine.inbox import WebhookReceiver
     from renderdispatch.engine.worker import Worker
 
 
@@ -27,11 +27,6 @@ class Engine:
         self._open = [True]  # emptied by `close`: to pop takes no lock, which a fork could leave behind
         self._worker = PerProcess(self._new_worker)
         self._receiver = PerProcess(self._new_receiver)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return not self._open
 
     def worker(self) -> Worker:
         """Return this process's worker; after a fork the child gets its own.
@@ -52,7 +47,7 @@ class Engine:
 
     def check_open(self) -> None:
         """Raise `ConfigurationError` once the service is closed."""
-        if self.closed:
+        if not self._open:
             raise ConfigurationError("the service is closed")
 
     def start(self) -> None:
@@ -66,16 +61,20 @@ class Engine:
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
-    def changed(self, job: Job) -> None:
-        """Let a worker of this process act at once on what was decided about the job."""
+    def cancel(self, job: Job) -> Job:
+        """Commit a client's wish to cancel, and let a worker of this process act on it at once; return the new job."""
+        from renderdispatch.engine import commit, events
+
+        job = commit.commit(self.parts.store, job, events.CancelRequested()).job
         if (worker := self._worker.peek()) is not None:
             worker.keeper.obey(job)
             worker.wake_all()
+        return job
 
     def reconciled(self, job: Job) -> Job:
         """Return the job as it is now; one that is due is reconciled first, unless a worker of this process does it."""
         worker = self._worker.peek()
-        if self.closed or (worker is not None and worker.running):
+        if not self._open or (worker is not None and worker.running):
             return job
         return self.worker().reconciler.reconcile_if_due(job)
 
@@ -108,7 +107,7 @@ class Engine:
             part.close()
 
     def _new_worker(self) -> Worker:
-        from renderdispatch.engine.worker import Worker  # a process that only polls and takes webhooks needs none
+        from renderdispatch.engine.worker import Worker
 
         self.check_open()  # again: `close` takes the worker that there is, and none is made after it
         return Worker(self.parts)
@@ -116,6 +115,8 @@ class Engine:
     def _new_receiver(self) -> WebhookReceiver:
         if self.parts.keys is None:
             raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
+        from renderdispatch.engine.inbox import Inbox, WebhookReceiver
+
         return WebhookReceiver(Inbox(self.parts.store, self._run_over, self.check_open), self.parts.keys)
 
     def _run_over(self, token: str) -> None:

@@ -13,19 +13,11 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import AudioSource, Streamed, examine
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import (
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobExistsError,
-    JobNotFoundError,
-    ObjectNotFoundError,
-    StoreUnavailableError,
-    UnknownNameError,
-)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
 from renderdispatch.protocols import SupportsCheck
@@ -82,15 +74,10 @@ class Submissions:
             return job
         incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
         stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
+        recorded = request.model_copy(update={"audio": stored})
         try:
-            return self._create(
-                request.model_copy(update={"audio": stored}),
-                id=job_id,
-                incarnation=incarnation,
-                tenant=self._tenant,
-                priority=priority,
-            )
-        except JobExistsError:  # another submit with this key was faster
+            return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
+        except errors.JobExistsError:  # another submit with this key was faster
             incoming.discard()
             if (job := same(lambda: stored)) is None:
                 raise
@@ -108,13 +95,13 @@ class Submissions:
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
-            raise InvalidRequestError(message, code="job.not-retryable")
+            raise errors.InvalidRequestError(message, code="job.not-retryable")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         request, audio = job.request, job.request.audio
         passing = (layout.prefix_of(job), layout.UPLOADS)  # what may go before the new job ends
         if isinstance(audio, StoredAudio) and not audio.key:
             message = f"the audio of job {job.id} was never stored; submit it again"
-            raise InvalidRequestError(message, code="audio.missing")
+            raise errors.InvalidRequestError(message, code="audio.missing")
         if isinstance(audio, StoredAudio) and audio.key.startswith(passing):
             copy = self._copied(audio.key, layout.job_prefix(job.tenant, new_id, incarnation))
             request = request.model_copy(update={"audio": copy})
@@ -139,7 +126,7 @@ class Submissions:
         parts = self._parts
         name = request.backend or (parts.route(request) if parts.route is not None else next(iter(parts.backends)))
         if name not in parts.backends:
-            raise UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")
+            raise errors.UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")
         request = request.model_copy(update={"backend": name})
         if isinstance(backend := parts.backends[name], SupportsCheck):
             backend.check(request)
@@ -155,12 +142,12 @@ class Submissions:
         """
         try:
             job = self._parts.store.get(job_id)
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             return None
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
         if job.fingerprint != fingerprint(request.model_copy(update={"audio": audio(), "backend": chosen})):
             message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
-            raise IdempotencyConflictError(message)
+            raise errors.IdempotencyConflictError(message)
         return job
 
     def _create(self, request: RenderRequest, **fields: Any) -> Job:
@@ -181,9 +168,9 @@ class Submissions:
     def _surely_absent(self, job_id: str, incarnation: str) -> bool:
         try:
             return self._parts.store.get(job_id).incarnation != incarnation
-        except JobNotFoundError:
+        except errors.JobNotFoundError:
             return True
-        except StoreUnavailableError:
+        except errors.StoreUnavailableError:
             return False
 
     def _copied(self, key: str, prefix: str) -> StoredAudio:
@@ -191,5 +178,5 @@ class Submissions:
         try:
             with storage.open(key) as source:
                 return Streamed(storage, source, key).store(prefix)
-        except ObjectNotFoundError:
-            raise InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
+        except errors.ObjectNotFoundError:
+            raise errors.InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None

@@ -1,18 +1,18 @@
 """What may happen to a job, and when?
 
-`decide` is the one function that moves a job: pure, total, and driven by the table below. Clients (submit, cancel), the
-dispatcher (stages), the GPU side (`CheckedIn`, `Progressed`, `Completed`, `Failed`) and the reconciler (what it learned
-from the backend or the bucket) send events. Whatever brings an event, and however often, it ends here.
+`decide` is the one function that moves a job. It is pure, total, and driven by the table below. Clients (submit,
+cancel), the dispatcher (stages), the GPU side (`CheckedIn`, `Progressed`, `Completed`, `Failed`) and the reconciler
+(what it learned from the backend or the bucket) make events. However an event arrives, and however often, it ends here.
 
-Before the table is asked, an event passes three gates:
+An event passes three gates before the table is read:
 
-1. **Terminal absorbs.** An ended job changes no more; only its clean-up is still ticked off.
-2. **The fence.** An event speaks for one attempt, by its token. An event of another attempt changes nothing and is
-   answered "stop".
+1. **Terminal absorbs.** A job that has ended changes no more, except that its clean-up is recorded.
+2. **The fence.** An event names one attempt by its token. An event of another attempt changes nothing, and its sender
+   is told to stop.
 3. **The run.** A preempted container starts the same attempt again. Each start has a run id, sent at check-in. The
-   newest run owns the attempt; older ones change nothing and are answered "stop".
+   newest run owns the attempt; an older one changes nothing and is told to stop.
 
-Then ``TRANSITIONS[event type, stage]`` names the rule; a pair that is not in the table changes nothing.
+Then the row of the event and the job's stage names the rule. A pair without a row changes nothing.
 """
 
 from __future__ import annotations
@@ -21,131 +21,124 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from attrs import evolve, frozen
 
-from renderdispatch.engine import rules
-from renderdispatch.engine.events import (
-    AttemptFailed,
-    AudioDropped,
-    AudioStored,
-    CallMissing,
-    CancelConfirmed,
-    CancelRequested,
-    Claimed,
-    CleanedUp,
-    ClockAdvanced,
-    Dispatched,
-    DispatchIntended,
-    JobEvent,
-    LeaseLapsed,
-    LeaseRenewed,
-    ResultFound,
-    StageEntered,
-    VideoMissing,
-    VideoSeen,
-)
+from renderdispatch.engine import events, rules
+from renderdispatch.engine.rules import ACTIVE, CANCELLING, FINALIZING, OUT, PREPARING, WAITING
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import (
-    Action,
-    CheckedIn,
-    Completed,
-    EventReply,
-    Failed,
-    JobStatus,
-    Progressed,
-    Stage,
-)
+from renderdispatch.messages import Action, CheckedIn, Completed, EventReply, Failed, JobStatus, Progressed, Stage
 
-Rule = Callable[[Job, Any, datetime], Job]
 
-_ROWS: Final[tuple[tuple[type, frozenset[Stage], Rule], ...]] = (
+class Row(NamedTuple):
+    """One row of the table.
+
+    Args:
+        event: The event's type.
+        stages: The stages in which the row applies.
+        rule: What changes the job.
+        to: The stages and ends to which the rule may lead, beside the stage that the job has.
+    """
+
+    event: type
+    stages: frozenset[Stage]
+    rule: Callable[[Job, Any, datetime], Job]
+    to: tuple[Stage | JobStatus, ...] = ()
+
+
+_CANCELLED: Final = (JobStatus.CANCELLED,)
+_FAILED: Final = (JobStatus.FAILED,)
+_RETRIED: Final = (Stage.RETRY_WAIT, JobStatus.FAILED)
+
+TABLE: Final = (
     # clients
-    (CancelRequested, rules.WAITING | rules.ACTIVE, rules.request_cancel),
-    (CancelRequested, rules.FINALIZING, rules.note_cancel),
+    Row(events.CancelRequested, WAITING, rules.cancel_waiting, _CANCELLED),
+    Row(events.CancelRequested, ACTIVE, rules.request_cancel, (Stage.CANCELLING,)),
+    Row(events.CancelRequested, FINALIZING, rules.note_cancel),
     # the dispatcher
-    (Claimed, rules.WAITING, rules.claim),
-    (LeaseRenewed, rules.ACTIVE | rules.CANCELLING, rules.renew),
-    (StageEntered, rules.PREPARING, rules.advance),
-    (AudioStored, rules.PREPARING | rules.CANCELLING, rules.store_audio),
-    (DispatchIntended, rules.PREPARING, rules.intend),
-    (Dispatched, rules.OUT | rules.FINALIZING | rules.CANCELLING, rules.dispatched),
-    (AttemptFailed, rules.ACTIVE, rules.attempt_failed),
-    (AttemptFailed, rules.CANCELLING, rules.attempt_ended_in_cancel),
+    Row(events.Claimed, WAITING, rules.claim, (Stage.RESOLVING_AUDIO,)),
+    Row(events.LeaseRenewed, ACTIVE | CANCELLING, rules.renew),
+    Row(events.StageEntered, PREPARING, rules.advance, (Stage.UPLOADING_AUDIO, Stage.GENERATING_URL)),
+    Row(events.AudioStored, PREPARING | CANCELLING, rules.store_audio),
+    Row(events.DispatchIntended, PREPARING, rules.intend, (Stage.DISPATCHING,)),
+    Row(events.Dispatched, OUT, rules.dispatched, (Stage.DISPATCHED,)),
+    Row(events.Dispatched, FINALIZING | CANCELLING, rules.dispatched),
+    Row(events.AttemptFailed, ACTIVE, rules.attempt_failed, _RETRIED),
+    Row(events.AttemptFailed, CANCELLING, rules.confirm_cancel, _CANCELLED),
     # the GPU side
-    (CheckedIn, rules.OUT | rules.CANCELLING, rules.check_in),
-    (Progressed, rules.OUT, rules.progress),
-    (Completed, rules.OUT, rules.complete),
-    (Completed, rules.CANCELLING, rules.run_ended_in_cancel),
-    (Failed, rules.OUT, rules.run_failed),
-    (Failed, rules.CANCELLING, rules.run_ended_in_cancel),
+    Row(CheckedIn, OUT, rules.check_in, (Stage.DISPATCHED, *_RETRIED)),
+    Row(CheckedIn, CANCELLING, rules.check_in),
+    Row(Progressed, OUT, rules.progress, (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)),
+    Row(Completed, OUT, rules.complete, (Stage.FINALIZING,)),
+    Row(Completed, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
+    Row(Failed, OUT, rules.run_failed, _RETRIED),
+    Row(Failed, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     # the reconciler
-    (LeaseLapsed, rules.ACTIVE | rules.CANCELLING, rules.lapse),
-    (CallMissing, rules.OUT | rules.CANCELLING, rules.call_missing),
-    (ResultFound, rules.OUT, rules.complete),
-    (ResultFound, rules.CANCELLING, rules.run_ended_in_cancel),
-    (VideoSeen, rules.FINALIZING, rules.video_seen),
-    (VideoMissing, rules.FINALIZING, rules.video_missing),
-    (CancelConfirmed, rules.CANCELLING, rules.confirm_cancel),
-    (ClockAdvanced, rules.WAITING | rules.ACTIVE | rules.CANCELLING, rules.check_deadlines),
-    (CleanedUp, frozenset(Stage), rules.cleaned_up),
-    (AudioDropped, frozenset(Stage), rules.audio_dropped),
+    Row(events.LeaseLapsed, ACTIVE, rules.lapse, _RETRIED),
+    Row(events.LeaseLapsed, CANCELLING, rules.lapse, _CANCELLED),
+    Row(events.CallMissing, OUT, rules.call_missing, _RETRIED),
+    Row(events.CallMissing, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
+    Row(events.ResultFound, OUT, rules.complete, (Stage.FINALIZING,)),
+    Row(events.ResultFound, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
+    Row(events.VideoSeen, FINALIZING, rules.video_seen, (JobStatus.COMPLETE, *_RETRIED, *_CANCELLED)),
+    Row(events.VideoMissing, FINALIZING, rules.video_missing, (*_RETRIED, *_CANCELLED)),
+    Row(events.CancelConfirmed, CANCELLING, rules.confirm_cancel, _CANCELLED),
+    Row(events.ClockAdvanced, WAITING | PREPARING, rules.check_deadlines, _FAILED),
+    Row(events.ClockAdvanced, OUT, rules.check_deadlines, _RETRIED),
+    Row(events.ClockAdvanced, CANCELLING, rules.check_deadlines, _CANCELLED),
+    Row(events.CleanedUp, frozenset(Stage), rules.cleaned_up),
+    Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
 )
 
-TRANSITIONS: Final[Mapping[tuple[type, Stage], Rule]] = {
-    (event, stage): rule for event, stages, rule in _ROWS for stage in stages
+TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {
+    (row.event, stage): row for row in TABLE for stage in row.stages
 }
-"""Which rule moves a job in this stage at this event. Pairs that are absent change nothing."""
+"""The row of each event and stage. A pair that is absent changes nothing."""
 
-_AFTER_THE_END: Final = (CleanedUp, AudioDropped)
-_NO_FENCE: Final = (CancelRequested, Claimed, CleanedUp, AudioDropped, ClockAdvanced)
+
+_AFTER_THE_END: Final = (events.CleanedUp, events.AudioDropped)
 _FROM_A_RUN: Final = (CheckedIn, Progressed, Completed, Failed)
+_OF_AN_ATTEMPT: Final = (*_FROM_A_RUN, events.AttemptEvent)
 
 
 class Verdict(StrEnum):
-    """What became of an event."""
+    """What happened to an event."""
 
     APPLIED = "applied"
     IGNORED = "ignored"
-    """A replay, or too late or too early to matter."""
+    """A replay, or too late or too early to change anything."""
     SUPERSEDED = "superseded"
-    """From another attempt, or an older run."""
+    """It came from another attempt or from an older run."""
 
 
 @frozen
 class Decision:
-    """The job after the event (the very same object where nothing changed), and the answer."""
+    """The job after the event (the same object if nothing changed), and the reply to the sender."""
 
     job: Job
     verdict: Verdict
     reply: EventReply
 
 
-def decide(job: Job, event: JobEvent, now: datetime) -> Decision:
-    """Return the job after ``event``, what became of the event, and the answer to its sender.
+def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
+    """Return the job after ``event``, what happened to the event, and the reply to its sender.
 
-    Total: any job and any event give a decision, never an exception. Pure: ``now`` is the store's.
+    Total: any job and any event give a decision, never an exception. Pure: ``now`` is the store's time.
     """
     if not _fence_holds(job, event):
-        return Decision(job, Verdict.SUPERSEDED, _stop("superseded"))
-    rule = None
-    if not job.ended or isinstance(event, _AFTER_THE_END):
-        rule = TRANSITIONS.get((type(event), job.stage))
-    after = rule(job, event, now) if rule is not None else job
+        return Decision(job, Verdict.SUPERSEDED, _reply_of("superseded"))
+    row = TRANSITIONS.get((type(event), job.stage))
+    absorbed = job.ended and not isinstance(event, _AFTER_THE_END)
+    after = job if row is None or absorbed else row.rule(job, event, now)
     if after == job:
         return Decision(job, Verdict.IGNORED, _reply(job))
     after = evolve(after, updated_at=max(now, job.updated_at))
     return Decision(after, Verdict.APPLIED, _reply(after))
 
 
-def transition(job: Job, event: JobEvent, now: datetime) -> Job:
-    """Return the job after ``event``: the very same object where the event changes nothing."""
-    return decide(job, event, now).job
-
-
-def _fence_holds(job: Job, event: JobEvent) -> bool:
-    if isinstance(event, _NO_FENCE):
+def _fence_holds(job: Job, event: events.JobEvent) -> bool:
+    if not isinstance(event, _OF_AN_ATTEMPT):
         return True
     attempt = job.attempt
     if attempt is None or attempt.token != event.token or (attempt.ended_at is not None and not job.ended):
@@ -158,21 +151,16 @@ def _fence_holds(job: Job, event: JobEvent) -> bool:
 
 
 def _of_another_call(attempt: Attempt, event: CheckedIn) -> bool:
-    """Return whether a lost answer made the backend start the order twice: the call that is known goes on, alone."""
+    """Return whether the run belongs to a second call. A lost response can make a backend start an order twice."""
     return None not in (attempt.call_id, event.call_id) and attempt.call_id != event.call_id
 
 
 @cache
-def _stop(reason: str) -> EventReply:
-    return EventReply(action=Action.STOP, reason=reason)
-
-
-@cache
-def _go_on() -> EventReply:
-    return EventReply()
+def _reply_of(reason: str | None) -> EventReply:
+    return EventReply() if reason is None else EventReply(action=Action.STOP, reason=reason)
 
 
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
-        return _stop("cancelled")
-    return _stop("ended") if job.ended or job.stage in rules.WAITING else _go_on()
+        return _reply_of("cancelled")
+    return _reply_of("ended" if job.ended or job.stage in rules.WAITING else None)

@@ -6,28 +6,20 @@ Their records, pages and counts, the answer to a poll, and the finished video. N
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
+from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import (
-    JobCancelledError,
-    JobFailedError,
-    JobNotCompleteError,
-    JobNotFoundError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, PollError, PollResponse, PollResult, Stage
-from renderdispatch.plumbing.files import write_file
-from renderdispatch.protocols import JobQuery, Page, SupportsCounts
+from renderdispatch.protocols import JobQuery, Page, SupportsCounts, walk
 
 DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
 """How long a download URL is good for; a new one is signed at each call."""
@@ -54,7 +46,7 @@ class Views:
         """Return the job's record. Raises `JobNotFoundError`."""
         job = self.parts.store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
         if job is None or (self.tenant is not None and job.tenant != self.tenant):
-            raise JobNotFoundError(f"no job {job_id[:80]!r}")
+            raise errors.JobNotFoundError(f"no job {job_id[:80]!r}")
         return job
 
     def page(self, status: JobStatus | Iterable[JobStatus] | None, *, limit: int, cursor: str | None) -> Page[Job]:
@@ -70,7 +62,7 @@ class Views:
         if isinstance(store, SupportsCounts):
             return store.counts(tenant=self.tenant)
         counted = dict.fromkeys(JobStatus, 0)
-        for job in self._all(JobQuery(tenant=self.tenant, limit=_PAGE)):
+        for job in walk(store, JobQuery(tenant=self.tenant, limit=_PAGE)):
             counted[job.status] += 1
         return counted
 
@@ -107,18 +99,20 @@ class Views:
 
     def save(self, job: Job, target: Path, *, overwrite: bool) -> Path:
         """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
+        from renderdispatch.plumbing.files import write_file
+
         with self.open_video(job) as source:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             try:
                 write_file(target, chunks, key=str(target), only_if_absent=not overwrite)
-            except ObjectExistsError:
-                raise ObjectExistsError(f"{target} exists, and overwrite was not asked") from None
+            except errors.ObjectExistsError:
+                raise errors.ObjectExistsError(f"{target} exists, and overwrite was not asked") from None
         return target
 
     def open_object(self, key: str) -> AbstractContextManager[BinaryIO]:
         """Open one of the tenant's objects for reading. Raises `ObjectNotFoundError`."""
         if not layout.may_read(self.tenant, key):
-            raise ObjectNotFoundError(f"nothing is stored under {key[:200]!r}")
+            raise errors.ObjectNotFoundError(f"nothing is stored under {key[:200]!r}")
         return self.parts.storage.open(key)
 
     def _signed(self, key: str) -> str:
@@ -131,16 +125,8 @@ class Views:
         store = self.parts.store
         if isinstance(store, SupportsCounts):
             return store.ahead_of(job) + 1
-        ready = self._all(JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
+        ready = walk(store, JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
         return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
-
-    def _all(self, query: JobQuery) -> Iterator[Job]:
-        while True:
-            page = self.parts.store.query(query)
-            yield from page.items
-            if page.cursor is None:
-                return
-            query = evolve(query, cursor=page.cursor)
 
 
 def _video_key(job: Job) -> str:
@@ -148,7 +134,7 @@ def _video_key(job: Job) -> str:
         case JobStatus.COMPLETE if job.artifact is not None:
             return job.artifact.key
         case JobStatus.FAILED if job.error is not None:
-            raise JobFailedError(f"job {job.id} failed: {job.error.message}", code=job.error.code)
+            raise errors.JobFailedError(f"job {job.id} failed: {job.error.message}", code=job.error.code)
         case JobStatus.CANCELLED:
-            raise JobCancelledError(f"job {job.id} was cancelled")
-    raise JobNotCompleteError(f"job {job.id} is {job.status} ({job.stage}, {job.progress:g} %)")
+            raise errors.JobCancelledError(f"job {job.id} was cancelled")
+    raise errors.JobNotCompleteError(f"job {job.id} is {job.status} ({job.stage}, {job.progress:g} %)")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ class Pause:
 
     def __init__(self, timeout: float | timedelta | None) -> None:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
         self._revision: int | None = None
         self._pause = 0.02
 
@@ -36,8 +37,6 @@ class Pause:
         changed = job.revision != self._revision
         self._revision = job.revision
         self._pause = 0.02 if changed else min(0.5, self._pause * 1.5)
-        if self._deadline is None:
-            return self._pause
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise WaitTimeoutError(f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")

@@ -41,7 +41,7 @@ class Worker:
         self._stop = Stop()
         self.keeper = LeaseKeeper(parts.store, parts.backends, holder=holder, lease=parts.lease)
         self.inbox = Inbox(parts.store, self.run_over)
-        self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, wake=self.wake_all)
+        self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, self.wake_all)
         self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, stop=self._stop)
         self._renew_s = lease_s / 3
         self._reconcile_s = min(_RECONCILE_S, lease_s / 4)
@@ -105,11 +105,7 @@ class Worker:
         self.keeper.hand_back()
 
     def _dispatch(self) -> None:
-        def work() -> None:
-            self.keeper.collect()
-            self.dispatcher.tick()
-
-        self._repeat(work, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
+        self._repeat(self.dispatcher.tick, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
 
     def _reconcile(self) -> None:
         self._repeat(self.reconciler.tick, self._to_reconcile, lambda: self._reconcile_s)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 
@@ -86,7 +85,7 @@ def pip_requirements(*extras: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Deployment(BaseSettings):
+class Deployment(BaseModel):
     """What is deployed. Each field is read from ``RENDERDISPATCH_MODAL_`` and its name in capitals.
 
     Args:
@@ -104,10 +103,10 @@ class Deployment(BaseSettings):
         period: Seconds between two starts of the worker.
     """
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, str_strip_whitespace=True)
 
     app: str = "renderdispatch"
-    gpu: Annotated[tuple[str, ...], NoDecode] = ()
+    gpu: tuple[str, ...] = ()
     cpu: float = Field(default=4.0, ge=0.125, le=256)
     memory: int = Field(default=8192, ge=128, le=2_000_000)
     timeout: int = Field(default=_DAY_S, ge=1, le=_DAY_S)
@@ -132,14 +131,6 @@ class Deployment(BaseSettings):
         return self
 
     @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Have the constructor read its arguments alone: `from_environment` is handed the environment that counts."""
-        del settings_cls
-        return (init_settings,)
-
-    @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, carried: bool = False) -> Self:
         """Read the variables that are set. An empty one is not set.
 
@@ -150,23 +141,20 @@ class Deployment(BaseSettings):
         Raises:
             ConfigurationError: A variable makes no sense; the message names it.
         """
-        source = EnvSettingsSource(cls)
-        names = {f"{_PREFIX}{name}".upper() for name in cls.model_fields if not carried or name in _CARRIED}
-        source.env_vars = {
-            name.lower(): value for name, value in environment.items() if name in names and value.strip()
-        }
+        names = _CARRIED if carried else cls.model_fields
+        given = {name: environment.get(f"{_PREFIX}{name.upper()}", "") for name in names}
         try:
-            return cls(**source())
+            return cls.model_validate({name: value for name, value in given.items() if value.strip()})
         except ValidationError as error:
             raise ConfigurationError("; ".join(map(_describe, error.errors()))) from None
 
     def to_environment(self) -> dict[str, str]:
         """Return the variables that `from_environment` reads as this."""
-        return {f"{_PREFIX}{name}".upper(): _written(value) for name, value in self}
+        return {f"{_PREFIX}{name.upper()}": _written(value) for name, value in self}
 
     def to_carry(self) -> dict[str, str]:
         """Return the variables that define the worker's functions, for their containers."""
-        return {f"{_PREFIX}{name}".upper(): _written(value) for name, value in self if name in _CARRIED}
+        return {f"{_PREFIX}{name.upper()}": _written(value) for name, value in self if name in _CARRIED}
 
 
 def _written(value: object) -> str:

@@ -1,7 +1,7 @@
 """What do users deploy to Modal?
 
 An app with one function, ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
-It takes a `RenderOrder` and returns a `CallAnswer`, both as JSON. It gets no secret: an order holds signed URLs and the
+It takes a `RenderOrder` and returns a `CallResult`, both as JSON. It gets no secret: an order holds signed URLs and the
 key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be chosen, by variables in the
 environment of ``modal deploy``.
 

@@ -51,7 +51,7 @@ def job_error(error: BaseException, *, otherwise: FaultDomain) -> JobError:
         otherwise: Whose fault it is if the exception does not say: the scene's while it renders, else the
             infrastructure's.
     """
-    said = message = _text(error)
+    said = message = text_of(error)
     match error:
         case errors.RenderError() if error.fault in set(FaultDomain):
             code, fault = str(error.code), FaultDomain(error.fault)
@@ -77,7 +77,7 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     """Return the text of an exception, even if its author's code fails; file names may hold bytes that are not text."""
     try:
         said = str(error)

@@ -78,21 +78,21 @@ def write_file(
         StorageDeniedError: The file system does not allow it, or ``size`` does not fit.
         StorageUnavailableError: The file system fails.
     """
-    with _translated(key):
+    with storage_errors(key):
         # not `tempfile`: only this user may read its files, but a server of the folder must, too
         temporary = _folder_for_temporary(target) / f"{TEMPORARY}-{os.getpid()}-{secrets.token_hex(8)}"
         file = temporary.open("xb", buffering=0)  # a buffer would meet a full disk again when it is closed
     try:
         with file:
             for chunk in chunks:
-                with _translated(key):
+                with storage_errors(key):
                     _write_all(file, chunk)
-            with _translated(key):
+            with storage_errors(key):
                 os.fsync(file.fileno())
                 written = os.fstat(file.fileno())
         if size is not None and written.st_size != size:
             raise errors.StorageDeniedError(f"{key!r} was to be {size} bytes, not {written.st_size}")
-        with _translated(key):
+        with storage_errors(key):
             _give_name(temporary, target, key=key, only_if_absent=only_if_absent)
     finally:
         with suppress(OSError):
@@ -100,7 +100,8 @@ def write_file(
     return written
 
 
-def _translated(key: str) -> AbstractContextManager[None]:
+def storage_errors(key: str) -> AbstractContextManager[None]:
+    """Raise errors of the file system as `storage_error` has them."""
     return translated({OSError: lambda error: storage_error(error, key)}, chain=True)
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from renderdispatch.errors import StorageDeniedError
-from renderdispatch.plumbing.files import read_chunks, storage_error, write_file
+from renderdispatch.plumbing.files import read_chunks, storage_errors, write_file
 
 
 class Endpoint(Protocol):
@@ -49,10 +49,8 @@ def open_get(url: str) -> BinaryIO:
         StorageDeniedError: The URL is not valid, or has expired.
     """
     if (path := local_path(url)) is not None:
-        try:
+        with storage_errors(path.name):
             return path.open("rb")
-        except OSError as error:
-            raise storage_error(error, path.name) from error
     return _endpoint(url).open_url(url)
 
 

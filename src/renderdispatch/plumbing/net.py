@@ -17,8 +17,9 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from attrs import evolve, field, frozen
 
@@ -249,6 +250,24 @@ class Client:
         target, login = _read_url(proxy)
         kind = httpcore.SOCKSProxy if proxy.startswith("socks") else httpcore.HTTPProxy
         return cast("httpcore.ConnectionPool", kind(proxy_url=target, proxy_auth=login, **options))
+
+
+def plain_url(url: str) -> SplitResult | None:
+    """Return the parts of an http or https URL without user name, query and fragment; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if valid and "@" not in parts.netloc and not parts.query and not parts.fragment else None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is, on every machine, that machine itself."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def etag_of(value: str | None) -> str | None:

@@ -1,12 +1,12 @@
-"""What must each process have for itself, and how does one fork?
+"""What must each process make for itself, and what happens at a fork?
 
-Connections, threads and locks that are held do not survive a fork. `PerProcess` holds a value for each process id; a
-child makes its own at its first use.
+Connections, threads and held locks do not survive a fork. `PerProcess` holds one value for each process id; a child
+makes its own at the first use.
 
-A process that holds database connections forks without them (`ForkGate`). SQLite keeps its file locks per process, and
-a child that inherits the library's memory believes that it holds locks which only its parent has: another process may
-then take the log away under its writes. So a fork waits for the operations in progress (each is one statement), closes
-every connection, and both sides connect afresh.
+Database connections are closed before a fork (`ForkGate`). SQLite keeps its file locks per process. A child that
+inherits SQLite's memory believes that it holds locks which only its parent has, and another process may then delete the
+log while the child writes. So a fork waits for the operations in progress (each is one statement) and closes every
+connection; then both sides connect again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Final, Generic, TypeVar
 _T = TypeVar("_T")
 
 _PATIENCE_S: Final = 60.0
-"""A fork waits no longer: a signal handler that forks in the middle of an operation would wait for itself."""
+"""The longest that a fork waits. A signal handler that forks during an operation would wait for itself."""
 
 
 class PerProcess(Generic[_T]):
-    """A value for each process id, made at its first use. Safe to share between threads, and across forks.
+    """A value for each process id, made at the first use. Safe to share between threads, and across forks.
 
-    What came along in a fork is kept, for even its destructor could harm the parent, or is handed to ``inherited``.
+    A child keeps the values that it inherits and never closes them: even a destructor could harm the parent.
 
     Args:
         make: Makes the value of this process.
@@ -42,7 +42,7 @@ class PerProcess(Generic[_T]):
         self._locks: dict[int, threading.Lock] = {}  # by process: a lock that was held at the fork stays locked
 
     def get(self) -> _T:
-        """Return this process's value; make it where there is none."""
+        """Return this process's value; make it at the first call."""
         process = os.getpid()
         with suppress(KeyError):
             return self._values[process]
@@ -53,11 +53,11 @@ class PerProcess(Generic[_T]):
             return self._values[process]
 
     def peek(self) -> _T | None:
-        """Return this process's value; None where it was not made yet."""
+        """Return this process's value; None if it was not made yet."""
         return self._values.get(os.getpid())
 
     def take(self) -> _T | None:
-        """Return this process's value and forget it, so that its taker can close it. A later `get` makes another."""
+        """Return this process's value and forget it; the caller closes it. A later `get` makes another."""
         process = os.getpid()
         with self._locks.setdefault(process, threading.Lock()):
             return self._values.pop(process, None)
@@ -71,10 +71,10 @@ class PerProcess(Generic[_T]):
 
 
 class ForkGate:
-    """Lets operations through, except while this process forks.
+    """Lets operations run, except while this process forks.
 
     Args:
-        close: Closes every idle connection; called right before a fork, when no operation is in progress.
+        close: Closes every idle connection. Called right before a fork, when no operation is in progress.
     """
 
     def __init__(self, close: Callable[[], None]) -> None:
@@ -83,14 +83,14 @@ class ForkGate:
         _gates.add(self)
 
     def reset(self) -> None:
-        """Begin afresh, also in the child of a fork: no other thread came along, whatever it held."""
+        """Let operations run; in a child too, which has one thread: the others may have held the condition."""
         self._condition = threading.Condition()
         self._inside = 0
         self._shut = False
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """Hold off forks for as long as the block runs."""
+        """Delay forks while the block runs."""
         condition = self._condition
         with condition:
             condition.wait_for(lambda: not self._shut)
@@ -104,7 +104,7 @@ class ForkGate:
                     condition.notify_all()
 
     def shut(self) -> None:
-        """Wait for the operations in progress, let no other begin, close."""
+        """Let no operation begin, wait for those in progress, and close."""
         with self._condition:
             self._shut = True
             self._condition.wait_for(lambda: self._inside == 0, timeout=_PATIENCE_S)
@@ -113,7 +113,7 @@ class ForkGate:
             close()
 
     def reopen(self) -> None:
-        """Go on, in the parent."""
+        """Let operations run again, in the parent."""
         with self._condition:
             self._shut = False
             self._condition.notify_all()

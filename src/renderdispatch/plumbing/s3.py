@@ -11,34 +11,21 @@ import importlib.util
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeVar
 
-from attrs import field, frozen
+from attrs import frozen
 
-from renderdispatch.errors import (
-    ConfigurationError,
-    MissingExtraError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageDeniedError,
-    StorageError,
-    StorageFullError,
-    StorageUnavailableError,
-)
+from renderdispatch import errors
 from renderdispatch.plumbing.failures import translated
-from renderdispatch.plumbing.net import STALL_S, Client, NetError, Response
+from renderdispatch.plumbing.net import STALL_S, Client, NetError, Response, plain_url
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
-from renderdispatch.plumbing.sigv4 import Presigner
-
-if TYPE_CHECKING:
-    import asyncio
+from renderdispatch.plumbing.sigv4 import Endpoint, Presigner
 
 _T = TypeVar("_T")
 
@@ -61,25 +48,6 @@ _AGAIN: Final = frozenset({"ConditionalRequestConflict", "OperationAborted", "Re
 _UNSAID: Final = {401: "Unauthorized", 403: "AccessDenied", 404: "NoSuchKey", 412: "PreconditionFailed"}
 _WRONG_REGION: Final = frozenset({"AuthorizationHeaderMalformed", "AuthorizationQueryParametersError"})
 _WRONG_CLOCK: Final = frozenset({"RequestTimeTooSkewed", "ExpiredRequest", "RequestExpired"})
-
-
-@frozen(kw_only=True)
-class Endpoint:
-    """Where a bucket is, and whose credentials are used.
-
-    Args:
-        url: Of the S3 API, without the bucket.
-        bucket: Its name.
-        access_key_id: Names who asks.
-        secret_access_key: Signs.
-        region: What signatures are for.
-    """
-
-    url: str
-    bucket: str
-    access_key_id: str = field(repr=False)
-    secret_access_key: str = field(repr=False)
-    region: str = "auto"
 
 
 class S3:
@@ -106,25 +74,19 @@ class S3:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if importlib.util.find_spec("s3fs") is None:
-            raise MissingExtraError.of("R2Storage", "r2")
+            raise errors.MissingExtraError.of("R2Storage", "r2")
         self.endpoint = endpoint
         self._clock, self._monotonic, self._sleep = clock, monotonic, sleep
-        self.sign: Final = Presigner(
-            f"{endpoint.url}/{endpoint.bucket}",
-            access_key_id=endpoint.access_key_id,
-            secret_access_key=endpoint.secret_access_key,
-            region=endpoint.region,
-            clock=clock,
-        ).sign
+        self.sign: Final = Presigner(endpoint, clock=clock).sign
         self._http = Client(stall_s=stall_s, proxies=True)
-        self._commands = PerProcess(partial(_Commands.open, endpoint, stall_s=stall_s))
+        self._clients = PerProcess(partial(_new_client, endpoint, stall_s=stall_s))
         self._bucket_seen = False
 
     def close(self) -> None:
         """Close the connections of this process. A second call does nothing; a later use opens new ones."""
         self._http.close()
-        if (commands := self._commands.take()) is not None:
-            commands.close()
+        if (client := self._clients.take()) is not None:
+            _run(client.close)
 
     # --- commands
 
@@ -139,16 +101,7 @@ class S3:
         Raises:
             StorageError: As `refusal` says.
         """
-        return self.retry(lambda: self._call(operation, what, params))
-
-    def _call(self, operation: str, what: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        with self._command_errors(what):
-            commands = self._commands.get()
-            response: dict[str, Any] = commands.run(
-                getattr(commands.client, operation), Bucket=self.endpoint.bucket, **params
-            )
-        self._bucket_seen = True
-        return response
+        return self._command(what, lambda client: getattr(client, operation)(Bucket=self.endpoint.bucket, **params))
 
     def delete(self, keys: list[str], what: str) -> None:
         """Delete many objects, some at a time. DeleteObjects is not used: servers differ on the checksum it wants."""
@@ -162,14 +115,18 @@ class S3:
                 async with gate:
                     await client.delete_object(Bucket=self.endpoint.bucket, Key=key)
 
-            await asyncio.gather(*(delete_one(key) for key in keys))
+            await asyncio.gather(*map(delete_one, keys))
 
-        def attempt() -> None:
+        self._command(what, delete_all)
+
+    def _command(self, what: str, work: Callable[[Any], Awaitable[_T]]) -> _T:
+        def attempt() -> _T:
             with self._command_errors(what):
-                commands = self._commands.get()
-                commands.run(delete_all, commands.client)
+                done = _run(work, self._clients.get())
+            self._bucket_seen = True
+            return done
 
-        self.retry(attempt)
+        return self.retry(attempt)
 
     # --- bodies
 
@@ -248,7 +205,9 @@ class S3:
         return translated(
             {
                 exceptions.ClientError: partial(self._refused_command, what),
-                exceptions.ParamValidationError: lambda _: StorageError(f"S3 does not take a parameter for {what}"),
+                exceptions.ParamValidationError: lambda _: errors.StorageError(
+                    f"S3 does not take a parameter for {what}"
+                ),
                 ResponseParserError: lambda _: _not_s3(self.endpoint),
                 aiohttp.ClientError: unreachable,
                 exceptions.ConnectionError: unreachable,
@@ -257,16 +216,16 @@ class S3:
             }
         )
 
-    def _unreachable(self, what: str, error: BaseException) -> StorageError:
+    def _unreachable(self, what: str, error: BaseException) -> errors.StorageError:
         why = error if isinstance(error, NetError) else f"cannot be reached ({type(error).__name__})"
-        return StorageUnavailableError(f"no access to {what}: {self.endpoint.url} {why}")
+        return errors.StorageUnavailableError(f"no access to {what}: {self.endpoint.url} {why}")
 
-    def _refused(self, response: Response, what: str) -> StorageError:
+    def _refused(self, response: Response, what: str) -> errors.StorageError:
         text = response.body.decode(errors="replace")
         code = re.search(r"<Code>([A-Za-z0-9.]{1,80})</Code>", text)
         return self._error(what, response.status, code[1] if code else "", text=text, date=response.headers.get("date"))
 
-    def _refused_command(self, what: str, error: Any) -> StorageError:
+    def _refused_command(self, what: str, error: Any) -> errors.StorageError:
         found, about = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
         return self._error(
             what,
@@ -276,7 +235,7 @@ class S3:
             date=about.get("HTTPHeaders", {}).get("date"),
         )
 
-    def _error(self, what: str, status: int, code: str, *, text: str, date: str | None) -> StorageError:
+    def _error(self, what: str, status: int, code: str, *, text: str, date: str | None) -> errors.StorageError:
         if code == str(status):
             code = self._ask_why(status)
         if code in {"NoSuchKey", "NoSuchUpload"}:
@@ -293,9 +252,8 @@ class S3:
 
         if status not in {401, 403, 404} or (status == 404 and self._bucket_seen):
             return _UNSAID.get(status, str(status))
-        commands = self._commands.get()
         try:
-            commands.run(commands.client.list_objects_v2, Bucket=self.endpoint.bucket, MaxKeys=1)
+            _run(self._clients.get().list_objects_v2, Bucket=self.endpoint.bucket, MaxKeys=1)
         except ResponseParserError:
             return ""
         except ClientError as error:
@@ -308,14 +266,14 @@ class S3:
 
 
 def _trouble(error: Exception) -> Trouble:
-    if not isinstance(error, StorageUnavailableError):
+    if not isinstance(error, errors.StorageUnavailableError):
         return Trouble.FATAL
     return Trouble.THROTTLED if error.code == THROTTLED else Trouble.FAILED
 
 
 def refusal(
     what: str, status: int, code: str, *, endpoint: Endpoint, text: str = "", ahead_s: float = 0.0
-) -> StorageError:
+) -> errors.StorageError:
     """Return the error that a response without success means.
 
     Args:
@@ -327,49 +285,47 @@ def refusal(
         ahead_s: Seconds by which this machine's clock is ahead of the endpoint's.
     """
     if code == "NoSuchBucket":
-        return StorageDeniedError(
+        return errors.StorageDeniedError(
             f"there is no bucket {endpoint.bucket!r} at {endpoint.url}: check its name and the account, and the "
             "jurisdiction, which has an endpoint of its own",
             code=NO_BUCKET,
         )
     if status == 429 or code in _THROTTLES:
-        return StorageUnavailableError(f"storage asks to slow down at {what} ({status} {code})", code=THROTTLED)
+        return errors.StorageUnavailableError(f"storage asks to slow down at {what} ({status} {code})", code=THROTTLED)
     if status in _UNAVAILABLE or code in _AGAIN:
-        return StorageUnavailableError(f"storage could not serve {what} ({status} {code})")
+        return errors.StorageUnavailableError(f"storage could not serve {what} ({status} {code})")
     if status == 412 or code == "PreconditionFailed":
-        return ObjectExistsError(f"{what} is write-once, and an object exists there")
+        return errors.ObjectExistsError(f"{what} is write-once, and an object exists there")
     if code in {"NoSuchKey", "NoSuchUpload"}:
-        return ObjectNotFoundError(f"nothing is stored under {what}")
+        return errors.ObjectNotFoundError(f"nothing is stored under {what}")
     if status == 507:
-        return StorageFullError(f"no space is left to write {what}")
+        return errors.StorageFullError(f"no space is left to write {what}")
     if not code or 300 <= status < 400:
         return _not_s3(endpoint)
     return _denial(what, status, code, endpoint=endpoint, text=text, ahead_s=ahead_s)
 
 
-def _denial(what: str, status: int, code: str, *, endpoint: Endpoint, text: str, ahead_s: float) -> StorageError:
+def _denial(what: str, status: int, code: str, *, endpoint: Endpoint, text: str, ahead_s: float) -> errors.StorageError:
     if code in _WRONG_CLOCK or (status == 403 and abs(ahead_s) > _SKEW_S):
         by = f" by {abs(ahead_s):.0f} s" if abs(ahead_s) > 1 else ""
-        return StorageDeniedError(f"{what} is refused: the clock of this machine is wrong{by}; set it ({code})")
-    if code == "SignatureDoesNotMatch":
-        return StorageDeniedError(f"{what} is refused: the secret access key does not belong to the access key id")
-    if code in _WRONG_REGION and "region" in text:
-        return StorageDeniedError(
-            f"{what} is refused: {endpoint.url} wants signatures for another region than {endpoint.region!r}; "
-            "name it as region (R2's is 'auto')"
-        )
-    if status == 401 or code == "InvalidAccessKeyId" or "Credential access key" in text:
-        return StorageDeniedError(f"{what} is refused: the access key id is not known to {endpoint.url}")
-    if status == 403:
-        return StorageDeniedError(
-            f"{what} is refused: the credentials may not do this in bucket {endpoint.bucket!r}; an R2 token needs "
-            f"'Object Read & Write' on it ({code})"
-        )
-    return StorageError(f"storage refuses {what}: {code} ({status})")
+        why = f"the clock of this machine is wrong{by}; set it ({code})"
+    elif code == "SignatureDoesNotMatch":
+        why = "the secret access key does not belong to the access key id"
+    elif code in _WRONG_REGION and "region" in text:
+        wants = f"{endpoint.url} wants signatures for another region than {endpoint.region!r}"
+        why = f"{wants}; name it as region (R2's is 'auto')"
+    elif status == 401 or code == "InvalidAccessKeyId" or "Credential access key" in text:
+        why = f"the access key id is not known to {endpoint.url}"
+    elif status == 403:
+        may_not = f"the credentials may not do this in bucket {endpoint.bucket!r}"
+        why = f"{may_not}; an R2 token needs 'Object Read & Write' on it ({code})"
+    else:
+        return errors.StorageError(f"storage refuses {what}: {code} ({status})")
+    return errors.StorageDeniedError(f"{what} is refused: {why}")
 
 
-def _not_s3(endpoint: Endpoint) -> StorageError:
-    return StorageDeniedError(
+def _not_s3(endpoint: Endpoint) -> errors.StorageError:
+    return errors.StorageDeniedError(
         f"{endpoint.url} does not answer as an S3 API does: give the account's endpoint "
         "(https://<account>.r2.cloudflarestorage.com), and a bucket's public or custom domain as public_url"
     )
@@ -397,53 +353,43 @@ class Stream:
     close: Callable[[], None]
 
 
-@frozen
-class _Commands:
-    """An aiobotocore client on fsspec's event loop."""
+def _new_client(endpoint: Endpoint, *, stall_s: float) -> Any:
+    """Return an aiobotocore client on fsspec's event loop."""
+    from fsspec.asyn import get_loop
+    from s3fs import S3FileSystem
 
-    loop: asyncio.AbstractEventLoop
-    client: Any
+    for name in _LOUD:  # at DEBUG they log what is signed, and the signature
+        logging.getLogger(name).setLevel(logging.INFO)
+    system = S3FileSystem(
+        session=_session(),
+        key=endpoint.access_key_id,
+        secret=endpoint.secret_access_key,
+        endpoint_url=endpoint.url,
+        client_kwargs={"region_name": endpoint.region},
+        config_kwargs={
+            "signature_version": "s3v4",
+            "s3": {"addressing_style": "path"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "retries": {"total_max_attempts": 1},  # `S3.retry` repeats, and knows that it did
+            "connect_timeout": 10,
+            "read_timeout": stall_s,
+            "max_pool_connections": 32,
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        asynchronous=True,
+        loop=get_loop(),
+    )
+    return _run(system.set_session)
 
-    @classmethod
-    def open(cls, endpoint: Endpoint, *, stall_s: float) -> _Commands:
-        from fsspec.asyn import get_loop, sync
-        from s3fs import S3FileSystem
 
-        for name in _LOUD:  # at DEBUG they log what is signed, and the signature
-            logging.getLogger(name).setLevel(logging.INFO)
-        loop = get_loop()
-        system = S3FileSystem(
-            session=_session(),
-            key=endpoint.access_key_id,
-            secret=endpoint.secret_access_key,
-            endpoint_url=endpoint.url,
-            client_kwargs={"region_name": endpoint.region},
-            config_kwargs={
-                "signature_version": "s3v4",
-                "s3": {"addressing_style": "path"},
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-                "retries": {"total_max_attempts": 1},  # `S3.retry` repeats, and knows that it did
-                "connect_timeout": 10,
-                "read_timeout": stall_s,
-                "max_pool_connections": 32,
-            },
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            asynchronous=True,
-            loop=loop,
-        )
-        return cls(loop, sync(loop, system.set_session))
+def _run(function: Callable[..., Awaitable[_T]], *args: Any, **kwargs: Any) -> _T:
+    """Await ``function(...)`` on fsspec's event loop, from any thread but the loop's own."""
+    from fsspec.asyn import get_loop, sync
 
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Await ``function(...)`` on the event loop, from any thread but the loop's own."""
-        from fsspec.asyn import sync
-
-        return sync(self.loop, function, *args, **kwargs)
-
-    def close(self) -> None:
-        """Close the connections; the loop is fsspec's."""
-        self.run(self.client.close)
+    done: _T = sync(get_loop(), function, *args, **kwargs)
+    return done
 
 
 @cache
@@ -454,52 +400,45 @@ def _session() -> Any:
     return AioSession()
 
 
-def check_endpoint(
-    *, account_id: str | None, endpoint_url: str | None, jurisdiction: str | None, local_path: str
-) -> str:
+def check_endpoint(*, account_id: str | None, endpoint_url: str | None, jurisdiction: str | None) -> str:
     """Return the URL of the S3 API.
 
     Raises:
         ConfigurationError: The arguments do not name one; the message says what to give.
     """
     if (account_id is None) == (endpoint_url is None):
-        raise ConfigurationError("give either account_id (for R2) or endpoint_url (for any S3 API)")
-    if jurisdiction not in {None, "eu", "fedramp"}:
-        raise ConfigurationError(f"jurisdiction is 'eu', 'fedramp' or None, not {jurisdiction!r}")
-    if endpoint_url is None:
-        if not re.fullmatch(r"[0-9a-f]{32}", account_id or ""):
-            raise ConfigurationError("account_id has 32 hexadecimal digits: the dashboard's R2 overview shows it")
-        within = f".{jurisdiction}" if jurisdiction else ""
-        return f"https://{account_id}{within}.{_R2_HOST}"
-    if jurisdiction is not None:
-        raise ConfigurationError("endpoint_url names the jurisdiction itself: give jurisdiction with account_id alone")
-    return _check_url(endpoint_url, local_path)
+        why = "give either account_id (for R2) or endpoint_url (for any S3 API)"
+    elif jurisdiction not in {None, "eu", "fedramp"}:
+        why = f"jurisdiction is 'eu', 'fedramp' or None, not {jurisdiction!r}"
+    elif endpoint_url is not None and jurisdiction is not None:
+        why = "endpoint_url names the jurisdiction itself: give jurisdiction with account_id alone"
+    elif endpoint_url is not None:
+        return _check_url(endpoint_url)
+    elif not re.fullmatch(r"[0-9a-f]{32}", account_id or ""):
+        why = "account_id has 32 hexadecimal digits: the dashboard's R2 overview shows it"
+    else:
+        return f"https://{account_id}{f'.{jurisdiction}' if jurisdiction else ''}.{_R2_HOST}"
+    raise errors.ConfigurationError(why)
 
 
-def _check_url(endpoint_url: str, local_path: str) -> str:
-    try:
-        parts = urlsplit(endpoint_url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise ConfigurationError("endpoint_url is not a URL") from None
-    if parts.scheme not in {"http", "https"} or not host or parts.username or parts.query or parts.fragment:
-        raise ConfigurationError(
-            "endpoint_url is a plain http or https URL, such as https://<account>.r2.cloudflarestorage.com"
+def _check_url(endpoint_url: str) -> str:
+    parts = plain_url(endpoint_url)
+    if parts is None:
+        raise errors.ConfigurationError(
+            f"endpoint_url is a plain http or https URL, such as https://<account>.{_R2_HOST}"
         )
+    host, path = parts.hostname or "", parts.path.rstrip("/")
     if host == "r2.dev" or host.endswith(".r2.dev"):
-        raise ConfigurationError(
-            f"{host} is a bucket's public address, which takes no signatures: give account_id, and this as public_url"
-        )
-    path = parts.path.rstrip("/")
-    if path not in {"", local_path}:
-        raise ConfigurationError(
-            f"endpoint_url has a path, {path[:80]!r}: remove it, and give the bucket's name as bucket"
-        )
-    if host.endswith(_R2_HOST) and not re.fullmatch(r"[0-9a-f]{32}(\.eu|\.fedramp)?\." + re.escape(_R2_HOST), host):
-        raise ConfigurationError(
-            f"{host} is not an account's endpoint: that is https://<account>.{_R2_HOST}, with no bucket in front"
-        )
-    return f"{parts.scheme}://{parts.netloc}{path}"
+        why = f"{host} is a bucket's public address, which takes no signatures: give account_id, and this as public_url"
+    elif path not in {"", _LOCAL_PATH}:
+        why = f"endpoint_url has a path, {path[:80]!r}: remove it, and give the bucket's name as bucket"
+    elif host.endswith(_R2_HOST) and not re.fullmatch(r"[0-9a-f]{32}(\.eu|\.fedramp)?\." + re.escape(_R2_HOST), host):
+        why = f"{host} is not an account's endpoint: that is https://<account>.{_R2_HOST}, with no bucket in front"
+    else:
+        return f"{parts.scheme}://{parts.netloc}{path}"
+    raise errors.ConfigurationError(why)
 
 
 _R2_HOST: Final = "r2.cloudflarestorage.com"
+_LOCAL_PATH: Final = "/cdn-cgi/local/r2/s3"
+"""The path of the S3 API in Cloudflare's local R2. No other endpoint has a path."""

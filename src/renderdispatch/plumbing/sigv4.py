@@ -9,37 +9,70 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
+
+from attrs import field, frozen
+
+from renderdispatch.errors import ConfigurationError
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 _PORTS: Final = {"http": 80, "https": 443}
 _NOTHING: Final[Mapping[str, str]] = {}
 
 
+def _matches(pattern: str, message: str) -> Callable[[object, Any, str], None]:
+    def check(_: object, attribute: Any, value: str) -> None:
+        if not re.fullmatch(pattern, value):
+            raise ConfigurationError(message.format(name=attribute.name, value=value[:80]))
+
+    return check
+
+
+_NAME: Final = "{value!r} is not a bucket's name: 3 to 63 lower-case letters, digits and hyphens, without a URL"
+_CREDENTIAL: Final = _matches(r"[!-~]+", "{name} is empty, or contains a space or a line break")
+
+
+@frozen(kw_only=True)
+class Endpoint:
+    """Where a bucket is, and whose credentials are used.
+
+    Args:
+        url: Of the S3 API, without the bucket.
+        bucket: Its name.
+        access_key_id: Names who asks.
+        secret_access_key: Signs.
+        region: What signatures are for.
+
+    Raises:
+        ConfigurationError: The bucket's name or a credential cannot be right.
+    """
+
+    url: str
+    bucket: str = field(validator=_matches(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", _NAME))
+    access_key_id: str = field(repr=False, validator=_CREDENTIAL)
+    secret_access_key: str = field(repr=False, validator=_CREDENTIAL)
+    region: str = "auto"
+
+
 class Presigner:
     """Signs URLs for the objects of one bucket. Safe to share between threads, and across forks.
 
     Args:
-        bucket_url: The endpoint with the bucket as the last part of its path.
-        access_key_id: Names who asks.
-        secret_access_key: Signs.
-        region: What the endpoint wants signatures for.
+        endpoint: Where the bucket is, and whose credentials sign.
         clock: Returns the time, aware and in UTC.
     """
 
-    def __init__(
-        self, bucket_url: str, *, access_key_id: str, secret_access_key: str, region: str, clock: Callable[[], datetime]
-    ) -> None:
-        parts = urlsplit(bucket_url)
+    def __init__(self, endpoint: Endpoint, *, clock: Callable[[], datetime]) -> None:
+        parts = urlsplit(f"{endpoint.url}/{endpoint.bucket}")
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else str(parts.hostname)
         # clients leave out the port of the scheme in their Host header, so it must not be signed
         self._host = host if parts.port in {None, _PORTS.get(parts.scheme)} else f"{host}:{parts.port}"
         self._origin, self._path = f"{parts.scheme}://{parts.netloc}", f"{parts.path}/"
-        self._access_key_id, self._region, self._clock = access_key_id, region, clock
-        self._secret = f"AWS4{secret_access_key}".encode()
+        self._endpoint, self._clock = endpoint, clock
         self._of_day: tuple[str, str, bytes] = ("", "", b"")
         """A day with its scope and its key. One attribute, so that threads see all three change at once."""
 
@@ -70,7 +103,7 @@ class Presigner:
         asked = {
             **query,
             "X-Amz-Algorithm": _ALGORITHM,
-            "X-Amz-Credential": f"{self._access_key_id}/{scope}",
+            "X-Amz-Credential": f"{self._endpoint.access_key_id}/{scope}",
             "X-Amz-Date": moment,
             "X-Amz-Expires": str(expires_s),
             "X-Amz-SignedHeaders": signed_names,
@@ -86,8 +119,8 @@ class Presigner:
     def _key_of(self, day: str) -> tuple[str, bytes]:
         known, scope, key = self._of_day
         if known != day:
-            scope = f"{day}/{self._region}/s3/aws4_request"
-            key = self._secret
+            scope = f"{day}/{self._endpoint.region}/s3/aws4_request"
+            key = f"AWS4{self._endpoint.secret_access_key}".encode()
             for part in scope.split("/"):
                 key = hmac.digest(key, part.encode(), "sha256")
             self._of_day = (day, scope, key)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
-from attrs import frozen
+from attrs import Factory, define, field, frozen
 from numpy.typing import NDArray
 
 from renderdispatch.render.audio import Samples
@@ -63,10 +63,10 @@ class Frame:
     @property
     def wave(self) -> NDArray[np.float32]:
         """The wave of the texture, (512,) float32, -1 to 1."""
-        wave: NDArray[np.float32] = (self.texture[1].astype(np.float32) - 128) / 128
-        return wave
+        return np.asarray((self.texture[1].astype(np.float32) - 128) / 128)
 
 
+@define(eq=False, kw_only=True)
 class Features:
     """The features of all frames, read from the analyser's file. Use it with ``with``, or close it.
 
@@ -78,20 +78,12 @@ class Features:
         loudest_band_db: The level that is 1 in ``bands``.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        fps: Fraction,
-        level: NDArray[np.float32],
-        beat: NDArray[np.float32],
-        loudest_band_db: float,
-    ) -> None:
-        self.fps: Final = fps
-        self.level: Final = level
-        self.beat: Final = beat
-        self._floor_db = loudest_band_db - _BAND_RANGE_DB
-        self._file = path.open("rb")
+    path: Path
+    fps: Fraction
+    level: NDArray[np.float32] = field(repr=False)
+    beat: NDArray[np.float32] = field(repr=False)
+    loudest_band_db: float
+    _file: BinaryIO = field(init=False, repr=False, default=Factory(lambda self: self.path.open("rb"), takes_self=True))
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +115,7 @@ class Features:
             time_s=float(index / self.fps),
             level=float(self.level[index]),
             beat=float(self.beat[index]),
-            bands=np.clip((db - np.float32(self._floor_db)) / np.float32(_BAND_RANGE_DB), 0, 1),
+            bands=np.clip((db - np.float32(self.loudest_band_db - _BAND_RANGE_DB)) / np.float32(_BAND_RANGE_DB), 0, 1),
             texture=record[:_TEXTURE_BYTES].reshape(2, TEXTURE_WIDTH),
         )
 
@@ -152,9 +144,7 @@ class Analyser:
         self._held_from = -FFT_SIZE
         self._held = np.zeros((1, FFT_SIZE), np.float32)  # silence before the song
         self._next = 0
-        self._rms: list[NDArray[np.float32]] = []
-        self._flux: list[NDArray[np.float32]] = []
-        self._band_peaks: list[NDArray[np.float32]] = []
+        self._measured: list[NDArray[np.float32]] = []  # (3, n): loudness, onsets and highest bands of n frames
 
     def __enter__(self) -> Self:
         return self
@@ -176,9 +166,9 @@ class Analyser:
         self._hold(np.zeros((self._held.shape[0], max(missing, 0)), np.float32))
         self._analyse(frames)
         self._file.close()
-        rms, flux, peaks = (np.concatenate(parts) for parts in (self._rms, self._flux, self._band_peaks))
+        rms, flux, peaks = np.concatenate(self._measured, axis=1)
         return Features(
-            self._path,
+            path=self._path,
             fps=self._fps,
             level=_level(rms),
             beat=_beat(flux, fps=float(self._fps)),
@@ -220,10 +210,9 @@ class Analyser:
         bands = self._bands.db(magnitudes)
         records[:, _TEXTURE_BYTES:] = np.clip(bands / _BAND_STEP_DB + 255, 0, 255)
         self._file.write(records.tobytes())
-        self._rms.append(np.array([self._rms_of(frame) for frame in frames], np.float32))
+        rms = [self._rms_of(frame) for frame in frames]
         rises = np.diff(np.maximum(bands, -80), axis=0, prepend=np.maximum(self._last_db, -80)[np.newaxis])
-        self._flux.append(np.maximum(rises, 0).mean(axis=1).astype(np.float32))
-        self._band_peaks.append(bands.max(axis=1))
+        self._measured.append(np.array([rms, np.maximum(rises, 0).mean(axis=1), bands.max(axis=1)], np.float32))
         self._last_db = bands[-1]
         self._next = until
         keep = min(self._first_sample(until), self._middle(until) - half) - self._held_from
@@ -262,15 +251,13 @@ class _BandFilter:
     def db(self, magnitudes: Floats) -> Floats:
         """Return (frames, bands) in dB from (frames, bins)."""
         gathered: Floats = np.add.reduceat(magnitudes[:, self._bins] * self._weights, self._starts, axis=1)
-        bands: Floats = _db(gathered) + self._lift_db
-        return bands
+        return np.asarray(_db(gathered) + self._lift_db)
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:
     """Scale a song's loudness to 0..1. The root of it is nearer to how loud music seems than its power."""
     loudest = max(float(np.percentile(rms, 98)), float(rms.max()) / 4, _QUIETEST)
-    level: NDArray[np.float32] = np.sqrt(np.clip(rms / loudest, 0, 1)).astype(np.float32)
-    return level
+    return np.asarray(np.sqrt(np.clip(rms / loudest, 0, 1)), np.float32)
 
 
 def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:

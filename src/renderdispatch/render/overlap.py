@@ -5,9 +5,9 @@ The caller draws, and another thread encodes. Few items wait between them, so th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from queue import Queue
-from threading import Thread
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
@@ -24,35 +24,23 @@ class Consumer(Generic[T]):
         ahead: How many items may wait while one is consumed.
     """
 
-    def __init__(self, consume: Callable[[T], None], *, ahead: int) -> None:
+    def __init__(self, consume: Callable[[T], object], *, ahead: int) -> None:
         self._consume = consume
-        self._waiting: Queue[T | None] = Queue(ahead)
-        self._failure: BaseException | None = None
-        self._dropping = False
-        self._thread = Thread(target=self._run, name="renderdispatch-encoder", daemon=True)
+        self._ahead = ahead
+        self._unfinished: deque[Future[object]] = deque()
+        self._thread = ThreadPoolExecutor(1, "renderdispatch-encoder")
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._dropping = self._dropping or error is not None
-        self._waiting.put(None)
-        self._thread.join()
-        if error is None and self._failure is not None:
-            raise self._failure
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for item in self._unfinished:
+                item.result()
 
     def put(self, item: T) -> None:
         """Pass an item on; wait while too many are waiting."""
-        self._waiting.put(item)
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        # After a failure, items are still taken, so that the caller never waits forever.
-        while (item := self._waiting.get()) is not None:
-            if not self._dropping:
-                try:
-                    self._consume(item)
-                except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                    self._failure, self._dropping = error, True
+        if len(self._unfinished) > self._ahead:
+            self._unfinished.popleft().result()
+        self._unfinished.append(self._thread.submit(self._consume, item))

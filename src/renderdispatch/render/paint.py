@@ -41,8 +41,7 @@ def gradient(colours: Sequence[str], at: Floats) -> Floats:
 def smoothstep(start: float, end: float, value: Floats) -> Floats:
     """Return 0 before ``start``, 1 after ``end``, and a smooth transition between."""
     t = np.clip((value - start) / (end - start), 0, 1).astype(np.float32)
-    smooth: Floats = t * t * (3 - 2 * t)
-    return smooth
+    return np.asarray(t * t * (3 - 2 * t))
 
 
 class Backdrop:
@@ -66,17 +65,18 @@ class Backdrop:
         # Hides the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
         self._noise = np.random.default_rng(1).random((rows, columns, 1), np.float32)
 
-    def set_light(self, *, glow: Floats, vignette: Floats, pulse: Floats) -> None:
+    def set_light(self, *, glow: Floats, vignette: Floats, pulse: float, hole: Floats | float = 1) -> None:
         """Set what the light of all frames is made of.
 
         Args:
             glow: The colour of the glow.
             vignette: (h, w, 1), how bright the background is.
-            pulse: (h, w, 3), the light of the beat.
+            pulse: How much light a beat adds where the background is bright.
+            hole: (h, w, 1), how much of that light each place shows.
         """
         self._night = rgb(self._params.background) * (0.35 + 0.65 * vignette)
         self._glow = glow * np.float32(self._params.glow)
-        self._pulse = pulse
+        self._pulse = glow * vignette**2 * hole * np.float32(pulse * self._params.pulse)
 
     def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
         """Fill the canvas.
@@ -134,5 +134,4 @@ def softened(values: Floats, times: int = 1) -> Floats:
 def spectrum(bands: Floats, at: Floats, loudness: float) -> Floats:
     """Return the heights, 0 to 1, of bars at the places ``at`` of a frame's bands; places are 0 to 1."""
     values = np.interp(at, np.linspace(0, 1, len(bands)), bands).astype(np.float32)
-    heights: Floats = np.clip(softened(values) ** 1.7 * loudness, 0, 1)
-    return heights
+    return np.asarray(np.clip(softened(values) ** 1.7 * loudness, 0, 1))

@@ -6,7 +6,6 @@ thread.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +18,7 @@ import numpy as np
 
 from renderdispatch.errors import AudioError, RenderError, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
+from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
@@ -42,7 +42,7 @@ def render_video(
     picture = order.output
     duration = None if order.duration is None else Fraction(order.duration)
     with (
-        _translated(),
+        translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         SoundReader(audio, start=Fraction(order.start), duration=duration) as sound,
         Mp4Writer(
@@ -134,16 +134,10 @@ def _blamed_on_the_scene(what: str) -> Iterator[None]:
         raise SceneError(f"the scene {what}: {type(error).__name__}: {error}") from error
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Translate errors of the file system and of FFmpeg."""
-    try:
-        yield
-    except RenderError:
-        raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RenderError("no space is left for the video", code="disk.full") from error
-        raise RenderError(f"the video cannot be written: {error.strerror}", code="output.unwritable") from error
-    except av.FFmpegError as error:
-        raise RenderError(f"the encoder failed: {error}", code="encode.failed") from error
+def _render_error(error: OSError | av.FFmpegError) -> RenderError:
+    """Translate an error of the file system or of FFmpeg; some are both."""
+    if not isinstance(error, OSError):
+        return RenderError(f"the encoder failed: {error}", code="encode.failed")
+    if is_disk_full(error):
+        return RenderError("no space is left for the video", code="disk.full")
+    return RenderError(f"the video cannot be written: {error.strerror}", code="output.unwritable")

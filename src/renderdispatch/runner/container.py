@@ -46,7 +46,7 @@ def carry_out(
     renderers: Mapping[str, str] | None = None,
     timeout: timedelta | None = None,
 ) -> str:
-    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallAnswer`, whatever happens.
+    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallResult`, whatever happens.
 
     The render runs in a process of its own. Downloads and uploads go by the order's signed URLs: no credential is
     needed, and none is read. It raises no error of its own. What the platform throws into this thread (Modal's
@@ -63,7 +63,7 @@ def carry_out(
     """
     read = _read(order)
     if isinstance(read, messages.JobError):
-        return messages.CallAnswer(error=read).model_dump_json()
+        return messages.CallResult(error=read).model_dump_json()
     if timeout is not None:
         latest = datetime.now(UTC) + max(timeout - MARGIN, timeout / 2)
         read = read.model_copy(update={"finish_by": min(read.finish_by, latest)})
@@ -107,16 +107,16 @@ class _Run:
         self._start = [True]  # the thread that pops this decides whether the run begins
         self._ended = False
         self._end = Bell()
-        self._result = messages.CallAnswer()
+        self._result = messages.CallResult()
 
-    def result(self) -> messages.CallAnswer:
+    def result(self) -> messages.CallResult:
         """Run, and return the result; what is thrown in meanwhile is raised when the run has cleaned up."""
         try:
             try:
                 # not threading.Thread: its start() waits, in Python code that an exception may leave half-way
                 _thread.start_new_thread(self._work, ())
             except RuntimeError as error:
-                return messages.CallAnswer(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
+                return messages.CallResult(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
             while not self._ended:
                 self._end.wait(_CHECK_S)
         except BaseException:
@@ -149,12 +149,12 @@ class _Run:
             return
         try:
             self._folder.mkdir(mode=0o700)
-            self._result = messages.CallAnswer(outcome=self._run())
+            self._result = messages.CallResult(outcome=self._run())
         except RunLeft:
             _log.info("job %s: the platform took the run away", self._order.job_id)
         except BaseException as error:  # noqa: BLE001 - a result, never an exception
             _log.error("job %s: the run broke", self._order.job_id, exc_info=True)
-            self._result = messages.CallAnswer(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
+            self._result = messages.CallResult(error=job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._ended = True

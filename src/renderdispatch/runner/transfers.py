@@ -184,10 +184,18 @@ class HttpTransfers:
         return self._retry(lambda: self._read_small(url), "storage.read", "read the result object")
 
     def _retry(self, attempt: Callable[[], _T], code: str, what: str, progress: Callable[[], int] | None = None) -> _T:
+        tries = 0
+
+        def counted() -> _T:
+            nonlocal tries
+            tries += 1
+            return attempt()
+
         try:
-            return retry(attempt, _BACKOFF, trouble=_trouble, progress=progress, stop=self._stop, what=what)
+            return retry(counted, _BACKOFF, trouble=_trouble, progress=progress, stop=self._stop, what=what)
         except (NetError, _Refused) as error:
-            raise RenderError(f"could not {what}: storage {error}", code=code) from None
+            after = f", after {tries} tries" if tries > 1 else ""
+            raise RenderError(f"could not {what}: storage {error}{after}", code=code) from None
 
     def _download_rest(self, url: str, into: Path, size: int, moved: Moved) -> None:
         done = into.stat().st_size

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 from renderdispatch.errors import ObjectNotFoundError, StorageDeniedError
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.files import TEMPORARY, storage_error, write_file
+from renderdispatch.plumbing.files import TEMPORARY, storage_error, storage_errors, write_file
 from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.keys import check_key
 
@@ -63,15 +63,13 @@ class Folder:
         with self._lock:
             if self._prepared:
                 return
-            try:
+            with storage_errors("the storage's folder"):
                 temporary = self.root / TEMPORARY
                 temporary.mkdir(parents=True, exist_ok=True)
                 for path in temporary.iterdir():
                     with suppress(FileNotFoundError):
                         if path.lstat().st_mtime < time.time() - _STALE_S:
                             path.unlink()
-            except OSError as error:
-                raise storage_error(error, "the storage's folder") from error
             self._prepared = True
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
@@ -82,12 +80,9 @@ class Folder:
 
     def open(self, key: str) -> BinaryIO:
         """Open the object for reading."""
-        path = self.path(key)
         self.stat(key)  # opening a pipe would wait for its writer
-        try:
-            return path.open("rb")
-        except OSError as error:
-            raise storage_error(error, key) from error
+        with storage_errors(key):
+            return self.path(key).open("rb")
 
     def stat(self, key: str) -> ObjectInfo:
         """Return an object's size. There is no etag: file systems keep none, and a hash would read the whole file."""
@@ -161,11 +156,8 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
 
 def _entries(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
     """Return a folder's entries in the order of the keys below them: a folder sorts by its name and a slash."""
-    try:
-        with os.scandir(folder) as found:
-            named = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in found]
-    except (FileNotFoundError, NotADirectoryError):  # nothing was written yet, or a concurrent delete removed it
-        return []
-    except OSError as error:
-        raise storage_error(error, folder.name) from error
+    named = []
+    # a folder may be missing: nothing was written yet, or a concurrent delete removed it
+    with storage_errors(folder.name), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        named = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in found]
     return sorted(named, key=lambda pair: pair[0])

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,18 +21,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from renderdispatch.errors import (
-    ConfigurationError,
-    MissingExtraError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageDeniedError,
-    StorageError,
-    StorageUnavailableError,
-)
+from renderdispatch import errors
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.files import CHUNK_BYTES, storage_error
+from renderdispatch.plumbing.net import etag_of
 from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.folder import Folder
 from renderdispatch.storage.keys import check_key
@@ -85,9 +78,9 @@ def _file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     try:
         system, root = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
     except ImportError as error:
-        raise MissingExtraError(f"{protocol}: URLs need a package that is not installed: {error}") from error
+        raise errors.MissingExtraError(f"{protocol}: URLs need a package that is not installed: {error}") from error
     except ValueError as error:
-        raise ConfigurationError(f"fsspec cannot open a {protocol[:40]}: URL with these options") from error
+        raise errors.ConfigurationError(f"fsspec cannot open a {protocol[:40]}: URL with these options") from error
     return system, str(root)
 
 
@@ -110,7 +103,11 @@ class _Remote:
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
         if self._in_memory:
-            self._write_in_memory(key, b"".join(chunks), if_absent=if_absent)
+            data = b"".join(chunks)
+            with _memory_lock, _translated(key):
+                if if_absent and self._system.isfile(self._path(key)):
+                    raise errors.ObjectExistsError(f"{key!r} is write-once, and an object exists there")
+                self._system.pipe_file(self._path(key), data)
             return self.stat(key)
         if if_absent:
             raise self._lacks("write an object only if it is absent")
@@ -122,12 +119,6 @@ class _Remote:
                 spool.flush()
                 self._system.put_file(spool.name, self._path(key))
         return self.stat(key)
-
-    def _write_in_memory(self, key: str, data: bytes, *, if_absent: bool) -> None:
-        with _memory_lock, _translated(key):
-            if if_absent and self._system.isfile(self._path(key)):
-                raise ObjectExistsError(f"{key!r} is write-once, and an object exists there")
-            self._system.pipe_file(self._path(key), data)
 
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:
         self.stat(key)
@@ -141,31 +132,26 @@ class _Remote:
         with _translated(key):
             found = self._system.info(self._path(key))
         if found["type"] != "file":
-            raise ObjectNotFoundError(f"nothing is stored under {key!r}")
+            raise errors.ObjectNotFoundError(f"nothing is stored under {key!r}")
         return _info(key, found)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
         try:
             below = self._path(check_key(folder)) if folder else self._root
-        except StorageDeniedError:  # no object can have such a key
+        except errors.StorageDeniedError:  # no object can have such a key
             return
-        with _translated(folder):
-            try:
-                found = self._system.find(below, detail=True)
-            except FileNotFoundError:
-                return
+        found: dict[str, Any] = {}
+        with _translated(folder), suppress(FileNotFoundError):
+            found = self._system.find(below, detail=True)
         start = len(self._root)
         infos = [_info(path[start:], info) for path, info in found.items() if info and info["type"] == "file"]
         yield from sorted((info for info in infos if info.key.startswith(prefix)), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
-        with _translated(key):
-            try:
-                if self._system.isfile(self._path(key)):
-                    self._system.rm_file(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):  # deleted concurrently
-                return
+        with _translated(key), suppress(FileNotFoundError, NotADirectoryError):  # deleted concurrently
+            if self._system.isfile(self._path(key)):
+                self._system.rm_file(self._path(key))
 
     def sign_get(self, key: str, expires_in: timedelta) -> str:
         try:
@@ -178,46 +164,42 @@ class _Remote:
     def sign_put(self, key: str, expires_in: timedelta, size: int | None) -> SignedPut:  # noqa: ARG002 - as of `Objects`
         raise self._lacks("sign write-once uploads")
 
-    def _lacks(self, power: str) -> ConfigurationError:
+    def _lacks(self, power: str) -> errors.ConfigurationError:
         system = f"fsspec's {_protocol(self._system)} file system"
-        return ConfigurationError(f"{system} cannot {power}: use a local folder, MemoryStorage or R2Storage")
+        return errors.ConfigurationError(f"{system} cannot {power}: use a local folder, MemoryStorage or R2Storage")
 
 
 def _protocol(system: Any) -> str:
-    protocol = system.protocol
-    return protocol if isinstance(protocol, str) else str(protocol[0])
+    return str(system.protocol if isinstance(system.protocol, str) else system.protocol[0])
 
 
 def _info(key: str, found: dict[str, Any]) -> ObjectInfo:
-    etag = found.get("ETag") or found.get("etag")
+    etag = etag_of(found.get("ETag") or found.get("etag"))
     modified = found.get("LastModified") or found.get("created")
-    return ObjectInfo(
-        key=key,
-        size=int(found["size"]),
-        etag=str(etag).strip('"') if etag else None,
-        modified_at=modified if isinstance(modified, datetime) and modified.tzinfo else None,
-    )
+    modified_at = modified if isinstance(modified, datetime) and modified.tzinfo else None
+    return ObjectInfo(key=key, size=int(found["size"]), etag=etag, modified_at=modified_at)
 
 
 def _translated(key: str) -> AbstractContextManager[None]:
     """Raise errors of other libraries as ours. Their texts may hold URLs and are left out."""
 
-    def absent(_: OSError) -> StorageError:
-        return ObjectNotFoundError(f"nothing is stored under {key!r}")
+    def absent(_: OSError) -> errors.StorageError:
+        return errors.ObjectNotFoundError(f"nothing is stored under {key!r}")
 
     def unchanged(error: Exception) -> Exception:
         return error
 
     return translated(
         {
-            StorageError: unchanged,
-            ConfigurationError: unchanged,
+            errors.RenderDispatchError: unchanged,
             NotImplementedError: unchanged,
             FileNotFoundError: absent,  # often without a number
             NotADirectoryError: absent,
-            PermissionError: lambda _: StorageDeniedError(f"{key!r} is refused: no permission"),
+            PermissionError: lambda _: errors.StorageDeniedError(f"{key!r} is refused: no permission"),
             OSError: lambda error: storage_error(error, key),
-            Exception: lambda error: StorageUnavailableError(f"{key!r} cannot be reached: {type(error).__name__}"),
+            Exception: lambda error: errors.StorageUnavailableError(
+                f"{key!r} cannot be reached: {type(error).__name__}"
+            ),
         },
         chain=True,
     )

@@ -7,7 +7,6 @@ write-once upload is refused if the object exists, as with the storages that thi
 from __future__ import annotations
 
 import hashlib
-import hmac
 import io
 import secrets
 import threading
@@ -15,11 +14,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
 
-from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError
+from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.files import read_chunks
@@ -63,7 +62,7 @@ class MemoryObjects:
         self._lock = threading.Lock()
         self._objects: dict[str, _Object] = {}
         self._id = secrets.token_hex(8)
-        self._secret = secrets.token_bytes(32)
+        self._urls = SignedUrls(f"memory://{self._id}", secrets.token_bytes(32), locality=self.locality, clock=clock)
         local_urls.register(self._id, self)
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
@@ -107,43 +106,24 @@ class MemoryObjects:
 
     def sign_get(self, key: str, expires_in: timedelta) -> str:
         """Return a URL for `open_url`."""
-        return self._sign("get", key, expires_in)
+        return self._urls.sign_get(key, expires_in=expires_in)
 
     def sign_put(self, key: str, expires_in: timedelta, size: int | None) -> SignedPut:
         """Return a URL for `put_url`."""
-        bound = {} if size is None else {"size": str(size)}
-        return SignedPut(url=self._sign("put", key, expires_in, **bound))
+        return SignedPut(url=self._urls.sign_put(key, expires_in=expires_in, content_type="", size=size).url)
 
     def open_url(self, url: str) -> BinaryIO:
         """Open the object that a URL of `sign_get` names."""
-        key, _ = self._admit("get", url)
-        return self.open(key)
+        return self.open(self._check("GET", url, {}))
 
     def put_url(self, url: str, source: Path) -> None:
         """Write a file to a URL of `sign_put`."""
-        key, bounds = self._admit("put", url)
-        size = source.stat().st_size
-        if "size" in bounds and size != int(bounds["size"]):
-            raise StorageDeniedError(f"{key!r} was to be {bounds['size']} bytes, not {size}")
-        self.write(key, read_chunks(source), if_absent=True)
+        headers = {"if-none-match": "*", "content-length": str(source.stat().st_size)}
+        self.write(self._check("PUT", url, headers), read_chunks(source), if_absent=True)
 
-    def _sign(self, verb: str, key: str, expires_in: timedelta, **bounds: str) -> str:
-        query = urlencode({"op": verb, "until": (self._clock() + expires_in).isoformat(), **bounds})
-        unsigned = f"memory://{self._id}/{quote(key, safe='/')}?{query}"
-        return f"{unsigned}&signature={self._signature(unsigned)}"
-
-    def _signature(self, unsigned: str) -> str:
-        return hmac.digest(self._secret, unsigned.encode(), "sha256").hex()
-
-    def _admit(self, verb: str, url: str) -> tuple[str, dict[str, str]]:
-        """Return the key and the bounds of a URL that was signed here for ``verb`` and has not expired."""
-        unsigned, _, signature = url.rpartition("&signature=")
-        if not hmac.compare_digest(self._signature(unsigned).encode(), signature.encode(errors="replace")):
-            raise StorageDeniedError("the signature of a memory: URL does not match")
-        parts = urlsplit(unsigned)
-        bounds = dict(parse_qsl(parts.query))
-        if bounds["op"] != verb:
-            raise StorageDeniedError(f"a memory: URL that was signed to {bounds['op']} cannot {verb}")
-        if self._clock() >= datetime.fromisoformat(bounds["until"]):
-            raise StorageDeniedError("a memory: URL has expired")
-        return unquote(parts.path.removeprefix("/")), bounds
+    def _check(self, method: str, url: str, headers: dict[str, str]) -> str:
+        """Return the key of a URL that was signed here for this method and these headers, and has not expired."""
+        parts = urlsplit(url)
+        key = unquote(parts.path.removeprefix("/"))
+        self._urls.check(method, key, parts.query, headers)
+        return key

@@ -21,13 +21,11 @@ from renderdispatch.storage.sources import chunks_of
 class Objects(Protocol):
     """Keeps objects by their keys, which are checked before. Errors are those of `StorageAdapter`."""
 
-    @property
-    def locality(self) -> Locality:
-        """How far the URLs reach that it signs itself."""
+    locality: Locality
+    """How far the URLs reach that it signs itself."""
 
-    @property
-    def writes_once(self) -> bool:
-        """Whether it can write an object only if it is absent."""
+    writes_once: bool
+    """Whether it can write an object only if it is absent."""
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:
         """Write an object, whole or not at all."""

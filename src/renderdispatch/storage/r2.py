@@ -16,28 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, Final, Literal, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from renderdispatch.errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageDeniedError,
-    StorageError,
-)
+from renderdispatch import errors
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.net import STALL_S, etag_of
-from renderdispatch.plumbing.s3 import S3, Endpoint, Stream, check_endpoint, headers_of
+from renderdispatch.plumbing.net import STALL_S, etag_of, plain_url
+from renderdispatch.plumbing.s3 import S3, Stream, check_endpoint, headers_of
+from renderdispatch.plumbing.sigv4 import Endpoint
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.storage.keys import (
-    MAX_KEY_BYTES,
-    MAX_PUT_BYTES,
-    check_expiry,
-    check_key,
-    check_prefix,
-    check_put_size,
-)
+from renderdispatch.storage import keys
 from renderdispatch.storage.sources import Body, body_of, chunks_of, equal_parts, spool
 
 _log: Final = logging.getLogger("renderdispatch.storage")
@@ -49,9 +36,6 @@ PART_BYTES: Final = 16 << 20
 _MAX_PARTS: Final = 10_000
 _READ_BYTES: Final = 1 << 20
 _WRITE_ID: Final = "write-id"
-
-LOCAL_PATH: Final = "/cdn-cgi/local/r2/s3"
-"""The path of the S3 API in Cloudflare's local R2. No other endpoint has a path."""
 
 
 class R2Storage:
@@ -83,6 +67,8 @@ class R2Storage:
         MissingExtraError: s3fs is not installed.
     """
 
+    locality = Locality.WORLD
+
     def __init__(
         self,
         bucket: str,
@@ -98,37 +84,31 @@ class R2Storage:
         stall_s: float = STALL_S,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        url = check_endpoint(
-            account_id=account_id, endpoint_url=endpoint_url, jurisdiction=jurisdiction, local_path=LOCAL_PATH
+        endpoint = Endpoint(
+            url=check_endpoint(account_id=account_id, endpoint_url=endpoint_url, jurisdiction=jurisdiction),
+            bucket=bucket,
+            access_key_id=access_key_id,
+            secret_access_key=secret_access_key,
+            region=region,
         )
-        self._s3 = S3(
-            Endpoint(
-                url=url,
-                bucket=_check_bucket(bucket),
-                access_key_id=_check_credential("access_key_id", access_key_id),
-                secret_access_key=_check_credential("secret_access_key", secret_access_key),
-                region=region,
-            ),
-            stall_s=stall_s,
-            clock=clock,
-        )
-        self._prefix = _check_folder(prefix)
-        self._public_url = _check_public(public_url)
+        self._s3 = S3(endpoint, stall_s=stall_s, clock=clock)
+        try:
+            self._prefix = f"{keys.check_key(prefix.removesuffix('/'))}/" if prefix else ""
+        except errors.StorageDeniedError as error:
+            raise errors.ConfigurationError(f"prefix: {error}") from None
+        if public_url is not None and plain_url(public_url) is None:
+            raise errors.ConfigurationError("public_url is a plain https URL, such as https://videos.example.com")
+        self._public_url = public_url and public_url.rstrip("/")
 
     def __repr__(self) -> str:
         endpoint = self._s3.endpoint
         return f"R2Storage({endpoint.bucket!r}, endpoint_url={endpoint.url!r}, prefix={self._prefix!r})"
 
-    @property
-    def locality(self) -> Locality:
-        """How far signed URLs reach: everywhere."""
-        return Locality.WORLD
-
     def _path(self, key: str) -> str:
-        path = self._prefix + check_key(key)
-        if len(path.encode()) > MAX_KEY_BYTES:
-            raise StorageDeniedError(
-                f"the key {key[:80]!a} is refused: with the prefix it is longer than {MAX_KEY_BYTES} bytes"
+        path = self._prefix + keys.check_key(key)
+        if len(path.encode()) > keys.MAX_KEY_BYTES:
+            raise errors.StorageDeniedError(
+                f"the key {key[:80]!a} is refused: with the prefix it is longer than {keys.MAX_KEY_BYTES} bytes"
             )
         return path
 
@@ -159,19 +139,19 @@ class R2Storage:
             return self._put_body(key, spool(every, cast("BinaryIO", file)), params, condition)
 
     def _put_body(self, key: str, body: Body, params: dict[str, Any], condition: dict[str, str]) -> ObjectInfo:
-        if body.size > MAX_PUT_BYTES:
+        if body.size > keys.MAX_PUT_BYTES:
             part_bytes = max(PART_BYTES, math.ceil(body.size / _MAX_PARTS))
             return self._put_parts(key, equal_parts(body.pieces(), part_bytes), params, condition)
         headers = headers_of({**params, **condition})
         try:
             etag = self._s3.send(params["Key"], repr(key), size=body.size, pieces=body.pieces, headers=headers)
-        except ObjectExistsError as error:
+        except errors.ObjectExistsError as error:
             return self._written_by_us(key, params, error)
         return ObjectInfo(key=key, size=body.size, etag=etag_of(etag))
 
-    def _written_by_us(self, key: str, params: dict[str, Any], error: StorageError) -> ObjectInfo:
+    def _written_by_us(self, key: str, params: dict[str, Any], error: errors.StorageError) -> ObjectInfo:
         """Return the object if this very `put` wrote it, else raise: a try after a lost response is refused."""
-        with suppress(ObjectNotFoundError):
+        with suppress(errors.ObjectNotFoundError):
             found = self._head(key)
             if found.get("Metadata", {}).get(_WRITE_ID) == params["Metadata"][_WRITE_ID]:
                 return _info(key, found)
@@ -193,7 +173,7 @@ class R2Storage:
             end = {"MultipartUpload": {"Parts": done}, **upload, **condition}
             try:
                 completed = self._s3.call("complete_multipart_upload", what, **end)
-            except (ObjectExistsError, ObjectNotFoundError) as error:
+            except (errors.ObjectExistsError, errors.ObjectNotFoundError) as error:
                 return self._written_by_us(key, params, error)
             return ObjectInfo(key=key, size=size, etag=etag_of(completed["ETag"]))
         except BaseException:
@@ -203,9 +183,9 @@ class R2Storage:
     def _abort(self, what: str, upload: dict[str, Any]) -> None:
         try:
             self._s3.call("abort_multipart_upload", what, **upload)
-        except ObjectNotFoundError:
+        except errors.ObjectNotFoundError:
             return
-        except StorageError as error:
+        except errors.StorageError as error:
             _log.warning("an upload of %s stays open until the bucket's lifecycle rule removes it: %s", what, error)
 
     # --- reading
@@ -225,8 +205,8 @@ class R2Storage:
         """Iterate over the objects whose keys start with ``prefix``, sorted by key."""
         for found in self._listed(prefix):
             key = found["Key"].removeprefix(self._prefix)
-            with suppress(StorageDeniedError):  # the dashboard's folders end with a slash
-                check_key(key)
+            with suppress(errors.StorageDeniedError):  # the dashboard's folders end with a slash
+                keys.check_key(key)
                 yield _info(key, {**found, "ContentLength": found["Size"]})
 
     def _listed(self, prefix: str) -> Iterator[dict[str, Any]]:
@@ -244,7 +224,7 @@ class R2Storage:
 
     def delete_prefix(self, prefix: str) -> int:
         """Remove the objects whose keys start with ``prefix``; return how many there were."""
-        doomed = [found["Key"] for found in self._listed(check_prefix(prefix))]
+        doomed = [found["Key"] for found in self._listed(keys.check_prefix(prefix))]
         self._s3.delete(doomed, f"the objects below {prefix!r}")
         return len(doomed)
 
@@ -265,7 +245,7 @@ class R2Storage:
             "content-disposition": content_disposition(key, content_type),
             "if-none-match": "*",
         }
-        if check_put_size(size) is not None:
+        if keys.check_put_size(size) is not None:
             headers["content-length"] = str(size)
         return SignedPut(url=self._s3.sign("PUT", path, expires_s=expires_s, headers=headers), headers=headers)
 
@@ -289,8 +269,8 @@ class _Reader(io.RawIOBase):
         if self._stream is None:
             try:
                 self._stream = self._s3.get(self._path, self._what, start=self._at, etag=self._etag)
-            except ObjectExistsError:
-                raise StorageError(f"{self._what} was replaced while it was read: open it again") from None
+            except errors.ObjectExistsError:
+                raise errors.StorageError(f"{self._what} was replaced while it was read: open it again") from None
             self._etag = self._stream.etag
         return self._stream
 
@@ -311,7 +291,7 @@ class _Reader(io.RawIOBase):
         stream = self._opened()
         try:
             piece = next(stream.pieces, b"")
-        except StorageError:
+        except errors.StorageError:
             self._stream = None
             stream.close()
             raise
@@ -332,13 +312,13 @@ def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
 
 
 def _seconds(expires_in: timedelta) -> int:
-    return math.ceil(check_expiry(expires_in).total_seconds())
+    return math.ceil(keys.check_expiry(expires_in).total_seconds())
 
 
 def _bounded(parts: Iterator[bytearray], what: str) -> Iterator[bytearray]:
     for number, part in enumerate(parts):
         if number == _MAX_PARTS:
-            raise StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
+            raise errors.StorageError(f"{what} is too large for chunks of unknown size: give a file or a path")
         yield part
 
 
@@ -366,40 +346,7 @@ def content_disposition(key: str, content_type: str) -> str:
 _PLAYED: Final = frozenset({"audio", "video"})
 
 
-# --- what the constructor takes
-
-
-def _check_bucket(bucket: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise ConfigurationError(
-            f"{bucket[:80]!r} is not a bucket's name: 3 to 63 lower-case letters, digits and hyphens, without a URL"
-        )
-    return bucket
-
-
-def _check_credential(name: str, value: str) -> str:
-    if not value or not value.isascii() or any(character.isspace() for character in value):
-        raise ConfigurationError(f"{name} is empty, or contains a space or a line break")
-    return value
-
-
-def _check_folder(prefix: str) -> str:
-    try:
-        return f"{check_key(prefix.removesuffix('/'))}/" if prefix else ""
-    except StorageDeniedError as error:
-        raise ConfigurationError(f"prefix: {error}") from None
-
-
-def _check_public(public_url: str | None) -> str | None:
-    if public_url is None:
-        return None
-    parts = urlsplit(public_url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ConfigurationError("public_url is a plain https URL, such as https://videos.example.com")
-    return public_url.rstrip("/")
-
-
 def _check_content_type(content_type: str) -> str:
     if not re.fullmatch(r"[ -~]{1,255}", content_type):
-        raise InvalidRequestError("a content type is one line of printable ASCII")
+        raise errors.InvalidRequestError("a content type is one line of printable ASCII")
     return content_type

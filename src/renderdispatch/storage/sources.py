@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
@@ -34,12 +36,9 @@ def chunks_of(source: Source) -> Iterator[bytes]:
         yield from read_chunks(source)
     elif isinstance(source, str):
         raise TypeError(f"{_KINDS}; for a file's name, write Path(name)")
-    elif (read := getattr(source, "read", None)) is not None:
-        while chunk := _checked(read(CHUNK_BYTES)):
-            yield chunk
     else:
-        for chunk in source:
-            yield _checked(chunk)
+        read = getattr(source, "read", None)
+        yield from map(_checked, source if read is None else iter(partial(read, CHUNK_BYTES), b""))
 
 
 def _slices(data: _Bytes, size: int) -> Iterator[bytes]:
@@ -77,12 +76,7 @@ class Body:
     def of_path(cls, path: Path) -> Body:
         """Return a file by its path, opened for each reading."""
         size = path.stat().st_size
-
-        def pieces() -> Iterator[bytes]:
-            with path.open("rb") as file:
-                yield from _pieces_of(file, size)
-
-        return cls(size, pieces)
+        return cls(size, lambda: _pieces_of(lambda: path.open("rb"), 0, size))
 
     @classmethod
     def of_file(cls, file: BinaryIO) -> Body:
@@ -90,19 +84,15 @@ class Body:
         start = file.tell()
         size = max(0, file.seek(0, io.SEEK_END) - start)
         file.seek(start)
-
-        def pieces() -> Iterator[bytes]:
-            file.seek(start)
-            yield from _pieces_of(file, size)
-
-        return cls(size, pieces)
+        return cls(size, lambda: _pieces_of(lambda: nullcontext(file), start, size))
 
 
-def _pieces_of(file: BinaryIO, size: int) -> Iterator[bytes]:
-    left = size
-    while left and (piece := file.read(min(PIECE_BYTES, left))):
-        left -= len(piece)
-        yield piece
+def _pieces_of(opened: Callable[[], AbstractContextManager[BinaryIO]], start: int, left: int) -> Iterator[bytes]:
+    with opened() as file:
+        file.seek(start)
+        while left and (piece := file.read(min(PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
     if left:
         raise StorageError(f"the source became {left} bytes shorter while it was read")
 

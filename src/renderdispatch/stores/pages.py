@@ -1,7 +1,7 @@
 """Which jobs does a query mean, in which order, and where does the next page begin?
 
-What every store answers the same way. A cursor holds the place of the last job of its page and a digest of its
-query, so that a cursor of another query is refused.
+Every store gives the same result. A cursor holds the place of its page's last job and a digest of its query, so a
+cursor of another query is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _MAX_LIMIT: Final = 1000
 
 Place = tuple[int | str, ...]
-"""Where a job stands in an order: what the order goes by, then its id. Times are integer microseconds."""
+"""A job's place in an order: the values that the order sorts by, then the id. Times are integer microseconds."""
 
 
 def micros(time: datetime) -> int:
-    """Return the microseconds since 1970, exactly: what a `datetime` holds, without the rounding of floats."""
+    """Return the microseconds since 1970, exactly: no float rounds them."""
     return (time - _EPOCH) // _MICROSECOND
 
 
@@ -36,7 +36,7 @@ def from_micros(value: int) -> datetime:
 
 
 def place(query: JobQuery, job: Job) -> Place:
-    """Return where ``job`` stands in the order of ``query``."""
+    """Return the place of ``job`` in the order of ``query``."""
     match query.order:
         case "newest":
             return (micros(job.created_at), job.id)
@@ -49,13 +49,13 @@ def place(query: JobQuery, job: Job) -> Place:
 
 
 def rank(query: JobQuery, where: Place) -> Place:
-    """Return ``where`` as a key that sorts ascending: newest and highest priority come first."""
+    """Return ``where`` as a key that sorts ascending, with the newest or the highest priority first."""
     first, *rest = where
     return (-first, *rest) if isinstance(first, int) and query.order != "due" else where
 
 
 def matches(query: JobQuery, job: Job) -> bool:
-    """Return whether ``job`` meets every condition of ``query``, its cursor apart."""
+    """Return whether ``job`` meets every condition of ``query``, apart from its cursor."""
     if job.protocol > PROTOCOL:  # a newer version wrote it
         return False
     if query.tenant is not None and job.tenant != query.tenant:
@@ -82,20 +82,20 @@ def check_limit(query: JobQuery) -> None:
 
 
 def write_cursor(query: JobQuery, last: Place) -> str:
-    """Return the cursor that asks for what comes after the place ``last``."""
+    """Return the cursor of the page that begins after the place ``last``."""
     text = json.dumps([_digest(query), *last], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def read_cursor(query: JobQuery) -> Place | None:
-    """Return the place after which the page begins; None where the query has no cursor.
+    """Return the place after which the page begins; None without a cursor.
 
     Raises:
-        InvalidRequestError: The cursor is not one, or belongs to another query.
+        InvalidRequestError: The cursor belongs to another query, or is not a cursor.
     """
     if query.cursor is None:
         return None
-    refusal = InvalidRequestError("the cursor does not belong to this query: begin again without one")
+    refusal = InvalidRequestError("the cursor does not belong to this query; begin again without one")
     try:
         padded = query.cursor + "=" * (-len(query.cursor) % 4)
         digest, *where = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -108,7 +108,7 @@ def read_cursor(query: JobQuery) -> Place | None:
 
 
 def _fits(part: int | str) -> bool:
-    """Return whether a database takes it: no larger integer than it has, no half of a surrogate pair."""
+    """Return whether a database can store it: an integer of 64 bits, or text without half a surrogate pair."""
     return -(1 << 63) <= part < 1 << 63 if isinstance(part, int) else part.encode(errors="replace").decode() == part
 
 

@@ -16,13 +16,14 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from attrs import evolve
 from pydantic import ValidationError
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -73,18 +74,26 @@ _OURS: Final = _c.protocol <= PROTOCOL
 """Rows that no newer version wrote; such rows are left to that version."""
 
 
-def _index(name: str, *columns: sa.ColumnElement[Any], only: sa.ColumnElement[bool]) -> sa.Index:
-    return sa.Index(f"renderdispatch_jobs_{name}", *columns, sqlite_where=only, postgresql_where=only)
-
-
-_INDEXES: Final = (
-    _index("ready", _c.priority.desc(), _c.ready_at, _c.id, only=_c.ready_at.is_not(None)),
-    _index("due", _c.due_at, _c.id, only=_c.due_at.is_not(None)),
+_INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], sa.ColumnElement[bool]]]] = {
+    "ready": ((_c.priority.desc(), _c.ready_at, _c.id), _c.ready_at.is_not(None)),
+    "due": ((_c.due_at, _c.id), _c.due_at.is_not(None)),
     # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
-    _index("newest", _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
-    _index("tenant", _c.tenant, _c.created_at.desc(), _c.id, _c.status, only=_LIVE),
-    _index("deleted", _c.deleted_at, only=_c.deleted_at.is_not(None)),
-)
+    "newest": ((_c.created_at.desc(), _c.id, _c.status), _LIVE),
+    "tenant": ((_c.tenant, _c.created_at.desc(), _c.id, _c.status), _LIVE),
+    "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
+}
+"""By name: the columns of each index, and the rows that it holds."""
+
+
+@cache
+def _indexes(dialect: str) -> list[sa.Index]:
+    """Return the indexes; to name the other dialect here would import it."""
+
+    def index(name: str, columns: Sequence[sa.ColumnElement[Any]], only: Any) -> sa.Index:
+        return sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
+
+    return [index(name, *columns) for name, columns in _INDEXES.items()]
+
 
 _VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
     "protocol": lambda job: job.protocol,
@@ -132,11 +141,12 @@ def _job(row: Any) -> Job:
 
 # --- the statements -------------------------------------------------------------------------------
 
-_INSERT: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 
 
 def _create_statement(dialect: str) -> Any:
-    new = _INSERT[dialect](_jobs).values(revision=1, **{name: sa.bindparam(name) for name in ("id", *_VALUES)})
+    insert = import_module(f"sqlalchemy.dialects.{dialect}").insert
+    new = insert(_jobs).values(revision=1, **{name: sa.bindparam(name) for name in ("id", *_VALUES)})
     return new.on_conflict_do_update(
         index_elements=[_c.id],
         set_={**{name: new.excluded[name] for name in _VALUES}, "revision": _c.revision + 1, "deleted_at": None},
@@ -147,7 +157,7 @@ def _create_statement(dialect: str) -> Any:
 _GET: Final = sa.select(*_RECORD).where(_c.id == sa.bindparam("job_id"), _LIVE)
 _REPLACE: Final = (
     sa.update(_jobs)
-    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE, _OURS)
     .values(revision=_c.revision + 1, **{name: sa.bindparam(name) for name in _VALUES})
 )
 _DELETE: Final = (
@@ -389,7 +399,7 @@ def _read_url(text: str) -> URL:
         raise ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
     message = f"unsupported database URL '{url.drivername}://...'; use sqlite:///path.db or postgresql+psycopg://..."
     unsupported = ConfigurationError(message)
-    if url.get_backend_name() not in _INSERT:
+    if url.get_backend_name() not in _DIALECTS:
         raise unsupported
     try:
         url.get_dialect().import_dbapi()
@@ -445,7 +455,7 @@ def _prepare(engine: Engine, *, patience_s: float) -> None:
                 connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             connection.execute(CreateTable(_jobs, if_not_exists=True))
             _check_columns(connection)
-            for index in _INDEXES:
+            for index in _indexes(engine.dialect.name):
                 connection.execute(CreateIndex(index, if_not_exists=True))
 
     def trouble(error: Exception) -> Trouble:

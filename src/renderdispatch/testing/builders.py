@@ -1,4 +1,4 @@
-"""Which jobs and which time do tests begin with?"""
+"""Which jobs, artifacts and clocks do tests start from?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class FakeClock:
-    """A clock that stands still until it is told to move: call it for the time, aware and in UTC."""
+    """A clock that moves only by `advance`. Call it for the time, aware and in UTC."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
@@ -38,7 +38,7 @@ class FakeClock:
             return self._now
 
     def advance(self, by: timedelta) -> datetime:
-        """Move on, and return the new time."""
+        """Move the clock forward and return the new time."""
         with self._lock:
             self._now += by
             return self._now
@@ -51,11 +51,11 @@ def make_request(**changes: Any) -> RenderRequest:
 
 
 def make_job(*, backend: str = "inline", machine: str | None = None, **changes: Any) -> Job:
-    """Return a job that was just submitted, under a fresh id.
+    """Return a job that was just submitted, with a new id.
 
     Args:
-        backend: What its request names.
-        machine: The one machine that may claim it, for its audio is a file there.
+        backend: The backend of its request.
+        machine: The only machine that may claim it, because its audio is a file there.
         changes: Any of the job's fields.
     """
     audio: LocalAudio | StoredAudio = StoredAudio(key="audio/song.wav", size=44)
@@ -94,7 +94,7 @@ def make_artifact(**changes: Any) -> Artifact:
 
 
 def make_ended_job(**changes: Any) -> Job:
-    """Return a job that completed at its second attempt: every field that a record can hold, holds something."""
+    """Return a job that completed at its second attempt. Every field that a record can hold has a value."""
     now = datetime(2026, 5, 4, 3, 2, 1, 987_654, tzinfo=UTC)
     error = JobError(code="worker.lost", message="the worker went away: é🎵", fault=FaultDomain.INFRASTRUCTURE)
     lost = Attempt(
@@ -151,7 +151,7 @@ def make_ended_job(**changes: Any) -> Job:
 
 
 def in_threads(number: int, work: Callable[[int], _T]) -> list[_T]:
-    """Call ``work(0)`` to ``work(number - 1)``, each in a thread of its own, all let go at once."""
+    """Call ``work(0)`` to ``work(number - 1)``, each in its own thread, all released at once."""
     barrier = threading.Barrier(number)
 
     def run(index: int) -> _T:
@@ -165,10 +165,10 @@ def in_threads(number: int, work: Callable[[int], _T]) -> list[_T]:
 _PATIENCE_S: Final = 60.0
 
 
-def eventually(look: Callable[[], _T]) -> _T:
-    """Call ``look`` until it returns something true, and return that; `AssertionError` after 60 s."""
+def eventually(condition: Callable[[], _T]) -> _T:
+    """Call ``condition`` until it returns something true, and return that; `AssertionError` after 60 s."""
     deadline = time.monotonic() + _PATIENCE_S
-    while not (found := look()):
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"still {found!r} after {_PATIENCE_S:.0f} s"
         time.sleep(0.005)
     return found

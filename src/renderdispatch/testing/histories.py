@@ -1,6 +1,6 @@
 """Which histories can a job have?
 
-Short ones that lead to every stage and every end, and Hypothesis strategies for anything that may come after.
+Short histories lead to every stage and every end; Hypothesis strategies draw anything that may follow.
 """
 
 # ruff: noqa: ARG005 - the rows of a table have one signature
@@ -35,7 +35,7 @@ from renderdispatch.engine.events import (
     VideoMissing,
     VideoSeen,
 )
-from renderdispatch.engine.transitions import transition
+from renderdispatch.engine.transitions import decide
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     Artifact,
@@ -53,13 +53,14 @@ from renderdispatch.messages import (
 from renderdispatch.testing.builders import make_artifact, make_job, make_request
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
-"""When jobs of this module are submitted."""
+"""When the jobs of this module are submitted."""
 
 _SECOND: Final = timedelta(seconds=1)
 _LEASE: Final = timedelta(seconds=30)
 
 TOKENS: Final = ("token-1", "token-2", "token-3", "token-4")
 RUNS: Final = ("run-1", "run-2", "run-3")
+RUN_STAGES: Final = (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)
 
 
 def new_job() -> Job:
@@ -71,15 +72,18 @@ def new_job() -> Job:
 
 
 def claimed(token: str = "token-1", *, local: bool = False, now: datetime = START) -> Claimed:
+    """Return the claim of an attempt."""
     return Claimed(token=token, holder="worker", lease_until=now + _LEASE, backend="modal", local=local)
 
 
 def intended(token: str = "token-1", *, now: datetime = START) -> DispatchIntended:
+    """Return the intent to call the backend."""
     keys = {"video_key": f"videos/{token}.mp4", "result_key": f"results/{token}.json"}
     return DispatchIntended(token=token, start_by=now + timedelta(hours=1), **keys)
 
 
 def checked_in(run: str = "run-1", token: str = "token-1", call_id: str | None = "call") -> CheckedIn:
+    """Return the check-in of a run."""
     return CheckedIn(event_id=f"in-{run}", job_id="job", token=token, run_id=run, call_id=call_id)
 
 
@@ -89,11 +93,13 @@ def progressed(
     run: str = "run-1",
     token: str = "token-1",
 ) -> Progressed:
+    """Return a progress report of a run."""
     fields = {"event_id": f"progress-{run}-{stage}-{fraction}", "job_id": "job", "token": token, "run_id": run}
     return Progressed.model_validate({**fields, "stage": stage, "fraction": fraction})
 
 
 def completed(run: str = "run-1", token: str = "token-1", artifact: Artifact | None = None) -> Completed:
+    """Return the success of a run."""
     artifact = artifact or make_artifact()
     return Completed(event_id=f"completed-{run}", job_id="job", token=token, run_id=run, artifact=artifact)
 
@@ -104,18 +110,20 @@ def failed(
     token: str = "token-1",
     code: str = "some.code",
 ) -> Failed:
+    """Return the failure of a run."""
     error = JobError(code=code, message="it broke", fault=fault)
     return Failed(event_id=f"failed-{run}", job_id="job", token=token, run_id=run, error=error)
 
 
 def video_seen(token: str = "token-1") -> VideoSeen:
+    """Return that storage has the video as reported."""
     return VideoSeen(token=token, size=make_artifact().bytes, etag=make_artifact().etag)
 
 
 def after(job: Job, events: Iterable[JobEvent], *, start: datetime = START) -> Job:
     """Return ``job`` after ``events``, a second apart."""
     for number, event in enumerate(events, start=1):
-        job = transition(job, event, start + number * _SECOND)
+        job = decide(job, event, start + number * _SECOND).job
     return job
 
 
@@ -142,7 +150,7 @@ HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "cancelled": (*_rendering, CancelRequested(), CancelConfirmed(token="token-1", stopped=True)),
     "cancelled in the queue": (CancelRequested(),),
 }
-"""How a new job comes to each stage and each end; the token of a first attempt is ``token-1``."""
+"""The events that lead a new job to each stage and each end. The token of a first attempt is ``token-1``."""
 
 
 # --- anything that may happen ---------------------------------------------------------------------
@@ -155,12 +163,11 @@ _AUDIO: Final = (
     RemoteAudio.model_validate({"url": "https://example.com/song.wav?s3cret"}),
 )
 
-# Plain lists, out of which fields are drawn: strategies that are made anew for each event cost more than the events.
+# Plain lists to draw fields from: a new strategy for each event would cost more than the event.
 _ERRORS: Final = [JobError(code=code, message="it broke", fault=fault) for code in _CODES for fault in FaultDomain]
 _ARTIFACTS: Final = [make_artifact(bytes=size, etag=etag) for size in (5, 6) for etag in (None, "x")]
 _CALL_IDS: Final = (None, "call", "other-call")
 _BOOLEANS: Final = (False, True)
-_RUN_STAGES: Final = (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)
 _COPY: Final = StoredAudio(key="audio/copy", size=44)
 
 _Pick = Callable[[Sequence[Any]], Any]
@@ -182,7 +189,7 @@ def run_events(draw: st.DrawFn, tokens: Sequence[str] = TOKENS, runs: Sequence[s
     if event is CheckedIn:
         more = {"call_id": pick(_CALL_IDS)}
     elif event is Progressed:
-        more = {"stage": pick(_RUN_STAGES), "fraction": pick((0.0, 0.3, 0.7, 1.0))}
+        more = {"stage": pick(RUN_STAGES), "fraction": pick((0.0, 0.3, 0.7, 1.0))}
     elif event is Completed:
         more = {"artifact": pick(_ARTIFACTS)}
     else:
@@ -218,7 +225,7 @@ _FREE: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] = (
 
 @st.composite
 def attempt_events(draw: st.DrawFn, now: datetime, tokens: Sequence[str] = TOKENS) -> JobEvent:
-    """Draw any event about an attempt that dispatcher or reconciler may make at ``now``."""
+    """Draw any event about an attempt that the dispatcher or the reconciler may make at ``now``."""
     pick = _picker(draw)
     make: Callable[[_Pick, str, datetime], JobEvent] = pick(_ABOUT_ATTEMPTS)
     return make(pick, pick(tokens), now)
@@ -226,7 +233,7 @@ def attempt_events(draw: st.DrawFn, now: datetime, tokens: Sequence[str] = TOKEN
 
 @st.composite
 def events(draw: st.DrawFn, now: datetime, *, of: Job | None = None) -> JobEvent:
-    """Draw any event; with ``of``, mostly one that speaks for that job's newest attempt."""
+    """Draw any event; with ``of``, mostly one of that job's newest attempt."""
     pick = _picker(draw)
     attempt = of.attempt if of is not None else None
     mine = attempt is not None and pick((True, True, True, False))
@@ -244,7 +251,7 @@ def events(draw: st.DrawFn, now: datetime, *, of: Job | None = None) -> JobEvent
 
 @frozen
 class Step:
-    """One event of a life: the job before and after it."""
+    """One event of a life, and the job before and after it."""
 
     before: Job
     event: JobEvent
@@ -254,25 +261,25 @@ class Step:
 
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
-    """Draw a job that some history led to, with any kind of audio, local or remote."""
+    """Draw a job that one of the histories leads to, local or remote, with any kind of audio."""
     audio = draw(st.sampled_from(_AUDIO))
     job = evolve(new_job(), request=make_request(audio=audio, backend="modal"))
     local = draw(st.booleans())
     for number, event in enumerate(draw(st.sampled_from(list(HISTORIES.values()))), start=1):
         if isinstance(event, Claimed):
             event = evolve(event, local=local)  # noqa: PLW2901
-        job = transition(job, event, START + number * _SECOND)
+        job = decide(job, event, START + number * _SECOND).job
     return job
 
 
 @st.composite
 def lives(draw: st.DrawFn, *, max_steps: int = 12) -> list[Step]:
-    """Draw what happens to such a job next; the clock never goes back."""
+    """Draw what happens to such a job next. The clock never goes back."""
     job, steps = draw(jobs()), []
     now = job.updated_at
     for _ in range(draw(st.integers(1, max_steps))):
         now += _picker(draw)(_DELAYS[:4] * 3 + _DELAYS[4:])
         event = draw(events(now, of=job))
-        steps.append(Step(job, event, now, transition(job, event, now)))
+        steps.append(Step(job, event, now, decide(job, event, now).job))
         job = steps[-1].after
     return steps

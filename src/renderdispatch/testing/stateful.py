@@ -1,6 +1,6 @@
-"""Does a job store behave like a dictionary, whatever is asked of it in whatever order?
+"""Does a job store behave like a dictionary, whichever calls are made in whichever order?
 
-A Hypothesis state machine that does the same to the store and to a model of it::
+A Hypothesis state machine makes the same calls to the store and to a model of it::
 
     class MyStoreMachine(JobStoreMachine):
         def make_store(self):
@@ -37,7 +37,7 @@ _hours = st.integers(-3, 3)
 
 
 class JobStoreMachine(RuleBasedStateMachine):
-    """Override `make_store`; a store that has `SupportsClaim` or `SupportsCounts` is asked for them too."""
+    """Override `make_store`. `SupportsClaim` and `SupportsCounts` are tested if the store has them."""
 
     def make_store(self) -> JobStore:
         """Return an empty store."""
@@ -51,13 +51,14 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.highest: dict[str, int] = {}  # the highest revision that an id ever had
 
     def teardown(self) -> None:
+        """Close the store."""
         self.store.close()
 
     def _note(self, job: Job) -> None:
         self.jobs[job.id] = job
         self.highest[job.id] = job.revision
 
-    # --- what is done to both
+    # --- changes of both
 
     @rule(
         job_id=_ids,
@@ -80,6 +81,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         created: int,
         ready: int | None,
     ) -> None:
+        """An id that exists is refused; a new job has a revision above any of its id."""
         job = make_job(
             id=job_id,
             tenant=tenant,
@@ -101,6 +103,7 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @rule(job_id=_ids, behind=st.integers(-1, 2), status=_statuses, ready=st.none() | _hours)
     def replace(self, job_id: str, behind: int, status: JobStatus, ready: int | None) -> None:
+        """Only the current revision of a job is replaced."""
         standing = self.jobs.get(job_id)
         job = evolve(
             standing or make_job(id=job_id),
@@ -121,11 +124,13 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @rule(job_id=_ids)
     def delete(self, job_id: str) -> None:
+        """A job is deleted once."""
         assert self.store.delete(job_id) is (self.jobs.pop(job_id, None) is not None)
 
     @precondition(lambda self: isinstance(self.store, SupportsClaim))
     @rule(limit=st.integers(0, 3), backends=st.sets(_backends), machine=_machines)
     def claim(self, limit: int, backends: set[str], machine: str | None) -> None:
+        """The first ready jobs are claimed, in order, and hidden."""
         assert isinstance(self.store, SupportsClaim)
         now = self.store.now()
         query = JobQuery(order="ready", ready_by=now, backends=frozenset(backends), machine=machine)
@@ -138,7 +143,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             assert after == evolve(before, ready_at=after.ready_at, revision=before.revision + 1)
             self._note(after)
 
-    # --- what both answer
+    # --- results of both
 
     @rule(
         order=st.sampled_from(["newest", "ready", "due"]),
@@ -159,6 +164,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         by: int | None,
         limit: int,
     ) -> None:
+        """All pages together are what the model has."""
         time = None if by is None else self.now + by * _HOUR
         query = JobQuery(
             order=order,
@@ -182,6 +188,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: isinstance(self.store, SupportsCounts))
     @rule(tenant=_tenants)
     def count(self, tenant: str | None) -> None:
+        """The counts and the places in the queue are those of the model."""
         assert isinstance(self.store, SupportsCounts)
         expected = dict.fromkeys(JobStatus, 0)
         for job in self.jobs.values():
@@ -192,10 +199,11 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_hold_the_same(self) -> None:
+        """The store holds the jobs of the model."""
         assert {job.id: job for job in self.store.query(JobQuery()).items} == self.jobs
 
     def _expected(self, query: JobQuery) -> list[Job]:
-        """Answer ``query`` from the model, by the words of `JobQuery`."""
+        """Return the jobs of the model that match ``query``, as `JobQuery` defines it."""
         found = sorted(self.jobs.values(), key=lambda job: job.id)
         if query.tenant is not None:
             found = [job for job in found if job.tenant == query.tenant]

@@ -9,32 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from renderdispatch.errors import (
-    IdempotencyConflictError,
-    InvalidRequestError,
-    JobNotCompleteError,
-    JobNotFoundError,
-    JobUnreadableError,
-    ObjectNotFoundError,
-    RenderDispatchError,
-    RevisionConflictError,
-    StorageFullError,
-    StorageUnavailableError,
-    StoreUnavailableError,
-)
+from renderdispatch import errors
 from renderdispatch.web.http import Response
 
-ANSWERED: Final[Mapping[type[RenderDispatchError], int]] = {
-    JobNotFoundError: 404,
-    ObjectNotFoundError: 404,
-    JobNotCompleteError: 409,
-    InvalidRequestError: 422,
-    IdempotencyConflictError: 422,  # draft-ietf-httpapi-idempotency-key-header-07, section 2.7
-    RevisionConflictError: 503,
-    StoreUnavailableError: 503,
-    JobUnreadableError: 503,  # another process of a rolling deployment can read it
-    StorageUnavailableError: 503,
-    StorageFullError: 507,
+ANSWERED: Final[Mapping[type[errors.RenderDispatchError], int]] = {
+    errors.JobNotFoundError: 404,
+    errors.ObjectNotFoundError: 404,
+    errors.JobNotCompleteError: 409,
+    errors.InvalidRequestError: 422,
+    errors.IdempotencyConflictError: 422,  # draft-ietf-httpapi-idempotency-key-header-07, section 2.7
+    errors.RevisionConflictError: 503,
+    errors.StoreUnavailableError: 503,
+    errors.JobUnreadableError: 503,  # another process of a rolling deployment can read it
+    errors.StorageUnavailableError: 503,
+    errors.StorageFullError: 507,
 }
 """The status of each error and of its subclasses."""
 
@@ -48,7 +36,7 @@ def refusal(status: int, code: str, message: str, **headers: str) -> Response:
     return Response(status, {**retry, **headers}, {"error": {"code": code, "message": message}})
 
 
-def answer(error: RenderDispatchError) -> Response:
+def answer(error: errors.RenderDispatchError) -> Response:
     """Return the response to a request that raised ``error``; its body is to be sent as JSON.
 
     The status is 409, not 422, if only the job's state forbids the request: deleting a job that runs, or retrying one
@@ -60,6 +48,6 @@ def answer(error: RenderDispatchError) -> Response:
     status = next((ANSWERED[kind] for kind in type(error).__mro__ if kind in ANSWERED), None)
     if status is None:
         raise error
-    if isinstance(error, InvalidRequestError) and error.code.startswith("job."):
+    if isinstance(error, errors.InvalidRequestError) and error.code.startswith("job."):
         status = 409
     return refusal(status, error.code, str(error))

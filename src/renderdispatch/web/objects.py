@@ -34,13 +34,7 @@ from typing import BinaryIO, Final
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-from renderdispatch.errors import (
-    ObjectExistsError,
-    ObjectNotFoundError,
-    StorageDeniedError,
-    StorageError,
-    StorageUnavailableError,
-)
+from renderdispatch import errors
 from renderdispatch.protocols import ObjectInfo, StorageAdapter
 from renderdispatch.storage.keys import MAX_PUT_BYTES
 from renderdispatch.storage.signing import SignedUrls
@@ -68,16 +62,16 @@ def _respond(storage: StorageAdapter, urls: SignedUrls, request: Request) -> Res
     try:
         urls.check(request.method, request.path, request.query, request.headers)
         return _write(storage, request) if request.method == "PUT" else _read(storage, request)
-    except StorageDeniedError as error:
+    except errors.StorageDeniedError as error:
         code = "SignatureDoesNotMatch" if error.code == "url.wrong-signature" else "AccessDenied"
         return _refuse(403, code, str(error))
-    except ObjectNotFoundError:
+    except errors.ObjectNotFoundError:
         return _refuse(404, "NoSuchKey", "no object has this key")
-    except ObjectExistsError:
+    except errors.ObjectExistsError:
         return _refuse(412, "PreconditionFailed", "the object is not the one that the request allows")
     except IncompleteBodyError:
         return _refuse(400, "IncompleteBody", "the body is not as long as Content-Length says")
-    except StorageError:
+    except errors.StorageError:
         return _refuse(503, "ServiceUnavailable", "the storage does not respond; try again")
 
 
@@ -93,9 +87,9 @@ def _write(storage: StorageAdapter, request: Request) -> Response:
         return _refuse(411, "MissingContentLength", "an upload needs a Content-Length header")
     if size > MAX_PUT_BYTES:
         return _refuse(400, "EntityTooLarge", f"an upload has at most {MAX_PUT_BYTES} bytes")
-    with suppress(ObjectNotFoundError):
+    with suppress(errors.ObjectNotFoundError):
         storage.stat(request.path)
-        raise ObjectExistsError("found before any byte of the body was read")
+        raise errors.ObjectExistsError("found before any byte of the body was read")
     content_type = request.headers.get("content-type", "application/octet-stream")
     written = storage.put(request.path, _exactly(request.body, size), content_type=content_type, if_absent=True)
     return Response(200, _etag(written))
@@ -116,7 +110,7 @@ def _read(storage: StorageAdapter, request: Request) -> Response:
     info = storage.stat(request.path)
     given = request.headers
     if (if_match := given.get("if-match")) is not None and not _matches(if_match, info):
-        raise ObjectExistsError("the object was replaced")
+        raise errors.ObjectExistsError("the object was replaced")
     if (if_none_match := given.get("if-none-match")) is not None and _matches(if_none_match, info, weak=True):
         return Response(304, _etag(info))
     with ExitStack() as stack:
@@ -143,7 +137,7 @@ def _chunks(file: BinaryIO, left: int) -> Iterator[bytes]:
     while left:
         chunk = file.read(min(left, CHUNK_BYTES))
         if not chunk:
-            raise StorageUnavailableError("the object ended too soon")
+            raise errors.StorageUnavailableError("the object ended too soon")
         left -= len(chunk)
         yield chunk
 

@@ -60,8 +60,7 @@ class Bars(Scene):
         self.edge = (edge * edge * (3 - 2 * edge)).astype(np.float32)
         off = ((x / width - 0.5) / 0.75) ** 2 + ((y - self.floor) / height / 0.8) ** 2
         vignette = np.exp(-off)[..., None]
-        pulse = colour * vignette**2 * np.float32(0.2 * params.pulse)
-        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=0.2)
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
         """Paint a frame."""
@@ -126,8 +125,7 @@ class Bars(Scene):
         shaded = (colour * (0.72 + 0.28 * up)) * (1 - towards_white) + 255 * towards_white
         edge = 1 if self.width > 2 else 0
         rounded = 1 - 0.14 * np.linspace(-edge, edge, self.width, dtype=np.float32) ** 2
-        lit: Canvas = np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255).astype(np.uint8)
-        return lit
+        return np.asarray(np.clip(shaded[:, :, None, :] * rounded[:, None], 0, 255), np.uint8)
 
 
 def _columns(canvas: Canvas, first: int, last: int, count: int, pitch: int, width: int) -> Canvas:
@@ -147,5 +145,4 @@ def _masks(width: int, rows: int, radius: float, *, open_below: bool) -> NDArray
     phases = np.arange(_PHASES)[:, None, None] / _PHASES
     y = np.arange(rows + 1)[:, None] + 0.5 - (radius + phases)
     away = np.hypot(x, np.maximum(-y, 0) if open_below else y)
-    masks: NDArray[np.int16] = (np.clip(radius - away + 0.5, 0, 1) * 128).astype(np.int16)
-    return masks
+    return np.asarray(np.clip(radius - away + 0.5, 0, 1) * 128, np.int16)

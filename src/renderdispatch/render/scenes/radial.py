@@ -39,8 +39,7 @@ class Radial(Scene):
         vignette = np.exp(-((self.radius / (0.75 * np.hypot(width, height) / 2)) ** 2))[..., None]
         colour = gradient(params.colours, _mirrored(np.arctan2(x, y) / (2 * np.pi)))
         self.hole = smoothstep(0.55, 1.0, self.radius / self.inner)
-        pulse = colour * vignette**2 * self.hole[..., None] * np.float32(0.25 * params.pulse)
-        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=pulse)
+        self.backdrop.set_light(glow=colour, vignette=vignette, pulse=0.25, hole=self.hole[..., None])
         self.spread = np.float32(0.1 * size)
         self.ray = (np.arctan2(x, y) / (2 * np.pi) % 1 * self.count).astype(np.intp) % self.count
 
@@ -110,5 +109,4 @@ class Radial(Scene):
 
 def _mirrored(turns: Floats) -> Floats:
     """Return 0 at whole turns and 1 between them."""
-    folded: Floats = 1 - np.abs(2 * (turns % 1) - 1)
-    return folded
+    return 1 - np.abs(2 * (turns % 1) - 1)

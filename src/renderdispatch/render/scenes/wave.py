@@ -48,8 +48,7 @@ class Wave(Scene):
         glow = self.colour[self.small_columns]
         off = ((x / width - 0.5) / 0.7) ** 2 + ((y / height - 0.5) / 0.7) ** 2
         vignette = np.exp(-off)[..., None].astype(np.float32)
-        pulse = glow * vignette**2 * np.float32(0.22 * params.pulse)
-        self.backdrop.set_light(glow=glow, vignette=vignette, pulse=pulse)
+        self.backdrop.set_light(glow=glow, vignette=vignette, pulse=0.22)
         self.spread = np.float32(size * 0.055)
 
     def draw(self, frame: Frame, canvas: Canvas) -> None:
@@ -73,8 +72,7 @@ class Wave(Scene):
         start = int(np.argmax(slopes))
         loud = light / max(float(np.abs(smooth).max()), 0.03) if light > 0 else 0.0
         seen = np.interp(self.at, np.arange(_SHOWN), smooth[start : start + _SHOWN]).astype(np.float32)
-        line: Floats = self.middle - np.tanh(seen * np.float32(loud)) * self.taper * self.reach
-        return line
+        return np.asarray(self.middle - np.tanh(seen * np.float32(loud)) * self.taper * self.reach)
 
     def _paint_light(self, wave: Floats, light: float, beat: float, canvas: Canvas) -> None:
         line = wave[self.small_columns]

@@ -1,1 +1,4 @@
-"""What must every implementation of a protocol pass? A suite for each: subclass it, give one fixture, be tested."""
+"""What must every implementation of a protocol pass?
+
+One suite for each protocol. Subclass it, give one fixture, and every promise is tested.
+"""

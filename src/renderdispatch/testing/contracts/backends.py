@@ -46,7 +46,7 @@ _STOP = EventReply(action=Action.STOP, reason="cancelled")
 
 
 class Recorder:
-    """Takes the events of a run, and answers each as it is told to."""
+    """Records the events of a run, and replies to each as the test says."""
 
     def __init__(self, answer: Callable[[RenderEvent], EventReply] = lambda _event: EventReply()) -> None:
         self._answer = answer
@@ -60,7 +60,7 @@ class Recorder:
 
     @property
     def final(self) -> Completed | Failed | None:
-        """The final event, once it came."""
+        """The final event; None before it came."""
         return next((e for e in self.events if isinstance(e, Completed | Failed)), None)
 
 
@@ -95,13 +95,13 @@ class RenderBackendContract:
 
     @pytest.fixture
     def events(self, backend: RenderBackend) -> Recorder:
-        """Hears what local renders say."""
+        """Records the events of local renders; skips for remote ones."""
         if backend.locality is Locality.WORLD:
             pytest.skip("remote renders report to the order's callback")
         return Recorder()
 
     def finish(self, backend: RenderBackend, call: BackendCall) -> CallState:
-        """Wait until the call has ended; return what the backend says of it."""
+        """Wait until the call has ended; return its state."""
         eventually(lambda: backend.poll(call).status is not CallStatus.RUNNING)
         return backend.poll(call)
 
@@ -121,7 +121,7 @@ class RenderBackendContract:
         backend.cancel(call)
 
     def test_calls_are_told_apart(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """Each started order is a call of its own, and keeps its own outcome."""
+        """Each started order has its own call and keeps its own outcome."""
         calls = []
         for video in ("a", "abc"):
             calls.append(backend.start(order(video=video), on_event=Recorder()))
@@ -133,7 +133,7 @@ class RenderBackendContract:
     # --- events
 
     def test_events_come_in_order(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
-        """First the check-in, then progress that goes forward, last and once the outcome; all from one run."""
+        """First the check-in, then rising progress, last and once the outcome, all from one run."""
         asked = order(frames=30, frame_s=0.05)
         self.finish(backend, backend.start(asked, on_event=events))
         eventually(lambda: events.final)
@@ -147,13 +147,13 @@ class RenderBackendContract:
     def test_events_come_from_a_thread_of_their_own(
         self, backend: RenderBackend, order: OrderFactory, events: Recorder
     ) -> None:
-        """The caller of `start` is never made to take events."""
+        """No event is passed on the thread that called `start`."""
         self.finish(backend, backend.start(order(), on_event=events))
         eventually(lambda: events.final)
         assert threading.get_ident() not in events.threads
 
     def test_the_check_in_brings_the_call(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
-        """Whoever hears the check-in before `start` returned knows the call all the same."""
+        """The check-in names the call, also if it comes before `start` returns."""
         call = backend.start(order(), on_event=events)
         self.finish(backend, call)
         first = events.events[0]
@@ -163,7 +163,7 @@ class RenderBackendContract:
     def test_the_video_stands_when_the_outcome_says_so(
         self, backend: RenderBackend, order: OrderFactory, storage: StorageAdapter, events: Recorder
     ) -> None:
-        """`Completed` names an object that storage shows, with its size; so does the result object."""
+        """`Completed` and the result object name a stored video and its size."""
         asked = order(video="abcdef")
         self.finish(backend, backend.start(asked, on_event=events))
         done = eventually(lambda: events.final)
@@ -177,7 +177,7 @@ class RenderBackendContract:
     def test_an_answer_stops_the_render(
         self, backend: RenderBackend, order: OrderFactory, storage: StorageAdapter, kind: type
     ) -> None:
-        """An answer of "stop", to the check-in or later, ends the render without a video."""
+        """The reply "stop", to the check-in or later, ends the render without a video."""
         told = Recorder(lambda event: _STOP if isinstance(event, kind) else EventReply())
         asked = order(**_LONG)
         state = self.finish(backend, backend.start(asked, on_event=told))
@@ -188,7 +188,7 @@ class RenderBackendContract:
 
     @pytest.mark.usefixtures("events")
     def test_an_event_that_is_not_taken_comes_again(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """While the store is away events are refused; the outcome is handed over again, or `poll` has it."""
+        """An event that `on_event` refuses is passed again, or `poll` has the outcome."""
         refused: list[RenderEvent] = []
 
         def refuse_twice(event: RenderEvent) -> EventReply:
@@ -201,7 +201,7 @@ class RenderBackendContract:
         assert isinstance(state.outcome, Completed)
 
     def test_a_failure_is_handed_over(self, backend: RenderBackend, order: OrderFactory, events: Recorder) -> None:
-        """A scene that fails is an outcome, in its own words."""
+        """A scene that fails is an outcome, with the scene's own message."""
         self.finish(backend, backend.start(order(fail="no such star"), on_event=events))
         final = eventually(lambda: events.final)
         assert isinstance(final, Failed)
@@ -210,7 +210,7 @@ class RenderBackendContract:
     def test_a_render_that_dies_is_handed_over(
         self, backend: RenderBackend, order: OrderFactory, events: Recorder
     ) -> None:
-        """A render process that dies without a word is an outcome too."""
+        """A render process that dies before it reports an outcome is an outcome too."""
         if not self.renders_apart:
             pytest.skip("renders in this very process")
         state = self.finish(backend, backend.start(order(die=signal.SIGKILL), on_event=events))
@@ -222,7 +222,7 @@ class RenderBackendContract:
     # --- poll and cancel
 
     def test_poll_of_an_ended_call(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """It says ``ended``, and with which outcome, however often it is asked."""
+        """`poll` returns ``ended`` and the outcome, however often it is called."""
         call = backend.start(order(), on_event=Recorder())
         state = self.finish(backend, call)
         assert state.status is CallStatus.ENDED
@@ -230,13 +230,13 @@ class RenderBackendContract:
         assert in_threads(4, lambda _: backend.poll(call)) == [state] * 4
 
     def test_an_unknown_call(self, backend: RenderBackend) -> None:
-        """`poll` says ``missing``, and `cancel` is no error."""
+        """`poll` returns ``missing``, and `cancel` is not an error."""
         unknown = BackendCall("no-such-call")
         assert backend.poll(unknown).status is CallStatus.MISSING
         backend.cancel(unknown)
 
     def test_cancel_ends_a_call(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """A cancelled call ends soon, and without a video; cancelling again, or after the end, is no error."""
+        """A cancelled call ends soon and without a video. Another cancel, also after the end, is not an error."""
         heard = Recorder()
         call = backend.start(order(**_LONG), on_event=heard)
         began = time.monotonic()
@@ -251,7 +251,7 @@ class RenderBackendContract:
     # --- slots and close
 
     def test_slots(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """One order more than there are slots is refused, and taken when a call has ended."""
+        """One order more than there are slots is refused, and accepted when a call has ended."""
         if backend.slots is None:
             pytest.skip("no limit of its own")
         calls = [backend.start(order(**_LONG), on_event=Recorder()) for _ in range(backend.slots)]
@@ -265,7 +265,7 @@ class RenderBackendContract:
             backend.cancel(call)
 
     def test_close_ends_what_computes(self, backend: RenderBackend, order: OrderFactory) -> None:
-        """After `close` nothing renders here any more, nothing can be started, and a second call does nothing."""
+        """After `close`, nothing renders here and nothing can be started. A second call does nothing."""
         if backend.locality is Locality.WORLD:
             pytest.skip("remote renders go on without the process that started them")
         call = backend.start(order(**_LONG), on_event=Recorder())

@@ -8,6 +8,15 @@ Each test is a sentence of `renderdispatch.protocols.StorageAdapter`::
             storage = MyStorage(tmp_path)
             yield storage
             storage.close()
+
+        def raw_get(self, storage, key):  # past the storage: straight from where it keeps its objects
+            path = storage.folder / key
+            return path.read_bytes() if path.exists() else None
+
+        def raw_set(self, storage, key, data):
+            path = storage.folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ import io
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -77,7 +86,8 @@ assert len(GOOD_KEYS["longest"].encode()) == 1024
 class StorageContract:
     """Subclass it, override `storage`, and every promise of `StorageAdapter` is tested.
 
-    What a storage openly does not promise is declared on the subclass, and its tests are skipped.
+    Declare on the subclass what a storage does not promise; those tests are skipped. Override `raw_get`
+    and `raw_set` too: without them, the tests of what is really stored are skipped.
     """
 
     write_once: ClassVar[bool] = True
@@ -92,6 +102,14 @@ class StorageContract:
     urls_expire: ClassVar[bool] = True
     """Whether signed URLs end by themselves."""
 
+    def raw_get(self, storage: Any, key: str) -> bytes | None:  # noqa: ARG002 - overrides need them
+        """Return the bytes that are stored under a key, without a call of the storage; None if there are none."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
+
+    def raw_set(self, storage: Any, key: str, data: bytes) -> None:  # noqa: ARG002 - overrides need them
+        """Store bytes under a key, without a call of the storage, as another program would."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
+
     @pytest.fixture
     def storage(self) -> StorageAdapter:
         """An empty storage; override it."""
@@ -99,11 +117,11 @@ class StorageContract:
 
     @pytest.fixture
     def second(self, storage: StorageAdapter) -> StorageAdapter | None:  # noqa: ARG002 - overrides need it
-        """Another instance over the same objects as `storage`; override it where there can be one."""
+        """Another instance over the same objects as `storage`; override it if there can be one."""
         return None
 
     def read_url(self, url: str) -> bytes:
-        """Read a signed URL without credentials; `StorageDeniedError` where it is refused."""
+        """Read a signed URL without credentials. A refusal raises `StorageDeniedError`, a 404 `ObjectNotFoundError`."""
         if not url.startswith("http"):
             with local_urls.open_get(url) as file:
                 return file.read()
@@ -117,7 +135,7 @@ class StorageContract:
         return response.content
 
     def write_url(self, put: SignedPut, source: Path) -> None:
-        """Upload a file to a signed URL without credentials; the error that its refusal means."""
+        """Upload a file to a signed URL without credentials. A refusal raises the error that it means."""
         if not put.url.startswith("http"):
             local_urls.put_once(put.url, source)
             return
@@ -132,19 +150,19 @@ class StorageContract:
 
     @pytest.fixture
     def once(self) -> None:
-        """Skips where ``if_absent`` is not honoured."""
+        """Skips if ``if_absent`` is not honoured."""
         if not self.write_once:
             pytest.skip("the storage does not promise write-once puts")
 
     @pytest.fixture
     def whole(self) -> None:
-        """Skips where readers may see a part."""
+        """Skips if readers may see a part."""
         if not self.writes_whole:
             pytest.skip("the storage does not promise whole objects to readers while it writes")
 
     @pytest.fixture
     def signed(self) -> None:
-        """Skips where there are no signed URLs."""
+        """Skips without signed URLs."""
         if not self.signs_urls:
             pytest.skip("the storage does not sign URLs")
 
@@ -176,7 +194,7 @@ class StorageContract:
         assert path.read_bytes() == data
 
     def test_put_reads_a_file_from_where_it_stands(self, storage: StorageAdapter) -> None:
-        """An open file is read from its position, and left open."""
+        """An open file is read from its position and stays open."""
         file = io.BytesIO(b"0123456789")
         file.seek(4)
         storage.put("key", file)
@@ -189,7 +207,7 @@ class StorageContract:
         assert (put.key, put.size, put.etag) == (found.key, found.size, found.etag) == ("a/b", 5, found.etag)
 
     def test_a_time_is_aware(self, storage: StorageAdapter) -> None:
-        """Where storage knows when an object was written, the time is aware."""
+        """If storage knows when an object was written, the time is aware."""
         storage.put("key", b"")
         modified_at = storage.stat("key").modified_at
         assert modified_at is None or modified_at.tzinfo is not None
@@ -204,7 +222,7 @@ class StorageContract:
         assert found.etag is None or found.etag != first.etag
 
     def test_a_source_that_raises_leaves_no_trace(self, storage: StorageAdapter) -> None:
-        """What a source raises passes through; a new key stays absent, a standing object stays as it was."""
+        """An error of the source passes through. A new key stays absent, an existing object stays as it was."""
         storage.put("standing", b"old")
 
         def broken() -> Iterator[bytes]:
@@ -218,7 +236,7 @@ class StorageContract:
         assert self._keys(storage) == ["standing"]
 
     def test_a_source_of_text_leaves_no_trace(self, storage: StorageAdapter) -> None:
-        """A string is no source, and neither are chunks of text: `TypeError`."""
+        """A string or chunks of text raise `TypeError`."""
         for source in ("a/path", iter(["text"]), io.StringIO("text")):
             with pytest.raises(TypeError):
                 storage.put("key", source)  # type: ignore[arg-type]
@@ -248,7 +266,7 @@ class StorageContract:
 
     @pytest.mark.usefixtures("whole")
     def test_an_open_object_stays_whole_when_it_is_replaced(self, storage: StorageAdapter) -> None:
-        """A reader goes on with the object that it opened, or is refused; it never reads a mixture."""
+        """A reader continues with the object that it opened, or is refused. It never reads a mixture."""
         old, new = b"o" * 300_000, b"n" * 300_000
         storage.put("key", old)
         with storage.open("key") as file:
@@ -262,7 +280,7 @@ class StorageContract:
 
     @pytest.mark.usefixtures("whole")
     def test_concurrent_puts_leave_one_of_them(self, storage: StorageAdapter) -> None:
-        """Of eight threads that put one key at once, one's object stands, whole."""
+        """Of eight threads that put one key at once, the object of one is stored, whole."""
         objects = [bytes([65 + number]) * 100_000 for number in range(_THREADS)]
         in_threads(_THREADS, lambda number: storage.put("a/b", objects[number]))
         assert self._read(storage, "a/b") in objects
@@ -275,7 +293,7 @@ class StorageContract:
             assert [file.read(4), file.read(4), file.read(4), file.read(4)] == [b"0123", b"4567", b"89", b""]
 
     def test_open_and_stat_raise_for_an_absent_object(self, storage: StorageAdapter) -> None:
-        """`open` and `stat` raise `ObjectNotFoundError` at once: absent keys, and what is only a part of a key."""
+        """`open` and `stat` raise `ObjectNotFoundError` at once, for an absent key and for a part of a key."""
         storage.put("a/b", b"")
         for key in ("absent", "a", "a/b/c"):
             with pytest.raises(ObjectNotFoundError):
@@ -286,7 +304,7 @@ class StorageContract:
     # --- if_absent
 
     @pytest.mark.usefixtures("once")
-    def test_if_absent_refuses_a_standing_object(self, storage: StorageAdapter) -> None:
+    def test_if_absent_refuses_an_existing_object(self, storage: StorageAdapter) -> None:
         """`put` with ``if_absent`` writes once; then `ObjectExistsError`, and the object stays."""
         storage.put("a/b", b"first", if_absent=True)
         with pytest.raises(ObjectExistsError):
@@ -298,7 +316,7 @@ class StorageContract:
 
     @pytest.mark.usefixtures("once")
     def test_of_concurrent_puts_if_absent_one_succeeds(self, storage: StorageAdapter) -> None:
-        """Of eight threads that put one key with ``if_absent`` at once, one succeeds, and its object stands."""
+        """Of eight threads that put one key with ``if_absent`` at once, one succeeds, and its object is stored."""
 
         def put(number: int) -> bytes | None:
             data = bytes([65 + number]) * 100_000
@@ -310,6 +328,64 @@ class StorageContract:
 
         (winner,) = [data for data in in_threads(_THREADS, put) if data is not None]
         assert self._read(storage, "contended") == winner
+
+    # --- what is really stored
+
+    @pytest.mark.parametrize("key", ["key", "a/b c/ü.mp4"])
+    def test_what_is_stored_is_what_was_put(self, storage: StorageAdapter, tmp_path: Path, key: str) -> None:
+        """`put` stores exactly the bytes of its source; a replacement, a refusal and a delete show there too."""
+        path = tmp_path / "source"
+        path.write_bytes(b"x" * 70_000)
+        for source, data in ((path, b"x" * 70_000), (iter([b"ab", b"", b"c"]), b"abc"), (b"", b"")):
+            storage.put(key, source)
+            assert self.raw_get(storage, key) == data
+
+        def broken() -> Iterator[bytes]:
+            yield b"part"
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            storage.put(key, broken())
+        assert self.raw_get(storage, key) == b""
+        storage.delete(key)
+        assert self.raw_get(storage, key) is None
+
+    @pytest.mark.parametrize("key", ["key", "a/b c/ü.mp4"])
+    def test_what_others_stored_is_found(self, storage: StorageAdapter, key: str) -> None:
+        """`open`, `stat`, `list` and the deletes go by what is stored, also if another program stored it."""
+        self.raw_set(storage, key, b"hello")
+        assert self._read(storage, key) == b"hello"
+        assert storage.stat(key).size == 5
+        assert [(info.key, info.size) for info in storage.list("")] == [(key, 5)]
+        self.raw_set(storage, key, b"longer than before")
+        assert self._read(storage, key) == b"longer than before"
+        assert storage.delete_prefix(key[:2]) == 1
+        assert self.raw_get(storage, key) is None
+        assert self._keys(storage) == []
+
+    @pytest.mark.usefixtures("once")
+    def test_what_others_stored_is_not_overwritten(self, storage: StorageAdapter) -> None:
+        """`put` with ``if_absent`` is refused if any object exists under the key, and the object stays as it is."""
+        self.raw_set(storage, "a/b", b"theirs")
+        with pytest.raises(ObjectExistsError):
+            storage.put("a/b", b"ours", if_absent=True)
+        assert self.raw_get(storage, "a/b") == b"theirs"
+
+    @pytest.mark.usefixtures("signed")
+    def test_signed_urls_reach_what_is_stored(self, storage: StorageAdapter, tmp_path: Path) -> None:
+        """An upload by a signed URL stores exactly its bytes, unless an object exists; another one reads them."""
+        source = tmp_path / "source"
+        source.write_bytes(b"ours")
+        for key, theirs in (("new", None), ("old", b"theirs")):
+            put = storage.sign_put(key, expires_in=_HOUR, content_type="video/mp4")
+            if theirs is not None:
+                self.raw_set(storage, key, theirs)
+                with pytest.raises(ObjectExistsError):
+                    self.write_url(put, source)
+            else:
+                self.write_url(put, source)
+            found = self.raw_get(storage, key)
+            assert found == (theirs or b"ours") == self.read_url(storage.sign_get(key, expires_in=_HOUR))
 
     # --- keys
 
@@ -355,11 +431,11 @@ class StorageContract:
             assert self._keys(storage, prefix) == sorted(key for key in keys if key.startswith(prefix))
 
     def test_list_of_an_empty_storage(self, storage: StorageAdapter) -> None:
-        """`list` where nothing was ever stored gives nothing."""
+        """`list` of a storage without objects gives nothing."""
         assert self._keys(storage) == []
 
     def test_list_while_others_delete(self, storage: StorageAdapter) -> None:
-        """`list` does not stumble over objects that vanish under it."""
+        """`list` goes on when objects vanish meanwhile."""
         for number in range(9):
             storage.put(f"{number}/x", b"")
         found = []
@@ -370,7 +446,7 @@ class StorageContract:
         assert found[0] == "0/x"
 
     def test_delete_removes(self, storage: StorageAdapter) -> None:
-        """`delete` removes the object and no other; of one that is absent it is no error."""
+        """`delete` removes the object and no other. An absent object is not an error."""
         storage.put("a/b", b"")
         storage.put("a/c", b"")
         for _ in range(2):
@@ -379,14 +455,14 @@ class StorageContract:
         assert self._keys(storage) == ["a/c"]
 
     def test_delete_of_a_part_of_a_key(self, storage: StorageAdapter) -> None:
-        """`delete` of what is only a part of a key, or lies beyond one, removes nothing."""
+        """`delete` of a part of a key, or of a longer key, removes nothing."""
         storage.put("a/b", b"")
         storage.delete("a")
         storage.delete("a/b/c")
         assert self._keys(storage) == ["a/b"]
 
     def test_put_beside_deletes(self, storage: StorageAdapter) -> None:
-        """A put is not lost because the last other object beside it is deleted at the same moment."""
+        """A put is not lost when the last other object beside it is deleted at the same moment."""
 
         def work(number: int) -> None:
             for turn in range(30):
@@ -399,7 +475,7 @@ class StorageContract:
         assert self._keys(storage) == []
 
     def test_delete_prefix_removes_and_counts(self, storage: StorageAdapter) -> None:
-        """`delete_prefix` removes every object whose key starts with the string, and says how many there were."""
+        """`delete_prefix` removes every object whose key starts with the string, and returns their number."""
         for key in ("a/b/1", "a/b/2", "a/bc", "a/c", "b"):
             storage.put(key, b"")
         assert storage.delete_prefix("a/b") == 3
@@ -416,7 +492,7 @@ class StorageContract:
     # --- signed URLs
 
     def test_locality_is_known(self, storage: StorageAdapter) -> None:
-        """A storage says how far its URLs reach."""
+        """A storage states how far its URLs reach."""
         assert storage.locality in Locality
 
     @pytest.mark.parametrize("expires_in", [timedelta(0), -_HOUR, timedelta(days=7, microseconds=1)])
@@ -441,7 +517,7 @@ class StorageContract:
     @pytest.mark.usefixtures("signed")
     @pytest.mark.parametrize("name", GOOD_KEYS)
     def test_a_signed_url_writes_once(self, storage: StorageAdapter, tmp_path: Path, name: str) -> None:
-        """`sign_put` gives an upload that works once, and is refused where an object stands."""
+        """`sign_put` gives an upload that works once, and is refused if the object exists."""
         put = storage.sign_put(GOOD_KEYS[name], expires_in=_HOUR, content_type="video/mp4")
         source = tmp_path / "source"
         source.write_bytes(b"first")
@@ -464,7 +540,7 @@ class StorageContract:
 
     @pytest.mark.usefixtures("signed")
     def test_of_concurrent_uploads_one_succeeds(self, storage: StorageAdapter, tmp_path: Path) -> None:
-        """Of eight uploads to one signed URL at once, one succeeds, and its object stands."""
+        """Of eight uploads to one signed URL at once, one succeeds, and its object is stored."""
         put = storage.sign_put("a/contended", expires_in=_HOUR, content_type="video/mp4")
 
         def upload(number: int) -> bytes | None:
@@ -482,7 +558,7 @@ class StorageContract:
     @pytest.mark.usefixtures("signed")
     @pytest.mark.parametrize("size", [0, 4, 6])
     def test_a_signed_size_is_enforced(self, storage: StorageAdapter, tmp_path: Path, size: int) -> None:
-        """An upload of another size than the one that was signed is refused, and writes nothing; that one is taken."""
+        """An upload of another size than the signed one is refused and writes nothing; the signed size is accepted."""
         source = tmp_path / "source"
         source.write_bytes(b"x" * 5)
         with pytest.raises(StorageDeniedError):
@@ -517,7 +593,7 @@ class StorageContract:
 
     @pytest.mark.usefixtures("signed")
     def test_a_signed_upload_shows_no_secret(self, storage: StorageAdapter) -> None:
-        """The answer of `sign_put` hides its URL in its repr."""
+        """The result of `sign_put` hides its URL in its repr."""
         put = storage.sign_put("key", expires_in=_HOUR, content_type="video/mp4")
         assert put.url not in repr(put)
 

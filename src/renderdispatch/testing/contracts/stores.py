@@ -8,24 +8,34 @@ Each test is a sentence of `renderdispatch.protocols.JobStore`, `SupportsClaim` 
             store = MyStore(tmp_path)
             yield store
             store.close()
+
+        def raw_get(self, store, job_id):  # past the store: straight from where it keeps its records
+            return store.folder.joinpath(job_id).read_text()
+
+        def raw_set(self, store, job_id, document):
+            store.folder.joinpath(job_id).write_text(document)
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
+import attrs
 import pytest
 from attrs import evolve
 
+from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.errors import (
     InvalidRequestError,
     JobExistsError,
     JobNotFoundError,
+    JobUnreadableError,
     RevisionConflictError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, RemoteAudio
+from renderdispatch.messages import PROTOCOL, JobStatus, RemoteAudio
 from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim, SupportsCounts
 from renderdispatch.stores.pages import Place, write_cursor
 from renderdispatch.testing.builders import eventually, in_threads, make_ended_job, make_job, make_request
@@ -53,9 +63,20 @@ def _ids(store: JobStore, query: JobQuery) -> list[str]:
 class JobStoreContract:
     """Subclass it, override `store`, and every promise of `JobStore` is tested.
 
-    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped where the store
-    has none.
+    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped for a store that
+    has none. Override `raw_get` and `raw_set` too: without them, the tests of what is really stored are skipped.
     """
+
+    def raw_get(self, store: Any, job_id: str) -> str | None:  # noqa: ARG002 - overrides need them
+        """Return the document that is stored for a job, without a call of the store; None if there is none."""
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
+
+    def raw_set(self, store: Any, job_id: str, document: str) -> None:  # noqa: ARG002 - overrides need them
+        """Overwrite the document of a stored job, without a call of the store, as another version would write it.
+
+        A protocol that is kept beside the document changes with it; everything else stays as it is.
+        """
+        pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
 
     @pytest.fixture
     def store(self) -> JobStore:
@@ -64,26 +85,26 @@ class JobStoreContract:
 
     @pytest.fixture
     def second(self, store: JobStore) -> JobStore | None:  # noqa: ARG002 - overrides need it
-        """Another instance over the same jobs as `store`; override it where there can be one."""
+        """Another instance over the same jobs as `store`; override it if there can be one."""
         return None
 
     @pytest.fixture
     def other(self, second: JobStore | None) -> JobStore:
-        """`second`, where there is one."""
+        """`second`; skips without one."""
         if second is None:
             pytest.skip("the fixture `second` gives no other instance over the same jobs")
         return second
 
     @pytest.fixture
     def claiming(self, store: JobStore) -> SupportsClaim:
-        """`store`, where it hands out jobs."""
+        """`store`, if it hands out jobs; else skips."""
         if not isinstance(store, SupportsClaim):
             pytest.skip("the store lacks the optional power SupportsClaim")
         return store
 
     @pytest.fixture
     def counting(self, store: JobStore) -> SupportsCounts:
-        """`store`, where it counts."""
+        """`store`, if it counts; else skips."""
         if not isinstance(store, SupportsCounts):
             pytest.skip("the store lacks the optional power SupportsCounts")
         return store
@@ -103,12 +124,12 @@ class JobStoreContract:
         assert store.get("ünï-çødé-🎵") == stored
 
     def test_a_secret_url_survives(self, store: JobStore) -> None:
-        """A submitted audio URL stands in the record until the audio is stored."""
+        """A submitted audio URL is kept in the record until the audio is stored."""
         audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?signature=s3cret"})
         stored = store.create(make_job(request=make_request(audio=audio)))
         assert store.get(stored.id).request.audio == audio
 
-    def test_create_refuses_a_standing_id(self, store: JobStore) -> None:
+    def test_create_refuses_an_existing_id(self, store: JobStore) -> None:
         """A second `create` of an id raises `JobExistsError` and changes nothing."""
         stored = store.create(make_job(priority=1))
         with pytest.raises(JobExistsError):
@@ -116,7 +137,7 @@ class JobStoreContract:
         assert store.get(stored.id) == stored
 
     def test_of_concurrent_creates_one_succeeds(self, store: JobStore) -> None:
-        """Of eight threads that create one id at once, one succeeds, and its job is the one that stands."""
+        """Of eight threads that create one id at once, one succeeds, and its job is the one that is stored."""
 
         def create(number: int) -> Job | None:
             try:
@@ -137,7 +158,7 @@ class JobStoreContract:
         assert store.get(first.id) == second
 
     def test_a_writer_of_the_deleted_job_is_refused(self, store: JobStore) -> None:
-        """Who still holds a revision of the deleted job cannot overwrite the new one."""
+        """A writer that still holds a revision of the deleted job cannot overwrite the new one."""
         old = store.create(make_job())
         store.delete(old.id)
         new = store.create(make_job(id=old.id, priority=5))
@@ -171,7 +192,7 @@ class JobStoreContract:
     # --- get
 
     def test_get_raises_for_an_unknown_id(self, store: JobStore) -> None:
-        """`get` raises `JobNotFoundError` where there is no job."""
+        """`get` raises `JobNotFoundError` if the job does not exist."""
         with pytest.raises(JobNotFoundError):
             store.get("unknown")
 
@@ -185,14 +206,14 @@ class JobStoreContract:
     # --- replace
 
     def test_replace_stores_and_raises_the_revision_by_one(self, store: JobStore) -> None:
-        """`replace` returns the job with a revision one higher, and that is what stands."""
+        """`replace` returns the job with a revision one higher, and stores exactly that."""
         job = store.create(make_job())
         stored = store.replace(evolve(job, priority=9), expected_revision=job.revision)
         assert stored == evolve(job, priority=9, revision=job.revision + 1)
         assert store.get(job.id) == stored
 
     def test_replace_goes_by_the_expected_revision_alone(self, store: JobStore) -> None:
-        """What the job itself says of its revision does not matter."""
+        """The revision that the given job holds does not matter."""
         job = store.create(make_job())
         assert store.replace(evolve(job, revision=77), expected_revision=job.revision).revision == job.revision + 1
 
@@ -206,14 +227,14 @@ class JobStoreContract:
         assert store.get(job.id) == stored
 
     def test_replace_raises_for_an_unknown_job(self, store: JobStore) -> None:
-        """`replace` makes no job: it raises `JobNotFoundError`."""
+        """`replace` creates no job: it raises `JobNotFoundError`."""
         with pytest.raises(JobNotFoundError):
             store.replace(make_job(id="unknown"), expected_revision=0)
         with pytest.raises(JobNotFoundError):
             store.get("unknown")
 
     def test_replace_raises_for_a_deleted_job(self, store: JobStore) -> None:
-        """`replace` revives no job, whichever revision is expected."""
+        """`replace` brings no deleted job back, whichever revision is expected."""
         job = store.create(make_job())
         store.delete(job.id)
         for revision in range(job.revision, job.revision + 3):
@@ -269,7 +290,7 @@ class JobStoreContract:
         assert store.delete("unknown") is False
 
     def test_of_concurrent_deletes_one_returns_true(self, store: JobStore) -> None:
-        """Of eight threads that delete one job at once, one is told that there was one."""
+        """Of eight threads that delete one job at once, one gets True."""
         job = store.create(make_job())
         assert sum(in_threads(_THREADS, lambda _: store.delete(job.id))) == 1
 
@@ -293,14 +314,14 @@ class JobStoreContract:
         return store.now()
 
     def test_newest_first(self, store: JobStore, now: datetime) -> None:
-        """``newest`` goes by creation, newest first, ties by id; all jobs are there."""
+        """``newest`` sorts by creation, newest first, ties by id, and holds all jobs."""
         for job_id, age in (("d", 3), ("b", 1), ("c", 1), ("a", 2)):
             store.create(make_job(id=job_id, created_at=now - age * _SECOND))
         store.create(make_ended_job(id="e", created_at=now))
         assert _ids(store, JobQuery()) == ["e", "b", "c", "a", "d"]
 
     def test_ready_first_by_priority_then_by_age(self, store: JobStore, now: datetime) -> None:
-        """``ready`` goes by priority, highest first, then longest ready, then id."""
+        """``ready`` sorts by priority, highest first, then longest ready, then id."""
         for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
             store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
         assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["d", "b", "c", "a", "e"]
@@ -354,7 +375,7 @@ class JobStoreContract:
         assert _ids(store, JobQuery(tenant="nobody")) == []
 
     def test_a_query_sees_the_newest_revision(self, store: JobStore, now: datetime) -> None:
-        """A job is found by what it is now, not by what it was."""
+        """A query goes by the current record, not by older ones."""
         job = store.create(make_job(priority=1, ready_at=now))
         stored = store.replace(evolve(job, status=JobStatus.FAILED, ready_at=None), expected_revision=job.revision)
         assert store.query(JobQuery(statuses=frozenset({JobStatus.FAILED}))).items == (stored,)
@@ -363,7 +384,7 @@ class JobStoreContract:
 
     @pytest.mark.parametrize("order", ["newest", "ready", "due"])
     def test_pages_show_every_job_once(self, store: JobStore, now: datetime, order: str) -> None:
-        """Pages of any size, put together, are the whole: in order, nothing twice, no cursor at the end."""
+        """Pages of any size hold every job once, in order; the last page has no cursor."""
         for number in range(23):
             store.create(
                 make_job(
@@ -380,7 +401,7 @@ class JobStoreContract:
             assert _walk(store, evolve(query, limit=limit)) == whole
 
     def test_pages_hold_while_others_write(self, store: JobStore, now: datetime) -> None:
-        """Jobs that match all the time are seen exactly once, though others come, go and change between the pages."""
+        """Jobs that match all the time are seen exactly once, while others are created, deleted and changed."""
         standing = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
         fleeting = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
         query = JobQuery(limit=3)
@@ -417,7 +438,7 @@ class JobStoreContract:
         ids=ascii,
     )
     def test_a_forged_cursor_is_no_cursor(self, store: JobStore, place: Place) -> None:
-        """A well-formed cursor to a place where no job can stand raises `InvalidRequestError`, as all junk does."""
+        """A well-formed cursor to a place that no job can have raises `InvalidRequestError`, as junk does."""
         store.create(make_job())
         query = JobQuery(limit=1)
         with pytest.raises(InvalidRequestError):
@@ -425,7 +446,7 @@ class JobStoreContract:
 
     @pytest.mark.parametrize("place", [(10**30, 0, "id"), (0, 10**30, "id"), (0, 0, "\udfff")], ids=ascii)
     def test_a_forged_cursor_is_no_cursor_of_the_queue(self, store: JobStore, place: Place) -> None:
-        """The same, in the order of claims."""
+        """A cursor to such a place in the order of claims raises `InvalidRequestError` too."""
         store.create(make_job())
         query = JobQuery(order="ready", limit=1)
         with pytest.raises(InvalidRequestError):
@@ -448,10 +469,91 @@ class JobStoreContract:
             with pytest.raises(InvalidRequestError):
                 store.query(evolve(other, cursor=cursor))
 
+    # --- the records
+
+    def test_the_document_is_the_job(self, store: JobStore) -> None:
+        """`load_job` reads what a write stored as the job; only the revision may be kept beside the document."""
+        job = store.create(make_ended_job())
+        assert self._stored(store, job) == job
+        job = store.replace(evolve(job, progress=50.0), expected_revision=job.revision)
+        assert self._stored(store, job) == job
+
+    def _stored(self, store: JobStore, job: Job) -> Job:
+        document = self.raw_get(store, job.id)
+        assert document is not None
+        return evolve(load_job(document), revision=job.revision)
+
+    def test_a_refused_write_stores_nothing(self, store: JobStore) -> None:
+        """A create or replace that raises leaves the document as it was."""
+        job = store.create(make_job())
+        before = self.raw_get(store, job.id)
+        with pytest.raises(JobExistsError):
+            store.create(make_job(id=job.id, priority=5))
+        with pytest.raises(RevisionConflictError):
+            store.replace(evolve(job, priority=5), expected_revision=job.revision + 1)
+        assert self.raw_get(store, job.id) == before
+
+    def test_delete_removes_the_document(self, store: JobStore) -> None:
+        """Nothing of a deleted job's record is kept, such as the URL of its audio."""
+        job = store.create(make_job())
+        store.delete(job.id)
+        assert self.raw_get(store, job.id) is None
+
+    def test_the_job_is_the_document(self, store: JobStore) -> None:
+        """What is stored is what `get` and `query` return, also if another instance or version wrote it."""
+        job = store.create(make_job())
+        written = evolve(job, fingerprint="f" * 64, progress=12.5)
+        self.raw_set(store, job.id, json.dumps({**json.loads(dump_job(written)), "fromTheFuture": [1]}))
+        assert store.get(job.id) == written
+        assert store.query(JobQuery()).items == (written,)
+
+    def test_a_record_of_an_older_version(self, store: JobStore) -> None:
+        """Fields that an older version did not write take their defaults; the next write has this protocol."""
+        job = store.create(make_job())
+        fields = json.loads(dump_job(job))
+        needed = {field.name for field in attrs.fields(Job) if field.default is attrs.NOTHING}
+        old = {name: value for name, value in fields.items() if name in needed}
+        self.raw_set(store, job.id, json.dumps({**old, "protocol": 0}))
+        found = store.get(job.id)
+        assert found == evolve(job, protocol=0)
+        assert store.replace(found, expected_revision=found.revision).protocol == PROTOCOL
+        assert self._stored(store, job).protocol == PROTOCOL
+
+    def _make_newer(self, store: JobStore, job: Job) -> str | None:
+        """Store the job as a newer version would; return the document that is stored then."""
+        document = json.dumps({**json.loads(dump_job(job)), "protocol": PROTOCOL + 1})
+        self.raw_set(store, job.id, document)
+        return self.raw_get(store, job.id)
+
+    def test_a_record_of_a_newer_version_is_left_alone(self, store: JobStore) -> None:
+        """`get` and `replace` raise `JobUnreadableError`, queries leave the job out, and its document stays."""
+        job, other = store.create(make_job()), store.create(make_job())
+        document = self._make_newer(store, job)
+        with pytest.raises(JobUnreadableError, match=job.id):
+            store.get(job.id)
+        with pytest.raises(JobUnreadableError):
+            store.replace(job, expected_revision=job.revision)
+        for query in (JobQuery(), JobQuery(order="ready"), JobQuery(order="due")):
+            assert store.query(query).items == (other,)
+        assert self.raw_get(store, job.id) == document
+
+    def test_a_job_of_a_newer_version_is_not_claimed(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """`claim` neither returns nor reserves it, and hands out the jobs behind it."""
+        job = store.create(make_job(ready_at=now, priority=9))
+        other = store.create(make_job(ready_at=now))
+        document = self._make_newer(store, job)
+        assert [claimed.id for claimed in self._claim(claiming, limit=1)] == [other.id]
+        assert self._claim(claiming) == []
+        self.raw_set(store, job.id, dump_job(job))
+        assert document != self.raw_get(store, job.id)
+        assert store.get(job.id) == job
+
     # --- several instances
 
     def test_another_instance_sees_what_was_written(self, store: JobStore, other: JobStore) -> None:
-        """What a call returned is seen by every later call of another instance."""
+        """Every later call of another instance sees what a call returned."""
         job = store.create(make_job())
         assert other.get(job.id) == job
         stored = other.replace(evolve(job, priority=3), expected_revision=job.revision)
@@ -542,7 +644,7 @@ class JobStoreContract:
         store.replace(evolve(claimed, ready_at=None), expected_revision=claimed.revision)
         assert self._claim(claiming) == []
 
-    def test_who_read_before_the_claim_is_refused(
+    def test_a_writer_that_read_before_the_claim_is_refused(
         self, store: JobStore, claiming: SupportsClaim, now: datetime
     ) -> None:
         """A `replace` over the revision from before a claim raises `RevisionConflictError`."""
@@ -604,7 +706,7 @@ class JobStoreContract:
         assert counting.counts(tenant="acme")[JobStatus.FAILED] == 1
         assert counting.counts(tenant="nobody") == dict.fromkeys(JobStatus, 0)
 
-    def test_ahead_of_counts_who_is_claimed_before(
+    def test_ahead_of_counts_the_jobs_that_are_claimed_before(
         self, store: JobStore, counting: SupportsCounts, now: datetime
     ) -> None:
         """`ahead_of` is how many queued jobs of any tenant come before a job in the order of claims."""
@@ -615,7 +717,7 @@ class JobStoreContract:
             zip("dbcae", range(5), strict=True)
         )
 
-    def test_nobody_is_ahead_of_a_job_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
+    def test_no_job_is_ahead_of_one_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
         """`ahead_of` a job that cannot be claimed is 0."""
         store.create(make_job())
         assert counting.ahead_of(store.create(make_ended_job())) == 0

@@ -1,6 +1,6 @@
-"""What must every storage's signed http URLs do, whoever serves them?
+"""What must every storage's signed http URLs do, whichever server serves them?
 
-The statuses are those of R2; a client that knows them behaves alike in development and in production::
+The statuses are those of R2, so a client that knows them behaves the same in development and in production::
 
     class TestMyUrls(SignedUrlContract):
         @pytest.fixture
@@ -36,13 +36,13 @@ def _other_hex(found: re.Match[str]) -> str:
 
 
 class SignedUrlContract:
-    """Subclass it and override `storage`: its `sign_get` and `sign_put` give http URLs that somebody serves."""
+    """Subclass it and override `storage`: its `sign_get` and `sign_put` give http URLs, which a server serves."""
 
     has_etags = True
-    """Whether answers carry an etag."""
+    """Whether responses have an etag."""
 
     without_length = 411
-    """What an upload gets that does not say how long it is."""
+    """The status of an upload that does not state its length."""
 
     @pytest.fixture
     def storage(self) -> StorageAdapter:
@@ -51,8 +51,8 @@ class SignedUrlContract:
 
     @pytest.fixture
     def client(self) -> Iterator[httpx.Client]:
-        """A client that follows no environment."""
-        limits = httpx.Limits(max_keepalive_connections=0)  # whoever refuses a body may close the connection
+        """A client that ignores proxy settings of the environment."""
+        limits = httpx.Limits(max_keepalive_connections=0)  # a server that refuses a body may close the connection
         with httpx.Client(trust_env=False, timeout=30, limits=limits) as client:
             yield client
 
@@ -66,7 +66,7 @@ class SignedUrlContract:
     # --- reading
 
     def test_get(self, client: httpx.Client, url: str) -> None:
-        """200, the object, its type and length, and that ranges are taken."""
+        """200, the object, its type and length, and that ranges are accepted."""
         answer = client.get(url)
         assert (answer.status_code, answer.content) == (200, _VIDEO)
         assert answer.headers["content-type"] == "video/mp4"
@@ -79,17 +79,17 @@ class SignedUrlContract:
         [("0-0", 0, 1), ("0-", 0, 10240), ("100-199", 100, 200), ("-5", 10235, 10240), ("10239-99999", 10239, 10240)],
     )
     def test_a_range(self, client: httpx.Client, url: str, asked: str, start: int, stop: int) -> None:
-        """206, the bytes that were asked for, and where they lie."""
+        """206, the requested bytes, and their position."""
         answer = client.get(url, headers={"range": f"bytes={asked}"})
         assert (answer.status_code, answer.content) == (206, _VIDEO[start:stop])
         assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/10240"
 
     def test_a_range_beyond_the_end(self, client: httpx.Client, url: str) -> None:
-        """416 where the range holds no byte."""
+        """416 if the range holds no byte."""
         assert client.get(url, headers={"range": "bytes=10240-"}).status_code == 416
 
     def test_absent(self, client: httpx.Client, storage: StorageAdapter) -> None:
-        """404 where nothing stands under the key."""
+        """404 if the object does not exist."""
         assert client.get(storage.sign_get("absent", expires_in=_HOUR)).status_code == 404
 
     @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE"])
@@ -117,7 +117,7 @@ class SignedUrlContract:
         assert client.get(f"{url}&more=1").status_code == 403
 
     def test_expired(self, client: httpx.Client, storage: StorageAdapter, url: str) -> None:
-        """403 for a URL whose time is over."""
+        """403 for a URL that has expired."""
         assert client.get(url).status_code == 200
         get = storage.sign_get("folder/video.mp4", expires_in=timedelta(seconds=1))
         put = storage.sign_put("new", expires_in=timedelta(seconds=1), content_type="video/mp4")
@@ -128,7 +128,7 @@ class SignedUrlContract:
     # --- writing
 
     def test_put_once(self, client: httpx.Client, storage: StorageAdapter) -> None:
-        """200 the first time, 412 the second, and the first object stands."""
+        """200 the first time, 412 the second, and the first object stays."""
         put = storage.sign_put("new", expires_in=_HOUR, content_type="video/mp4", size=5)
         assert client.put(put.url, headers=put.headers, content=b"first").status_code == 200
         assert client.put(put.url, headers=put.headers, content=b"other").status_code == 412
@@ -172,7 +172,7 @@ class SignedUrlContract:
         assert list(storage.list("")) == []
 
     def test_an_empty_upload(self, client: httpx.Client, storage: StorageAdapter) -> None:
-        """An object of no bytes is written and read; of its bytes there is no range."""
+        """An empty object is written and read; a range of its bytes is 416."""
         put = storage.sign_put("new", expires_in=_HOUR, content_type="video/mp4", size=0)
         assert client.put(put.url, headers=put.headers, content=b"").status_code == 200
         get = storage.sign_get("new", expires_in=_HOUR)
