@@ -315,7 +315,7 @@ def test_a_second_signal_changes_nothing(store: Objects, scratch: Path) -> None:
 def test_what_is_thrown_into_a_request_leaves_no_lock_behind() -> None:
     """However often that happens, a run can be told to leave again: nobody waits for a lock that nobody will release."""
     stop = Stop(error=RunLeft)
-    child = stop.child()
+    child = Stop(parent=stop)
     armed = False
     over = threading.Event()
 

@@ -63,7 +63,7 @@ def test_a_deadline() -> None:
 def test_a_child_ends_with_its_parent() -> None:
     """The parent's error comes first; what the child is told stays in the child."""
     parent = Stop(error=LookupError)
-    with parent.child(error=ArithmeticError) as child, parent.child() as sibling:
+    with Stop(parent=parent, error=ArithmeticError) as child, Stop(parent=parent) as sibling:
         child.request("enough")
         with pytest.raises(ArithmeticError, match="enough"):
             child.check()
@@ -79,9 +79,9 @@ def test_a_child_has_the_nearest_deadline() -> None:
     """Its own, or its parent's."""
     clock = Clock()
     parent = Stop(timeout_s=10, monotonic=clock)
-    assert parent.child(timeout_s=3).remaining_s == 3
-    assert parent.child(timeout_s=30).remaining_s == 10
-    late = parent.child(timeout_s=30)
+    assert Stop(timeout_s=3, parent=parent, monotonic=clock).remaining_s == 3
+    assert Stop(timeout_s=30, parent=parent, monotonic=clock).remaining_s == 10
+    late = Stop(timeout_s=30, parent=parent, monotonic=clock)
     clock.now += 11
     with pytest.raises(Stopped):
         late.check()
@@ -90,9 +90,9 @@ def test_a_child_has_the_nearest_deadline() -> None:
 def test_a_callback_is_called_at_the_request_or_at_once() -> None:
     """Also that of a child; one that was forgotten, or whose child was left, is not."""
     parent, called = Stop(), list[str]()
-    with parent.child() as left:
+    with Stop(parent=parent) as left:
         left.on_request(lambda: called.append("left"))
-    child = parent.child()
+    child = Stop(parent=parent)
     child.on_request(lambda: called.append("child"))
     gone: Callable[[], None] = lambda: called.append("gone")  # noqa: E731
     parent.on_request(gone)
@@ -107,7 +107,7 @@ def test_a_callback_is_called_at_the_request_or_at_once() -> None:
 def test_a_wait_ends_at_the_request() -> None:
     """However long it would have slept; so does the wait of a child, and one that begins afterwards."""
     parent = Stop()
-    for stop in (parent, parent.child()):
+    for stop in (parent, Stop(parent=parent)):
         timer = threading.Timer(0.05, parent.request, ["closing"])
         timer.start()
         began = time.monotonic()
@@ -171,7 +171,7 @@ def test_an_exception_thrown_into_a_request_leaves_nothing_behind() -> None:
     while thrown:
         instruction += 1
         stop, bell, called = Stop(), Bell(), list[str]()
-        child = stop.child()
+        child = Stop(parent=stop)
         child.on_request(bell.ring)
         child.on_request(lambda called=called: called.append("called"))  # type: ignore[misc]
         thrown = throwing_at(instruction, lambda stop=stop: stop.request("taken away"))  # type: ignore[misc]

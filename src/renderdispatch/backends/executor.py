@@ -11,15 +11,17 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from attrs import define, field
 
 from renderdispatch.errors import BackendError
-from renderdispatch.messages import Completed, Failed, FaultDomain, JobError
+from renderdispatch.messages import Completed, EventReply, Failed, FaultDomain, JobError, RenderEvent, RenderRequest
 from renderdispatch.plumbing.per_process import PerProcess
-from renderdispatch.protocols import BackendCall, CallState, CallStatus
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, Renderer
+from renderdispatch.runner.render import check_renderer
+from renderdispatch.runner.renderers import find_renderer
 
 _log: Final = logging.getLogger("renderdispatch.backends")
 
@@ -271,16 +273,33 @@ class Executor:
             time.sleep(_CHECK_S)
 
 
+def hand_over(on_event: OnEvent, event: RenderEvent) -> EventReply | None:
+    """Hand an event to the service; None while the store is away: a run tries again, and a poll tells how it ended."""
+    try:
+        return on_event(event)
+    except OSError as error:
+        _log.warning("job %s: an event was not taken: %s", event.job_id, error)
+    except Exception:  # noqa: BLE001 - logged
+        _log.exception("job %s: an event was not taken", event.job_id)
+    return None
+
+
 class ThreadBackend:
     """What backends share that give each render a thread.
 
     Args:
         slots: Renders at once.
+        renderers: Scenes beside those that are registered, by name.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, renderers: Mapping[str, Renderer] | None = None) -> None:
         self.slots = slots
+        self._renderers = dict(renderers or {})
         self._executor = Executor(lambda: slots)
+
+    def check(self, request: RenderRequest) -> None:
+        """Raise `InvalidRequestError` for what can never be rendered here."""
+        check_renderer(self._renderers.get(request.scene) or find_renderer(request.scene), request)
 
     def poll(self, call: BackendCall) -> CallState:
         """Return whether the render runs, or how it ended."""

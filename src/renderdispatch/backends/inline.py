@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from renderdispatch.backends.executor import ThreadBackend, ThreadTask
-from renderdispatch.messages import Completed, Failed, RenderOrder, RenderRequest
+from renderdispatch.messages import Completed, Failed, RenderOrder
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality, OnEvent, Renderer
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
-from renderdispatch.runner.render import check_renderer
-from renderdispatch.runner.renderers import find_renderer
 from renderdispatch.runner.reporting import told_to_stop
 
 
@@ -33,14 +31,8 @@ class InlineBackend(ThreadBackend):
     def __init__(
         self, renderers: Mapping[str, Renderer] | None = None, *, slots: int = 1, pace: Pace | None = None
     ) -> None:
-        super().__init__(slots)
-        self._renderers = dict(renderers or {})
+        super().__init__(slots, renderers)
         self._pace = pace or Pace()
-
-    def check(self, request: RenderRequest) -> None:
-        """Raise `InvalidRequestError` for what can never be rendered here."""
-        renderer = self._renderers.get(request.scene) or find_renderer(request.scene)
-        check_renderer(renderer, scene=request.scene, params=request.params, require_gpu=request.require_gpu)
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a thread."""

@@ -13,12 +13,10 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from renderdispatch import messages
-from renderdispatch.backends.executor import ThreadBackend, ThreadTask
+from renderdispatch.backends.executor import ThreadBackend, ThreadTask, hand_over
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.protocols import BackendCall, Locality, OnEvent
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
-from renderdispatch.runner.render import check_renderer
-from renderdispatch.runner.renderers import find_renderer
 from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.local")
@@ -43,11 +41,6 @@ class LocalGpuBackend(ThreadBackend):
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
         super().__init__(1 if slots == "auto" else slots)
         self.reports_by_webhook = report == "webhook"
-
-    def check(self, request: messages.RenderRequest) -> None:
-        """Raise `InvalidRequestError` for what can never be rendered here."""
-        renderer = find_renderer(request.scene)
-        check_renderer(renderer, scene=request.scene, params=request.params, require_gpu=request.require_gpu)
 
     def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
@@ -89,9 +82,8 @@ class _Run(ThreadTask):
                 self._kill.start()
             except RuntimeError:  # the process has as many threads as it may: kill it now
                 self._process.kill()
-            self._process.write_line(
-                messages.EventReply(action=messages.Action.STOP, reason="cancelled").model_dump_json()
-            )
+            stop = messages.EventReply(action=messages.Action.STOP, reason="cancelled")
+            self._process.write_line(stop.model_dump_json())
 
     def _follow(self, call: BackendCall) -> messages.Completed | messages.Failed:
         """Hand every event on, write every reply back; return how it ended."""
@@ -110,7 +102,7 @@ class _Run(ThreadTask):
                     case messages.Completed() | messages.Failed():
                         final = event
                 if self._on_event is not None:
-                    reply = self._hand_over(self._on_event, event)
+                    reply = hand_over(self._on_event, event)
                     process.write_line("null" if reply is None else reply.model_dump_json())
         finally:
             status = process.end(wait_s=_STOP_S if final is not None else 0.5)
@@ -122,16 +114,5 @@ class _Run(ThreadTask):
             died = messages.JobError(code="runner.died", message=how, fault=messages.FaultDomain.INFRASTRUCTURE)
             final = RunEvents(self._order, run_id=run_id).failed(died)
             if self._on_event is not None:
-                self._hand_over(self._on_event, final)
+                hand_over(self._on_event, final)
         return final
-
-    def _hand_over(self, on_event: OnEvent, event: messages.RenderEvent) -> messages.EventReply | None:
-        """Return the reply; None while the store is away: the run tries again."""
-        try:
-            return on_event(event)
-        except OSError as error:
-            _log.warning("job %s: an event was not taken: %s", self._order.job_id, error)
-            return None
-        except Exception:  # noqa: BLE001 - logged
-            _log.exception("job %s: an event was not taken", self._order.job_id)
-            return None

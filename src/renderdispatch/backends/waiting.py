@@ -7,17 +7,13 @@ slots of its backends itself, and leaves jobs in their store until one is free.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
-from typing import Final
 
-from renderdispatch.backends.executor import Executor
+from renderdispatch.backends.executor import Executor, hand_over
 from renderdispatch.errors import ConfigurationError
-from renderdispatch.messages import CheckedIn, EventReply, Failed, JobError, RenderEvent, RenderOrder
+from renderdispatch.messages import CheckedIn, EventReply, JobError, RenderEvent, RenderOrder
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
 from renderdispatch.runner.reporting import RunEvents
-
-_log: Final = logging.getLogger("renderdispatch.backends.waiting")
 
 
 class WaitingLine:
@@ -102,11 +98,5 @@ class _Order:
         """Hand over a failure in the place of the run that never began."""
         outcome = RunEvents(self._order).failed(error)
         with contextlib.suppress(RuntimeError):  # no thread can be started; a poll tells it
-            threading.Thread(target=self._hand_over, args=(outcome,), daemon=True).start()
+            threading.Thread(target=hand_over, args=(self._on_event, outcome), daemon=True).start()
         return CallState(status=CallStatus.ENDED, outcome=outcome)
-
-    def _hand_over(self, outcome: Failed) -> None:
-        try:
-            self._on_event(outcome)
-        except Exception:  # noqa: BLE001 - logged
-            _log.exception("job %s: its end was not taken; a poll tells it", outcome.job_id)

@@ -104,7 +104,7 @@ class Dispatcher:
         job = decision.job
         if job.attempt is None or job.attempt.token != claim.token:  # ours also if the answer to a first try was lost
             return False
-        held = self._keeper.hold(job, self._closing.child())
+        held = self._keeper.hold(job, Stop(parent=self._closing, error=GivenUp))
         preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
         future = self._pool.submit(preparation.run)
         with self._lock:

@@ -54,8 +54,9 @@ class Exchange:
 
     def timeouts(self, *, connect_s: float, stall_s: float) -> dict[str, float]:
         """Return the timeouts that bind a request to this exchange, as httpcore's extension takes them."""
-        seconds = {"connect": connect_s, "read": stall_s, "write": stall_s, "pool": stall_s}
-        return {name: _Timeout(value, self) for name, value in seconds.items()}
+        connect, stall = _Timeout(connect_s), _Timeout(stall_s)
+        connect.exchange = stall.exchange = self
+        return {"connect": connect, "read": stall, "write": stall, "pool": stall}
 
     def cut(self) -> None:
         """End the wait that another thread is in, and let no other begin. It takes no lock; see `Stop`."""
@@ -84,11 +85,6 @@ class _Timeout(float):
     """Seconds that know the exchange which they bound."""
 
     exchange: Exchange
-
-    def __new__(cls, seconds: float, exchange: Exchange) -> _Timeout:
-        timeout = super().__new__(cls, seconds)
-        timeout.exchange = exchange
-        return timeout
 
 
 class Connection(httpcore.NetworkStream):

@@ -23,23 +23,23 @@ import ipaddress
 import math
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from email.message import Message
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from renderdispatch.errors import AudioError, ConfigurationError, InvalidRequestError, StorageUnavailableError
 from renderdispatch.plumbing.failures import Translation, translated
-from renderdispatch.plumbing.net import BadCertificateError, Client, NetError, Stream
+from renderdispatch.plumbing.net import BadCertificateError, Client, NetError, Response
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import FetchedAudio, StopSignal
 
 if TYPE_CHECKING:
     import httpx
 
-Resolver = Callable[[str, int], Sequence[str]]
-"""Returns the addresses of a host, as text; raises `OSError` if there are none."""
+    from renderdispatch.plumbing.connector import Resolver
 
 MAX_URL_CHARS: Final = 8192
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -181,7 +181,7 @@ class GuardedFetcher:
                 filename=_filename(response.headers, found),
             )
 
-    def _follow(self, url: httpx.URL, stop: Stop, stack: ExitStack) -> tuple[Stream, httpx.URL]:
+    def _follow(self, url: httpx.URL, stop: Stop, stack: ExitStack) -> tuple[Response, httpx.URL]:
         """Return the first response that is not a redirect, and where it came from; ``stack`` closes it."""
         for _ in range(self._max_redirects + 1):
             with ExitStack() as hop:
@@ -226,7 +226,7 @@ class GuardedFetcher:
         if read.scheme not in self._schemes:
             raise _refused(f"only {' and '.join(self._schemes)} URLs are accepted")
         address = _literal(host)
-        if self._hosts and not any(_matches(host, allowed) for allowed in self._hosts):
+        if self._hosts and not any(fnmatchcase(host, allowed) for allowed in self._hosts):
             raise _refused("its host is not on the list of allowed hosts")
         if address is not None:
             self._judge(address)
@@ -241,7 +241,7 @@ class GuardedFetcher:
 
     # --- the response
 
-    def _check_response(self, response: Stream) -> None:
+    def _check_response(self, response: Response) -> None:
         status, headers = response.status, response.headers
         if status in _TRY_AGAIN or status >= 500:
             raise StorageUnavailableError(f"the host of the audio's URL answered {status}")
@@ -255,7 +255,7 @@ class GuardedFetcher:
         if headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
             raise AudioError("the audio's URL leads to a web page, not to audio", code="audio.invalid")
 
-    def _chunks(self, response: Stream) -> Iterator[bytes]:
+    def _chunks(self, response: Response) -> Iterator[bytes]:
         received = 0
         with translated(_FAILURES):
             for chunk in response.pieces:
@@ -293,10 +293,6 @@ def _literal(host: str) -> str | None:
     return None
 
 
-def _matches(host: str, allowed: str) -> bool:
-    return host.endswith(allowed[1:]) if allowed.startswith("*.") else host == allowed
-
-
 def _filename(headers: Mapping[str, str], url: httpx.URL) -> str | None:
     """Return the name that the response gives, or the last part of the URL's path."""
     message = Message()
@@ -307,11 +303,7 @@ def _filename(headers: Mapping[str, str], url: httpx.URL) -> str | None:
     return named or unquote(url.raw_path.decode("ascii").partition("?")[0]).rpartition("/")[2] or None
 
 
-def _unavailable(error: NetError) -> StorageUnavailableError:
-    return StorageUnavailableError(f"the host of the audio's URL {error}")
-
-
 _FAILURES: Final[Translation] = {
     BadCertificateError: lambda _: _refused("its host has no valid certificate"),
-    NetError: _unavailable,
+    NetError: lambda error: StorageUnavailableError(f"the host of the audio's URL {error}"),
 }

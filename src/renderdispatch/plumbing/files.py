@@ -79,7 +79,9 @@ def write_file(
         StorageUnavailableError: The file system fails.
     """
     with storage_errors(key):
-        file, temporary = _new_file(_folder_for_temporary(target))
+        # not `tempfile`: only this user may read its files, but a server of the folder must, too
+        temporary = _folder_for_temporary(target) / f"{TEMPORARY}-{os.getpid()}-{secrets.token_hex(8)}"
+        file = temporary.open("xb", buffering=0)  # a buffer would meet a full disk again when it is closed
     try:
         with file:
             for chunk in chunks:
@@ -110,12 +112,6 @@ def _folder_for_temporary(target: Path) -> Path:
             return parent / TEMPORARY
     _make_folder(target.parent)
     return target.parent
-
-
-def _new_file(folder: Path) -> tuple[FileIO, Path]:
-    # not `tempfile`: only this user may read its files, but a server of the folder must, too
-    path = folder / f"{TEMPORARY}-{os.getpid()}-{secrets.token_hex(8)}"
-    return path.open("xb", buffering=0), path  # a buffer would meet a full disk again when it is closed
 
 
 def _write_all(file: FileIO, chunk: bytes) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn, Protocol
+from typing import BinaryIO, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from renderdispatch.errors import StorageDeniedError
-from renderdispatch.plumbing.files import read_chunks, storage_error, write_file
+from renderdispatch.plumbing.files import read_chunks, storage_errors, write_file
 
 
 class Endpoint(Protocol):
@@ -49,10 +49,8 @@ def open_get(url: str) -> BinaryIO:
         StorageDeniedError: The URL is not valid, or has expired.
     """
     if (path := local_path(url)) is not None:
-        try:
+        with storage_errors(path.name):
             return path.open("rb")
-        except OSError as error:
-            raise storage_error(error, path.name) from error
     return _endpoint(url).open_url(url)
 
 
@@ -77,8 +75,6 @@ def put_once(url: str, source_path: Path) -> None:
 def _endpoint(url: str) -> Endpoint:
     parts = urlsplit(url)
     endpoint = _endpoints.get(parts.netloc) if parts.scheme == "memory" else None
-    return endpoint if endpoint is not None else _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise StorageDeniedError("the URL does not name an object of this machine, or its storage is closed")
+    if endpoint is None:
+        raise StorageDeniedError("the URL does not name an object of this machine, or its storage is closed")
+    return endpoint

@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from renderdispatch.plumbing.failures import Translation, translated
 from renderdispatch.plumbing.per_process import PerProcess
@@ -67,25 +67,19 @@ class NoResponseError(NetError):
 
 @frozen
 class Response:
-    """A response with the beginning of its body; header names are in lower case.
+    """A response; header names are in lower case.
 
     Args:
+        pieces: The body, as it comes.
+        body: What `read` read of it.
         whole: Whether ``body`` is all of it.
     """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    whole: bool = True
-
-
-@frozen
-class Stream:
-    """A response whose body is still to be read; header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
     pieces: Iterator[bytes] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
+    whole: bool = False
 
     def read(self, max_bytes: int) -> Response:
         """Return the response with at most ``max_bytes`` of its body."""
@@ -94,7 +88,7 @@ class Stream:
             body += piece
             if len(body) > max_bytes:
                 break
-        return Response(self.status, self.headers, bytes(body[:max_bytes]), whole=len(body) <= max_bytes)
+        return evolve(self, body=bytes(body[:max_bytes]), whole=len(body) <= max_bytes)
 
 
 @frozen
@@ -163,8 +157,8 @@ class Client:
         max_bytes: int = 1 << 20,
     ) -> Response:
         """Make one request, once, and return the response with at most ``max_bytes`` of its body; see `stream`."""
-        with self.stream(method, url, headers=headers, body=body, fresh=fresh, stop=stop) as stream:
-            return stream.read(max_bytes)
+        with self.stream(method, url, headers=headers, body=body, fresh=fresh, stop=stop) as response:
+            return response.read(max_bytes)
 
     @contextmanager
     def stream(
@@ -176,7 +170,7 @@ class Client:
         body: bytes | Iterator[bytes] | None = None,
         fresh: bool = False,
         stop: Stop | None = None,
-    ) -> Iterator[Stream]:
+    ) -> Iterator[Response]:
         """Make one request, once, and yield the response once its headers are here.
 
         Args:
@@ -218,7 +212,10 @@ class Client:
                     extensions={"timeout": exchange.timeouts(**self._waits)},
                 )
             )
-            yield Stream(response.status, _read_headers(response), _pieces(response, table))
+            received = {
+                name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, value in response.headers
+            }
+            yield Response(response.status, received, _pieces(response, table))
 
     def close(self) -> None:
         """Cut off what is running in this process, and close its connections. A later request opens others."""
@@ -301,10 +298,6 @@ def _failure(error: Exception, exchange: Exchange) -> NetError:
 def _pieces(response: httpcore.Response, table: Translation) -> Iterator[bytes]:
     with translated(table):
         yield from response.iter_stream()
-
-
-def _read_headers(response: httpcore.Response) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, value in response.headers}
 
 
 def _lowered(headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -44,10 +44,8 @@ class PerProcess(Generic[_T]):
     def get(self) -> _T:
         """Return this process's value; make it at the first call."""
         process = os.getpid()
-        try:
+        with suppress(KeyError):
             return self._values[process]
-        except KeyError:
-            pass
         with self._locks.setdefault(process, threading.Lock()):
             if process not in self._values:
                 self._leave_behind(process)
@@ -81,10 +79,11 @@ class ForkGate:
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._close = weakref.WeakMethod(close)
-        self._open_again()
+        self.reset()
         _gates.add(self)
 
-    def _open_again(self) -> None:
+    def reset(self) -> None:
+        """Let operations run; in a child too, which has one thread: the others may have held the condition."""
         self._condition = threading.Condition()
         self._inside = 0
         self._shut = False
@@ -118,10 +117,6 @@ class ForkGate:
         with self._condition:
             self._shut = False
             self._condition.notify_all()
-
-    def reset(self) -> None:
-        """Let operations run again, in the child, which has one thread; the others may have held the condition."""
-        self._open_again()
 
 
 _gates: weakref.WeakSet[ForkGate] = weakref.WeakSet()

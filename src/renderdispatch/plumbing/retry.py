@@ -70,8 +70,8 @@ class _Tally:
         self._counts[Trouble.FAILED] = 0
         self._since.pop(Trouble.FAILED, None)
 
-    def pause(self, kind: Trouble, now: float) -> float | None:
-        """Count one more failed try; return the seconds until the next one, None where the limits are reached."""
+    def pause(self, kind: Trouble, now: float) -> float:
+        """Count one more failed try; return the seconds until the next one, infinitely many past the limits."""
         throttled = kind is Trouble.THROTTLED
         if throttled:
             self.reset_failures()
@@ -80,7 +80,7 @@ class _Tally:
         patience_s = self._backoff.throttled_s if throttled else self._backoff.patience_s
         pause_s = self._backoff.after(sum(self._counts.values()))
         in_time = now + pause_s <= self._since.setdefault(kind, now) + patience_s
-        return pause_s if in_time and self._counts[kind] < most else None
+        return pause_s if in_time and self._counts[kind] < most else math.inf
 
 
 def retry(
@@ -108,7 +108,7 @@ def retry(
         monotonic: The clock of the limits, in seconds.
         sleep: Waits so many seconds between two tries, in place of the stop.
     """
-    tally = _Tally(backoff)
+    tally, stop = _Tally(backoff), stop or Stop()
     reached = progress() if progress is not None else 0
     while True:
         try:
@@ -117,22 +117,14 @@ def retry(
             kind = trouble(error)
             if kind is Trouble.FATAL:
                 raise
-            if stop is not None:
-                stop.check()
+            stop.check()
             if progress is not None and (now_at := progress()) > reached:
                 reached = now_at
                 tally.reset_failures()
-            pause_s = tally.pause(kind, monotonic())
-            if pause_s is not None:
-                pause_s = max(pause_s, least_s(error))
-            if pause_s is None or (stop is not None and pause_s >= stop.remaining_s):
+            pause_s = max(tally.pause(kind, monotonic()), least_s(error))
+            if pause_s >= stop.remaining_s:
                 raise
             if what:
                 _log.info("trying again in %.1f s to %s: %s", pause_s, what, error)
-        if sleep is not None:
-            sleep(pause_s)
-        elif stop is not None:
-            stop.wait(pause_s)
-            stop.check()
-        else:
-            time.sleep(pause_s)
+        (sleep or stop.wait)(pause_s)
+        stop.check()

@@ -48,7 +48,7 @@ class Stop:
 
     Args:
         timeout_s: Seconds from now until the deadline; None: no deadline.
-        parent: A stop whose end also ends this one.
+        parent: A stop whose end also ends this one. Leave this one as a context manager when its work is done.
         error: Makes, from the reason, what `check` raises after a request.
         late: Makes, from a text, what `check` raises past the deadline; None: as ``error``.
         monotonic: The clock of the deadline, in seconds.
@@ -81,36 +81,11 @@ class Stop:
         if self._parent is not None:
             self._parent.forget(self._call_back)
 
-    def child(
-        self,
-        *,
-        timeout_s: float | None = None,
-        error: Callable[[str], BaseException] | None = None,
-        late: Callable[[str], BaseException] | None = None,
-    ) -> Stop:
-        """Return a stop that ends with this one, and may end sooner. Use it as a context manager.
-
-        Args:
-            timeout_s: As for `Stop`; the parent's deadline holds too.
-            error: As for `Stop`; None is the parent's.
-            late: As for `Stop`; None is the parent's.
-        """
-        return Stop(
-            timeout_s=timeout_s,
-            parent=self,
-            error=error or self._error,
-            late=late or self._late,
-            monotonic=self._monotonic,
-        )
-
     @property
     def reason(self) -> str | None:
         """Why the work is to stop; None while it may go on."""
-        if self._parent is not None and (above := self._parent.reason) is not None:
-            return above
-        if self._reason is not None:
-            return self._reason
-        return _TIME_IS_UP if self._monotonic() >= self._deadline else None
+        asked = self._asked()
+        return _TIME_IS_UP if asked is None and self.remaining_s <= 0 else asked
 
     @property
     def requested(self) -> bool:
@@ -135,7 +110,7 @@ class Stop:
         A deadline calls nothing: code that waits for long limits its wait to `remaining_s`.
         """
         self._callbacks.append(callback)
-        if self._was_requested:
+        if self._asked() is not None:
             callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
@@ -162,14 +137,10 @@ class Stop:
             self.forget(bell.ring)
         return self.requested
 
-    @property
-    def _was_requested(self) -> bool:
-        stop: Stop | None = self
-        while stop is not None:
-            if stop._reason is not None:  # noqa: SLF001 - one of its own kind
-                return True
-            stop = stop._parent  # noqa: SLF001 - one of its own kind
-        return False
+    def _asked(self) -> str | None:
+        """Return the reason of the highest request, here or above; a deadline is none."""
+        above = None if self._parent is None else self._parent._asked()  # noqa: SLF001 - one of its own kind
+        return self._reason if above is None else above
 
     def _call_back(self) -> None:
         for callback in tuple(self._callbacks):

@@ -12,13 +12,8 @@ if TYPE_CHECKING:
     from renderdispatch.runner.run import RunnerIO as RunnerIO
     from renderdispatch.runner.run import run_order as run_order
 
-_MODULE_OF: Final = {
-    "InProcessRender": "render",
-    "Pace": "reporting",
-    "RunnerIO": "run",
-    "SupervisedRender": "render",
-    "run_order": "run",
-}
+_NAMES: Final = {"render": "InProcessRender SupervisedRender", "reporting": "Pace", "run": "RunnerIO run_order"}
+_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

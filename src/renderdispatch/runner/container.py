@@ -80,9 +80,8 @@ def _read(order: str) -> messages.RenderOrder | messages.JobError:
     except Exception as error:  # noqa: BLE001 - not text, or text that no encoding can carry
         what = type(error).__name__
     hint = "; deploy the version of the service here too" if _is_newer(order) else ""
-    return messages.JobError(
-        code="order.invalid", message=f"the order cannot be read ({what}){hint}", fault=messages.FaultDomain.REQUEST
-    )
+    message = f"the order cannot be read ({what}){hint}"
+    return messages.JobError(code="order.invalid", message=message, fault=messages.FaultDomain.REQUEST)
 
 
 def _is_newer(order: str) -> bool:

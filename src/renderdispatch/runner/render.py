@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from attrs import field, frozen
-from pydantic import JsonValue
 
 from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
-from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderStats
+from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
@@ -44,7 +43,7 @@ class RenderFailed(RenderError):
         self.fault: FaultName = error.fault.value  # type: ignore[misc]
 
 
-def check_renderer(renderer: Renderer, *, scene: str, params: Mapping[str, JsonValue], require_gpu: bool) -> None:
+def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> None:
     """Refuse what this renderer can never do.
 
     Raises:
@@ -52,9 +51,9 @@ def check_renderer(renderer: Renderer, *, scene: str, params: Mapping[str, JsonV
         GpuUnavailableError: A GPU is required, and this renderer would draw on the CPU.
     """
     if isinstance(renderer, SupportsParams):
-        renderer.check_params(params)
-    if require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
-        raise GpuUnavailableError(f"a GPU is required, but scene {scene!r} draws on the CPU here")
+        renderer.check_params(wanted.params)
+    if wanted.require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
+        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here")
 
 
 @frozen
@@ -69,7 +68,7 @@ class InProcessRender:
 
     def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
-        check_renderer(renderer, scene=order.scene, params=order.params, require_gpu=order.require_gpu)
+        check_renderer(renderer, order)
         try:
             stats = renderer.render(order, audio, output, _in_plain_numbers(report))
         except SystemExit as error:  # the scene must not end the process that hosts it

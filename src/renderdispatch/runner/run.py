@@ -70,7 +70,9 @@ def run_order(order: messages.RenderOrder, *, io: RunnerIO) -> messages.Complete
     left_s = (order.finish_by - began).total_seconds()
     pace = evolve(io.pace, check_in_s=0.0) if late else io.pace  # whatever the reply says, it does not start
     with (
-        io.stop.child(timeout_s=left_s if left_s > 0 else _LATE_S, error=told_to_stop, late=_out_of_time) as stop,
+        Stop(
+            timeout_s=left_s if left_s > 0 else _LATE_S, parent=io.stop, error=told_to_stop, late=_out_of_time
+        ) as stop,
         Reporter(order, io.send, call_id=io.call_id, pace=pace, stop=stop) as reporter,
     ):
         outcome: messages.Completed | messages.Failed

@@ -63,14 +63,6 @@ def _status_of(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if pid == child else None
 
 
-def _watching(*descriptors: int) -> select.poll:
-    """Watch descriptors. `select.select` takes none above 1023, and a busy parent may only have such ones left."""
-    watching = select.poll()
-    for descriptor in descriptors:
-        watching.register(descriptor, select.POLLIN)
-    return watching
-
-
 def supervise(lifeline: int, scratch: str, spawn: Callable[[], int]) -> int:
     """Start a command and wait for its end, or bring it about; return its exit status, 128 + n for signal n.
 
@@ -89,9 +81,13 @@ def supervise(lifeline: int, scratch: str, spawn: Callable[[], int]) -> int:
     child = spawn()
     status = None
     lost = False
-    both = _watching(lifeline, told)
+    watching = (
+        select.poll()
+    )  # `select.select` takes no descriptor above 1023, and a busy parent may only have such left
+    watching.register(lifeline, select.POLLIN)
+    watching.register(told, select.POLLIN)
     while status is None and not lost:
-        ready = {descriptor for descriptor, _ in both.poll(500)}
+        ready = {descriptor for descriptor, _ in watching.poll(500)}
         status = _status_of(child)
         numbers = os.read(told, 512) if told in ready else b""
         asked = any(n in numbers for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -100,9 +96,9 @@ def supervise(lifeline: int, scratch: str, spawn: Callable[[], int]) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
-        told_more = _watching(told)
+        watching.unregister(lifeline)
         while status is None and time.monotonic() < deadline:
-            told_more.poll(20)
+            watching.poll(20)
             status = _status_of(child)
     _kill_descendants()
     shutil.rmtree(scratch, ignore_errors=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,7 +18,7 @@ from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, Render
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.failures import translated
-from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, BadUrlError, Client, NetError, Response, Stream, etag_of
+from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, BadUrlError, Client, NetError, Response, etag_of
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.plumbing.stop import Stop
 
@@ -50,11 +50,8 @@ def open_transfers(*, local: bool, stop: Stop, stall_s: float = STALL_S) -> Iter
         stop: Ends every transfer, also in its midst, and the waiting between two tries; what its `check` raises passes.
         stall_s: After how many seconds in which nothing moves a try has failed.
     """
-    http = HttpTransfers(stop, stall_s=stall_s)
-    try:
+    with closing(HttpTransfers(stop, stall_s=stall_s)) as http:
         yield Transfers(http, LocalTransfers() if local else None)
-    finally:
-        http.close()
 
 
 class Transfers:
@@ -165,12 +162,12 @@ class HttpTransfers:
 
     def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:
         """Download; after a broken connection only the rest is asked for."""
-        into.unlink(missing_ok=True)
+        into.write_bytes(b"")
         self._retry(
             lambda: self._download_rest(url, into, size, moved),
             "audio.download",
             "download the audio",
-            progress=lambda: into.stat().st_size if into.exists() else 0,
+            progress=lambda: into.stat().st_size,
         )
         return into
 
@@ -201,8 +198,8 @@ class HttpTransfers:
             raise RenderError(f"could not {what}: storage {error}{after}", code=code) from None
 
     def _download_rest(self, url: str, into: Path, size: int, moved: Moved) -> None:
-        done = into.stat().st_size if into.exists() else 0
-        if done == size and into.exists():
+        done = into.stat().st_size
+        if done and done == size:
             return
         headers = {"range": f"bytes={done}-"} if done else {}
         with self._client.stream("GET", url, headers=headers, stop=self._stop) as response:
@@ -271,7 +268,7 @@ class _Refused(Exception):
         self.trouble = trouble
 
     @classmethod
-    def by(cls, response: Response | Stream) -> _Refused:
+    def by(cls, response: Response) -> _Refused:
         trouble = Trouble.FAILED if response.status in _RETRIED else Trouble.FATAL
         return cls(f"answered {response.status}", Trouble.THROTTLED if response.status == 429 else trouble)
 
