@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from renderdispatch.backends.http import MAX_ANSWER_BYTES, HttpBackend, KeyedHttpBackend
+from renderdispatch.backends.http import MAX_RESPONSE_BYTES, HttpBackend, KeyedHttpBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import (
@@ -250,7 +250,7 @@ def test_a_call_id_that_is_none(fake: Service, backend: HttpBackend, order: Rend
         (answering(200, {"callId": None}), "backend.bad-answer", False, False),
         (answering(200, b"<html>"), "backend.bad-answer", False, False),
         (answering(299), "backend.bad-answer", False, False),
-        (answering(200, b" " * (MAX_ANSWER_BYTES + 1)), "backend.no-answer", False, True),
+        (answering(200, b" " * (MAX_RESPONSE_BYTES + 1)), "backend.no-answer", False, True),
         (saying(b""), "backend.no-answer", False, True),
         (saying(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"), "backend.no-answer", False, True),
         (saying(b"SSH-2.0-OpenSSH_9.2\r\n"), "backend.no-answer", False, True),
@@ -370,7 +370,7 @@ def test_an_answer_without_an_end(order: RenderOrder) -> None:
         backend = HttpBackend(fake.url)
         assert refused(backend, order).code == "backend.no-answer"
         backend.close()
-    assert sent < 64 * MAX_ANSWER_BYTES
+    assert sent < 64 * MAX_RESPONSE_BYTES
 
 
 def test_a_redirect_is_not_followed(fake: Service, backend: HttpBackend, order: RenderOrder) -> None:

@@ -73,7 +73,7 @@ from renderdispatch.messages import CallResult, Message, RenderOrder
 from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response, is_loopback
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 
-MAX_ANSWER_BYTES: Final = 1 << 20
+MAX_RESPONSE_BYTES: Final = 1 << 20
 CALL_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._~:-]{0,199}"
 
 _CONNECT_S: Final = 5.0
@@ -88,13 +88,13 @@ _GONE: Final = frozenset({404, 410})
 _M = TypeVar("_M", bound=Message)
 
 
-class StartAnswer(Message):
+class StartReply(Message):
     """The response to a start."""
 
     call_id: str = Field(pattern=f"^{CALL_ID}$")
 
 
-class StatusAnswer(CallResult):
+class StatusReply(CallResult):
     """The response to a status; without ``status``, of a call that has ended."""
 
     status: CallStatus | None = None
@@ -106,7 +106,7 @@ class FindRequest(Message):
     job_id: str
 
 
-class FindAnswer(Message):
+class FindReply(Message):
     """The response to a find; None promises that there is no such call, and that none will be."""
 
     call_id: str | None = Field(pattern=f"^{CALL_ID}$")
@@ -172,7 +172,7 @@ class HttpBackend:
         response = self._request("start", "POST", self._url, key=order.token, body=order)
         if response.status not in _STARTED:
             raise self._refusal("start", response, secrets=_secrets_of(order))
-        return BackendCall(self._parsed(StartAnswer, "start", response).call_id)
+        return BackendCall(self._parsed(StartReply, "start", response).call_id)
 
     def poll(self, call: BackendCall) -> CallState:
         """Ask for the state of the call."""
@@ -185,7 +185,7 @@ class HttpBackend:
             return CallState(status=CallStatus.RUNNING)
         if response.status != 200:
             raise self._refusal("status", response)
-        found = self._parsed(StatusAnswer, "status", response)
+        found = self._parsed(StatusReply, "status", response)
         if found.status is None and found.outcome is None and found.error is None:  # an empty object of another service
             raise self._refusal("status", response)
         if found.status not in {None, CallStatus.ENDED}:
@@ -225,11 +225,11 @@ class HttpBackend:
         sent = True
         try:
             response = self._client.request(
-                method, url, headers=headers, body=content, fresh=method == "POST", max_bytes=MAX_ANSWER_BYTES
+                method, url, headers=headers, body=content, fresh=method == "POST", max_bytes=MAX_RESPONSE_BYTES
             )
             if response.whole:
                 return response
-            why = f"answered more than {MAX_ANSWER_BYTES} bytes"
+            why = f"answered more than {MAX_RESPONSE_BYTES} bytes"
         except NetError as error:
             why, sent = str(error), not isinstance(error, NotSentError)
         raise BackendError(
@@ -287,7 +287,7 @@ class KeyedHttpBackend(HttpBackend):
         response = self._request("find", "POST", self._below("find"), key=token, body=FindRequest(job_id=job_id))
         if response.status != 200:
             raise self._refusal("find", response, secrets=(token,))
-        call_id = self._parsed(FindAnswer, "find", response).call_id
+        call_id = self._parsed(FindReply, "find", response).call_id
         return None if call_id is None else BackendCall(call_id)
 
 

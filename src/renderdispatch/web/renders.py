@@ -24,7 +24,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from renderdispatch.backends.http import CALL_ID, FindAnswer, StartAnswer, StatusAnswer
+from renderdispatch.backends.http import CALL_ID, FindReply, StartReply, StatusReply
 from renderdispatch.errors import BackendError, ConfigurationError, WebhookVerificationError
 from renderdispatch.messages import EventReply, Message, RenderEvent, RenderOrder
 from renderdispatch.plumbing.failures import translated
@@ -110,10 +110,10 @@ class _Renders:
             case "GET", path if is_call:
                 state = self._backend.poll(BackendCall(path))
                 status = 404 if state.status is CallStatus.MISSING else 200
-                return _json(status, StatusAnswer(status=state.status, outcome=state.outcome, error=state.error))
+                return _json(status, StatusReply(status=state.status, outcome=state.outcome, error=state.error))
             case "DELETE", path if is_call:
                 self._backend.cancel(BackendCall(path))
-                return _json(202, StatusAnswer(status=self._backend.poll(BackendCall(path)).status))
+                return _json(202, StatusReply(status=self._backend.poll(BackendCall(path)).status))
         if is_call or request.path in {"", "find"}:
             allowed = "GET, DELETE" if is_call else "POST"
             return refusal(405, "renders.method", f"this path allows only {allowed}", allow=allowed)
@@ -135,11 +135,11 @@ class _Renders:
                 known = self._calls[key]
                 if known is None:
                     return refusal(409, "renders.retired", "this order was given up before it arrived")
-                return _json(200, StartAnswer(call_id=known))
+                return _json(200, StartReply(call_id=known))
             call = self._backend.start(order, on_event=_ignore)
             self._keep(key, call.id)
         _log.info("job %s: call %s started", order.job_id, call.id)
-        return _json(201, StartAnswer(call_id=call.id))
+        return _json(201, StartReply(call_id=call.id))
 
     def _find(self, request: Request) -> Response:
         key = request.headers.get("idempotency-key", "")
@@ -150,7 +150,7 @@ class _Renders:
                 if self._backend.locality is Locality.WORLD:  # its renders outlive this process and its memory
                     return refusal(501, "renders.no-find", "this service does not know whether the order was started")
                 self._keep(key, None)
-            return _json(200, FindAnswer(call_id=self._calls[key]))
+            return _json(200, FindReply(call_id=self._calls[key]))
 
     def _keep(self, key: str, call_id: str | None) -> None:
         self._calls[key] = call_id
