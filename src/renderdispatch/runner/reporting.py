@@ -184,8 +184,8 @@ class Reporter:
         """Send the final event; return whether it arrived in time.
 
         It is tried for ``final_s``, but not past the deadline that is ``left_s`` away: by then the service needs no
-        report, and the GPU should not be billed for one. There is always time for one good try. A run that the platform takes
-        away sends none.
+        report, and the GPU should not be billed for one. There is always time for one good try. A run that the platform
+        takes away sends none.
         """
         self._check_left()
         seconds = min(self._pace.final_s, max(left_s, _LAST_TRY_S))
