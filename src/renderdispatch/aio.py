@@ -27,7 +27,7 @@ def _awaited(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate
 
     @wraps(method)
     async def awaited(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await to_thread.run_sync(partial(method, self._twin, *args, **kwargs))
+        return await to_thread.run_sync(partial(getattr(self._twin, method.__name__), *args, **kwargs))
 
     return awaited
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from renderdispatch.plumbing import net
 from renderdispatch.plumbing.net import BadUrlError, Client, NetError, NotSentError
 from tests.support.targets import Target, says, target
 
@@ -161,3 +163,21 @@ def test_close_cuts_off_what_is_running() -> None:
         assert [str(error) for error in failures] == ["was cut off"]
         assert client.request("GET", f"http://127.0.0.1:{other.port}/").body == b"again"
     client.close()
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_the_default_port_is_left_out(scheme: str, port: int) -> None:
+    """The ``Host`` header names no default port, also if the URL does: signatures leave it out too."""
+    url, _ = net._read_url(f"{scheme}://storage.invalid:{port}/key")
+    assert net._host_of(url) == "storage.invalid"
+    url, _ = net._read_url(f"{scheme}://storage.invalid:8080/key")
+    assert net._host_of(url) == "storage.invalid:8080"
+
+
+@pytest.mark.parametrize("proxy", ["https://proxy.invalid:8443", "socks5://127.0.0.1:9", "nonsense://proxy.invalid"])
+def test_a_proxy_that_cannot_be_used(client: Client, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """The error blames the proxy of the environment, not the URL that was asked for; nothing is sent."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    _by_proxy(monkeypatch, proxy)
+    with pytest.raises(NotSentError, match="the proxy of the environment must be"):
+        client.request("GET", "http://storage.invalid/key")

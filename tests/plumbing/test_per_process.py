@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from renderdispatch.plumbing import per_process
 from renderdispatch.plumbing.per_process import ForkGate, PerProcess
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -138,3 +139,12 @@ def test_a_fork_waits_for_operations_and_closes() -> None:
     with connections.gate.operation():
         connections.open = True
     thread.join()
+
+
+def test_a_process_id_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork of a fork that gets the id of its grandparent does not take the grandparent's value for its own."""
+    values = PerProcess(object)
+    first = values.get()
+    monkeypatch.setattr(per_process, "_forks", [per_process._forks[0] + 2])
+    assert values.peek() is None
+    assert values.get() is not first

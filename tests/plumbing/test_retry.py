@@ -139,3 +139,32 @@ def test_no_try_begins_past_the_deadline_of_the_stop() -> None:
         retry(world.attempt, Backoff(pause_s=60, longest_pause_s=60), trouble=trouble, stop=Stop(timeout_s=20))
     assert world.tries == 1
     assert time.monotonic() - began < 10
+
+
+def test_progress_also_renews_the_patience_with_throttling() -> None:
+    """Two throttles with progress and more than the patience between them do not end the work."""
+    now = [0.0]
+    troubles = iter([OSError("slow down"), OSError("broke off"), OSError("slow down")])
+    moved = iter([0, 0, 1, 2, 3])
+
+    def attempt() -> str:
+        now[0] += 300
+        for error in troubles:
+            raise error
+        return "done"
+
+    def trouble(error: Exception) -> Trouble:
+        return Trouble.THROTTLED if str(error) == "slow down" else Trouble.FAILED
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    result = retry(
+        attempt,
+        Backoff(failures=2),
+        trouble=trouble,
+        progress=lambda: next(moved),
+        monotonic=lambda: now[0],
+        sleep=sleep,
+    )
+    assert result == "done"

@@ -113,3 +113,14 @@ def test_signatures_are_the_same(blocking: type, twin: type) -> None:
     theirs, ours = public(blocking), public(twin)
     ours.pop("job", None)
     assert ours == theirs
+
+
+async def test_an_overridden_method_is_used() -> None:
+    """A subclass of the blocking service keeps its methods behind the async facade."""
+
+    class Counted(RenderService):
+        def counts(self) -> dict[JobStatus, int]:
+            return dict.fromkeys(JobStatus, 7)
+
+    service = Counted(MemoryJobStore(), MemoryStorage(), InlineBackend(), worker=False)
+    assert await AsyncRenderService(service).counts() == dict.fromkeys(JobStatus, 7)

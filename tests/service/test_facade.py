@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from renderdispatch import (
     AudioUrl,
@@ -40,7 +41,7 @@ from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import CancelRequested
 from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, StoreUnavailableError, UnknownNameError
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import LocalAudio, StoredAudio
 from renderdispatch.protocols import JobQuery
 from renderdispatch.storage.memory import MemoryStorage
@@ -546,6 +547,18 @@ def test_delete_leaves_nothing(service: RenderService, song: Path) -> None:
         service.delete(handle.id)
     eventually(lambda: list(service._engine.parts.storage.list("jobs/")) == [])
     assert song.exists()
+
+
+def test_a_late_delete_leaves_a_later_job_alone(idle: RenderService, song: Path) -> None:
+    """A delete that read the deleted job does not touch the job that has its idempotency key since."""
+    first = idle.submit(b"RIFF", scene="fake", idempotency_key="k")
+    ended = evolve(first.cancel(), audio_clean_up=CleanUp.OWED)
+    idle.delete(first.id)
+    later = idle.submit(b"RIFF", scene="fake", idempotency_key="k")
+    with pytest.raises(JobNotFoundError):
+        idle._engine.delete(ended)
+    assert later.job.status is JobStatus.PENDING
+    assert [info.key for info in idle._engine.parts.storage.list("jobs/")] != []
 
 
 def test_a_local_files_copy_goes_with_the_job(service: RenderService, song: Path) -> None:

@@ -536,6 +536,21 @@ def test_errors_hold_no_record(file: Path, url: str) -> None:
     store.close()
 
 
+def test_errors_quote_no_statement(file: Path, url: str) -> None:
+    """The cause of an error is the driver's, also where SQLAlchemy raised: the text of its own quotes the statement."""
+    store = SqlJobStore(f"{url}?timeout=0.01")
+    job = store.create(make_job())
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailableError) as refusal:
+        store.delete(job.id)
+    assert isinstance(refusal.value.__cause__, sqlite3.OperationalError)
+    assert "UPDATE" not in f"{refusal.value.__cause__}"
+    connection.execute("ROLLBACK")
+    connection.close()
+    store.close()
+
+
 def test_create_after_a_duplicate_goes_on(store: SqlJobStore) -> None:
     """A refused create leaves the connection as usable as before."""
     job = store.create(make_job())

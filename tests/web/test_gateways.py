@@ -145,3 +145,24 @@ def test_a_repeated_header_is_seen_twice() -> None:
     request = Request(method="GET", path="", pairs=(("a", "1"), ("a", "2")), body=iter(()))
     assert request.headers == {"a": "1,2"}
     assert len(request.pairs) == 2
+
+
+def test_a_length_that_is_not_one() -> None:
+    """The rest of a body without a readable length is not read after a refusal: a raw input might never end."""
+
+    class Endless:
+        def read(self, size: int) -> bytes:
+            raise AssertionError(size)
+
+    environ = {"REQUEST_METHOD": "PUT", "CONTENT_LENGTH": "9" * 20, "wsgi.input": Endless()}
+    statuses: list[str] = []
+
+    def respond(request: Request) -> Response:
+        assert request.length is None
+        return Response(411)
+
+    def start_response(status: str, _headers: list[tuple[str, str]]) -> None:
+        statuses.append(status)
+
+    list(wsgi(respond)(environ, start_response))
+    assert statuses == ["411 Length Required"]

@@ -12,7 +12,6 @@ import click
 
 from renderdispatch.cli import CannotLoadError
 from renderdispatch.cli.interrupts import Interrupted
-from renderdispatch.errors import RenderDispatchError
 
 COMMANDS: Final = {
     "demo": ("rendering", "Compose a short piece of music, and render it."),
@@ -78,7 +77,7 @@ def _run(arguments: Sequence[str], *, as_json: bool) -> int:
     except (BrokenPipeError, CannotLoadError):
         raise
     except Exception as error:
-        if isinstance(error, ImportError) and not isinstance(error, RenderDispatchError):
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in {"click", "rich"}:
             raise CannotLoadError from error
         from renderdispatch.cli.failures import tell
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
-from renderdispatch.errors import ConfigurationError, InvalidRequestError
+from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.per_process import PerProcess
 
@@ -88,7 +88,10 @@ class Engine:
             raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
         if job.owes_clean_up:
             self.worker().reconciler.reconcile(job)
-            job = self.parts.store.get(job.id)
+            current = self.parts.store.get(job.id)
+            if current.incarnation != job.incarnation:  # rule J15
+                raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
+            job = current
         if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")

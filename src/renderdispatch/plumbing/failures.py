@@ -21,12 +21,13 @@ Translation = Mapping[type[BaseException], Callable[[Any], BaseException]]
 
 
 @contextmanager
-def translated(table: Translation, *, chain: bool = False) -> Iterator[None]:
+def translated(table: Translation, *, chain: bool | Callable[[Any], BaseException | None] = False) -> Iterator[None]:
     """Raise our error in the place of a foreign one that the block raises. The nearest class of its ancestry decides.
 
     Args:
         table: The classes, and what each becomes.
-        chain: Whether the foreign error stays visible as the cause. Off by default, because its text may hold a URL.
+        chain: Whether the foreign error stays visible as the cause, or a function that returns the cause. Off by
+            default, because its text may hold a URL.
     """
     try:
         yield
@@ -35,6 +36,8 @@ def translated(table: Translation, *, chain: bool = False) -> Iterator[None]:
         ours = error if make is None else make(error)
         if ours is error:
             raise
+        if callable(chain):
+            raise ours from chain(error)
         raise ours from (error if chain else None)
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -42,6 +42,8 @@ STALL_S: Final = 30.0
 CONNECT_S: Final = 10.0
 _IDLE: Final = 16
 _IDLE_S: Final = 20.0
+_PORTS: Final = {"http": 80, "https": 443}
+_PROXIES: Final = frozenset({"http", "socks5", "socks5h"})  # TLS to a proxy would need TLS within TLS
 _URL_CHARS: Final = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -247,9 +249,13 @@ class Client:
         proxy = _proxy_for(url) if self._proxies else None
         if proxy is None:
             return httpcore.ConnectionPool(**options)
-        target, login = _read_url(proxy)
         kind = httpcore.SOCKSProxy if proxy.startswith("socks") else httpcore.HTTPProxy
-        return cast("httpcore.ConnectionPool", kind(proxy_url=target, proxy_auth=login, **options))
+        try:
+            target, login = _read_url(proxy, schemes=_PROXIES)
+            return cast("httpcore.ConnectionPool", kind(proxy_url=target, proxy_auth=login, **options))
+        except (BadUrlError, RuntimeError):  # httpcore raises the latter without socksio
+            why = "cannot be asked: the proxy of the environment must be http://, or socks5:// with the package socksio"
+            raise BadUrlError(why) from None
 
 
 def plain_url(url: str) -> SplitResult | None:
@@ -304,7 +310,9 @@ def _lowered(headers: Mapping[str, str] | None) -> dict[str, str]:
     return {name.lower(): value for name, value in (headers or {}).items()}
 
 
-def _read_url(url: str | httpx.URL) -> tuple[httpcore.URL, tuple[str, str] | None]:
+def _read_url(
+    url: str | httpx.URL, *, schemes: Collection[str] = _PORTS.keys()
+) -> tuple[httpcore.URL, tuple[str, str] | None]:
     """Return the URL as httpcore takes it, and the user name and password that it holds.
 
     Raises:
@@ -316,11 +324,11 @@ def _read_url(url: str | httpx.URL) -> tuple[httpcore.URL, tuple[str, str] | Non
         return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path), None
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port = None if parts.port == _PORTS.get(parts.scheme) else parts.port  # signatures leave the default one out
         host = (parts.hostname or "").encode("idna" if not url.isascii() else "ascii")
     except ValueError:
         raise BadUrlError("cannot be asked: its URL is not valid") from None
-    if parts.scheme not in {"http", "https"} or not host:
+    if parts.scheme not in schemes or not host:
         raise BadUrlError("cannot be asked: its URL is not valid")
     target = quote(f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}", safe=_URL_CHARS)
     login = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))

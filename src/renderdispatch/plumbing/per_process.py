@@ -24,6 +24,15 @@ _PATIENCE_S: Final = 60.0
 """The longest that a fork waits. A signal handler that forks during an operation would wait for itself."""
 
 
+_Process = tuple[int, int]
+_forks: Final = [0]
+
+
+def _this_process() -> _Process:
+    """Return what no other process has: with forks within forks, a process id alone may come again."""
+    return os.getpid(), _forks[0]
+
+
 class PerProcess(Generic[_T]):
     """A value for each process id, made at the first use. Safe to share between threads, and across forks.
 
@@ -37,13 +46,13 @@ class PerProcess(Generic[_T]):
     def __init__(self, make: Callable[[], _T], *, inherited: Callable[[_T], None] | None = None) -> None:
         self._make = make
         self._inherited = inherited
-        self._values: dict[int, _T] = {}
+        self._values: dict[_Process, _T] = {}
         self._kept: list[_T] = []
-        self._locks: dict[int, threading.Lock] = {}  # by process: a lock that was held at the fork stays locked
+        self._locks: dict[_Process, threading.Lock] = {}  # by process: a lock that was held at the fork stays locked
 
     def get(self) -> _T:
         """Return this process's value; make it at the first call."""
-        process = os.getpid()
+        process = _this_process()
         with suppress(KeyError):
             return self._values[process]
         with self._locks.setdefault(process, threading.Lock()):
@@ -54,15 +63,15 @@ class PerProcess(Generic[_T]):
 
     def peek(self) -> _T | None:
         """Return this process's value; None if it was not made yet."""
-        return self._values.get(os.getpid())
+        return self._values.get(_this_process())
 
     def take(self) -> _T | None:
         """Return this process's value and forget it; the caller closes it. A later `get` makes another."""
-        process = os.getpid()
+        process = _this_process()
         with self._locks.setdefault(process, threading.Lock()):
             return self._values.pop(process, None)
 
-    def _leave_behind(self, process: int) -> None:
+    def _leave_behind(self, process: _Process) -> None:
         for other in [key for key in self._values if key != process]:
             value = self._values.pop(other)
             self._kept.append(value)
@@ -136,6 +145,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    _forks[0] += 1
     for gate in list(_gates):
         gate.reset()
     _forking.release()

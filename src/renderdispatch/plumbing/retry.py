@@ -119,8 +119,7 @@ def retry(
                 raise
             stop.check()
             if progress is not None and (now_at := progress()) > reached:
-                reached = now_at
-                tally.reset_failures()
+                reached, tally = now_at, _Tally(backoff)
             pause_s = max(tally.pause(kind, monotonic()), least_s(error))
             if pause_s >= stop.remaining_s:
                 raise

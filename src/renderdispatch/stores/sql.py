@@ -355,7 +355,7 @@ class SqlJobStore:
         It is compiled once and runs on the driver's own connection, which takes half the time of an execution through
         Core. All values are integers and texts, which need no conversion.
         """
-        with self._gate.operation(), translated(self._errors, chain=True):
+        with self._gate.operation(), translated(self._errors, chain=_cause):
             engine = self._engines.get()
             sql = self._compiled.get(statement)
             if sql is None:
@@ -367,9 +367,18 @@ class SqlJobStore:
 
     def _execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
         """Execute any other statement; return as `_step` does."""
-        with self._gate.operation(), translated(self._errors, chain=True), self._engines.get().connect() as connection:
+        with (
+            self._gate.operation(),
+            translated(self._errors, chain=_cause),
+            self._engines.get().connect() as connection,
+        ):
             result = connection.execute(statement, values)
             return result.all() if result.returns_rows else [], result.rowcount
+
+
+def _cause(error: Exception) -> BaseException | None:
+    """Return the driver's error: the text of SQLAlchemy's quotes the statement."""
+    return None if isinstance(error, sa.exc.TimeoutError) else getattr(error, "orig", error)
 
 
 def _read_url(text: str) -> URL:

@@ -28,7 +28,7 @@ def wsgi(handler: Handler) -> WsgiApp:
             multiprocess=bool(environ.get("wsgi.multiprocess")),
         )
         response = handler(request)
-        if response.status >= 400 and "expect" not in request.headers:
+        if response.status >= 400 and "expect" not in request.headers and request.length is not None:
             request.read(_DRAIN_BYTES)  # a server that closes the connection on unread bytes may lose the response
         status = HTTPStatus(response.status)
         start_response(f"{status.value} {status.phrase}", response.all_headers)
