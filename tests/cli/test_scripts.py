@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from renderdispatch.cli import app
 from tests.support.command_line import SMALL, CommandLine
 
 ERRORS = {
@@ -83,3 +84,14 @@ def test_a_script_that_had_enough_is_no_error(cli: CommandLine) -> None:
     os.close(write)
     assert process.communicate(timeout=30)[1] == ""
     assert process.returncode == 1
+
+
+def test_a_module_that_a_plugin_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An import that fails in a running command is its own error, and does not blame this installation."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'their_driver'", name="their_driver")
+
+    monkeypatch.setattr(app.cli, "main", fail)
+    assert app.run(["jobs", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "internal"
