@@ -31,6 +31,9 @@ MAX_METADATA_BYTES: Final = 4096
 MAX_JSON_DEPTH: Final = 64
 """Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
 
+MAX_AUDIO_TRACK: Final = 999
+MAX_WARNINGS: Final = 20
+
 MAX_ORDER_BYTES: Final = 8192
 """Modal sends larger arguments of a call through blob storage."""
 
@@ -196,12 +199,14 @@ class Limits(Message):
         max_attempts: Number of attempts, with the first one.
         gpu: The kind of GPU, as the backend names it (``"L4"`` on Modal); None: the backend chooses. A backend that has
             only one kind ignores it.
+        max_duration: The longest range of audio that is rendered. Small files can hold days of sound.
     """
 
     start_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0), le=timedelta(days=6))
     total_timeout: timedelta = Field(default=timedelta(hours=6), gt=timedelta(0), le=timedelta(days=6))
     max_attempts: int = Field(default=3, ge=1, le=20)
     gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]{0,39}$")
+    max_duration: timedelta = Field(default=timedelta(hours=4), gt=timedelta(0), le=timedelta(days=6))
 
 
 class StoredAudio(Message):
@@ -258,6 +263,11 @@ class StorageKey:
     key: str
 
 
+def shorten(value: object, length: int) -> object:
+    """Return a text cut to ``length``; anything else as it is."""
+    return value[: length - 3] + "..." if isinstance(value, str) and len(value) > length else value
+
+
 def _is_deeper(value: object, levels: int) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return levels < 0 or any(_is_deeper(item, levels - 1) for item in inner)
@@ -285,6 +295,7 @@ class RenderRequest(Message):
     Args:
         start: Seconds into the audio at which the video begins.
         duration: Seconds of video; None: to the end of the audio.
+        audio_track: Which of the file's audio streams is heard, from 0; None: the one that players choose.
         params: The scene's parameters, at most 2 KiB of JSON.
         metadata: For the application, never read here; at most 4 KiB of JSON.
     """
@@ -296,6 +307,7 @@ class RenderRequest(Message):
     output: Output = Output.model_construct()
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
+    audio_track: int | None = Field(default=None, ge=0, le=MAX_AUDIO_TRACK)
     backend: str
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
@@ -337,7 +349,7 @@ class RenderOrder(Message):
     """Everything that the GPU side gets.
 
     ``local`` means that the order never left the machine, so that ``file:`` and ``memory:`` URLs may be used. ``token``
-    fences the attempt; it does not authenticate.
+    fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
     """
 
     protocol: int = PROTOCOL
@@ -353,6 +365,8 @@ class RenderOrder(Message):
     output: Output
     start: float = 0.0
     duration: float | None = None
+    audio_track: int | None = None
+    max_duration: float | None = None
     require_gpu: bool = False
     gpu: str | None = None
     start_by: pydantic.AwareDatetime
@@ -399,14 +413,33 @@ class VideoFacts(Message):
     encoded_by: str
 
 
+class RenderWarning(Message):
+    """What a finished video lacks, such as damaged sound. ``code`` is stable; ``message`` is for people."""
+
+    code: str = Field(max_length=100)
+    message: str
+
+    @pydantic.field_validator("message", mode="before")
+    @classmethod
+    def _shorten(cls, value: object) -> object:
+        return shorten(value, 400)
+
+
 class RenderStats(VideoFacts):
     """The video that a renderer made.
 
     Args:
         content_type: The media type of the file.
+        warnings: What the video lacks; the first `MAX_WARNINGS` are kept.
     """
 
     content_type: str = "video/mp4"
+    warnings: tuple[RenderWarning, ...] = ()
+
+    @pydantic.field_validator("warnings")
+    @classmethod
+    def _keep_the_first(cls, value: tuple[RenderWarning, ...]) -> tuple[RenderWarning, ...]:
+        return value[:MAX_WARNINGS]
 
 
 class Artifact(RenderStats):
@@ -428,7 +461,7 @@ class JobError(Message):
     @pydantic.field_validator("message", mode="before")
     @classmethod
     def _shorten(cls, value: object) -> object:
-        return value[:1997] + "..." if isinstance(value, str) and len(value) > 2000 else value
+        return shorten(value, 2000)
 
 
 class _FromRun(Message):
@@ -538,7 +571,10 @@ class PollError(Message):
 
 
 class PollResponse(Message):
-    """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire."""
+    """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire.
+
+    ``warnings`` says what the finished video lacks.
+    """
 
     job_id: str
     status: JobStatus
@@ -548,13 +584,22 @@ class PollResponse(Message):
     queue_position: int | None = None
     result: PollResult | None = None
     error: PollError | None = None
+    warnings: tuple[RenderWarning, ...] = ()
     download_url: str | None = Field(default=None, repr=False)
     created_at: datetime
     updated_at: datetime
 
     def to_json(self) -> str:
-        """Return the response's body, without fields that are None."""
+        """Return the response's body, without fields that hold nothing."""
         return self.model_dump_json(exclude_none=True)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_no_warnings(self, write: pydantic.SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a return type would replace the fields in the JSON schema
+        """Write ``warnings`` only where there are some."""
+        written = write(self)
+        if not self.warnings:
+            written.pop("warnings", None)
+        return written
 
 
 class UploadGrant(Message):

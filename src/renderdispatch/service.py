@@ -145,6 +145,7 @@ class RenderService:
         output: Output | str = "flat-1080p-landscape",
         start: float = 0,
         duration: float | None = None,
+        audio_track: int | None = None,
         backend: str | None = None,
         require_gpu: bool = False,
         limits: Limits | None = None,
@@ -162,9 +163,10 @@ class RenderService:
             output: An `Output`, or a preset's name.
             start: Seconds into the audio.
             duration: Seconds of video; None is to the end.
+            audio_track: Which of the file's audio streams is heard, from 0. None is the one that players choose.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
-            limits: Deadlines and attempts.
+            limits: Deadlines, attempts, and the longest audio.
             priority: Higher goes first.
             metadata: Data of the application, at most 4 KiB of JSON.
             idempotency_key: The same key gives the same job back, for as long as the job lives.
@@ -182,6 +184,7 @@ class RenderService:
             "output": read_output(output),
             "start": start,
             "duration": duration,
+            "audio_track": audio_track,
             "require_gpu": require_gpu,
             "limits": limits or Limits(),
             "metadata": dict(metadata or {}),

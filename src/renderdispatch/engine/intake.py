@@ -16,10 +16,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.messages import FOR_THE_RECORD, RenderRequest, StoredAudio
+from renderdispatch.messages import FOR_THE_RECORD, Limits, RenderRequest, StoredAudio
 
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
+_FIRST_LIMITS: Final = frozenset({"startTimeout", "totalTimeout", "maxAttempts", "gpu"})
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UPLOADED: Final = re.compile(r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}", re.ASCII)
 
@@ -55,9 +56,13 @@ def read_request(fields: Mapping[str, Any]) -> RenderRequest:
         InvalidRequestError: Some field is wrong; the message names each.
     """
     try:
-        return RenderRequest.model_validate(fields)
+        request = RenderRequest.model_validate(fields)
     except ValidationError as error:
         raise InvalidRequestError(describe_validation(error)) from None
+    longest = request.limits.max_duration.total_seconds()
+    if request.duration is not None and request.duration > longest:
+        raise InvalidRequestError(f"duration: at most {longest:g} s; a longer video needs Limits(max_duration=...)")
+    return request
 
 
 def describe_validation(error: ValidationError) -> str:
@@ -88,8 +93,17 @@ def check_upload(size: object, content_type: object) -> tuple[int, str]:
 
 
 def fingerprint(request: RenderRequest) -> str:
-    """Hash what was asked for. Stored audio counts by its content if its hash is known, else by its key."""
+    """Hash what was asked for. Stored audio counts by its content if its hash is known, else by its key.
+
+    Fields that are younger than the first fingerprints count only if they are used: so the idempotency keys of jobs
+    that an older version recorded still work.
+    """
     fields = request.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD)
+    if request.audio_track is None:
+        del fields["audioTrack"]
+    for name, value in Limits().model_dump(mode="json").items():
+        if name not in _FIRST_LIMITS and fields["limits"][name] == value:
+            del fields["limits"][name]
     if isinstance(request.audio, StoredAudio) and request.audio.sha256 is not None:
         fields["audio"].pop("key")
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -67,6 +67,9 @@ def make_order(
         output=request.output,
         start=request.start,
         duration=request.duration,
+        audio_track=request.audio_track,
+        # an older version may have taken a longer duration
+        max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
         start_by=min(now + request.limits.start_timeout, job.finish_by),

@@ -84,6 +84,7 @@ class Views:
             queue_position=self._queue_position(job),
             result=result,
             error=error,
+            warnings=artifact.warnings if artifact is not None else (),
             download_url=self._signed(artifact.key) if artifact is not None else None,
             created_at=job.created_at,
             updated_at=job.updated_at,
