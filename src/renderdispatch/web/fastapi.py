@@ -62,11 +62,13 @@ class BodyLimit:
 
     Args:
         max_bytes: Of the body as it is sent: a form has some hundred bytes more than its file.
+        sends: Makes the pace of a client: by default 30 s without a byte are too slow, and less than 1 KiB a second.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, sends: Callable[[], Pace] = Pace) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._sends = sends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -74,7 +76,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        received, more, pace = 0, True, Pace()
+        received, more, pace = 0, True, self._sends()
         too_large = _Refused(413, "request.too-large", f"the request has more than {self._max_bytes:,} bytes")
 
         async def counted() -> Message:

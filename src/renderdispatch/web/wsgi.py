@@ -64,9 +64,8 @@ def wsgi(
                 response = handler(request)
             except (IncompleteBodyError, BusyError) as error:
                 response = unread(error)
-            refused = response.status >= 400 and response.status != 503  # a client that is told so comes again anyway
-            if refused and "expect" not in request.headers and request.length is not None:
-                body.drain()
+            if response.status >= 400:
+                body.leave(drain="expect" not in request.headers and request.length is not None)
         status = HTTPStatus(response.status)
         start_response(f"{status.value} {status.phrase}", response.all_headers)
         return response if response.content is not None else _Sent(environ, response, takes())
@@ -122,10 +121,11 @@ class _Body:
         if self._client is None:
             self._client = Waiting(self._environ, self._pace())
         client, asked = self._client, int(min(self._left, self._size))
+        read: Callable[[int], bytes] = self._environ["wsgi.input"].read
         piece = b""
         client.begin(asked)
         try:
-            piece += self._environ["wsgi.input"].read(asked)
+            piece = read(asked)
         except OSError:
             raise SlowBodyError if client.was_cut else IncompleteBodyError from None
         finally:
@@ -137,16 +137,22 @@ class _Body:
         self._left = self._left - len(piece) if piece else 0
         return piece
 
-    def drain(self) -> None:
-        """Read some of the rest: a server that closes the connection on unread bytes may lose the response."""
+    def leave(self, *, drain: bool) -> None:
+        """Have neither this request nor the server wait for the rest of the body.
+
+        Args:
+            drain: Read what comes at once. A server that closes the connection on unread bytes may lose the response.
+        """
         client = self._client = self._client or Waiting(self._environ, Pace())
-        if not client.ends or client.was_cut:
-            return  # it might never end
-        client.pace = Pace(stall_s=1.0, grace_s=1.0, least_rate=_DRAIN_BYTES / 8)
+        if not self._left or not client.ends:
+            return  # where the connection is hidden, the rest might never come
+        client.pace = Pace(stall_s=0.25, grace_s=0.25, least_rate=_DRAIN_BYTES / 4)
         drained = 0
         with suppress(IncompleteBodyError):
-            while drained < _DRAIN_BYTES and (piece := self._read()):
+            while drain and drained < _DRAIN_BYTES and (piece := self._read()):
                 drained += len(piece)
+        if self._left:
+            client.cut()
 
     def close(self) -> None:
         """Give the place in the room up."""
