@@ -98,6 +98,18 @@ def _with_options(command: _F) -> _F:
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Default: SONG's name, with .mp4.")
 @click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
+@click.option(
+    "--max-duration",
+    type=float,
+    metavar="SECONDS",
+    help=f"Longest music to render; default: {_HOURS:g} hours.",
+)
+@click.option(
+    "--audio-track",
+    type=click.IntRange(0, MAX_AUDIO_TRACK),
+    metavar="NUMBER",
+    help="Which audio track is heard, from 0; default: the one that players choose.",
+)
 @_with_options
 def render(song: Path, target: Path | None, **options: Any) -> int:
     """Render SONG to a video.
