@@ -61,6 +61,7 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
+    text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)
     shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
     if poll.download_url is None or poll.result is None:
         return shown

@@ -88,6 +88,6 @@ _BLAME: Final[Translation] = {
 def _too_long(longest_s: float) -> AudioError:
     message = (
         f"the audio is longer than {longest_s:g} s, the longest that this job may render: "
-        "give a duration, or raise Limits(max_duration=...)"
+        "give a duration, or raise Limits(max_duration=...), --max-duration on the command line"
     )
     return AudioError(message, code="audio.too-long")
