@@ -350,6 +350,7 @@ class RenderOrder(Message):
 
     ``local`` means that the order never left the machine, so that ``file:`` and ``memory:`` URLs may be used. ``token``
     fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
+    ``audio_mtime_ns`` is set where ``audio_url`` names the submitted file itself, which may change while it is read.
     """
 
     protocol: int = PROTOCOL
@@ -358,6 +359,7 @@ class RenderOrder(Message):
     token: str = Field(repr=False)
     audio_url: str = Field(repr=False)
     audio_size: int = Field(ge=0)
+    audio_mtime_ns: int | None = None
     video: ObjectUrls
     result: ObjectUrls
     scene: str

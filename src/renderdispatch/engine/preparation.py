@@ -22,7 +22,7 @@ from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import FaultDomain, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Locality
@@ -76,24 +76,28 @@ class Preparation:
 
     # --- the steps
 
-    def _bring_audio(self) -> StoredAudio:
-        """See that the audio is in storage; each stage is shown, also if nothing is left to do."""
+    def _bring_audio(self) -> StoredAudio | LocalAudio:
+        """See that the renderer can read the audio; each stage is shown, also if nothing is left to do."""
         job, token = self._job, self._held.token
         source = job.audio or job.request.audio
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, stop=self._held.stop)
+        backend = self._parts.backends[self._held.backend]
+        audio = bring(source, self._parts, backend, key=key, stop=self._held.stop)
         try:
-            self._advance(events.AudioStored(token=token, audio=audio))
+            if isinstance(audio, StoredAudio):
+                self._advance(events.AudioStored(token=token, audio=audio))
         except GivenUp:
-            if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
+            if (
+                isinstance(audio, StoredAudio) and audio is not source and self._parts.store.get(job.id).audio != audio
+            ):  # the record never heard of it
                 self._parts.storage.delete(audio.key)
             raise
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return audio
 
-    def _order(self, audio: StoredAudio) -> RenderOrder:
+    def _order(self, audio: StoredAudio | LocalAudio) -> RenderOrder:
         job, parts = self._job, self._parts
         backend = parts.backends[self._held.backend]
         callback = parts.callback(job.id, len(job.attempts), backend)
