@@ -15,7 +15,8 @@ from typing import Final
 from renderdispatch.errors import AudioError, RenderDispatchError
 from renderdispatch.messages import RenderOrder
 from renderdispatch.plumbing.failures import Translation, text_of, translated
-from renderdispatch.render.audio import Samples, SoundReader
+from renderdispatch.render.audio import SoundReader
+from renderdispatch.render.mixing import Samples
 
 _SURE: Final = 2
 """Some containers do not hold their duration, and FFmpeg estimates it from the bit rate. Nothing is refused for an
