@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from renderdispatch.errors import (
     StorageDeniedError,
     StorageFullError,
 )
-from renderdispatch.plumbing import local_urls
+from renderdispatch.plumbing import files, local_urls
 from renderdispatch.plumbing.files import TEMPORARY
 from renderdispatch.protocols import Locality
 from renderdispatch.storage.fsspec import FsspecStorage
@@ -64,6 +65,18 @@ class TestFolder(_InAFolder):
     @pytest.fixture
     def second(self) -> FsspecStorage:
         return FsspecStorage(self.root)
+
+
+class TestFolderWithoutLinks(TestFolder):
+    """On FAT and in user space: no hard links, and no renames that do not replace."""
+
+    @pytest.fixture(autouse=True)
+    def _no_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", refused)
+        monkeypatch.setattr(files, "_rename_once", lambda *_: False)
 
 
 class TestFsspecMemory(StorageContract):
@@ -486,7 +499,7 @@ def test_a_killed_writer_leaves_no_half_object(storage: FsspecStorage, root: Pat
 _LARGE_PUT = """
     import resource, sys
     from renderdispatch.storage.fsspec import FsspecStorage
-    from renderdispatch.plumbing import local_urls
+    from renderdispatch.plumbing import files, local_urls
     storage = FsspecStorage(sys.argv[1])
     storage.put("warm", b"up")
     def peak():
