@@ -131,6 +131,21 @@ def rehearse(target: Path, *, key: str, only_if_absent: bool) -> None:
             _remove(named)
 
 
+def obstacle(path: Path) -> str | None:
+    """Return what keeps this user from making, reading or changing a file, as far as it can be seen; else None."""
+    if os.path.lexists(path):
+        if path.is_dir():
+            return "it is a folder"
+        if path.exists() and not path.is_file():
+            return "it is not a regular file"
+        if not os.access(path, os.R_OK | os.W_OK):
+            return "this user may not read and write it"
+    above = next(folder for folder in path.absolute().parents if os.path.exists(folder))  # noqa: PTH110 - never raises
+    if not above.is_dir():
+        return f"{above} is not a folder"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"this user may not write to {above}"
+
+
 def storage_errors(key: str) -> AbstractContextManager[None]:
     """Raise errors of the file system as `storage_error` has them."""
     return translated({OSError: lambda error: storage_error(error, key)}, chain=True)
