@@ -8,6 +8,7 @@ stay until somebody acts: no right to write, a wrong password, a file or a table
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,12 +50,9 @@ _LASTING: Final = {
 """By the beginnings of codes: SQLite's names, and SQLSTATE."""
 
 _REFUSED_CONNECTIONS: Final = {
-    "password authentication failed": "28",
-    "no password supplied": "28",
-    "no pg_hba.conf entry": "28",
-    "permission denied for database": "28",
-    'role "': "28",
-    'database "': "3D",
+    r"password authentication failed|no password supplied|pg_hba\.conf|permission denied for database": "28",
+    r'role ".*" does not exist': "28",
+    r'database ".*" does not exist': "3D",
 }
 """What PostgreSQL's server says when it refuses a connection, for which drivers give no SQLSTATE."""
 
@@ -136,9 +134,7 @@ def cause(error: Exception) -> BaseException | None:
 
 
 def _refused_connection(said: str) -> str | None:
-    if "FATAL" not in said:
-        return None
-    return next((code for text, code in _REFUSED_CONNECTIONS.items() if text in said), None)
+    return next((code for pattern, code in _REFUSED_CONNECTIONS.items() if re.search(pattern, said)), None)
 
 
 def _by_code(table: dict[str, str], code: str) -> str | None:
