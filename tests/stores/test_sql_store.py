@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from sqlalchemy.engine import make_url
 
 from renderdispatch.errors import (
     ConfigurationError,
@@ -29,8 +30,10 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, RemoteAudio
+from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores import sql
+from renderdispatch.stores.database_errors import translation
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user
@@ -532,31 +535,57 @@ _LOCKED_OUT = """
     from pathlib import Path
     from renderdispatch.errors import RenderDispatchError
     from renderdispatch.stores.sql import SqlJobStore
-    try:
-        SqlJobStore(Path(sys.argv[1])).delete("x")
-    except RenderDispatchError as error:
-        print(error.code, error)
+    for path in sys.argv[1:]:
+        try:
+            SqlJobStore(Path(path)).delete("x")
+        except RenderDispatchError as error:
+            print(error.code, error)
 """
 
 
-@pytest.mark.parametrize("locked", ["jobs.db", "jobs.db-shm", "folder", "no folder"])
-def test_no_permission(tmp_path: Path, locked: str) -> None:
+def test_no_permission(tmp_path: Path) -> None:
     """A file, its log or its folder that this user may not write stays so: the error says which it is."""
-    folder = tmp_path / "home"
-    file = folder / ("sub/jobs.db" if locked == "no folder" else "jobs.db")
-    folder.mkdir()
-    target = folder
-    if locked.startswith("jobs"):
-        target = folder / locked
-        keeper = SqlJobStore(file)
-        keeper.create(make_job())
-        keeper._engines.take()  # as if it was killed: its log stays
-    target.chmod(0o500 if target == folder else 0o400)
-    command = [sys.executable, "-c", textwrap.dedent(_LOCKED_OUT), str(file)]
+    locked = {"file": "jobs.db", "log": "jobs.db-shm", "folder": "", "below a folder": ""}
+    for name, what in locked.items():
+        (tmp_path / name).mkdir()
+        if what:
+            keeper = SqlJobStore(tmp_path / name / "jobs.db")
+            keeper.create(make_job())
+            keeper._engines.take()  # as if it was killed: its log stays
+        (tmp_path / name / what).chmod(0o400 if what else 0o500)
+    files = [str(tmp_path / name / ("sub" if "below" in name else "") / "jobs.db") for name in locked]
+    command = [sys.executable, "-c", textwrap.dedent(_LOCKED_OUT), *files]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=as_an_ordinary_user())
-    target.chmod(0o700)
-    assert ran.stdout.startswith("store.unusable "), ran.stdout
-    assert "may not" in ran.stdout
+    said = dict(zip(locked, ran.stdout.splitlines(), strict=True))
+    assert all(line.startswith("store.unusable ") for line in said.values()), said
+    assert "this user may not read and write it (jobs.db)" in said["file"]
+    assert "this user may not read and write it (jobs.db-shm)" in said["log"]
+    assert f"this user may not write to {tmp_path / 'folder'}" in said["folder"]
+    assert f"this user may not write to {tmp_path / 'below a folder'}" in said["below a folder"]
+
+
+_SERVER_SAYS = {
+    'FATAL:  password authentication failed for user "u"': "its password",
+    "fe_sendauth: no password supplied": "its password",
+    'FATAL:  role "u" does not exist': "refuses this user",
+    'FATAL:  pg_hba.conf rejects connection for host "h", user "u", database "d", no encryption': "refuses this user",
+    'FATAL:  database "d" does not exist': "no database of this name",
+    "FATAL:  the database system is starting up": None,
+    "FATAL:  sorry, too many clients already": None,
+    "connection refused": None,
+}
+
+
+@pytest.mark.parametrize("said", _SERVER_SAYS)
+def test_a_server_that_refuses_is_not_one_that_is_away(said: str) -> None:
+    """PostgreSQL's refusals of a connection have no code, but a text; all others are worth another try."""
+    table = translation(make_url("postgresql://u:s3cret@h/d"), sqlite3)
+    with pytest.raises((ConfigurationError, StoreUnavailableError)) as refusal, translated(table):
+        raise sqlite3.OperationalError(said)
+    expected = _SERVER_SAYS[said]
+    assert refusal.value.code == ("store.unavailable" if expected is None else "store.unusable")
+    assert expected is None or expected in str(refusal.value)
+    assert "s3cret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
