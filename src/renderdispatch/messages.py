@@ -26,6 +26,9 @@ from renderdispatch.errors import UnknownNameError
 PROTOCOL: Final = 1
 """The version of every message written here; the previous version is still understood."""
 
+CLOCK_SLACK: Final = timedelta(seconds=60)
+"""Added to deadlines by both sides, because the clocks of two machines differ (rule J13)."""
+
 MAX_PARAMS_BYTES: Final = 2048
 MAX_METADATA_BYTES: Final = 4096
 MAX_JSON_DEPTH: Final = 64
