@@ -49,6 +49,38 @@ class Checks:
             JobNotFoundError: It was deleted.
             StorageError, BackendError, StoreUnavailableError: One of them is away: check again later.
         """
+        for part in (self.clock, self.orders, self.tidy, self.look):
+            job = part(job)
+        return job
+
+    def clock(self, job: Job) -> Job:
+        """Enforce leases and deadlines; only the store is asked."""
+        attempt = job.attempt
+        if job.ended or job.stage is Stage.FINALIZING:
+            return job
+        lapsed = attempt is not None and attempt.lease_until is not None and self._store.now() > attempt.lease_until
+        if not lapsed:
+            return job if self._is_called(job) else self._check_clock(job)
+        assert attempt is not None and attempt.lease_until is not None
+        if attempt.called:
+            job = self._find_result(job, attempt)
+        return self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
+
+    def orders(self, job: Job) -> Job:
+        """Tell the backend to stop what is not wanted any more."""
+        return job
+
+    def look(self, job: Job) -> Job:
+        """Ask the bucket and the backend how the running attempt goes; complete a delivered one."""
+        attempt = job.attempt
+        if attempt is None or job.ended:
+            return job
+        if job.stage is Stage.FINALIZING:
+            return self._finalize(job, attempt)
+        return self._check_call(job, attempt) if self._is_called(job) else job
+
+    def tidy(self, job: Job) -> Job:
+        """Clear up what ended attempts left."""
         if job.owes_clean_up:
             try:
                 job = self._clean_ups.clean_up(job)
@@ -56,20 +88,13 @@ class Checks:
                 raise
             except Exception as error:  # noqa: BLE001 - it stays owed; what runs now is not to wait for it
                 _log_error(error, "job %s: its clean-up is tried again", job.id)
-        if job.ended:
-            return job
+        return job
+
+    @staticmethod
+    def _is_called(job: Job) -> bool:
+        """Return whether the current attempt runs without a holder: then its backend is to be asked."""
         attempt = job.attempt
-        if attempt is None or attempt.ended_at is not None:
-            return self._check_clock(job)
-        if job.stage is Stage.FINALIZING:
-            return self._finalize(job, attempt)
-        if attempt.lease_until is not None:
-            if self._store.now() <= attempt.lease_until:
-                return self._check_clock(job)
-            if attempt.called:
-                job = self._find_result(job, attempt)
-            return self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
-        return self._check_call(job, attempt) if attempt.called else self._check_clock(job)
+        return attempt is not None and attempt.ended_at is None and attempt.called and attempt.lease_until is None
 
     def _commit(self, job: Job, event: events.JobEvent) -> Job:
         return commit(self._store, job, event).job
