@@ -258,7 +258,7 @@ def test_a_host_that_is_just_fast_enough_is_read() -> None:
 
     def answer(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\n")
-        for _ in range(8):
+        for _piece in range(8):
             connection.sendall(b"12345")
             ended.wait(0.05)
         connection.sendall(b"!")
