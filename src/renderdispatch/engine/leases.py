@@ -17,6 +17,7 @@ from typing import Final
 from attrs import define, field
 
 from renderdispatch import errors
+from renderdispatch.engine import calls
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
@@ -103,7 +104,7 @@ class LeaseKeeper:
         for held in self._everything():
             if held.job_id != job.id:
                 continue
-            if attempt is not None and (attempt.token != held.token or attempt.ended_at is not None):
+            if attempt is not None and (attempt.token != held.token or attempt.unwanted):
                 held.stop.request("superseded")
             elif job.stage is Stage.CANCELLING:
                 held.stop.request("cancelled")
@@ -114,7 +115,7 @@ class LeaseKeeper:
         """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
         if held.call is not None:
             try:
-                self._backends[held.backend].cancel(held.call)
+                calls.cancel(self._backends[held.backend], held.call)
             except errors.BackendError as error:
                 _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
@@ -136,10 +137,10 @@ class LeaseKeeper:
             if held.call is None or held.released:
                 continue
             try:
-                state = self._backends[held.backend].poll(held.call)
+                state = calls.poll(self._backends[held.backend], held.call)
                 if state.status is not CallStatus.RUNNING:
                     self._commit_end(held, state)
-            except (errors.StoreUnavailableError, errors.BackendError) as error:
+            except (errors.StoreUnavailableError, errors.RevisionConflictError, errors.BackendError) as error:
                 _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             except errors.JobNotFoundError:
                 self.release(held.token)
@@ -159,7 +160,7 @@ class LeaseKeeper:
         for held in everything:
             try:
                 if not held.released:
-                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
+                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=False))
             except errors.RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
             self.cancel(held)
@@ -178,8 +179,12 @@ class LeaseKeeper:
                     self._held.pop(held.token, None)
 
     def _runs(self, held: Held) -> bool:
-        backend = self._backends[held.backend]
-        return held.local and held.call is not None and backend.poll(held.call).status is CallStatus.RUNNING
+        if not held.local or held.call is None:
+            return False
+        try:
+            return calls.poll(self._backends[held.backend], held.call).status is CallStatus.RUNNING
+        except errors.BackendError:  # it does not say: its slot is not given away
+            return True
 
     def _renew(self, held: Held) -> None:
         lease_until = self._store.now() + self.lease

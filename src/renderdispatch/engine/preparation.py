@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-from renderdispatch.engine import events, layout
+from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.inbox import Inbox
@@ -25,7 +25,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import Locality
+from renderdispatch.protocols import BackendCall, Locality
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -57,7 +57,7 @@ class Preparation:
                     token=token, video_key=order.video.key, result_key=order.result.key, start_by=order.start_by
                 )
                 self._advance(intent)
-            self._start(order)
+            call = self._start(order)
         except JobNotFoundError:
             self._keeper.release(token)
         except GivenUp:
@@ -71,6 +71,8 @@ class Preparation:
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
             self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
+        else:
+            self._record(call)
         finally:
             self._held.preparing = False
 
@@ -86,8 +88,8 @@ class Preparation:
         audio = bring(source, self._parts, key=key, stop=self._held.stop)
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
-        except GivenUp:
-            if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
+        except (GivenUp, JobNotFoundError):
+            if audio is not source and not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
@@ -96,37 +98,52 @@ class Preparation:
     def _order(self, audio: StoredAudio) -> RenderOrder:
         job, parts = self._job, self._parts
         backend = parts.backends[self._held.backend]
-        callback = parts.callback(job.id, len(job.attempts), backend)
+        callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
         return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
 
-    def _start(self, order: RenderOrder) -> None:
-        held, backend = self._held, self._parts.backends[self._held.backend]
+    def _is_recorded(self, audio: StoredAudio) -> bool:
+        """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
         try:
-            call = backend.start(order, on_event=self._inbox.on_event)
+            job = self._parts.store.get(self._job.id)
+        except JobNotFoundError:
+            return False
+        return job.incarnation == self._job.incarnation and job.audio == audio
+
+    def _start(self, order: RenderOrder) -> BackendCall | None:
+        """Call the backend; return its call, or None if it is not known whether there is one.
+
+        Raises:
+            BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
+        """
+        try:
+            return calls.start(self._parts.backends[self._held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:
             if error.outcome_known:
                 raise
             # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
-            _log.warning("job %s: waiting for a sign of life: %s", held.job_id, error)
-            self._commit(events.Dispatched(token=held.token, call_id=None))
-            self._keeper.release(held.token)
-            return
+            _log.warning("job %s: waiting for a sign of life: %s", self._held.job_id, error)
+            return None
+
+    def _record(self, call: BackendCall | None) -> None:
+        """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
+        held = self._held
         held.call = call
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id))
+            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
         except JobNotFoundError:
             self._keeper.cancel(held)
-            raise
-        except StoreUnavailableError:
-            if not held.local:  # its check-in brings the call id
-                raise
-            _log.warning("job %s: the store is away; the render goes on", held.job_id)
+            self._keeper.release(held.token)
+            return
+        except Exception as error:  # noqa: BLE001 - a check-in brings the call id, or the lease lapses
+            _log.warning("job %s: its call was not recorded: %s", held.job_id, error)
+            if not held.local or call is None:
+                self._keeper.release(held.token)
             return
         superseded = decision.verdict is Verdict.SUPERSEDED
-        if superseded or decision.job.stage is Stage.CANCELLING:
+        if superseded or decision.reply.stop:
             self._keeper.cancel(held)
-        if backend.locality is Locality.WORLD or decision.job.ended or superseded:
+        if call is None or not held.local or decision.job.ended or superseded:
             self._keeper.release(held.token)
 
     # --- the record
