@@ -18,6 +18,7 @@ from typing import Final
 from attrs import define, field
 
 from renderdispatch import errors
+from renderdispatch.engine import calls
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
@@ -116,7 +117,7 @@ class LeaseKeeper:
         for held in self._everything():
             if held.job_id != job.id:
                 continue
-            if attempt is not None and (attempt.token != held.token or attempt.ended_at is not None):
+            if attempt is not None and (attempt.token != held.token or attempt.unwanted):
                 held.stop.request("superseded")
             elif job.stage is Stage.CANCELLING:
                 held.stop.request("cancelled")
@@ -127,9 +128,9 @@ class LeaseKeeper:
         """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
         if held.call is not None:
             try:
-                self._backends[held.backend].cancel(held.call)
-            except Exception as error:  # noqa: BLE001 - whatever a backend raises, the others go on
-                _log_error(error, "job %s: the backend was not told to stop", held.job_id)
+                calls.cancel(self._backends[held.backend], held.call)
+            except errors.BackendError as error:
+                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def _tell(self, held: Held) -> bool:
         """Have the backend's own thread tell it to stop; return whether one will, or need not."""
@@ -161,7 +162,7 @@ class LeaseKeeper:
                 state = self._poll(held)
                 if state is not None and state.status is not CallStatus.RUNNING:
                     self._commit_end(held, state)
-            except errors.StoreUnavailableError as error:
+            except (errors.StoreUnavailableError, errors.RevisionConflictError) as error:
                 _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             except errors.JobNotFoundError:
                 self.release(held.token)
@@ -183,7 +184,7 @@ class LeaseKeeper:
         for held in self._everything():
             try:
                 if not held.released and not held.calling:  # of a call in flight, its lease tells others
-                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
+                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=False))
             except errors.RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
             held.released = True
@@ -221,14 +222,13 @@ class LeaseKeeper:
         return state is None or state.status is CallStatus.RUNNING
 
     def _poll(self, held: Held) -> CallState | None:
-        """Return the state of a call; None where its backend does not say. Whatever it raises, the others go on."""
+        """Return the state of a call; None where its backend does not say: then its slot is not given away."""
         assert held.call is not None
         try:
-            state: object = self._backends[held.backend].poll(held.call)
-        except Exception as error:  # noqa: BLE001 - logged
-            _log_error(error, "job %s: how its call ended is asked again", held.job_id)
+            return calls.poll(self._backends[held.backend], held.call)
+        except errors.BackendError as error:
+            _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             return None
-        return state if isinstance(state, CallState) else None
 
     def _renew(self, held: Held) -> None:
         lease_until = self._store.now() + self.lease
@@ -253,9 +253,3 @@ class LeaseKeeper:
             if event is not None:
                 commit(self._store, job, event)
         self.release(held.token)
-
-
-def _log_error(error: Exception, message: str, job_id: str) -> None:
-    """Log what failed; with its traceback unless adapters raise such errors."""
-    known = isinstance(error, errors.BackendError)
-    _log.log(logging.WARNING if known else logging.ERROR, f"{message}: %s", job_id, error, exc_info=not known)

@@ -14,7 +14,7 @@ from typing import Final
 
 from attrs import define
 
-from renderdispatch.engine import events, layout
+from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.inbox import Inbox
@@ -28,7 +28,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality, RenderBackend
+from renderdispatch.protocols import BackendCall, Locality
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -76,7 +76,8 @@ class Preparation:
                     start_by=order.start_by,
                 )
                 self._advance(intent)
-                self._start(order)
+                call = self._start(order)
+                self._record(call)
         finally:
             self.end()
 
@@ -123,8 +124,8 @@ class Preparation:
         audio = bring(source, self._parts, key=key, stop=self.held.stop)
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
-        except GivenUp:
-            if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
+        except (GivenUp, JobNotFoundError):
+            if audio is not source and not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
@@ -133,53 +134,56 @@ class Preparation:
     def _order(self, audio: StoredAudio) -> RenderOrder:
         job, parts = self.job, self._parts
         backend = parts.backends[self.held.backend]
-        callback = parts.callback(job.id, len(job.attempts), backend)
+        callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
         return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
 
-    def _start(self, order: RenderOrder) -> None:
-        held, backend = self.held, self._parts.backends[self.held.backend]
-        call = self._call(backend, order)
-        if call is None:
-            self._commit(events.Dispatched(token=held.token, call_id=None))
-            self._keeper.release(held.token)
-            return
-        held.call = call
+    def _is_recorded(self, audio: StoredAudio) -> bool:
+        """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id))
+            job = self._parts.store.get(self.job.id)
         except JobNotFoundError:
-            self._keeper.cancel(held)
-            raise
-        except StoreUnavailableError:
-            if not held.local:  # its check-in brings the call id
-                raise
-            _log.warning("job %s: the store is away; the render goes on", held.job_id)
-            return
-        superseded = decision.verdict is Verdict.SUPERSEDED
-        if superseded or decision.job.stage is Stage.CANCELLING:
-            self._keeper.cancel(held)
-        if backend.locality is Locality.WORLD or decision.job.ended or superseded:
-            self._keeper.release(held.token)
+            return False
+        return job.incarnation == self.job.incarnation and job.audio == audio
 
-    def _call(self, backend: RenderBackend, order: RenderOrder) -> BackendCall | None:
-        """Start the call; None where it is not known whether it started.
+    def _start(self, order: RenderOrder) -> BackendCall | None:
+        """Call the backend; return its call, or None if it is not known whether there is one.
 
-        Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
+        Raises:
+            BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
         """
         self.held.calling = True
         try:
-            call: object = backend.start(order, on_event=self._inbox.on_event)
-        except Exception as error:
-            if isinstance(error, BackendError) and error.outcome_known:
+            return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
+        except BackendError as error:
+            if error.outcome_known:
                 raise
-            _log.warning("job %s: waiting for a sign of life: %s: %s", self.job.id, type(error).__name__, error)
+            # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
+            _log.warning("job %s: waiting for a sign of life: %s", self.held.job_id, error)
             return None
         finally:
             self.held.calling = False
-        if not isinstance(call, BackendCall) or not call.id:
-            _log.error("job %s: waiting for a sign of life: the backend returned %r", self.job.id, type(call).__name__)
-            return None
-        return call
+
+    def _record(self, call: BackendCall | None) -> None:
+        """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
+        held = self.held
+        held.call = call
+        try:
+            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
+        except JobNotFoundError:
+            self._keeper.cancel(held)
+            self._keeper.release(held.token)
+            return
+        except Exception as error:  # noqa: BLE001 - a check-in brings the call id, or the lease lapses
+            _log.warning("job %s: its call was not recorded: %s", held.job_id, error)
+            if not held.local or call is None:
+                self._keeper.release(held.token)
+            return
+        superseded = decision.verdict is Verdict.SUPERSEDED
+        if superseded or decision.reply.stop:
+            self._keeper.cancel(held)
+        if call is None or not held.local or decision.job.ended or superseded:
+            self._keeper.release(held.token)
 
     # --- the record
 

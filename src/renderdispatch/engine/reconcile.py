@@ -128,7 +128,7 @@ class Reconciler:
             return
         with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
             job: Job | None = self._store.get(job_id)
-            for part in (self._checks.tidy, self._checks.look):
+            for part in (self._checks.look, self._checks.tidy):
                 job = job and self._checked(job, part)
 
     def _tidy_up(self) -> None:

@@ -88,24 +88,28 @@ class Engine:
         return self.worker().reconciler.reconcile_if_due(job)
 
     def delete(self, job: Job) -> None:
-        """Forget an ended job and remove its objects.
+        """Forget an ended job and remove its objects. Only this very job: a later one of the same id stays (rule J15).
+
+        The objects go first, so that a crash leaves a record by which a second call finds them.
 
         Raises:
             InvalidRequestError: The job has not ended, or something of it may still compute.
         """
+        from renderdispatch.engine.commit import forget
+
         if not job.ended:
             raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
         if job.owes_clean_up:
             self.worker().reconciler.reconcile(job)
             current = self.parts.store.get(job.id)
-            if current.incarnation != job.incarnation:  # rule J15
+            if current.incarnation != job.incarnation:
                 raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
             job = current
         if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
         self.parts.storage.delete_prefix(layout.prefix_of(job))
-        self.parts.store.delete(job.id)
+        forget(self.parts.store, job)
 
     def close(self) -> None:
         """Stop the worker, then close what is owned. A second call does nothing."""
