@@ -953,11 +953,11 @@ def test_a_cancel_whose_record_cannot_be_read_any_more(tmp_path: Path, caplog: p
 
 
 def test_a_slow_round_holds_up_neither_dispatch_nor_close() -> None:
-    """While a look at one job waits for storage, others are dispatched; and `close` waits for that look alone."""
+    """While looks at jobs wait for storage, others are dispatched; and `close` begins no further look."""
     clock = FakeClock(datetime.now(UTC))
     store, storage = MemoryJobStore(clock=clock), HeldStorage()
     service = RenderService(store, storage, Remote())
-    handles = [service.submit(b"RIFF", scene="bars") for _ in range(5)]
+    handles = [service.submit(b"RIFF", scene="bars") for _ in range(9)]
     eventually(lambda: all(handle.job.stage is Stage.DISPATCHED for handle in handles))
     clock.advance(20 * SECOND)
     eventually(lambda: storage.asked)
@@ -972,7 +972,7 @@ def test_a_slow_round_holds_up_neither_dispatch_nor_close() -> None:
         storage.let_go.set()
     closing.join(30)
     assert not closing.is_alive()
-    assert len(storage.asked) == 1
+    assert len(storage.asked) < len(handles)
 
 
 def test_a_hang_in_a_scene_does_not_hold_close_up(tmp_path: Path) -> None:

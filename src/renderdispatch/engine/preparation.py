@@ -7,10 +7,12 @@ next one. After a crash between any two of them, another dispatcher takes the jo
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.audio import bring, check_source
@@ -19,10 +21,11 @@ from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import make_order
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import Audio, FaultDomain, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality
@@ -30,9 +33,9 @@ from renderdispatch.protocols import BackendCall, Locality
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Preparation:
-    """Takes one claimed attempt to its backend.
+    """Takes one claimed attempt to its backend: `bring` in a lane for audio, then `start` in the backend's own.
 
     Args:
         job: The job, just claimed.
@@ -43,21 +46,58 @@ class Preparation:
     _parts: Parts
     _keeper: LeaseKeeper
     _inbox: Inbox
-    _job: Job
-    _held: Held
+    job: Job
+    held: Held
     _closing: Stop
+    _audio: StoredAudio | None = None
 
-    def run(self) -> None:
-        """Prepare and start the attempt; whatever goes wrong becomes the attempt's error."""
-        job_id, token = self._job.id, self._held.token
+    @property
+    def source(self) -> Audio:
+        """Where the audio is."""
+        return self.job.audio or self.job.request.audio
+
+    def bring(self) -> bool:
+        """Bring the audio to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
+        with self._concluding():
+            self._audio = self._bring_audio()
+        if self._audio is None:
+            self.end()
+        return self._audio is not None
+
+    def start(self) -> None:
+        """Start the attempt, whose audio is in storage; whatever goes wrong becomes the attempt's error."""
         try:
-            with self._held.stop:
-                order = self._order(self._bring_audio())
+            with self._concluding():
+                order = self._order(self._audio or self._bring_audio())
                 intent = events.DispatchIntended(
-                    token=token, video_key=order.video.key, result_key=order.result.key, start_by=order.start_by
+                    token=self.held.token,
+                    video_key=order.video.key,
+                    result_key=order.result.key,
+                    start_by=order.start_by,
                 )
                 self._advance(intent)
-            call = self._start(order)
+                call = self._start(order)
+                self._record(call)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Leave the worker's stop signal: nothing more is prepared."""
+        self.held.preparing = False
+        self.held.stop.__exit__()
+
+    def give_up(self, why: str) -> None:
+        """Hand the attempt back, because this process cannot prepare it."""
+        error = infrastructure_error(HANDED_BACK, why)
+        self._conclude(events.AttemptFailed(token=self.held.token, error=error, stopped=True))
+        self.end()
+
+    @contextmanager
+    def _concluding(self) -> Iterator[None]:
+        """Have whatever goes wrong in the block become the attempt's error."""
+        job_id, token = self.job.id, self.held.token
+        try:
+            yield
         except JobNotFoundError:
             self._keeper.release(token)
         except GivenUp:
@@ -71,21 +111,17 @@ class Preparation:
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
             self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
-        else:
-            self._record(call)
-        finally:
-            self._held.preparing = False
 
     # --- the steps
 
     def _bring_audio(self) -> StoredAudio:
         """See that the audio is in storage; each stage is shown, also if nothing is left to do."""
-        job, token = self._job, self._held.token
-        source = job.audio or job.request.audio
+        job, token, source = self.job, self.held.token, self.source
+        self.held.stop.check()
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, stop=self._held.stop)
+        audio = bring(source, self._parts, key=key, stop=self.held.stop)
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
         except (GivenUp, JobNotFoundError):
@@ -96,8 +132,8 @@ class Preparation:
         return audio
 
     def _order(self, audio: StoredAudio) -> RenderOrder:
-        job, parts = self._job, self._parts
-        backend = parts.backends[self._held.backend]
+        job, parts = self.job, self._parts
+        backend = parts.backends[self.held.backend]
         callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
         return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
@@ -105,10 +141,10 @@ class Preparation:
     def _is_recorded(self, audio: StoredAudio) -> bool:
         """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
         try:
-            job = self._parts.store.get(self._job.id)
+            job = self._parts.store.get(self.job.id)
         except JobNotFoundError:
             return False
-        return job.incarnation == self._job.incarnation and job.audio == audio
+        return job.incarnation == self.job.incarnation and job.audio == audio
 
     def _start(self, order: RenderOrder) -> BackendCall | None:
         """Call the backend; return its call, or None if it is not known whether there is one.
@@ -116,18 +152,21 @@ class Preparation:
         Raises:
             BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
         """
+        self.held.calling = True
         try:
-            return calls.start(self._parts.backends[self._held.backend], order, on_event=self._inbox.on_event)
+            return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:
             if error.outcome_known:
                 raise
             # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
-            _log.warning("job %s: waiting for a sign of life: %s", self._held.job_id, error)
+            _log.warning("job %s: waiting for a sign of life: %s", self.held.job_id, error)
             return None
+        finally:
+            self.held.calling = False
 
     def _record(self, call: BackendCall | None) -> None:
         """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
-        held = self._held
+        held = self.held
         held.call = call
         try:
             decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
@@ -153,14 +192,14 @@ class Preparation:
         try:
             self._commit(event)
         except (JobNotFoundError, StoreUnavailableError) as error:
-            _log.warning("job %s: how its preparation ended was not recorded: %s", self._job.id, error)
+            _log.warning("job %s: how its preparation ended was not recorded: %s", self.job.id, error)
         finally:
             if not self._closing.requested:
-                self._keeper.release(self._held.token)
+                self._keeper.release(self.held.token)
 
     def _commit(self, event: events.JobEvent) -> Decision:
         patience_s = self._parts.lease.total_seconds()
-        return commit_patiently(self._parts.store, self._held.job_id, event, patience_s=patience_s, stop=self._closing)
+        return commit_patiently(self._parts.store, self.held.job_id, event, patience_s=patience_s, stop=self._closing)
 
     def _advance(self, event: events.JobEvent) -> None:
         """Take a step.
@@ -168,7 +207,7 @@ class Preparation:
         Raises:
             GivenUp: The attempt is no longer wanted.
         """
-        self._held.stop.check()
+        self.held.stop.check()
         decision = self._commit(event)
         if decision.verdict is Verdict.SUPERSEDED:
             raise GivenUp("superseded")

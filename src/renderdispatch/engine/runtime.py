@@ -6,7 +6,8 @@ tenants share an engine. What only some processes need is imported at its first 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
@@ -17,6 +18,8 @@ from renderdispatch.plumbing.per_process import PerProcess
 if TYPE_CHECKING:
     from renderdispatch.engine.inbox import WebhookReceiver
     from renderdispatch.engine.worker import Worker
+
+_log: Final = logging.getLogger("renderdispatch.engine.worker")
 
 
 class Engine:
@@ -56,8 +59,14 @@ class Engine:
             self.worker().start()
 
     def created(self) -> None:
-        """Start the worker; let one that runs in this process claim a new job at once."""
-        self.start()
+        """Start the worker; let one that runs in this process claim a new job at once.
+
+        The job is recorded whether or not a worker can be started here: the next call tries again.
+        """
+        try:
+            self.start()
+        except Exception as error:  # noqa: BLE001 - threads are limited, or the service is being closed
+            _log.warning("no worker can be started in this process: %s", error)
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
