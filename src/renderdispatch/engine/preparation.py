@@ -49,7 +49,7 @@ class Preparation:
     job: Job
     held: Held
     _closing: Stop
-    _audio: StoredAudio | None = None
+    _audio: StoredAudio | LocalAudio | None = None
 
     @property
     def source(self) -> Audio:
