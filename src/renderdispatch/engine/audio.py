@@ -23,14 +23,17 @@ from pydantic import SecretStr
 from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
+from renderdispatch.engine.orders import file_url
 from renderdispatch.engine.parts import Parts
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
+from renderdispatch.protocols import AudioFetcher, Locality, RenderBackend, StorageAdapter, SupportsUrlCheck
 
 AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
 
 _CHUNK_BYTES: Final = 1 << 20
+_MAX_FILE_URL: Final = 2048
+"""An order has little room; a file with a longer path is copied."""
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
 _AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
@@ -286,12 +289,17 @@ def check_source(source: Audio, parts: Parts) -> None:
             assert_never(source)
 
 
-def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop) -> StoredAudio:
-    """See that a job's audio is in storage, and return where.
+def bring(
+    source: Audio, parts: Parts, backend: RenderBackend, *, key: Callable[[str], str], stop: Stop
+) -> StoredAudio | LocalAudio:
+    """See that the backend can read a job's audio, and return where.
+
+    Where storage and backend are on this machine, a local file is read in place; any other audio is in storage then.
 
     Args:
         source: What the record holds, as `check_source` found it.
         parts: The service's parts.
+        backend: Where the job is rendered.
         key: Returns the key of the stored copy, from the file's name.
         stop: Ends the copying once the audio is needed no longer; what its `check` raises passes.
 
@@ -311,6 +319,8 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
             except PermissionError:
                 raise errors.AudioError(f"{path.name} may not be read", code="audio.denied") from None
             with file:
+                if _is_read_in_place(source, parts, backend):
+                    return source
                 stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
             _check_file(source)
             return stored.model_copy(update={"sha256": source.sha256})
@@ -324,6 +334,11 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
                 raise
         case _:
             assert_never(source)
+
+
+def _is_read_in_place(source: LocalAudio, parts: Parts, backend: RenderBackend) -> bool:
+    here = parts.storage.locality is Locality.MACHINE and backend.locality < Locality.WORLD
+    return here and len(file_url(source)) <= _MAX_FILE_URL
 
 
 def _put(storage: StorageAdapter, key: str, chunks: Iterator[bytes], check: Callable[[], None]) -> StoredAudio:

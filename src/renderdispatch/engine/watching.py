@@ -59,7 +59,7 @@ def _seconds(timeout: object) -> float:
 def what_shows(job: Job) -> tuple[object, ...]:
     """Return what a watcher can see of a job: everything but renewed leases."""
     attempt = job.attempt
-    return (job.status, job.stage, job.progress, len(job.attempts), attempt and attempt.frames, job.ended)
+    return (job.status, job.stage, job.progress, job.attempt_number, attempt and attempt.frames, job.ended)
 
 
 def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:
@@ -74,6 +74,7 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
+    text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)
     shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
     if poll.download_url is None or poll.result is None:
         return shown
