@@ -64,8 +64,8 @@ def wsgi(
                 response = handler(request)
             except (IncompleteBodyError, BusyError) as error:
                 response = unread(error)
-            if response.status >= 400:
-                body.leave(drain="expect" not in request.headers and request.length is not None)
+            if response.status >= 400 and "expect" not in request.headers and request.length is not None:
+                body.drain()
         status = HTTPStatus(response.status)
         start_response(f"{status.value} {status.phrase}", response.all_headers)
         return response if response.content is not None else _Sent(environ, response, takes())
@@ -137,11 +137,10 @@ class _Body:
         self._left = self._left - len(piece) if piece else 0
         return piece
 
-    def leave(self, *, drain: bool) -> None:
-        """Have neither this request nor the server wait for the rest of the body.
+    def drain(self) -> None:
+        """Read what comes at once: a server that closes the connection on unread bytes may lose the response.
 
-        Args:
-            drain: Read what comes at once. A server that closes the connection on unread bytes may lose the response.
+        A client that sends nothing is cut off, for the server may wait for it too.
         """
         client = self._client = self._client or Waiting(self._environ, Pace())
         if not self._left or not client.ends:
@@ -149,10 +148,8 @@ class _Body:
         client.pace = Pace(stall_s=0.25, grace_s=0.25, least_rate=_DRAIN_BYTES / 4)
         drained = 0
         with suppress(IncompleteBodyError):
-            while drain and drained < _DRAIN_BYTES and (piece := self._read()):
+            while drained < _DRAIN_BYTES and (piece := self._read()):
                 drained += len(piece)
-        if self._left:
-            client.cut()
 
     def close(self) -> None:
         """Give the place in the room up."""
