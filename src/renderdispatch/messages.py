@@ -172,6 +172,8 @@ def parse_rate(value: object) -> Fraction:
         match value:
             case bool():
                 pass
+            case int() | Fraction():
+                rate = Fraction(value)
             case Rational():
                 rate = Fraction(int(value.numerator), int(value.denominator))
             case Real() | Decimal() if math.isfinite(value):
@@ -180,9 +182,10 @@ def parse_rate(value: object) -> Fraction:
                 rate = Fraction(value.strip())
     if rate is None:
         raise ValueError("a frame rate must be a number, such as 30, 29.97 or 30000/1001")
-    if not 0 < rate <= 240:
+    above, below = rate.as_integer_ratio()  # to compare fractions takes long
+    if not 0 < above <= 240 * below:
         raise ValueError("a frame rate must be above 0 and at most 240 frames a second")
-    if rate < Fraction(1, 10) or rate.denominator > 1_000_000:
+    if 10 * above < below or below > 1_000_000:
         raise ValueError("a frame rate must be at least 1/10, with a denominator of at most 1,000,000")
     return rate
 

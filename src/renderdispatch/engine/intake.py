@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from renderdispatch.engine.records import unreadable
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FOR_THE_RECORD, Message, RenderRequest, StoredAudio, describe_validation
+from renderdispatch.messages import FOR_THE_RECORD, Argument, RenderRequest, StoredAudio, describe_validation
 
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
@@ -82,15 +82,20 @@ def read_request(fields: Mapping[str, Any]) -> RenderRequest:
         InvalidRequestError: Some field is wrong; the message names each.
     """
     # values that were made without validation (`model_copy`, `model_construct`) are validated here
-    plain = {name: dict(value) if isinstance(value, Message | Mapping) else value for name, value in fields.items()}
     try:
-        request = RenderRequest.model_validate(plain)
+        request = RenderRequest.model_validate({name: _plain(value) for name, value in fields.items()})
     except ValidationError as error:
         raise InvalidRequestError(describe_validation(error)) from None
     longest = request.limits.max_duration.total_seconds()
     if request.duration is not None and request.duration > longest:
         raise InvalidRequestError(f"duration: at most {longest:g} s; a longer video needs Limits(max_duration=...)")
     return request
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Argument):
+        return vars(value)  # `dict` would ask the model for an attribute `keys` first, which takes long
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def check_upload(size: object, content_type: object) -> tuple[int, str]:

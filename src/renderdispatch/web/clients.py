@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import threading
 import time
 from collections import Counter
@@ -183,9 +184,9 @@ def _cutter(environ: Mapping[str, Any], how: int) -> Callable[[], None] | None:
     """Return what shuts the connection of a request down; None where the server hides it."""
     shown = next((environ[name] for name in _SOCKETS if name in environ), None)
     try:
-        descriptor = (environ["wsgi.input"] if shown is None else shown).fileno()
-        with socket.socket(fileno=os.dup(descriptor)):
-            pass  # it is a socket
+        descriptor: int = (environ["wsgi.input"] if shown is None else shown).fileno()
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
     except (AttributeError, OSError, ValueError):
         return None
 
