@@ -118,8 +118,16 @@ class JobStore(Protocol):
             InvalidRequestError: The cursor belongs to another query or to none, or the limit is not 1 to 1000.
         """
 
-    def delete(self, job_id: str) -> bool:
-        """Delete the job; return whether it existed. A second call returns False."""
+    def delete(self, job_id: str, *, expected_revision: int) -> bool:
+        """Delete the job that is at the revision ``expected_revision``; return False if there is no job (any more).
+
+        Atomic: of several deletes and replaces of one revision, one succeeds. A later job of the same id has a higher
+        revision, so a delete that comes late never touches it.
+
+        Raises:
+            RevisionConflictError: The job is at another revision.
+            JobUnreadableError: A newer version wrote its record.
+        """
 
     def now(self) -> datetime:
         """Return the store's time, aware and in UTC: the clock of every transition."""

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,49 @@ def test_a_trickle_ends(start: bytes) -> None:
         assert isinstance(_failure(answer, stall_s=5, total_s=0.5), StorageUnavailableError)
     finally:
         ended.set()
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n"]
+)
+def test_a_host_that_is_too_slow_is_left(start: bytes) -> None:
+    """A host that sends less than the least rate is given up after one window, long before all time is over."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(start)
+        while not ended.wait(0.02):
+            connection.sendall(b"x")
+
+    began = time.monotonic()
+    try:
+        assert isinstance(_failure(answer, least_bytes_s=1000, window_s=0.3), StorageUnavailableError)
+    finally:
+        ended.set()
+    assert time.monotonic() - began < 10
+
+
+def test_a_host_that_is_just_fast_enough_is_read() -> None:
+    """The least rate is asked of each window anew, and the end of the audio may be shorter than one."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\n")
+        for _piece in range(8):
+            connection.sendall(b"12345")
+            ended.wait(0.05)
+        connection.sendall(b"!")
+
+    assert len(_fetch(answer, least_bytes_s=5, window_s=0.4)) == 41
+
+
+def test_a_slow_reader_is_not_the_hosts_fault() -> None:
+    """The time that the reader takes between two pieces counts against no window."""
+    with target(says(b"x" * 300_000)) as host, _fetcher(least_bytes_s=1e6, window_s=0.2).fetch(_url(host)) as fetched:
+        chunks = iter(fetched.chunks)
+        first = next(chunks)
+        threading.Event().wait(0.3)  # a storage that takes its time
+        assert len(first) + sum(map(len, chunks)) == 300_000
 
 
 def test_a_look_up_that_stalls_ends() -> None:

@@ -80,7 +80,7 @@ class Views:
             status=job.status,
             stage=job.stage,
             progress=job.progress,
-            attempt=len(job.attempts),
+            attempt=job.attempt_number,
             queue_position=self._queue_position(job),
             result=result,
             error=error,

@@ -46,7 +46,7 @@ class Pause:
 def what_shows(job: Job) -> tuple[object, ...]:
     """Return what a watcher can see of a job: everything but renewed leases."""
     attempt = job.attempt
-    return (job.status, job.stage, job.progress, len(job.attempts), attempt and attempt.frames, job.ended)
+    return (job.status, job.stage, job.progress, job.attempt_number, attempt and attempt.frames, job.ended)
 
 
 def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:

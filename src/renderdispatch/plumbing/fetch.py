@@ -23,6 +23,7 @@ import ipaddress
 import math
 import re
 import ssl
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from email.message import Message
@@ -96,6 +97,48 @@ def is_public(address: str) -> bool:
     return public and not any(found in network for network in _NOT_PUBLIC)
 
 
+class _Pace(Stop):
+    """A stop with one more deadline, which moves on while the host sends fast enough.
+
+    Only the time in which the host is waited for counts: the reader may be slow itself.
+
+    Args:
+        timeout_s: As of `Stop`.
+        least_bytes: How much must arrive in each window; with 0, anything.
+        window_s: Seconds of waiting.
+    """
+
+    def __init__(self, *, timeout_s: float, least_bytes: float, window_s: float) -> None:
+        super().__init__(timeout_s=timeout_s)
+        self._least_bytes, self._window_s = least_bytes, window_s
+        self._arrived_bytes, self._left_s = 0, window_s
+        self._since_s: float | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the nearest deadline."""
+        if self._since_s is None:
+            return super().remaining_s
+        return max(0.0, min(super().remaining_s, self._left_s - (time.monotonic() - self._since_s)))
+
+    def begin(self) -> None:
+        """Begin to wait for the host, for its response or for more of it."""
+        self._since_s = time.monotonic()
+
+    def arrived(self, size: int) -> None:
+        """End a wait: so many bytes arrived."""
+        if self._since_s is not None:
+            self._left_s -= time.monotonic() - self._since_s
+            self._since_s = None
+        self._arrived_bytes += size
+        if self._arrived_bytes >= self._least_bytes:
+            self.renew()
+
+    def renew(self) -> None:
+        """Begin a new window."""
+        self._arrived_bytes, self._left_s, self._since_s = 0, self._window_s, None
+
+
 class GuardedFetcher:
     """Reads audio from URLs of strangers: an `AudioFetcher`.
 
@@ -108,6 +151,9 @@ class GuardedFetcher:
         max_bytes: How large audio may be.
         total_s: Seconds for everything, from name resolution to the last byte.
         stall_s: Seconds without a byte.
+        least_bytes_s: How many bytes a second the host must send, on average over every window. A response's headers
+            must come within a window. 0: any number.
+        window_s: Seconds of such a window. The time in which the audio is stored does not count.
         max_redirects: How many redirects are followed.
         resolve: Finds a host's addresses.
         ssl_context: Judges certificates; by default the usual authorities.
@@ -126,6 +172,8 @@ class GuardedFetcher:
         max_bytes: int = 2 << 30,
         total_s: float = 900.0,
         stall_s: float = 20.0,
+        least_bytes_s: float = 8192.0,
+        window_s: float = 30.0,
         max_redirects: int = 3,
         resolve: Resolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -140,6 +188,7 @@ class GuardedFetcher:
             raise ConfigurationError("an allowed network is one such as 10.1.2.3/32") from None
         self._max_bytes = max_bytes
         self._total_s = total_s
+        self._window_s, self._least_bytes = window_s, least_bytes_s * window_s
         self._max_redirects = max_redirects
         self._client = Client(stall_s=stall_s, resolve=resolve, judge=self._judge, ssl_context=ssl_context)
 
@@ -164,7 +213,8 @@ class GuardedFetcher:
             AudioError: ``audio.too-large``, ``audio.empty``, or ``audio.invalid`` if it is surely not audio.
             StorageUnavailableError: The host does not answer, breaks off, or is too slow.
         """
-        bound = Stop(timeout_s=min(self._total_s, math.inf if stop is None else stop.remaining_s))
+        timeout_s = min(self._total_s, math.inf if stop is None else stop.remaining_s)
+        bound = _Pace(timeout_s=timeout_s, least_bytes=self._least_bytes, window_s=self._window_s)
 
         def end() -> None:
             bound.request("told to stop")
@@ -176,17 +226,19 @@ class GuardedFetcher:
             response, found = self._follow(self._read(url), bound, stack)
             self._check_response(response)
             yield FetchedAudio(
-                chunks=self._chunks(response),
+                chunks=self._chunks(response, bound),
                 content_type=response.headers.get("content-type"),
                 filename=_filename(response.headers, found),
             )
 
-    def _follow(self, url: httpx.URL, stop: Stop, stack: ExitStack) -> tuple[Response, httpx.URL]:
+    def _follow(self, url: httpx.URL, stop: _Pace, stack: ExitStack) -> tuple[Response, httpx.URL]:
         """Return the first response that is not a redirect, and where it came from; ``stack`` closes it."""
         for _ in range(self._max_redirects + 1):
             with ExitStack() as hop:
+                stop.begin()
                 with translated(_FAILURES):
                     response = hop.enter_context(self._client.stream("GET", url, fresh=True, stop=stop))
+                stop.renew()
                 location = response.headers.get("location")
                 if response.status not in _REDIRECTS or location is None:
                     stack.push(hop.pop_all())
@@ -255,14 +307,17 @@ class GuardedFetcher:
         if headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
             raise AudioError("the audio's URL leads to a web page, not to audio", code="audio.invalid")
 
-    def _chunks(self, response: Response) -> Iterator[bytes]:
+    def _chunks(self, response: Response, pace: _Pace) -> Iterator[bytes]:
         received = 0
         with translated(_FAILURES):
+            pace.begin()
             for chunk in response.pieces:
+                pace.arrived(len(chunk))
                 received += len(chunk)
                 if received > self._max_bytes:
                     raise self._too_large()
                 yield chunk
+                pace.begin()
         if not received:
             raise AudioError("the audio's URL leads to an empty response", code="audio.empty")
 
