@@ -86,6 +86,8 @@ def make_order(
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
+        stall_timeout=request.limits.stall_timeout,
+        memory_mib=request.limits.memory_mib,
         start_by=min(now + request.limits.start_timeout, job.finish_by),
         finish_by=job.finish_by,
         callback=callback,
