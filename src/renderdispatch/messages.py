@@ -26,10 +26,16 @@ from renderdispatch.errors import UnknownNameError
 PROTOCOL: Final = 1
 """The version of every message written here; the previous version is still understood."""
 
+CLOCK_SLACK: Final = timedelta(seconds=60)
+"""Added to deadlines by both sides, because the clocks of two machines differ (rule J13)."""
+
 MAX_PARAMS_BYTES: Final = 2048
 MAX_METADATA_BYTES: Final = 4096
 MAX_JSON_DEPTH: Final = 64
 """Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
+
+DEFAULT_MEMORY_MIB: Final = 16_384
+"""The largest preset takes less than half of it."""
 
 MAX_ORDER_BYTES: Final = 8192
 """Modal sends larger arguments of a call through blob storage."""
@@ -188,12 +194,17 @@ PRESETS: Final[Mapping[str, Output]] = {
 
 
 class Limits(Message):
-    """The limits of a job: times, attempts, and the kind of GPU. They are always finite.
+    """The limits of a job: times, attempts, memory, and the kind of GPU. Times are always finite.
 
     Args:
         start_timeout: From an attempt's dispatch intent to the first event of its GPU side.
         total_timeout: From submit to the end, for all attempts together.
         max_attempts: Number of attempts, with the first one.
+        stall_timeout: How long a render may show no new frame; None: five minutes, or 20 times the longest gap between
+            two frames so far if that is longer, and 30 minutes for the first frame. A renderer that reports no frames
+            is only ended where this is set.
+        memory_mib: MiB of memory that the process of a render may use, and at most nine tenths of what its machine or
+            container has.
         gpu: The kind of GPU, as the backend names it (``"L4"`` on Modal); None: the backend chooses. A backend that has
             only one kind ignores it.
     """
@@ -201,6 +212,8 @@ class Limits(Message):
     start_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0), le=timedelta(days=6))
     total_timeout: timedelta = Field(default=timedelta(hours=6), gt=timedelta(0), le=timedelta(days=6))
     max_attempts: int = Field(default=3, ge=1, le=20)
+    stall_timeout: timedelta | None = Field(default=None, gt=timedelta(0), le=timedelta(days=6))
+    memory_mib: int = Field(default=DEFAULT_MEMORY_MIB, ge=64, le=1 << 24)
     gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]{0,39}$")
 
 
@@ -355,6 +368,8 @@ class RenderOrder(Message):
     duration: float | None = None
     require_gpu: bool = False
     gpu: str | None = None
+    stall_timeout: timedelta | None = None
+    memory_mib: int = DEFAULT_MEMORY_MIB
     start_by: pydantic.AwareDatetime
     finish_by: pydantic.AwareDatetime
     callback: Callback | None = None

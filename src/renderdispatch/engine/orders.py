@@ -69,6 +69,8 @@ def make_order(
         duration=request.duration,
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
+        stall_timeout=request.limits.stall_timeout,
+        memory_mib=request.limits.memory_mib,
         start_by=min(now + request.limits.start_timeout, job.finish_by),
         finish_by=job.finish_by,
         callback=callback,

@@ -25,7 +25,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.runner import supervisor
+from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
@@ -48,7 +50,8 @@ _BOOT: Final = (
 class SupervisedProcess:
     """A process that is bound to the life of this one, its descendants included.
 
-    Its temporary files go to a folder of its own, which goes with it. One thread reads and ends it; any thread may
+    Its temporary files go to a folder of its own, which goes with it. Of this process's environment it gets what
+    `of_renders` lets through. One thread reads and ends it; any thread may
     write and kill.
 
     Args:
@@ -58,6 +61,7 @@ class SupervisedProcess:
 
     Raises:
         OSError: It cannot be started.
+        ConfigurationError: There is no program to start a module with.
     """
 
     def __init__(self, target: str | Callable[[], None]) -> None:
@@ -118,6 +122,11 @@ class SupervisedProcess:
                 self._lines.extend(line for line in lines if line)
         return self._lines.popleft()
 
+    @property
+    def pid(self) -> int:
+        """The id of its supervisor, which all of its processes descend from."""
+        return self._process.pid
+
     def kill(self) -> None:
         """Have the supervisor end it and its descendants. A second call does nothing."""
         with self._lock:
@@ -173,14 +182,15 @@ class _FarEnds(NamedTuple):
 
 def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
     path = [entry or working for entry in sys.path if entry or (working := _working_directory())]
-    supervised = [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
+    python = interpreter()
+    supervised = [python, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
     own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
     return subprocess.Popen(
-        [*supervised, sys.executable, "-c", _BOOT, module],
+        [*supervised, python, "-c", _BOOT, module],
         stdin=far.stdin,
         stdout=far.output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **own},
+        env={**of_renders(os.environ), **own},
         pass_fds=(far.lifeline, far.answers),
         start_new_session=True,
     )
@@ -292,6 +302,11 @@ def events_pipe() -> BinaryIO:
     fd = int(os.environ.pop(_EVENTS_FD))
     os.set_inheritable(fd, False)
     return os.fdopen(fd, "wb", buffering=0)
+
+
+def has_parent() -> bool:
+    """Return whether a `SupervisedProcess` started this process, whose environment then holds no secret."""
+    return _EVENTS_FD in os.environ
 
 
 def describe_exit(status: int, log: list[str]) -> str:
