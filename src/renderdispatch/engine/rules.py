@@ -456,7 +456,10 @@ def _with_owing(job: Job, token: str, **changes: Any) -> Job:
 
 
 def call_stopped(job: Job, event: events.CallStopped, now: datetime) -> Job:
-    """Record that an ended attempt computes no more."""
+    """Record that an attempt that failed computes no more."""
+    attempt = job.attempt
+    if attempt is not None and attempt.token == event.token and attempt.verdict is not None:
+        return _with_attempt(job, stopped=True)
     return _with_owing(job, event.token, stopped=True)
 
 
