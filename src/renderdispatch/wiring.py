@@ -172,7 +172,7 @@ def _build(settings: Settings) -> RenderService:
     from renderdispatch.service import RenderService
 
     storage, store = open_storage(settings), open_store(settings)
-    backends = {name: _backend(name, settings) for name in settings.backends}
+    backends = {name: open_backend(name, settings) for name in settings.backends}
     return RenderService(
         store,
         storage,
@@ -272,7 +272,12 @@ def open_store(settings: Settings) -> JobStore:
 # --- backends
 
 
-def _backend(name: str, settings: Settings) -> RenderBackend:
+def open_backend(name: str, settings: Settings) -> RenderBackend:
+    """Return one of the backends that the settings name. The caller closes it.
+
+    Raises:
+        ConfigurationError: A setting is missing or makes no sense, or no backend has this name.
+    """
     match name:
         case "local":
             from renderdispatch.backends.local import LocalGpuBackend
