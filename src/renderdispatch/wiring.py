@@ -247,7 +247,7 @@ def _build(settings: Settings) -> RenderService:
     if settings.worker:
         _check_extra(settings)
     storage, store = open_storage(settings), open_store(settings)
-    backends = {name: _backend(name, settings) for name in settings.backends}
+    backends = {name: open_backend(name, settings) for name in settings.backends}
     return RenderService(
         store,
         storage,
@@ -379,7 +379,12 @@ def open_store(settings: Settings) -> JobStore:
 # --- backends
 
 
-def _backend(name: str, settings: Settings) -> RenderBackend:
+def open_backend(name: str, settings: Settings) -> RenderBackend:
+    """Return one of the backends that the settings name. The caller closes it.
+
+    Raises:
+        ConfigurationError: A setting is missing or makes no sense, or no backend has this name.
+    """
     match name:
         case "local":
             from renderdispatch.backends.local import LocalGpuBackend
