@@ -28,18 +28,11 @@ async def submit(
     output: Annotated[str, Form()] = "flat-1080p-landscape",
     params: Annotated[Json[dict[str, JsonValue]] | None, Form()] = None,
     duration: Annotated[float | None, Form()] = None,
-    audio_track: Annotated[int | None, Form()] = None,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, str]:
     """Submit a job; the response comes before anything is rendered."""
     handle = await renders.submit(
-        audio.file,
-        scene=scene,
-        output=output,
-        params=params,
-        duration=duration,
-        audio_track=audio_track,
-        idempotency_key=idempotency_key,
+        audio.file, scene=scene, output=output, params=params, duration=duration, idempotency_key=idempotency_key
     )
     return {"jobId": handle.id, "status": "pending"}
 
