@@ -123,18 +123,17 @@ class Preparation:
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
         backend = self._parts.backends[self.held.backend]
         audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
-        if isinstance(audio, StoredAudio):
-            self._record_audio(audio, source)
-        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
-        return audio
-
-    def _record_audio(self, audio: StoredAudio, source: Audio) -> None:
+        if isinstance(audio, LocalAudio):
+            self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+            return audio
         try:
-            self._advance(events.AudioStored(token=self.held.token, audio=audio))
+            self._advance(events.AudioStored(token=token, audio=audio))
         except (GivenUp, JobNotFoundError):
             if audio is not source and not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
+        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        return audio
 
     def _order(self, audio: StoredAudio | LocalAudio) -> RenderOrder:
         job, parts = self.job, self._parts
