@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from functools import cache
 from typing import Any, BinaryIO, Final
@@ -28,12 +28,34 @@ _ANY_TAGS: Final[dict[str, Any]] = {"metadata_errors": "replace"} if int(av.__ve
 _STUCK: Final = 1000
 """Errors in a row, without the position in the file moving on, after which a file is taken to end."""
 
-_SOUGHT_EXACTLY: Final = {"aac", "flac", "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "ogg", "tta", "wv"}
+_MP4: Final = "mov,mp4,m4a,3gp,3g2,mj2"
+
+_SOUGHT_EXACTLY: Final = {"aac", "flac", _MP4, "mp3", "ogg", "tta", "wv"}
 """The formats in which a seek finds a packet and its exact time. Matroska's times are rounded, for example."""
 
 
-_ESTIMATED: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3", "mpeg", "mpegts", "ogg"}
-"""The formats whose durations FFmpeg concludes from the bit rate, or from what stands last in the file."""
+_TAGS: Final = (b"ID3", b"TAG", b"APE", b"LYR")
+"""What tags begin with. They are in the middle where files were joined, and come as packets."""
+
+_RAW: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3"}
+"""The formats that are packets and nothing else. FFmpeg concludes their duration from the bit rate."""
+
+_LAST_SEEN: Final = {"mpeg", "mpegts", "ogg"}
+"""The formats whose duration FFmpeg takes from what stands last in the file."""
+
+_RESUMABLE: Final = {"asf", "avi", "matroska,webm", _MP4}
+"""The formats in which FFmpeg may lose its place, and finds it by a seek."""
+
+_TAIL: Final = 65_536
+"""Bytes; more than this many at the end that are no sound and no tags are damage."""
+
+_FRAGMENT: Final = 1_048_576
+"""Bytes behind the end in which another fragment of an MP4 is looked for."""
+
+_STREAMED_WAV: Final = 0x7FFF_0000
+
+_RESUMES: Final = 50
+"""How often a demuxer that ended too early is put behind the damage."""
 
 
 class Window(io.RawIOBase):
@@ -43,7 +65,7 @@ class Window(io.RawIOBase):
         self.name = file.name  # FFmpeg looks at how it ends
         self._file = file
         self._begin = begin
-        self._size = end - begin
+        self.size = end - begin
         self._at = 0
         self.furthest = 0
 
@@ -57,7 +79,7 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Read from the current position."""
-        left = max(self._size - self._at, 0)
+        left = max(self.size - self._at, 0)
         self._file.seek(self._begin + self._at)
         data = self._file.read(left if size < 0 else min(size, left))
         self._at += len(data)
@@ -66,11 +88,16 @@ class Window(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the position; it may be past the end."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise OSError(22, "negative position")
         self._at = base + offset
         return self._at
+
+    def peek(self, at: int, size: int) -> bytes:
+        """Return bytes at a position, and stay where this is."""
+        self._file.seek(self._begin + at)
+        return self._file.read(min(size, self.size - at))
 
     def tell(self) -> int:
         """Return the position."""
@@ -102,6 +129,8 @@ class Track:
         container: The container. All other streams are skipped.
         stream: The stream.
         window: The file that the container reads.
+        begins: Seconds on the container's clock at which its first stream begins.
+        leads: Whether this is the stream.
         failures: Reads and packets that failed since the last frame that was decoded.
         failed: All of them.
         decoded: Frames.
@@ -110,22 +139,12 @@ class Track:
     container: InputContainer
     stream: AudioStream
     window: Window
+    begins: Fraction
+    leads: bool
     failures: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
     decoded: int = field(default=0, init=False)
-
-    @property
-    def begins(self) -> Fraction:
-        """Seconds on the container's clock at which its first stream begins."""
-        return Fraction(self.container.start_time or 0, av.time_base)
-
-    @property
-    def leads(self) -> bool:
-        """Whether no other stream of the container begins earlier."""
-        begin, base = self.stream.start_time, self.stream.time_base
-        if begin is None or base is None or self.container.start_time is None:
-            return True
-        return begin * base - self.begins < Fraction(1, 1000)
+    _read_to: int = field(default=0, init=False)
 
     @property
     def container_s(self) -> Fraction | None:
@@ -140,10 +159,36 @@ class Track:
     @property
     def promised_s(self) -> Fraction | None:
         """Seconds of sound, if the header says so."""
-        lasts, base = self.stream.duration, self.stream.time_base
-        if self.container.format.name in _ESTIMATED or lasts is None or base is None:
+        name, lasts, base = self.container.format.name, self.stream.duration, self.stream.time_base
+        if name in _LAST_SEEN or (name in _RAW and not self._counted()):
             return None
-        return lasts * base
+        if lasts is not None and base is not None:
+            return lasts * base
+        return self.container_s if len(self.container.streams) == 1 and name != "flv" else None
+
+    def _counted(self) -> bool:
+        """Return whether the first frame of an MP3 says how many follow."""
+        head = self.window.peek(0, 4096)
+        return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+    @property
+    def lost(self) -> Fraction:
+        """The share of bytes that are missing at the end, or are no packets, of those that were read as sound."""
+        if not self._read_to:
+            return Fraction(0)
+        name, behind = self.container.format.name, self.window.size - self._read_to
+        if name == "wav":
+            behind = self._cut_off()
+        elif behind < _TAIL or self.window.peek(self._read_to, 3).startswith(_TAGS):
+            behind = 0
+        elif name not in _RAW | _LAST_SEEN and b"moof" not in self.window.peek(self._read_to, _FRAGMENT):
+            behind = 0
+        return Fraction(behind, self._read_to)
+
+    def _cut_off(self) -> int:
+        """Return how many bytes a WAV lacks by its header; that of a stream holds no true size."""
+        size = int.from_bytes(self.window.peek(4, 4), "little")
+        return max(size + 8 - self.window.size, 0) if size < _STREAMED_WAV else 0
 
     @property
     def ends(self) -> Fraction | None:
@@ -152,16 +197,20 @@ class Track:
         What the encoder put behind is not to be heard.
         """
         begin, lasts, base = self.stream.start_time, self.stream.duration, self.stream.time_base
-        if "mp4" not in self.container.format.name or begin is None or lasts is None or base is None:
+        if self.container.format.name != _MP4 or begin is None or lasts is None or base is None:
             return None
         return (begin + lasts) * base
 
     def can_seek(self, rate: int) -> bool:
         """Return whether a seek leads to exactly known samples, of ``rate`` a second."""
-        base = self.stream.time_base
+        base, codec = self.stream.time_base, self.stream.codec_context.name
         exact = base is not None and (1 / (base * rate)).denominator == 1
-        codec = self.stream.codec_context.name
         return exact and (self.container.format.name in _SOUGHT_EXACTLY or codec.startswith("pcm_"))
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the decoder makes noise of random numbers, which are others after a seek."""
+        return self.stream.codec_context.name.startswith("aac")
 
     def seek(self, time: Fraction) -> None:
         """Go to the packet at or before a time on the container's clock.
@@ -184,8 +233,11 @@ class Track:
             except av.error.EOFError:
                 return
             except (av.FFmpegError, ValueError):
-                self._fail()
+                if not bytes(packet).startswith(_TAGS):
+                    self._fail()
                 continue
+            if frames and packet.pos is not None:
+                self._read_to = max(self._read_to, packet.pos + packet.size)
             for frame in frames:
                 if frame.samples and frame.sample_rate:
                     failures, self.failures = self.failures, 0
@@ -193,6 +245,37 @@ class Track:
                     yield Decoded(frame, frame.pts, frame.time_base or Fraction(0), failures)
 
     def _packets(self) -> Iterator[av.Packet[AudioStream]]:
+        """Read to the end. A demuxer that lost its place before the promised end is put behind the damage."""
+        behind: int | None = None  # packets up to this time were read before
+        reached, step = 0, Fraction(1)
+        for _ in range(_RESUMES):
+            for packet in self._demux():
+                if packet.pts is not None:
+                    if behind is not None and packet.pts <= behind:
+                        continue
+                    if behind is not None:
+                        behind, step = None, Fraction(1)
+                        self._fail()
+                    reached = packet.pts
+                yield packet
+            behind = reached
+            if not self._resume(reached, step):
+                return
+            step *= 2
+
+    def _resume(self, reached: int, step: Fraction) -> bool:
+        """Seek to ``step`` seconds behind the last packet, if the header promises sound there."""
+        base, promised = self.stream.time_base, self.promised_s
+        if base is None or promised is None or self.container.format.name not in _RESUMABLE:
+            return False
+        time = reached * base + step
+        if time >= self.begins + promised:
+            return False
+        with suppress(av.FFmpegError):
+            self.seek(time)
+        return True
+
+    def _demux(self) -> Iterator[av.Packet[AudioStream]]:
         """Demux. After an error FFmpeg goes on behind it; a file that does not move on any more has ended."""
         errors, reached = 0, 0
         while errors < _STUCK:
@@ -204,8 +287,9 @@ class Track:
             except av.error.EOFError:
                 return
             except av.FFmpegError:
-                self._fail()
-                errors = errors + 1 if self.window.furthest <= reached else 0
+                if not errors:
+                    self._fail()
+                errors = errors + 1 if self.window.furthest <= reached else 1
                 reached = max(self.window.furthest, reached)
             except OSError as error:
                 raise AudioError("reading the audio failed midway", code="audio.unreadable") from error
@@ -256,10 +340,14 @@ def tracks(container: InputContainer, wanted: int | None) -> list[int]:
 def select(container: InputContainer, window: Window, index: int) -> Track:
     """Return an audio track; the data of all other streams are not even read where the format allows that."""
     chosen = container.streams.audio[index]
+    # Read now, because FFmpeg forgets the streams that are skipped.
+    begins = Fraction(container.start_time or 0, av.time_base)
+    own = None if chosen.start_time is None or chosen.time_base is None else chosen.start_time * chosen.time_base
+    leads = own is None or own - begins < Fraction(1, 1000)
     for stream in container.streams:
         if stream is not chosen and hasattr(stream, "discard"):  # PyAV 18
             stream.discard = Discard.all
-    return Track(container, chosen, window)
+    return Track(container, chosen, window, begins, leads)
 
 
 @cache
