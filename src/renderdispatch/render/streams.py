@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from functools import cache
-from typing import Any, BinaryIO, Final
+from itertools import islice
+from typing import Any, BinaryIO, Final, cast
 
 import av
 from attrs import define, field
@@ -54,6 +55,9 @@ _FRAGMENT: Final = 1_048_576
 
 _STREAMED_WAV: Final = 0x7FFF_0000
 
+_FIRST_PACKETS: Final = 200
+"""Packets among which those that are shown first are."""
+
 _RESUMES: Final = 50
 """How often a demuxer that ended too early is put behind the damage."""
 
@@ -79,7 +83,9 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Read from the current position."""
-        left = max(self.size - self._at, 0)
+        left = self.size - self._at
+        if left <= 0:
+            return b""
         self._file.seek(self._begin + self._at)
         data = self._file.read(left if size < 0 else min(size, left))
         self._at += len(data)
@@ -93,6 +99,10 @@ class Window(io.RawIOBase):
             raise OSError(22, "negative position")
         self._at = base + offset
         return self._at
+
+    def again(self) -> Window:
+        """Return the same bytes, from the first."""
+        return Window(self._file, self._begin, self._begin + self.size)
 
     def peek(self, at: int, size: int) -> bytes:
         """Return bytes at a position, and stay where this is."""
@@ -178,12 +188,11 @@ class Track:
             return Fraction(0)
         name, behind = self.container.format.name, self.window.size - self._read_to
         if name == "wav":
-            behind = self._cut_off()
-        elif behind < _TAIL or self.window.peek(self._read_to, 3).startswith(_TAGS):
-            behind = 0
-        elif name not in _RAW | _LAST_SEEN and b"moof" not in self.window.peek(self._read_to, _FRAGMENT):
-            behind = 0
-        return Fraction(behind, self._read_to)
+            return Fraction(self._cut_off(), self._read_to)
+        if behind < _TAIL or self.window.peek(self._read_to, 3).startswith(_TAGS):
+            return Fraction(0)
+        sound = name in _RAW | _LAST_SEEN or b"moof" in self.window.peek(self._read_to, _FRAGMENT)
+        return Fraction(behind if sound else 0, self._read_to)
 
     def _cut_off(self) -> int:
         """Return how many bytes a WAV lacks by its header; that of a stream holds no true size."""
@@ -340,14 +349,30 @@ def tracks(container: InputContainer, wanted: int | None) -> list[int]:
 def select(container: InputContainer, window: Window, index: int) -> Track:
     """Return an audio track; the data of all other streams are not even read where the format allows that."""
     chosen = container.streams.audio[index]
-    # Read now, because FFmpeg forgets the streams that are skipped.
-    begins = Fraction(container.start_time or 0, av.time_base)
+    # Read before the others are skipped, because FFmpeg then forgets them.
+    begins = _begin_of(container, window)
     own = None if chosen.start_time is None or chosen.time_base is None else chosen.start_time * chosen.time_base
     leads = own is None or own - begins < Fraction(1, 1000)
     for stream in container.streams:
         if stream is not chosen and hasattr(stream, "discard"):  # PyAV 18
             stream.discard = Discard.all
     return Track(container, chosen, window, begins, leads)
+
+
+def _begin_of(container: InputContainer, window: Window) -> Fraction:
+    """Return the second at which the first stream begins. FFmpeg does not know it of videos that it may not decode."""
+    start = cast("int | None", container.start_time)
+    videos = {s.index for s in container.streams.video if not s.disposition & Disposition.attached_pic}
+    if start is None:
+        return Fraction(0)
+    begins = Fraction(start, av.time_base)
+    if not videos:
+        return begins
+    with suppress(av.FFmpegError), open_container(window.again()) as again:
+        for packet in islice(again.demux(), _FIRST_PACKETS):
+            if packet.stream_index in videos and packet.pts is not None and packet.time_base:
+                begins = min(begins, packet.pts * packet.time_base)
+    return begins
 
 
 @cache

@@ -127,6 +127,7 @@ class Timeline:
     notes: Notes
     begin: int = 0
     end: int = field(init=False, default=Factory(lambda self: self.begin, takes_self=True))
+    _jumped: bool = field(init=False, default=False)
     _zero: int | None = field(init=False, default=None)  # the sample on the container's clock that is at `begin`
 
     def begin_at(self, found: Decoded, *, first: Decoded) -> int | float:
@@ -233,13 +234,14 @@ class Timeline:
         self.notes.add("audio.timestamps", at)
         assert self._zero is not None
         self._zero += samples
+        self._jumped = True
         return 0
 
     @property
     def missing(self) -> int:
         """How many samples, about, the file should hold beyond those that were placed."""
         heard, promised = self.end - self.begin, self.track.promised_s
-        by_header = 0 if promised is None else round(promised * self.rate) - heard
+        by_header = 0 if promised is None or self._jumped else round(promised * self.rate) - heard
         return max(by_header, round(self.track.lost * heard))
 
     def _stop(self, window: deque[_Timed], shift: int) -> int:
