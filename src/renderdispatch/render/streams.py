@@ -35,8 +35,11 @@ _SOUGHT_EXACTLY: Final = {"aac", "flac", _MP4, "mp3", "ogg", "tta", "wv"}
 """The formats in which a seek finds a packet and its exact time. Matroska's times are rounded, for example."""
 
 
-_TAGS: Final = (b"ID3", b"TAG", b"APE", b"LYR")
+_TAGS: Final = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 """What tags begin with. They are in the middle where files were joined, and come as packets."""
+
+_LONG_TAGS: Final = (b"APETAGEX", b"LYRICSBEGIN")
+"""Those that hold pictures, or long texts, behind the sound."""
 
 _RAW: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3"}
 """The formats that are packets and nothing else. FFmpeg concludes their duration from the bit rate."""
@@ -96,7 +99,7 @@ class Window(io.RawIOBase):
         """Move the position; it may be past the end."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
-            raise OSError(22, "negative position")
+            return -1  # which is an error to FFmpeg; PyAV prints exceptions
         self._at = base + offset
         return self._at
 
@@ -170,16 +173,20 @@ class Track:
     def promised_s(self) -> Fraction | None:
         """Seconds of sound, if the header says so."""
         name, lasts, base = self.container.format.name, self.stream.duration, self.stream.time_base
-        if name in _LAST_SEEN or (name in _RAW and not self._counted()):
-            return None
+        if name in _RAW | _LAST_SEEN:
+            return self._counted_s()
         if lasts is not None and base is not None:
             return lasts * base
         return self.container_s if len(self.container.streams) == 1 and name != "flv" else None
 
-    def _counted(self) -> bool:
-        """Return whether the first frame of an MP3 says how many follow."""
+    def _counted_s(self) -> Fraction | None:
+        """Return how much the first frame of an MP3 says will follow (the Xing header), if there is one."""
         head = self.window.peek(0, 4096)
-        return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+        at = max(head.find(b"Xing"), head.find(b"Info"))
+        rate = self.stream.rate
+        if self.container.format.name != "mp3" or not 0 <= at < len(head) - 8 or not rate or not head[at + 7] & 1:
+            return None
+        return Fraction(int.from_bytes(head[at + 8 : at + 12], "big") * (1152 if rate >= 32_000 else 576), rate)
 
     @property
     def lost(self) -> Fraction:
@@ -189,7 +196,7 @@ class Track:
         name, behind = self.container.format.name, self.window.size - self._read_to
         if name == "wav":
             return Fraction(self._cut_off(), self._read_to)
-        if behind < _TAIL or self.window.peek(self._read_to, 3).startswith(_TAGS):
+        if behind < _TAIL or any(tag in self.window.peek(self._read_to, 4096) for tag in _LONG_TAGS):
             return Fraction(0)
         sound = name in _RAW | _LAST_SEEN or b"moof" in self.window.peek(self._read_to, _FRAGMENT)
         return Fraction(behind if sound else 0, self._read_to)
@@ -212,14 +219,14 @@ class Track:
 
     def can_seek(self, rate: int) -> bool:
         """Return whether a seek leads to exactly known samples, of ``rate`` a second."""
-        base, codec = self.stream.time_base, self.stream.codec_context.name
+        base, codec = self.stream.time_base, _codec_of(self.stream)
         exact = base is not None and (1 / (base * rate)).denominator == 1
         return exact and (self.container.format.name in _SOUGHT_EXACTLY or codec.startswith("pcm_"))
 
     @property
     def has_noise(self) -> bool:
         """Whether the decoder makes noise of random numbers, which are others after a seek."""
-        return self.stream.codec_context.name.startswith("aac")
+        return _codec_of(self.stream).startswith("aac")
 
     def seek(self, time: Fraction) -> None:
         """Go to the packet at or before a time on the container's clock.
@@ -356,7 +363,13 @@ def select(container: InputContainer, window: Window, index: int) -> Track:
     for stream in container.streams:
         if stream is not chosen and hasattr(stream, "discard"):  # PyAV 18
             stream.discard = Discard.all
+    if _codec_of(chosen) == "flac":
+        chosen.codec_context.options = {"err_detect": "crccheck+explode"}  # else damage is loud noise
     return Track(container, chosen, window, begins, leads)
+
+
+def _codec_of(stream: AudioStream) -> str:
+    return getattr(stream.codec_context, "name", "")  # None where FFmpeg has no decoder
 
 
 def _begin_of(container: InputContainer, window: Window) -> Fraction:
@@ -369,7 +382,7 @@ def _begin_of(container: InputContainer, window: Window) -> Fraction:
     if not videos:
         return begins
     with suppress(av.FFmpegError), open_container(window.again()) as again:
-        for packet in islice(again.demux(), _FIRST_PACKETS):
+        for packet in islice(again.demux(list(again.streams)), _FIRST_PACKETS):
             if packet.stream_index in videos and packet.pts is not None and packet.time_base:
                 begins = min(begins, packet.pts * packet.time_base)
     return begins
