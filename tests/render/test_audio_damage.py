@@ -97,6 +97,16 @@ def test_a_file_that_was_cut_off_says_so(songs: Path, name: str) -> None:
     assert "audio.truncated" in codes(reader)
 
 
+def test_an_mp4_with_its_index_in_front_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    """As others. Without its index it cannot be read at all."""
+    song = Track(sound=noise(8), codec="aac")
+    path = write(tmp_path / "a.m4a", song, options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    _, reader = read(path)
+    assert float(reader.duration) == pytest.approx(4, abs=0.3)
+    assert "audio.truncated" in codes(reader)
+
+
 def test_a_wav_that_was_cut_off_says_so(tmp_path: Path) -> None:
     """Its header tells how many bytes there should be."""
     path = write(tmp_path / "a.wav", Track(sound=noise(4), codec="pcm_s16le"))

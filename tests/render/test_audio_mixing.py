@@ -43,7 +43,7 @@ def test_more_channels_than_can_be_mixed_are_the_fault_of_the_audio(tmp_path: Pa
 def frame(layout: str, *channels: float) -> av.AudioFrame:
     planes = av.AudioFrame("fltp", layout, 100)
     for plane, value in zip(planes.planes, channels, strict=False):
-        plane.update(np.full(100, value, np.float32))
+        plane.update(np.full(100, value, np.float32).tobytes())
     planes.sample_rate = RATE
     return planes
 

@@ -19,9 +19,10 @@ from av.container import InputContainer
 
 from renderdispatch.errors import AudioError
 from renderdispatch.messages import RenderWarning
-from renderdispatch.render.links import parts_of
+from renderdispatch.render.containers import open_container, select, tracks
+from renderdispatch.render.links import Window, parts_of
 from renderdispatch.render.mixing import Mixer, Samples, frame_of, resampled, samples_of
-from renderdispatch.render.streams import Decoded, Window, open_container, select, tracks
+from renderdispatch.render.streams import Decoded
 from renderdispatch.render.timeline import Notes, Placed, Timeline
 
 _PLAYABLE_RATES: Final = (44_100, 48_000)
