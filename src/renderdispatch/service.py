@@ -180,14 +180,14 @@ class RenderService:
         self._engine.check_open()
         fields = {
             "scene": scene_name(scene),
-            "params": dict(params or {}),
+            "params": {} if params is None else params,
             "output": read_output(output),
             "start": start,
             "duration": duration,
             "audio_track": audio_track,
             "require_gpu": require_gpu,
-            "limits": limits or Limits(),
-            "metadata": dict(metadata or {}),
+            "limits": Limits() if limits is None else limits,
+            "metadata": {} if metadata is None else metadata,
         }
         job = self._submissions.submit(
             audio, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
@@ -241,7 +241,11 @@ class RenderService:
     def jobs(
         self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[Job]:
-        """Return a page of jobs, newest first; ``cursor`` of one page asks for the next."""
+        """Return a page of jobs, newest first; ``cursor`` of one page asks for the next.
+
+        Raises:
+            InvalidRequestError: There is no such status or cursor, or ``limit`` is not 1 to 1000.
+        """
         return self._views.page(status, limit=limit, cursor=cursor)
 
     def counts(self) -> dict[JobStatus, int]:
@@ -267,7 +271,7 @@ class RenderService:
             StorageFullError: No space is left.
             StorageDeniedError: The file may not be written.
         """
-        return self._views.save(self.get(job_id), Path(path), overwrite=overwrite)
+        return self._views.save(self.get(job_id), path, overwrite=overwrite)
 
     def open_video(self, job_id: str) -> AbstractContextManager[BinaryIO]:
         """Open the finished video for reading.

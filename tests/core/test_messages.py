@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from renderdispatch.errors import UnknownNameError
+from renderdispatch.errors import InvalidRequestError, UnknownNameError
 from renderdispatch.messages import (
     FOR_THE_RECORD,
     PRESETS,
@@ -396,7 +396,7 @@ def test_what_is_no_number(value: object) -> None:
 @pytest.mark.parametrize("value", ["1e2", "1E5", "1e99999999", "-1e-99999999", "1.5E+99999999"])
 def test_a_frame_rate_has_no_exponent(value: str) -> None:
     """An exponent is refused before it is written out, which may take minutes and all memory."""
-    with pytest.raises(ValidationError, match="a frame rate must be a number, such as"):
+    with pytest.raises(InvalidRequestError, match="a frame rate must be a number, such as"):
         Output(fps=value)  # type: ignore[arg-type]
 
 

@@ -131,6 +131,19 @@ def test_a_scene_is_blamed_unless_its_error_says_otherwise(
     assert job_error(caught.value, otherwise=FaultDomain.SCENE).fault is fault
 
 
+def test_what_the_reader_finds_goes_into_the_result(tmp_path: Path, encode: WriteWav, render: Render) -> None:
+    """A damaged song is a video with a warning; a track that it lacks is its fault."""
+    song = encode(tmp_path / "a.flac", "flac", np.random.default_rng(3).uniform(-0.5, 0.5, 4 * 44_100), 44_100)
+    data = bytearray(song.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 20_000] = bytes(20_000)
+    song.write_bytes(data)
+    found = [warning.code for warning in render(bars, song, output=_SMALL)[1].warnings]
+    assert found and all(code.startswith("audio.") for code in found)
+    with pytest.raises(AudioError) as caught:
+        render(bars, song, output=_SMALL, audio_track=1)
+    assert caught.value.code == "audio.no-track"
+
+
 # --- how long -------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,8 @@ def memory(served: MemoryStorage) -> MemoryStorage:
 
 
 class TestMemoryUrls(SignedUrlContract):
+    another_parameter = 200
+
     @pytest.fixture
     def storage(self, memory: MemoryStorage) -> MemoryStorage:
         return memory
@@ -116,16 +118,19 @@ class TestMemoryUrls(SignedUrlContract):
 
 class TestFolderUrls(SignedUrlContract):
     has_etags = False
+    another_parameter = 200
 
     @pytest.fixture
-    def storage(self, storage: FsspecStorage) -> FsspecStorage:
+    def storage(
+        self, server: ObjectServer, storage: FsspecStorage
+    ) -> FsspecStorage:  # pytest 8 misses the server below
         return storage
 
 
 @pytest.mark.parametrize("server", ["uvicorn"], indirect=True)
 class TestFolderByHttp(StorageContract):
     @pytest.fixture
-    def storage(self, storage: FsspecStorage) -> FsspecStorage:
+    def storage(self, server: ObjectServer, storage: FsspecStorage) -> FsspecStorage:
         return storage
 
 

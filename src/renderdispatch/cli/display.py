@@ -46,7 +46,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "status": str(job.status),
         "stage": str(job.stage),
         "progress": job.progress,
-        "attempt": len(job.attempts),
+        "attempt": job.attempt_number,
         "scene": job.request.scene,
         "audio": audio_name(job),
         "output": job.request.output.model_dump(mode="json"),

@@ -221,7 +221,7 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "status": job.status,
         "stage": f"{job.stage}, {job.progress:g} %",
-        "attempts": len(job.attempts),
+        "attempts": job.attempt_number,
         "retry of": job.retry_of,
         "scene": request.scene,
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,

@@ -27,10 +27,18 @@ from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options
 from renderdispatch.cli.progress import ProgressBar
-from renderdispatch.engine.intake import describe_validation
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
-from renderdispatch.messages import MAX_AUDIO_TRACK, PRESETS, JobStatus, Limits, Message, Output, read_output
+from renderdispatch.messages import (
+    MAX_AUDIO_TRACK,
+    PRESETS,
+    JobStatus,
+    Limits,
+    Message,
+    Output,
+    describe_validation,
+    read_output,
+)
 from renderdispatch.service import JobHandle, RenderService
 from renderdispatch.wiring import from_settings
 

@@ -36,7 +36,7 @@ def open_song(audio: Path, order: RenderOrder) -> Iterator[SoundReader]:
     duration = None if order.duration is None else Fraction(order.duration)
     with ExitStack() as stack:
         with blamed_on_the_audio():
-            reader = SoundReader(audio, start=Fraction(order.start), duration=duration)
+            reader = SoundReader(audio, start=Fraction(order.start), duration=duration, track=order.audio_track)
             sound = stack.enter_context(reader)
         if order.max_duration is not None and sound.expected_s > _SURE * order.max_duration:
             raise _too_long(order.max_duration)

@@ -65,6 +65,7 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by="numpy",
             encoded_by=ENCODER,
+            warnings=sound.warnings,
         )
 
 
