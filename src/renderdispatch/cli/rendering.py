@@ -101,7 +101,9 @@ def _with_options(command: _F) -> _F:
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
 @_with_options
 def render(song: str, output: str | None, **options: Any) -> int:
-    """Render SONG to a video; '-' reads it from stdin.
+    """Render SONG to a video.
+
+    SONG may be '-' for stdin, and the output '-' for stdout: cat song.mp3 | renderdispatch render - -o - > song.mp4
 
     Ctrl-C cancels it. The job is listed by 'renderdispatch jobs', and its video stays stored, until you delete it with
     'renderdispatch jobs rm'.

@@ -72,7 +72,6 @@ class FileTarget:
 
     def check(self, song: os.stat_result | None = None) -> None:
         """Refuse a file that cannot be written, or that must not be replaced."""
-        check_video_name(self.path)
         try:
             there = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -81,6 +80,7 @@ class FileTarget:
             raise self._refused(f"cannot be written: {error.strerror}", "denied") from error
         if there is not None:
             self._check_existing(there, song)
+        check_video_name(self.path)
         try:
             path = self.path.absolute()
         except FileNotFoundError as error:
