@@ -211,7 +211,7 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        from renderdispatch.engine.intake import describe_validation
+        from renderdispatch.messages import describe_validation
 
         raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
 

@@ -257,14 +257,14 @@ def test_tombstones_go_after_a_week(file: Path, url: str) -> None:
     clock = FakeClock()
     store = SqlJobStore(url, clock=clock)
     audio = RemoteAudio.model_validate({"url": "https://example.com/a.wav?s3cret"})
-    store.create(make_job(id="old", tenant="acme", request=make_request(audio=audio)))
-    store.delete("old")
+    old = store.create(make_job(id="old", tenant="acme", request=make_request(audio=audio)))
+    store.delete("old", expected_revision=old.revision)
     assert b"s3cret" not in _row(file, "old").encode()
     clock.advance(timedelta(days=7))
-    store.delete(store.create(make_job(id="new")).id)
+    store.delete("new", expected_revision=store.create(make_job(id="new")).revision)
     assert _row(file, "old")
     clock.advance(timedelta(microseconds=1))
-    store.delete("whatever")
+    store.delete("whatever", expected_revision=1)
     assert not _row(file, "old")
     assert _row(file, "new")
     store.close()
@@ -359,7 +359,7 @@ def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, or
         (lambda store: store.counts(), "COVERING INDEX renderdispatch_jobs_newest"),
         (lambda store: store.counts(tenant="acme"), "COVERING INDEX renderdispatch_jobs_tenant"),
         (lambda store: store.ahead_of(make_job()), "ready"),
-        (lambda store: store.delete("x"), "deleted"),
+        (lambda store: store.delete("x", expected_revision=1), "deleted"),
     ],
 )
 def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> None:
@@ -417,7 +417,7 @@ def _assert_away(store: SqlJobStore, why: str) -> None:
     for call in (
         lambda: store.create(job),
         lambda: store.replace(job, expected_revision=1),
-        lambda: store.delete(job.id),
+        lambda: store.delete(job.id, expected_revision=1),
         lambda: store.claim(limit=1, reserve_for=_HOUR, backends={"inline"}, machine=None),
     ):
         with pytest.raises(StoreUnavailableError, match=why):
@@ -537,7 +537,7 @@ _LOCKED_OUT = """
     from renderdispatch.stores.sql import SqlJobStore
     for path in sys.argv[1:]:
         try:
-            SqlJobStore(Path(path)).delete("x")
+            SqlJobStore(Path(path)).delete("x", expected_revision=1)
         except RenderDispatchError as error:
             print(error.code, error)
 """
@@ -708,7 +708,7 @@ def test_errors_quote_no_statement(file: Path, url: str) -> None:
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailableError) as refusal:
-        store.delete(job.id)
+        store.delete(job.id, expected_revision=job.revision)
     assert isinstance(refusal.value.__cause__, sqlite3.OperationalError)
     assert "UPDATE" not in f"{refusal.value.__cause__}"
     connection.execute("ROLLBACK")

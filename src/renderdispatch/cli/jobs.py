@@ -82,6 +82,8 @@ def watch(*, job_id: str, as_json: bool) -> int:
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = follow(service, service.handle(_find(service, job_id).id), interrupts, quiet=as_json)
         _print(job, as_json=as_json)
+        if not as_json:
+            display.print_warnings(job)
         if interrupts.received:
             return interrupts.exit_status
     return 0 if job.status is JobStatus.COMPLETE else 1
@@ -123,6 +125,7 @@ def save(*, job_id: str, output: str | None, force: bool) -> None:
         target.check()
         with interrupts.abrupt():  # unwinds, so that no half file stays
             target.take(service, job.id)
+        display.print_warnings(job)
         if not target.result_on_stderr:
             display.report(target.name)
 
@@ -220,7 +223,7 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "status": job.status,
         "stage": f"{job.stage}, {job.progress:g} %",
-        "attempts": len(job.attempts),
+        "attempts": job.attempt_number,
         "retry of": job.retry_of,
         "scene": request.scene,
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
@@ -233,6 +236,7 @@ def _facts(job: Job) -> dict[str, object]:
     if made is not None:
         from rich.filesize import decimal
 
+        facts["warnings"] = "; ".join(f"{warning.message} [{warning.code}]" for warning in made.warnings) or None
         facts["video"] = f"{decimal(made.bytes)}, {made.frames} frames, {made.duration_s:.2f} s"
         facts |= {"rendered by": made.rendered_by, "encoded by": made.encoded_by, "stored as": made.key}
     return facts

@@ -21,17 +21,34 @@ import click
 from pydantic import JsonValue, ValidationError
 
 from renderdispatch import errors
-from renderdispatch.cli.display import artifact_as_json, note, report, report_json, result_as_json, short
+from renderdispatch.cli.display import (
+    artifact_as_json,
+    note,
+    print_warnings,
+    report,
+    report_json,
+    result_as_json,
+    short,
+    warnings_as_json,
+)
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options
 from renderdispatch.cli.progress import ProgressBar
 from renderdispatch.cli.songs import STDIN, open_song, status_of
 from renderdispatch.cli.targets import Target, read_target
-from renderdispatch.engine.intake import describe_validation
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
-from renderdispatch.messages import PRESETS, JobStatus, Output, read_output
+from renderdispatch.messages import (
+    MAX_AUDIO_TRACK,
+    PRESETS,
+    JobStatus,
+    Limits,
+    Message,
+    Output,
+    describe_validation,
+    read_output,
+)
 from renderdispatch.service import JobHandle, RenderService
 from renderdispatch.wiring import from_settings
 
@@ -44,6 +61,7 @@ _PRIORITY: Final = 10
 """Somebody waits for this job, so it goes before jobs that were left in the queue."""
 
 _F = TypeVar("_F", bound=Callable[..., object])
+_M = TypeVar("_M", bound=Message)
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -99,6 +117,13 @@ def _with_options(command: _F) -> _F:
 @click.option("-o", "--output", type=click.Path(), help="Default: SONG's name, with .mp4. '-' is stdout.")
 @click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
+@click.option(
+    "--audio-track",
+    type=click.IntRange(0, MAX_AUDIO_TRACK),
+    metavar="NUMBER",
+    help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
+)
+@click.option("--max-duration", type=float, metavar="SECONDS", help="Refuse a longer video. Default: 14400, 4 hours.")
 @_with_options
 def render(song: str, output: str | None, **options: Any) -> int:
     """Render SONG to a video.
@@ -151,6 +176,7 @@ def _make(
     force: bool,
     as_json: bool,
     quiet: bool,
+    max_duration: float | None = None,
     **request: Any,
 ) -> int:
     """Render and save; return the exit status. A signal cancels the job; the command ends once nothing computes."""
@@ -160,9 +186,11 @@ def _make(
     try:
         target.check(status_of(song))
         picture = _picture(preset, size, fps)
+        limits = _checked(Limits, {} if max_duration is None else {"max_duration": max_duration})
+        fields = {"output": picture, "params": dict(params), "limits": limits, "priority": _PRIORITY, **request}
         with closing(from_settings(worker=True)) as service:  # its worker starts with the submit, and so with this job
             with open_song(song, interrupts) as audio:
-                handle = service.submit(audio, output=picture, params=dict(params), priority=_PRIORITY, **request)
+                handle = service.submit(audio, **fields)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
@@ -227,8 +255,12 @@ def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Outp
     changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
     if fps is not None:
         changes["fps"] = fps
+    return _checked(Output, {**dict(read_output(preset)), **changes})
+
+
+def _checked(model: type[_M], fields: dict[str, object]) -> _M:
     try:
-        return Output.model_validate({**dict(read_output(preset)), **changes})
+        return model.model_validate(fields)
     except ValidationError as error:
         raise errors.InvalidRequestError(describe_validation(error)) from None
 
@@ -242,8 +274,10 @@ def _report_done(job: Job, target: Target, *, seconds: float, as_json: bool, qui
     if as_json:
         output = "-" if target.result_on_stderr else str(Path(os.fsdecode(target.name)).absolute())
         more = {"output": output, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
-        report_json(result_as_json(job, **more), on_stderr=target.result_on_stderr)
+        result = result_as_json(job, **more, warnings=warnings_as_json(job))
+        report_json(result, on_stderr=target.result_on_stderr)
     elif not quiet:
+        print_warnings(job)
         picture = f"{made.width}x{made.height}, {float(made.fps):g} fps, {made.frames} frames"
         name = click.format_filename(target.name)
         line = f"{name}: {picture}, {made.duration_s:.1f} s of music in {seconds:.1f} s"

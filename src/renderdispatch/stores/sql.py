@@ -144,7 +144,7 @@ _REPLACE: Final = (
 )
 _DELETE: Final = (
     sa.update(_jobs)
-    .where(_c.id == sa.bindparam("job_id"), _LIVE)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), _LIVE, _OURS)
     .values(revision=_c.revision + 1, deleted_at=sa.bindparam("now"), **dict.fromkeys(_VALUES))
 )
 _PURGE: Final = sa.delete(_jobs).where(_c.deleted_at.is_not(None), _c.deleted_at < sa.bindparam("before"))
@@ -262,15 +262,25 @@ class SqlJobStore:
         values = {"job_id": job.id, "expected": expected_revision, **_columns(stored)}
         if self._step(_REPLACE, values)[1] == 1:
             return stored
-        now = self.get(job.id).revision
-        raise errors.RevisionConflictError(f"job {job.id} is at revision {now}, not {expected_revision}: read it again")
+        raise self._conflict(job.id, expected_revision)
 
-    def delete(self, job_id: str) -> bool:
+    def delete(self, job_id: str, *, expected_revision: int) -> bool:
         """Forget a job, as `JobStore.delete` says; the row stays for a week, without its record."""
         now = self.now()
-        _, deleted = self._execute(_DELETE, {"job_id": job_id, "now": micros(now)})
+        values = {"job_id": job_id, "expected": expected_revision, "now": micros(now)}
+        _, deleted = self._execute(_DELETE, values)
         self._execute(_PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
-        return deleted == 1
+        if deleted != 1:
+            try:
+                raise self._conflict(job_id, expected_revision)
+            except errors.JobNotFoundError:
+                return False
+        return True
+
+    def _conflict(self, job_id: str, expected: int) -> errors.RevisionConflictError:
+        """Return the error for a write that the job's revision refused. Raises what `get` raises."""
+        found = self.get(job_id).revision
+        return errors.RevisionConflictError(f"job {job_id} is at revision {found}, not {expected}: read it again")
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
         """Hand out ready jobs, as `SupportsClaim.claim` says, in one statement."""
