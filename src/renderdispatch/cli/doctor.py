@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from contextlib import closing
@@ -24,6 +23,7 @@ from renderdispatch.cli.finding import Finding, Verdict, found, show
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
 from renderdispatch.errors import RenderDispatchError
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.protocols import JobQuery, SupportsCounts
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
@@ -148,7 +148,7 @@ def _backends(settings: Settings) -> list[Finding]:
 def _encoder() -> Verdict:
     """Encode one frame in a separate process: a broken library would crash this one."""
     try:
-        ran = _run([sys.executable, "-c", _ENCODE_A_FRAME], timeout_s=_ENCODER_S)
+        ran = _run([interpreter(), "-c", _ENCODE_A_FRAME], timeout_s=_ENCODER_S)
     except subprocess.TimeoutExpired:
         return "broken", f"libx264 did not encode one frame within {_ENCODER_S:g} s"
     if ran.returncode != 0:
