@@ -70,12 +70,12 @@ class UnknownNameError(InvalidRequestError, LookupError):
         """Return the error; its message has similar names, or all names if none is similar."""
         import difflib
 
-        names = sorted(known)
+        names, name = sorted(known), str(name)[:80]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = "known: " + ", ".join(names) if names else "none is registered"
         if near:
             hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-        return cls(f"unknown {kind} {name[:80]!r}; {hint}", code=code)
+        return cls(f"unknown {kind} {name!r}; {hint}", code=code)
 
 
 class GpuUnavailableError(InvalidRequestError):

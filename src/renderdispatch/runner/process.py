@@ -8,6 +8,7 @@ side answers comes over a descriptor of its own, so that stray prints from any l
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -30,6 +31,7 @@ from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
+_STDERR: Final = 2
 _LOG_LINES: Final = 200
 _LINE_BYTES: Final = 1 << 20
 _CHECK_S: Final = 0.5
@@ -67,7 +69,7 @@ class SupervisedProcess:
         ends: list[int] = []
         try:
             for _ in range(4):
-                ends += os.pipe()
+                ends += map(_beyond_standard_streams, os.pipe())
             held, lifeline, events, answers, read, stdin, stdout, printed = ends
             far = _FarEnds(held, answers, read, printed, self._scratch)
             self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
@@ -179,7 +181,7 @@ class _FarEnds(NamedTuple):
 
 
 def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
-    path = [entry or str(Path.cwd()) for entry in sys.path]
+    path = [entry or working for entry in sys.path if entry or (working := _working_directory())]
     python = interpreter()
     supervised = [python, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
     own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
@@ -192,6 +194,13 @@ def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
         pass_fds=(far.lifeline, far.answers),
         start_new_session=True,
     )
+
+
+def _working_directory() -> str | None:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed, and nothing can be imported from it
+        return None
 
 
 class _Fork:
@@ -263,6 +272,15 @@ def _end_with(body: Callable[[], int]) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(status & 0xFF)
+
+
+def _beyond_standard_streams(descriptor: int) -> int:
+    """Return the descriptor under a number above 2: a process that closed its own streams gets theirs for pipes."""
+    if descriptor > _STDERR:
+        return descriptor
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    os.close(descriptor)
+    return moved
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -22,6 +22,7 @@ from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, R
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
+from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
@@ -72,7 +73,8 @@ class InProcessRender:
         renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
         check_renderer(renderer, order)
         try:
-            stats = renderer.render(order, audio, output, _in_plain_numbers(report))
+            with checked(renderer, order, audio, report) as reported:
+                stats = renderer.render(order, audio, output, _in_plain_numbers(reported))
         except SystemExit as error:  # the scene must not end the process that hosts it
             raise SceneError(f"scene {order.scene!r} tried to exit the process (status {error.code!r})") from error
         if not isinstance(stats, RenderStats):

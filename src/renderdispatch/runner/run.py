@@ -22,6 +22,7 @@ from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.runner.in_place import check_unchanged
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
 from renderdispatch.runner.transfers import Moved, Transfers, hex_of, open_transfers
@@ -124,6 +125,7 @@ class _Run:
                 raise _out_of_time()
             moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
             audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
+            check_unchanged(audio, order)
             video = Path(folder) / "video.mp4"
             stats = self._render(audio, video)
             artifact = self._upload_video(transfers, video, stats)
