@@ -537,7 +537,7 @@ _LOCKED_OUT = """
     from renderdispatch.stores.sql import SqlJobStore
     for path in sys.argv[1:]:
         try:
-            SqlJobStore(Path(path)).delete("x")
+            SqlJobStore(Path(path)).delete("x", expected_revision=1)
         except RenderDispatchError as error:
             print(error.code, error)
 """
