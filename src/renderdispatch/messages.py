@@ -442,14 +442,14 @@ class _FromRun(Message):
     event_id: str
     job_id: str
     token: str = Field(repr=False)
-    run_id: str
+    run_id: str = Field(max_length=200)
 
 
 class CheckedIn(_FromRun):
     """A run begins. It reports the backend's call id if it knows it."""
 
     type: Literal["checked-in"] = "checked-in"
-    call_id: str | None = None
+    call_id: str | None = Field(default=None, max_length=1000)
 
 
 RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]
