@@ -14,12 +14,11 @@ from attrs import evolve
 
 from renderdispatch import messages
 from renderdispatch.engine import events
-from renderdispatch.errors import RenderStopped
+from renderdispatch.errors import RenderStalled, RenderStopped
 from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job
 from renderdispatch.messages import JobStatus, Stage
 
-CLOCK_SLACK: Final = timedelta(seconds=60)
-"""Added to deadlines, because the clocks of two machines differ (rule J13)."""
+CLOCK_SLACK: Final = messages.CLOCK_SLACK
 
 VIDEO_GRACE: Final = timedelta(minutes=2)
 """How long a reported video may be missing from storage before the attempt fails (rule J7)."""
@@ -146,8 +145,17 @@ def infrastructure_error(code: str, message: str) -> messages.JobError:
     return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
+def _blamed(job: Job, error: messages.JobError) -> messages.JobError:
+    """Blame the scene where a second attempt stalls (rule J16): it is no machine that hangs twice."""
+    before = {a.error.code for a in job.attempts if a.error is not None}
+    if error.code == RenderStalled.code and RenderStalled.code in before:
+        return error.model_copy(update={"fault": messages.FaultDomain.SCENE})
+    return error
+
+
 def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
+    error = _blamed(job, error)
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
