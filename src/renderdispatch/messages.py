@@ -515,9 +515,14 @@ class Artifact(RenderStats):
 class JobError(Message):
     """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
 
-    code: str
+    code: str = Field(max_length=200)
     message: str = Field(max_length=2000)
     fault: FaultDomain
+
+    @pydantic.field_validator("code", mode="before")
+    @classmethod
+    def _shorten_code(cls, value: object) -> object:
+        return shorten(value, 200)
 
     @pydantic.field_validator("message", mode="before")
     @classmethod

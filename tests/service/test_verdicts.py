@@ -13,9 +13,12 @@ import pytest
 
 from renderdispatch import JobStatus, Limits, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.engine.commit import forget
+from renderdispatch.engine import layout
+from renderdispatch.engine.commit import commit, forget
+from renderdispatch.engine.events import AudioStored, Claimed, LeaseLapsed, ResultMissing
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.rules import MAX_HANDED_BACK, MAX_RUNS
+from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError
 from renderdispatch.jobs import CleanUp
 from renderdispatch.messages import (
@@ -25,6 +28,7 @@ from renderdispatch.messages import (
     Failed,
     FaultDomain,
     JobError,
+    RemoteAudio,
     RenderEvent,
     RenderOrder,
     StoredAudio,
@@ -34,7 +38,7 @@ from renderdispatch.runner import InProcessRender, RunnerIO, run_order
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import FakeClock, FakeRenderer, eventually, make_artifact
+from renderdispatch.testing import FakeClock, FakeRenderer, eventually, make_artifact, make_job, make_request
 from renderdispatch.testing.world import (
     PACE,
     FindingRemote,
@@ -541,6 +545,26 @@ def test_j11_what_a_slow_holder_delivers_too_late_is_removed() -> None:
         assert sweeps < 40, "it is swept ever less often"
 
 
+def test_j11_audio_that_a_slow_holder_stores_too_late_is_removed() -> None:
+    """An upload that ends after its attempt lapsed, and that its holder cannot record, is removed; the job's stays."""
+    world = World(Remote())
+    audio = RemoteAudio.model_validate({"url": "https://example.com/song.wav"})
+    request = make_request(audio=audio, backend="default")
+    job = world.store.create(make_job(created_at=world.clock(), request=request))
+    for token in ("slow", "quick"):
+        now = world.store.now()
+        claim = Claimed(token=token, holder="h", lease_until=now + SECOND, backend="default", local=False)
+        assert commit(world.store, job.id, claim).verdict is Verdict.APPLIED
+        key = layout.audio_key(layout.prefix_of(job), layout.attempt_upload(token), "song.wav")
+        world.storage.put(key, b"RIFF")
+        if token == "quick":
+            commit(world.store, job.id, AudioStored(token=token, audio=StoredAudio(key=key, size=4)))
+        commit(world.store, job.id, LeaseLapsed(token=token, lease_until=now + SECOND))
+    world.tick()
+    assert [info.key for info in world.storage.list("")] == [key]
+    world.service.close()
+
+
 def test_j11_a_holder_that_was_slow_says_when_it_stopped() -> None:
     """A holder that learns that it is superseded stops, and its attempt is cleaned up for good."""
     store, storage, scene = MemoryJobStore(), MemoryStorage(), Paused()
@@ -559,8 +583,6 @@ def test_j11_a_holder_that_was_slow_says_when_it_stopped() -> None:
 
 def _lapse(store: MemoryJobStore, job_id: str) -> None:
     """End the job's attempt as another worker does that takes its holder for dead."""
-    from renderdispatch.engine.commit import commit
-    from renderdispatch.engine.events import LeaseLapsed, ResultMissing
 
     def lapsed() -> bool:
         job = store.get(job_id)
