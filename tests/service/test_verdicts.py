@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -283,6 +284,7 @@ def _raising(error: Exception) -> Callable[..., Any]:
 
 _ODD_STARTS: list[Any] = [
     TimeoutError("read timed out"),
+    asyncio.CancelledError(),
     _Unfinished(),
     ValueError("https://example.com/?secret"),
     None,
@@ -303,7 +305,7 @@ class _OddStart(Remote):
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         super().start(order, on_event=on_event)
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         call: BackendCall = self.result
         return call
@@ -350,6 +352,7 @@ def test_j2_a_local_start_that_says_nothing_ends_with_its_lease() -> None:
 
 _NONSENSE: list[Any] = [
     KeyError("odd"),
+    asyncio.CancelledError(),
     None,
     {"status": "running"},
     CallState(status="ended"),  # type: ignore[arg-type]
@@ -371,7 +374,7 @@ def test_j2_a_strange_backend_harms_no_other_job(asked: str, result: Any) -> Non
     def strange(*args: Any, **kwargs: Any) -> Any:
         if args != (BackendCall(f"call-{odd}"),) and kwargs.get("job_id") != jobs[0]:
             return regular(*args, **kwargs)
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
@@ -412,6 +415,25 @@ def test_j2_a_local_backend_that_answers_nonsense_harms_no_other_backend() -> No
             assert job.status is JobStatus.COMPLETE
         odd.state = CallState(status=CallStatus.ENDED)
         assert stuck.wait(timeout=30).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("number", [KeyError("odd"), "4", True, 2.5], ids=repr)
+def test_j2_a_backend_without_a_number_of_slots_harms_no_other_backend(number: Any) -> None:
+    """A backend that raises for its slots, or returns nonsense, gets no orders; the jobs of others are started."""
+
+    class Odd(Remote):
+        @property
+        def slots(self) -> Any:  # type: ignore[override]
+            if isinstance(number, Exception):
+                raise number
+            return number
+
+    odd, good = Odd(), Remote()
+    service = RenderService(MemoryJobStore(), SilentStorage(), {"odd": odd, "good": good}, worker=False)
+    jobs = [service.submit(b"RIFF", scene="fake", backend=name) for name in ("odd", "good")]
+    service.tick()
+    assert [handle.job.stage for handle in jobs] == [Stage.QUEUED, Stage.DISPATCHED]
+    service.close()
 
 
 # --- J15: effects name what was read

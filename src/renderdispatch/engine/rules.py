@@ -32,7 +32,7 @@ MAX_RUNS: Final = 8
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
-MAX_HANDED_BACK: Final = 8
+MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
