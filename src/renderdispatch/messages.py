@@ -508,9 +508,14 @@ class Artifact(RenderStats):
 class JobError(Message):
     """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
 
-    code: str
+    code: str = Field(max_length=200)
     message: str = Field(max_length=2000)
     fault: FaultDomain
+
+    @pydantic.field_validator("code", mode="before")
+    @classmethod
+    def _shorten_code(cls, value: object) -> object:
+        return shorten(value, 200)
 
     @pydantic.field_validator("message", mode="before")
     @classmethod
@@ -529,14 +534,14 @@ class _FromRun(Message):
     event_id: str
     job_id: str
     token: str = Field(repr=False)
-    run_id: str
+    run_id: str = Field(max_length=200)
 
 
 class CheckedIn(_FromRun):
     """A run begins. It reports the backend's call id if it knows it."""
 
     type: Literal["checked-in"] = "checked-in"
-    call_id: str | None = None
+    call_id: str | None = Field(default=None, max_length=1000)
 
 
 RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]

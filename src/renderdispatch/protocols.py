@@ -311,7 +311,8 @@ OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
 class RenderBackend(Protocol):
     """Turns an order into a running render.
 
-    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known.
+    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known. After any
+    other exception, and after a result that this protocol does not allow, the outcome counts as unknown.
     """
 
     @property

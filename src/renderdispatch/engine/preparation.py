@@ -120,7 +120,7 @@ class Preparation:
         self.held.stop.check()
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
+        key = partial(layout.audio_key, layout.prefix_of(job), layout.attempt_upload(token))
         backend = self._parts.backends[self.held.backend]
         audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
         if isinstance(audio, LocalAudio):
