@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Final, NoReturn
 
 import pytest
+
+names_near_commands: Final = pytest.mark.skipif(
+    tuple(map(int, version("click").split(".")[:2])) < (8, 4), reason="click names near commands since version 8.4"
+)
 
 
 def lacking(what: str) -> NoReturn:
