@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import SMALL, CommandLine, as_an_ordinary_user, write_song
-from tests.support.needs import names_near_commands
-from tests.support.needs import need_ffmpeg
+from tests.support.needs import names_near_commands, need_ffmpeg
 
 REFUSED = {
     "an empty file": (["empty.wav"], "audio.empty"),
