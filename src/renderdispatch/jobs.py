@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -17,6 +17,12 @@ from renderdispatch import messages
 
 CHECK_INTERVAL: Final = timedelta(seconds=15)
 """How long a remote attempt may be silent before the reconciler polls its backend."""
+
+ANSWER_LIMIT: Final = timedelta(hours=1)
+"""How long a job waits for a storage that does not respond, beyond its total deadline (rule J7)."""
+
+_SWEEPS: Final = 4
+"""An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
 
 
 class CleanUp(StrEnum):
@@ -48,10 +54,14 @@ class Attempt:
         frames: Frames rendered so far.
         frames_total: Frames in all.
         stage_times: When each stage was first entered.
+        verdict: Why it fails as soon as storage was asked for its result (rule J6); None while nothing has failed.
+        verdict_at: When the verdict was given.
+        overdue_at: When storage was found not to have responded in time (rule J7).
         ended_at: When it ended; None while it runs.
         error: Why it failed.
         stopped: Whether its computing is known to have stopped.
         clean_up: Whether its call and its objects are still to be cleaned up.
+        swept_at: When its objects were last removed although it may still write more.
     """
 
     number: int
@@ -70,10 +80,31 @@ class Attempt:
     frames: int | None = None
     frames_total: int | None = None
     stage_times: Mapping[messages.Stage, datetime] = field(factory=dict)
+    verdict: messages.JobError | None = None
+    verdict_at: datetime | None = None
+    overdue_at: datetime | None = None
     ended_at: datetime | None = None
     error: messages.JobError | None = None
     stopped: bool = False
     clean_up: CleanUp = CleanUp.NONE
+    swept_at: datetime | None = None
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether its computing is to stop: it has ended, or ends as soon as storage was asked for its result."""
+        return self.ended_at is not None or self.verdict is not None
+
+    @property
+    def may_write(self) -> bool:
+        """Whether it ended because its holder went silent: a holder that is only slow may still deliver."""
+        return self.local and self.ended_at is not None and not self.stopped
+
+    @property
+    def sweep_at(self) -> datetime | None:
+        """When to remove again what it may have written since the last sweep; None: at the next check."""
+        if not self.may_write or self.swept_at is None or self.ended_at is None:
+            return None
+        return self.swept_at + (self.swept_at - self.ended_at) / _SWEEPS
 
 
 @frozen(kw_only=True)
@@ -128,6 +159,11 @@ class Job:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def attempt_number(self) -> int:
+        """The number of the current attempt; 0 before the first. A record may have forgotten earlier ones."""
+        return self.attempts[-1].number if self.attempts else 0
+
+    @property
     def ended(self) -> bool:
         """Whether the job has ended, however it ended."""
         return self.status.terminal
@@ -144,15 +180,35 @@ class Job:
         return self.audio_clean_up is CleanUp.OWED or any(a.clean_up is CleanUp.OWED for a in self.attempts)
 
     @property
-    def due_at(self) -> datetime | None:
-        """When to reconcile this job next; None: never."""
-        if self.ended:
-            return self.updated_at if self.owes_clean_up else None
-        if self.owes_clean_up or self.stage in {messages.Stage.FINALIZING, messages.Stage.CANCELLING}:
-            return self.updated_at
+    def answer_by(self) -> datetime | None:
+        """When a job that waits for storage ends without its answer; None: it does not wait for storage (rule J7)."""
         attempt = self.attempt
-        if self.ready_at is not None or attempt is None:
-            return self.finish_by
-        if attempt.lease_until is not None:
-            return min(attempt.lease_until, self.finish_by)
-        return min(self.updated_at + CHECK_INTERVAL, self.finish_by)
+        if self.ended or attempt is None:
+            return None
+        began = self.finalizing_at if self.stage is messages.Stage.FINALIZING else attempt.verdict_at
+        return None if began is None else max(began, self.finish_by) + ANSWER_LIMIT
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When to check this job next; None: never."""
+        return min((*self._clean_up_due(), *self._progress_due()), default=None)
+
+    def _clean_up_due(self) -> Iterator[datetime]:
+        if self.audio_clean_up is CleanUp.OWED:
+            yield self.updated_at
+        for attempt in self.attempts:
+            if attempt.clean_up is CleanUp.OWED:
+                yield attempt.sweep_at or self.updated_at
+
+    def _progress_due(self) -> Iterator[datetime]:
+        if self.ended:
+            return
+        attempt = self.attempt
+        if self.stage is messages.Stage.CANCELLING or self.answer_by is not None:
+            yield self.updated_at
+        elif self.ready_at is not None or attempt is None:
+            yield self.finish_by
+        elif attempt.lease_until is not None:
+            yield min(attempt.lease_until, self.finish_by)
+        else:
+            yield min(self.updated_at + CHECK_INTERVAL, self.finish_by)

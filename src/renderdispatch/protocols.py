@@ -118,8 +118,16 @@ class JobStore(Protocol):
             InvalidRequestError: The cursor belongs to another query or to none, or the limit is not 1 to 1000.
         """
 
-    def delete(self, job_id: str) -> bool:
-        """Delete the job; return whether it existed. A second call returns False."""
+    def delete(self, job_id: str, *, expected_revision: int) -> bool:
+        """Delete the job that is at the revision ``expected_revision``; return False if there is no job (any more).
+
+        Atomic: of several deletes and replaces of one revision, one succeeds. A later job of the same id has a higher
+        revision, so a delete that comes late never touches it.
+
+        Raises:
+            RevisionConflictError: The job is at another revision.
+            JobUnreadableError: A newer version wrote its record.
+        """
 
     def now(self) -> datetime:
         """Return the store's time, aware and in UTC: the clock of every transition."""
@@ -366,10 +374,10 @@ class Renderer(Protocol):
         """Write the video to ``output`` and return what was made.
 
         The order's URLs and keys are blank here. The number of frames is ``round(duration x fps)``; the duration is
-        that of the decoded samples in the order's range.
+        that of the decoded samples in the order's range. ``audio`` may be the file that was submitted: only read it.
 
         Raises:
-            AudioError: The sound cannot be used.
+            AudioError: The sound cannot be used, or is longer than ``order.max_duration`` (``audio.too-long``).
             SceneError: The scene or its parameters are at fault. Any other exception is treated as this one.
             RenderStopped: Raised by ``report``; let it pass. Nothing needs to be kept.
         """
@@ -402,6 +410,14 @@ class SupportsGpu(Protocol):
 
     def uses_gpu(self) -> bool:
         """Return whether a render started now would draw on a GPU."""
+
+
+@runtime_checkable
+class SupportsReadAhead(Protocol):
+    """A renderer that says when it reads. One without this power may read the audio at any time."""
+
+    reads_audio_first: bool
+    """Whether it has read all of the audio before it reports its first frame: the file may change from then on."""
 
 
 # --- fetching -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
-from renderdispatch.engine.commit import commit
+from renderdispatch.engine.commit import commit, forget
 from renderdispatch.engine.events import CancelRequested, Claimed
 from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import JobNotFoundError, RevisionConflictError, StoreUnavailableError
@@ -126,7 +126,7 @@ def test_a_job_that_is_gone() -> None:
     """An event of a deleted job is `JobNotFoundError`, by id and by value."""
     store = LossyStore()
     job = _stored(store)
-    store.delete(job.id)
+    forget(store, job)
     for given in (job.id, job):
         with pytest.raises(JobNotFoundError):
             commit(store, given, claimed())

@@ -13,20 +13,33 @@ from renderdispatch.engine.events import (
     AudioDropped,
     AudioStored,
     CallMissing,
+    CallStopped,
     CancelConfirmed,
     CancelRequested,
     CleanedUp,
     ClockAdvanced,
     Dispatched,
+    JobEvent,
     LeaseLapsed,
     LeaseRenewed,
     ResultFound,
+    ResultMissing,
     StageEntered,
+    StorageSilent,
+    Swept,
     VideoMissing,
     VideoSeen,
 )
 from renderdispatch.engine.records import dump_job
-from renderdispatch.engine.rules import CLOCK_SLACK, HANDED_BACK, MAX_RUNS, VIDEO_GRACE, retry_delay
+from renderdispatch.engine.rules import (
+    CLOCK_SLACK,
+    HANDED_BACK,
+    LAST_CHANCE,
+    MAX_HANDED_BACK,
+    MAX_RUNS,
+    VIDEO_GRACE,
+    retry_delay,
+)
 from renderdispatch.engine.transitions import Verdict, decide
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import (
@@ -50,18 +63,28 @@ from renderdispatch.testing.histories import (
     completed,
     failed,
     intended,
+    lost,
     new_job,
     progressed,
     video_seen,
 )
 
 _MINUTE = timedelta(minutes=1)
+_MICROSECOND = timedelta(microseconds=1)
 _LATER = START + _MINUTE
 _ERROR = JobError(code="backend.error", message="it broke", fault=FaultDomain.INFRASTRUCTURE)
 
 
 def _at(name: str) -> Job:
     return after(new_job(), HISTORIES[name])
+
+
+def _without_result(job: Job) -> Job:
+    """Return the job once storage was asked for a result that is not there."""
+    attempt = job.attempt
+    if attempt is None:
+        return job
+    return decide(job, ResultMissing(token=attempt.token), job.updated_at).job
 
 
 def _attempt(job: Job, number: int = 1) -> Any:  # any: what may be None is looked at right away
@@ -116,15 +139,15 @@ def test_j2_an_unknown_call_is_superseded_only_after_its_start_deadline() -> Non
     job = evolve(_at("dispatching"), finish_by=START + timedelta(days=1))
     deadline = START + timedelta(hours=1) + CLOCK_SLACK
     assert decide(job, ClockAdvanced(), deadline).job is job
-    late = decide(job, ClockAdvanced(), deadline + timedelta(microseconds=1)).job
+    late = _without_result(decide(job, ClockAdvanced(), deadline + timedelta(microseconds=1)).job)
     assert late.stage is Stage.RETRY_WAIT
     assert _attempt(late).error.fault is FaultDomain.START_TIMEOUT
     assert _attempt(late).clean_up is CleanUp.OWED
 
 
 def test_j2_a_call_that_does_not_exist_is_tried_again() -> None:
-    """Where the backend can say that there is no such call, the attempt is over at once."""
-    job = decide(_at("dispatching"), CallMissing(token="token-1"), _LATER).job
+    """Where the backend can say that there is no such call, the attempt is over as soon as storage was asked."""
+    job = _without_result(decide(_at("dispatching"), CallMissing(token="token-1"), _LATER).job)
     assert job.stage is Stage.RETRY_WAIT
     assert _attempt(job).error.code == "backend.call-missing"
 
@@ -134,6 +157,7 @@ def test_j2_a_lapsed_lease_ends_what_ends_with_its_holder() -> None:
     local = after(new_job(), [claimed(local=True), intended()])
     for job in (local, _at("generating-url")):
         lapsed = decide(job, LeaseLapsed(token="token-1", lease_until=_attempt(job).lease_until), _LATER).job
+        lapsed = _without_result(lapsed)
         assert (lapsed.stage, lapsed.ready_at) == (Stage.RETRY_WAIT, _LATER)
         assert _attempt(lapsed).error.code == "worker.lost"
 
@@ -274,7 +298,9 @@ def test_j6_a_crash_loop_ends() -> None:
     for number in range(MAX_RUNS):
         job = decide(job, checked_in(f"run-{number}"), _LATER).job
         assert job.stage is Stage.DISPATCHED
-    job = decide(job, checked_in("one-too-many"), _LATER).job
+    decision = decide(job, checked_in("one-too-many"), _LATER)
+    assert decision.reply.stop
+    job = _without_result(decision.job)
     assert (job.stage, _attempt(job).error.code) == (Stage.RETRY_WAIT, "runner.crash-loop")
     assert _attempt(job).clean_up is CleanUp.OWED
 
@@ -323,13 +349,132 @@ def test_j7_a_storage_without_etags_is_believed() -> None:
 
 
 def test_j7_a_missing_video_has_a_grace_time() -> None:
-    """A video may be invisible for a while; then the attempt failed. No deadline ends the wait."""
+    """A video may be invisible for a while; then the attempt failed."""
     job = _at("finalizing")
     assert job.finalizing_at is not None
     missing = VideoMissing(token="token-1")
     assert decide(job, missing, job.finalizing_at + VIDEO_GRACE - timedelta(seconds=1)).job is job
     assert decide(job, missing, job.finalizing_at + VIDEO_GRACE).job.stage is Stage.RETRY_WAIT
-    assert decide(job, ClockAdvanced(), START + timedelta(days=9)).job is job
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_j7_a_storage_that_never_responds_ends_the_wait_an_hour_after_the_deadline(cancelled: bool) -> None:
+    """A delivery that storage does not show within the hour is ``artifact.unseen``, and its objects are kept."""
+    job = _at("finalizing")
+    if cancelled:
+        job = decide(job, CancelRequested(), _LATER).job
+    limit = job.finish_by + timedelta(hours=1)
+    silent = StorageSilent(token="token-1")
+    assert job.answer_by == limit
+    assert decide(job, silent, limit).job is job
+    ended = decide(job, silent, limit + _MICROSECOND).job
+    assert ended.error is not None
+    assert (ended.status, ended.error.code) == (JobStatus.FAILED, "artifact.unseen")
+    assert not ended.owes_clean_up
+
+
+def test_j7_the_hour_begins_with_the_delivery_where_that_is_later() -> None:
+    """A delivery that is found long after the deadline, as after a night without a service, has its hour too."""
+    late = START + timedelta(days=2)
+    job = decide(_at("rendering"), ResultFound(token="token-1", artifact=make_artifact()), late).job
+    assert job.answer_by == late + timedelta(hours=1)
+
+
+def test_j7_a_storage_call_that_hangs_holds_no_job() -> None:
+    """The clock ends the wait by itself, after a last chance to ask: the service may have been down until now."""
+    job = _at("finalizing")
+    late = START + timedelta(days=9)
+    job = decide(job, ClockAdvanced(), late).job
+    assert not job.ended
+    assert decide(job, video_seen(), late).job.status is JobStatus.COMPLETE
+    assert decide(job, ClockAdvanced(), late + LAST_CHANCE - _MICROSECOND).job is job
+    ended = decide(job, ClockAdvanced(), late + LAST_CHANCE).job
+    assert ended.error is not None
+    assert ended.error.code == "artifact.unseen"
+
+
+# --- J6: storage is asked before an attempt fails -------------------------------------------------
+
+_LAPSED = LeaseLapsed(token="token-1", lease_until=START + timedelta(seconds=30))
+_VERDICTS: dict[str, tuple[Job, JobEvent]] = {
+    "the backend's word": (_at("rendering"), lost()),
+    "no such call": (_at("dispatched"), CallMissing(token="token-1")),
+    "the total deadline": (_at("rendering"), ClockAdvanced()),
+    "the start deadline": (evolve(_at("dispatched"), finish_by=START + timedelta(days=9)), ClockAdvanced()),
+    "a lapsed lease": (after(new_job(), [claimed(local=True), intended(), checked_in()]), _LAPSED),
+    "one of two runs": (after(_at("rendering"), [checked_in("run-2")]), failed(run="run-2")),
+}
+
+
+@pytest.mark.parametrize("way", _VERDICTS)
+@pytest.mark.parametrize("delivered", [False, True])
+def test_j6_storage_is_asked_before_an_attempt_fails(way: str, delivered: bool) -> None:
+    """By whichever way a failure comes, it is a verdict first: the result object, if there is one, completes the job."""
+    job, event = _VERDICTS[way]
+    late = START + timedelta(hours=7)
+    decision = decide(job, event, late)
+    judged = decision.job
+    assert (judged.stage, judged.progress, judged.due_at) == (job.stage, job.progress, judged.updated_at)
+    assert decision.reply.stop
+    assert decide(judged, progressed(Stage.UPLOADING_VIDEO, 0.5), late).reply.stop
+    if delivered:
+        judged = decide(judged, ResultFound(token="token-1", artifact=make_artifact()), late).job
+        assert decide(judged, video_seen(), late).job.status is JobStatus.COMPLETE
+    else:
+        ended = _without_result(judged)
+        assert _attempt(ended).error is not None
+        assert ended.ended or ended.stage is Stage.RETRY_WAIT
+
+
+def test_j6_the_first_verdict_counts() -> None:
+    """What is learned after a verdict does not change it; only that computing stopped is noted."""
+    job = _at("failing")
+    job = decide(job, CallMissing(token="token-1"), _LATER).job
+    job = decide(job, ClockAdvanced(), START + timedelta(hours=6, minutes=2)).job
+    assert (_attempt(job).verdict.code, _attempt(job).stopped) == ("gpu.lost", True)
+
+
+def test_j6_the_failure_of_an_only_run_needs_no_look() -> None:
+    """What the attempt's only run reports ends it at once; after a verdict, with the verdict's error."""
+    assert decide(_at("rendering"), failed(), _LATER).job.stage is Stage.RETRY_WAIT
+    stopped = decide(_at("failing"), failed(code="render.stopped"), _LATER).job
+    assert (stopped.stage, _attempt(stopped).error.code, _attempt(stopped).stopped) == (
+        Stage.RETRY_WAIT,
+        "gpu.lost",
+        True,
+    )
+
+
+def test_j6_a_success_after_a_verdict_is_a_success() -> None:
+    """A run that delivers while its verdict is pending has delivered."""
+    assert decide(_at("failing"), completed(), _LATER).job.stage is Stage.FINALIZING
+
+
+def test_j6_a_run_that_comes_after_the_verdict_is_told_to_stop_and_noted() -> None:
+    """A late check-in brings its call, so that the call can be told to stop; it is not taken for stopped."""
+    job = decide(_at("dispatching"), CallMissing(token="token-1"), _LATER).job
+    decision = decide(job, checked_in(), _LATER)
+    assert decision.reply.stop
+    attempt = _attempt(decision.job)
+    assert (decision.job.stage, attempt.call_id, attempt.stopped) == (Stage.DISPATCHING, "call", False)
+
+
+def test_j6_a_verdict_waits_an_hour_for_storage() -> None:
+    """Where storage never responds, the verdict takes effect an hour after the deadline, and nothing is retried."""
+    job = _at("failing")
+    limit = job.finish_by + timedelta(hours=1)
+    silent = StorageSilent(token="token-1")
+    assert decide(job, silent, limit).job is job
+    ended = decide(job, silent, limit + _MICROSECOND).job
+    assert (ended.status, ended.error) == (JobStatus.FAILED, lost().error)
+
+
+@pytest.mark.parametrize(("name", "end"), [("failing", Stage.CANCELLING), ("failing, stopped", JobStatus.CANCELLED)])
+def test_j6_a_cancel_needs_no_look(name: str, end: Stage | JobStatus) -> None:
+    """A cancel during a verdict wins: the job is cancelled as soon as its computing is known to have stopped."""
+    job = decide(_at(name), CancelRequested(), _LATER).job
+    assert end in {job.stage, job.status}
+    assert _attempt(job).verdict is None
 
 
 # --- J8: cancel -----------------------------------------------------------------------------------
@@ -436,6 +581,56 @@ def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
     assert (job.stage, job.ready_at) == (Stage.RETRY_WAIT, job.updated_at)
 
 
+@pytest.mark.parametrize("called", [False, True])
+def test_j11_a_record_does_not_grow_with_restarts(called: bool) -> None:
+    """The oldest attempts that were handed back are forgotten once they are cleaned up; the numbers go on."""
+    error = JobError(code=HANDED_BACK, message="the worker closed", fault=FaultDomain.INFRASTRUCTURE)
+    job = after(_at("rendering"), [failed()])
+    sizes = []
+    for number in range(2, 102):
+        token = f"token-{number}"
+        job = after(job, [claimed(token, local=True)], start=_LATER)
+        if called:
+            job = after(job, [intended(token), AttemptFailed(token=token, error=error, stopped=True)], start=_LATER)
+            job = after(_without_result(job), [CleanedUp(token=token)], start=_LATER)
+        else:
+            job = after(job, [AttemptFailed(token=token, error=error, stopped=True)], start=_LATER)
+        sizes.append(len(dump_job(job)))
+    assert job.attempt_number == 101
+    assert len(job.attempts) == MAX_HANDED_BACK + 2
+    assert _attempt(job).error.code == "some.code", "an attempt that counts is kept"
+    assert sizes[-1] <= sizes[MAX_HANDED_BACK] + 100
+    decision = decide(job, progressed(Stage.RENDERING, token="token-2"), _LATER)
+    assert (decision.job, decision.verdict) == (job, Verdict.SUPERSEDED)
+
+
+def test_j11_an_attempt_that_is_not_cleaned_up_is_remembered() -> None:
+    """While the clean-up of an attempt is owed, its record is kept, however many restarts follow."""
+    error = JobError(code=HANDED_BACK, message="the worker closed", fault=FaultDomain.INFRASTRUCTURE)
+    job = new_job()
+    for number in range(1, 21):
+        token = f"token-{number}"
+        handed_back = AttemptFailed(token=token, error=error, stopped=True)
+        job = _without_result(after(job, [claimed(token), intended(token), handed_back], start=_LATER))
+    assert len(job.attempts) == 20
+
+
+def test_j11_an_attempt_whose_holder_went_silent_is_swept_ever_less_often() -> None:
+    """Its holder may only be slow: what it writes later is removed at sweeps whose distance grows, until it is known."""
+    job = after(new_job(), [claimed(local=True), intended(), _LAPSED])
+    job = _without_result(job)
+    ended_at = job.updated_at
+    assert _attempt(job).may_write
+    assert job.due_at == ended_at
+    for seconds in (4, 100):
+        job = decide(job, Swept(token="token-1"), ended_at + timedelta(seconds=seconds)).job
+        assert _attempt(job).sweep_at == ended_at + timedelta(seconds=1.25 * seconds)
+    job = decide(job, CallStopped(token="token-1"), _LATER).job
+    assert (_attempt(job).may_write, _attempt(job).clean_up) == (False, CleanUp.OWED)
+    job = decide(job, CleanedUp(token="token-1"), _LATER).job
+    assert not job.owes_clean_up
+
+
 def test_j11_retries_back_off() -> None:
     """2 s, 8 s, 32 s, at most 5 min; at once after a preemption or a lost worker."""
     assert [retry_delay(n, _ERROR).total_seconds() for n in (1, 2, 3, 4, 5, 20)] == [2, 8, 32, 128, 300, 300]
@@ -460,7 +655,8 @@ def test_j11_clean_up_keeps_an_ended_job_in_sight() -> None:
     assert job.due_at == job.updated_at
     job = decide(job, CleanedUp(token="token-1"), _LATER).job
     assert job.due_at == job.updated_at == _LATER
-    job = decide(job, AudioDropped(), _LATER).job
+    assert decide(job, AudioDropped(key="another"), _LATER).job is job
+    job = decide(job, AudioDropped(key="copy"), _LATER).job
     assert (job.audio, job.audio_clean_up, job.due_at) == (None, CleanUp.DONE, None)
 
 
@@ -504,7 +700,7 @@ def test_the_total_deadline_ends_every_wait(name: str) -> None:
     """A job that is not finished in time failed with ``deadline.total``; a running one is allowed a minute more."""
     job = _at(name)
     assert decide(job, ClockAdvanced(), job.finish_by).job is job
-    late = decide(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK).job
+    late = _without_result(decide(job, ClockAdvanced(), job.finish_by + 2 * CLOCK_SLACK).job)
     assert late.status is JobStatus.FAILED
     assert late.error is not None
     assert late.error.code == "deadline.total"

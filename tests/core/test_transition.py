@@ -16,26 +16,27 @@ from hypothesis import strategies as st
 
 from renderdispatch.engine.events import (
     AttemptFailed,
-    AudioDropped,
     CallMissing,
     CancelConfirmed,
     CancelRequested,
     Claimed,
-    CleanedUp,
+    CleanUpEvent,
     ClockAdvanced,
     Dispatched,
     JobEvent,
     LeaseLapsed,
     ResultFound,
+    ResultMissing,
     StageEntered,
+    StorageSilent,
     VideoMissing,
     VideoSeen,
 )
 from renderdispatch.engine.records import dump_job, load_job
-from renderdispatch.engine.rules import MAX_RUNS, STAGE_PROGRESS
+from renderdispatch.engine.rules import OUT, STAGE_PROGRESS
 from renderdispatch.engine.transitions import TABLE, TRANSITIONS, Verdict, decide
 from renderdispatch.jobs import CleanUp, Job
-from renderdispatch.messages import CheckedIn, FaultDomain, JobError, JobStatus, Limits, Stage
+from renderdispatch.messages import CheckedIn, Failed, FaultDomain, JobError, JobStatus, Limits, Stage
 from renderdispatch.testing import make_artifact, make_request
 from renderdispatch.testing.histories import (
     HISTORIES,
@@ -63,7 +64,8 @@ from renderdispatch.testing.histories import (
 def test_histories_lead_where_they_say(name: str) -> None:
     """Every stage and every end can be reached: the properties below are about all of them."""
     job = after(new_job(), HISTORIES[name])
-    assert name in {job.stage, job.status, "second attempt", "cancelled in the queue"}
+    others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue"}
+    assert name in {job.stage, job.status, *others}
 
 
 def test_every_stage_and_end_is_reached() -> None:
@@ -99,6 +101,7 @@ def _check_record(job: Job) -> None:
         assert job.artifact is not None
         assert job.finalizing_at is not None
     assert [attempt.number for attempt in job.attempts] == list(range(1, len(job.attempts) + 1))
+    assert job.attempt_number == len(job.attempts)
     assert len({attempt.token for attempt in job.attempts}) == len(job.attempts)
     assert all(attempt.ended_at is not None for attempt in job.attempts[:-1])
     for attempt in job.attempts:
@@ -106,6 +109,11 @@ def _check_record(job: Job) -> None:
         if attempt.ended_at is not None:
             assert attempt.holder is None
             assert attempt.lease_until is None
+            assert attempt.verdict is None
+        assert (attempt.verdict is None) is (attempt.verdict_at is None)
+        if attempt.verdict is not None:
+            assert attempt.called
+            assert job.stage in OUT
         if attempt.runs or attempt.call_id:
             assert attempt.called
     if not job.ended and job.ready_at is None:
@@ -149,12 +157,12 @@ def test_terminal_absorbs(life: list[Step]) -> None:
     """An ended job never changes, except that its clean-up is ticked off."""
     for step in life:
         if step.before.ended and step.after is not step.before:
-            assert isinstance(step.event, (CleanedUp, AudioDropped))
+            assert isinstance(step.event, CleanUpEvent)
             assert _without_clean_up(step.after) == _without_clean_up(step.before)
 
 
 def _without_clean_up(job: Job) -> Job:
-    attempts = tuple(evolve(attempt, clean_up=CleanUp.NONE) for attempt in job.attempts)
+    attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None) for a in job.attempts)
     return evolve(job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at)
 
 
@@ -215,10 +223,26 @@ def test_updates_go_forward(life: list[Step]) -> None:
 
 @given(lives(max_steps=20))
 def test_deadlines_always_end_the_job(life: list[Step]) -> None:
-    """A job that nobody speaks for any more ends by its deadline, unless only storage is still to be asked."""
-    job, now = life[-1].after, life[-1].now
-    if job.stage is not Stage.FINALIZING:
-        assert decide(job, ClockAdvanced(), max(now, job.finish_by) + timedelta(minutes=2)).job.ended
+    """A job that nobody speaks for any more ends by its deadline; an hour later where storage is still to be asked."""
+    job, now = life[-1].after, max(life[-1].now, life[-1].after.finish_by)
+    for wait in (timedelta(minutes=2), timedelta(hours=1, seconds=1), timedelta(minutes=2)):
+        now += wait
+        job = decide(job, ClockAdvanced(), now).job
+    assert job.ended
+
+
+@given(lives(max_steps=20))
+def test_only_a_failure_that_needs_no_look_ends_an_attempt_unseen(life: list[Step]) -> None:
+    """A called attempt fails when its only run says so, or when storage was asked (rule J6), or never responded."""
+    seen = (ResultMissing, StorageSilent, VideoSeen, VideoMissing)
+    for step in life:
+        before, after = step.before.attempt, step.after.attempt
+        if before is None or after is None or not before.called or before.ended_at is not None:
+            continue
+        if after.ended_at is not None and after.error is not None:
+            alone = isinstance(step.event, Failed) and len(before.runs) < 2
+            late = isinstance(step.event, ClockAdvanced) and step.before.answer_by is not None
+            assert alone or late or isinstance(step.event, seen)
 
 
 @given(lives(max_steps=20))
@@ -289,6 +313,8 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
             LeaseLapsed(token=token, lease_until=(attempt and attempt.lease_until) or START),
             CallMissing(token=token),
             ResultFound(token=token, artifact=make_artifact()),
+            ResultMissing(token=token),
+            StorageSilent(token=token),
             VideoSeen(token=token, size=make_artifact().bytes),
             VideoSeen(token=token, size=1),
             VideoMissing(token=token),
@@ -299,11 +325,11 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
             completed(run, token),
             *(failed(fault, run, token) for fault in FaultDomain),
         ]
-        crash_loop: list[JobEvent] = [checked_in(f"crash-{number}", token) for number in range(MAX_RUNS)]
-        for hours, chain in itertools.product((0, 2, 24), [crash_loop, *([event] for event in single)]):
+        chains: list[list[JobEvent]] = [*([event] for event in single), [ClockAdvanced()] * 4]
+        for hours, chain in itertools.product((0, 2, 24), chains):
             after = job
-            for event in chain:
-                before, after = after, decide(after, event, START + timedelta(hours=hours)).job
+            for number, event in enumerate(chain):
+                before, after = after, decide(after, event, START + timedelta(hours=hours + 2 * number)).job
                 if _where(before) != _where(after):
                     yield type(event), before.stage, _where(after)
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,51 @@ def test_redirects_are_followed() -> None:
         with target(redirects(path)) as first, _fetcher().fetch(_url(first)) as fetched:
             assert b"".join(fetched.chunks) == b"audio"
             assert fetched.filename == "song.wav"
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/grüße/à".encode(), b"/gr%C3%BC%C3%9Fe/%C3%A0"),
+        ("/grüße à".encode("latin-1"), b"/gr%FC%DFe%20%E0"),
+        (b"/a song.wav?q=a b", b"/a%20song.wav?q=a%20b"),
+        (b"?signature=%2fa+b%", b"/song.wav?signature=%2fa+b%"),
+        (b" ./x#part ", b"/x"),
+    ],
+    ids=["utf-8", "latin-1", "spaces", "a query alone", "a fragment"],
+)
+def test_a_redirect_is_read_as_browsers_do(location: bytes, path: bytes) -> None:
+    """Servers send the target raw: its bytes are escaped as they are, and what is escaped already stays so."""
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if b" /song.wav?signature=secret " in request:
+            connection.sendall(b"HTTP/1.1 302 Found\r\nlocation: " + location + b"\r\ncontent-length: 0\r\n\r\n")
+        else:
+            says(b"audio")(connection, request)
+
+    with target(answer) as host, _fetcher().fetch(_url(host)) as fetched:
+        assert b"".join(fetched.chunks) == b"audio"
+        assert host.requests[1].split(b" ")[1] == path
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity, none", "aws-chunked", "utf-8"])
+def test_bytes_that_come_as_they_are(coding: str) -> None:
+    """A content coding that changes nothing, or that is none, is passed over."""
+    said = f"HTTP/1.1 200 OK\r\ncontent-encoding: {coding}\r\nCONTENT-ENCODING:identity\r\n\r\naudio".encode()
+    assert _fetch(lambda connection, _: connection.sendall(said)) == b"audio"
+
+
+def test_a_compressed_answer() -> None:
+    """A host that compresses, whatever else its headers say, sends no audio."""
+    said = b"HTTP/1.1 200 OK\r\ncontent-encoding: identity\r\ncontent-encoding: x-GZIP\r\n\r\naudio"
+    assert _failure(lambda connection, _: connection.sendall(said)).code == "audio.invalid"
+
+
+def test_a_range_that_is_everything() -> None:
+    """A host that answers with the range of the whole object, unasked, has sent the object; a part is refused."""
+    assert _fetch(says(b"audio", status="206 Partial Content", content_range="bytes 0-4/5")) == b"audio"
+    for part in ("bytes 0-4/6", "bytes 1-5/6", "bytes 0-4/*", ""):
+        assert _failure(says(b"audio", status="206 Partial", content_range=part)).code == "audio.url-answer"
 
 
 def test_redirects_without_end() -> None:
@@ -229,6 +275,49 @@ def test_a_trickle_ends(start: bytes) -> None:
         assert isinstance(_failure(answer, stall_s=5, total_s=0.5), StorageUnavailableError)
     finally:
         ended.set()
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n"]
+)
+def test_a_host_that_is_too_slow_is_left(start: bytes) -> None:
+    """A host that sends less than the least rate is given up after one window, long before all time is over."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(start)
+        while not ended.wait(0.02):
+            connection.sendall(b"x")
+
+    began = time.monotonic()
+    try:
+        assert isinstance(_failure(answer, least_bytes_s=1000, window_s=0.3), StorageUnavailableError)
+    finally:
+        ended.set()
+    assert time.monotonic() - began < 10
+
+
+def test_a_host_that_is_just_fast_enough_is_read() -> None:
+    """The least rate is asked of each window anew, and the end of the audio may be shorter than one."""
+    ended = threading.Event()
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\n")
+        for _piece in range(8):
+            connection.sendall(b"12345")
+            ended.wait(0.05)
+        connection.sendall(b"!")
+
+    assert len(_fetch(answer, least_bytes_s=5, window_s=0.4)) == 41
+
+
+def test_a_slow_reader_is_not_the_hosts_fault() -> None:
+    """The time that the reader takes between two pieces counts against no window."""
+    with target(says(b"x" * 300_000)) as host, _fetcher(least_bytes_s=1e6, window_s=0.2).fetch(_url(host)) as fetched:
+        chunks = iter(fetched.chunks)
+        first = next(chunks)
+        threading.Event().wait(0.3)  # a storage that takes its time
+        assert len(first) + sum(map(len, chunks)) == 300_000
 
 
 def test_a_look_up_that_stalls_ends() -> None:

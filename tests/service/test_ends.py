@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from renderdispatch import JobStatus, Limits, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine.commit import forget
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import BackendError, InvalidRequestError, StoreUnavailableError
@@ -783,7 +784,7 @@ def test_a_job_that_is_deleted_while_it_winds_up(home: RenderService) -> None:
     """A run whose job is gone is told to stop, and the slot becomes free."""
     handle = home.submit(b"RIFF", scene="fake", params=LONG)
     eventually(lambda: handle.job.stage is Stage.RENDERING)
-    home._engine.parts.store.delete(handle.id)
+    forget(home._engine.parts.store, handle.job)
     assert home.submit(b"RIFF", scene="fake").wait(timeout=20).status is JobStatus.COMPLETE
 
 
@@ -952,11 +953,11 @@ def test_a_cancel_whose_record_cannot_be_read_any_more(tmp_path: Path, caplog: p
 
 
 def test_a_slow_round_holds_up_neither_dispatch_nor_close() -> None:
-    """While a look at one job waits for storage, others are dispatched; and `close` waits for that look alone."""
+    """While looks at jobs wait for storage, others are dispatched; and `close` begins no further look."""
     clock = FakeClock(datetime.now(UTC))
     store, storage = MemoryJobStore(clock=clock), HeldStorage()
     service = RenderService(store, storage, Remote())
-    handles = [service.submit(b"RIFF", scene="bars") for _ in range(5)]
+    handles = [service.submit(b"RIFF", scene="bars") for _ in range(9)]
     eventually(lambda: all(handle.job.stage is Stage.DISPATCHED for handle in handles))
     clock.advance(20 * SECOND)
     eventually(lambda: storage.asked)
@@ -971,7 +972,7 @@ def test_a_slow_round_holds_up_neither_dispatch_nor_close() -> None:
         storage.let_go.set()
     closing.join(30)
     assert not closing.is_alive()
-    assert len(storage.asked) == 1
+    assert len(storage.asked) < len(handles)
 
 
 def test_a_hang_in_a_scene_does_not_hold_close_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AttemptFailed, Claimed, Dispatched, DispatchIntended
+from renderdispatch.engine.events import AttemptFailed, Claimed, Dispatched, DispatchIntended, ResultMissing
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     CheckedIn,
@@ -92,5 +92,6 @@ def dispatched(store: JobStore, job: Job | None = None, *, secret: str = SECRET)
 def redispatched(store: JobStore, run: Run) -> Run:
     """Have the attempt of ``run`` fail, and the next one begin."""
     error = JobError(code="worker.lost", message="gone", fault=FaultDomain.INFRASTRUCTURE)
-    job = commit(store, run.job_id, AttemptFailed(token=run.token, error=error, stopped=True)).job
+    commit(store, run.job_id, AttemptFailed(token=run.token, error=error, stopped=True))
+    job = commit(store, run.job_id, ResultMissing(token=run.token)).job
     return dispatched(store, job, secret=run.secret)

@@ -15,6 +15,7 @@ import pytest
 from pydantic import JsonValue
 
 from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.engine.commit import forget
 from renderdispatch.messages import JobStatus, Limits, Output, Stage
 from renderdispatch.protocols import RenderBackend, StorageAdapter
 from renderdispatch.runner import Pace
@@ -329,5 +330,5 @@ def test_a_deleted_job_stops_its_render(tmp_path: Path) -> None:
         eventually(lambda: handle.job.stage is Stage.RENDERING)
         (attempt,) = handle.job.attempts
         assert attempt.call_id is not None
-        store.delete(handle.id)
+        forget(store, handle.job)
         eventually(lambda: not backend.computes(str(attempt.call_id)))

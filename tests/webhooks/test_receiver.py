@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from renderdispatch.aio import AsyncRenderService
 from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.engine.commit import commit
+from renderdispatch.engine.commit import commit, forget
 from renderdispatch.engine.events import CancelRequested
 from renderdispatch.engine.inbox import MAX_BODY_BYTES, WebhookResponse
 from renderdispatch.errors import ConfigurationError, StoreUnavailableError
@@ -160,7 +160,7 @@ def test_a_superseded_attempt_is_told_to_stop(service: RenderService, store: Mem
 def test_a_deleted_job_needs_no_render(service: RenderService, store: MemoryJobStore) -> None:
     """A run whose job was deleted is told to stop."""
     run = dispatched(store)
-    store.delete(run.job_id)
+    forget(store, store.get(run.job_id))
     assert reply_of(send(service, run.sign(run.progress(0.5)))).reason == "no such job"
 
 

@@ -1,8 +1,10 @@
-"""What does one look at a job find out?
+"""What does one check of a job find out?
 
-`Checks.check` lets a lapsed lease go, enforces deadlines, asks the backend and the bucket where a webhook may have been
-lost, confirms a cancel, sees a finished video in storage, and clears up what ended attempts left. Everything that it
-finds becomes an event, so several processes that check one job never harm each other.
+`Checks.check` makes a check of one job, in four parts: it lets a lapsed lease go and enforces deadlines (`clock`, which
+asks the store alone), tells the backend to stop what is not wanted (`orders`), asks the backend and the bucket how the
+running attempt goes (`look`), and clears up what ended attempts left (`tidy`). The parts may run apart from each other:
+none relies on another one, and what is away fails only what needs it. Everything that they find becomes an event, so
+several processes that check one job never harm each other.
 """
 
 from __future__ import annotations
@@ -15,24 +17,34 @@ from attrs import define, field
 from pydantic import ValidationError
 
 from renderdispatch import errors
-from renderdispatch.engine import events
-from renderdispatch.engine.cleanup import SILENCE, CleanUps, find_call
+from renderdispatch.engine import calls, events
+from renderdispatch.engine.cleanup import SILENCE, CleanUps
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
-from renderdispatch.jobs import Attempt, Job
+from renderdispatch.engine.transitions import Verdict, decide
+from renderdispatch.jobs import Attempt, CleanUp, Job
 from renderdispatch.messages import Completed, Stage
 from renderdispatch.protocols import JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 _MAX_RESULT_BYTES: Final = 1 << 20
-_RECORD_ERRORS: Final = (errors.JobNotFoundError, errors.StoreUnavailableError)
+_RECORD_ERRORS: Final = (
+    errors.JobNotFoundError,
+    errors.JobUnreadableError,
+    errors.RevisionConflictError,
+    errors.StoreUnavailableError,
+)
 
 
 @define(eq=False)
 class Checks:
-    """Finds out how one job stands, and commits it."""
+    """Finds out how one job stands, and commits it.
+
+    Each part returns the job as it is then. Storage or a backend that is away is logged, and asked at a later check.
+    Every part raises `JobNotFoundError` if the job was deleted, and `StoreUnavailableError`.
+    """
 
     _store: JobStore
     _storage: StorageAdapter
@@ -43,102 +55,138 @@ class Checks:
         self._clean_ups = CleanUps(self._store, self._storage, self._backends)
 
     def check(self, job: Job) -> Job:
-        """Check everything about the job; return it as it is then.
+        """Check everything about the job, in an order in which each part sees what the one before it found."""
+        for part in (self.clock, self.orders, self.look, self.tidy):
+            job = part(job)
+        return job
 
-        Raises:
-            JobNotFoundError: It was deleted.
-            StorageError, BackendError, StoreUnavailableError: One of them is away: check again later.
-        """
+    def clock(self, job: Job) -> Job:
+        """Enforce leases and deadlines. No backend and no storage is asked, so nothing delays this (rule J14)."""
+        if job.ended:
+            return job
+        attempt = job.attempt
+        if attempt is not None and attempt.lease_until is not None and self._store.now() > attempt.lease_until:
+            job = self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
+        event = events.ClockAdvanced()
+        due = decide(job, event, self._store.now()).verdict is Verdict.APPLIED  # else a commit would read the job again
+        return self._commit(job, event) if due else job
+
+    def orders(self, job: Job) -> Job:
+        """Tell the backend to stop what is not wanted any more. Local computing is stopped by its holder."""
+        for attempt in job.attempts:
+            if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+                continue
+            if attempt.clean_up is CleanUp.OWED:
+                job = self._stop_ended(job, attempt)
+            elif attempt.ended_at is None and _is_unwanted(job, attempt):
+                job = self._ask_backend(job, attempt)
+        return job
+
+    def look(self, job: Job) -> Job:
+        """Ask the backend and the bucket how the running attempt goes (rule J12); complete a delivered one."""
+        attempt = job.attempt
+        if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
+            return job
+        if attempt.lease_until is not None and attempt.verdict is None:
+            return job  # its holder asks
+        if job.stage is not Stage.FINALIZING:
+            if not _is_unwanted(job, attempt):  # else `orders` asks the backend
+                job = self._ask_backend(job, attempt)
+            if not job.ended and job.stage is not Stage.FINALIZING:
+                job = self._ask_bucket(job)
+        return self._finalize(job) if job.stage is Stage.FINALIZING and not job.ended else job
+
+    def tidy(self, job: Job) -> Job:
+        """Clear up what ended attempts left."""
         if job.owes_clean_up:
             try:
                 job = self._clean_ups.clean_up(job)
             except _RECORD_ERRORS:
                 raise
-            except Exception as error:  # noqa: BLE001 - it stays owed; what runs now is not to wait for it
+            except Exception as error:  # noqa: BLE001 - it stays owed
                 _log_error(error, "job %s: its clean-up is tried again", job.id)
-        if job.ended:
+        return job
+
+    # --- the backend
+
+    def _stop_ended(self, job: Job, attempt: Attempt) -> Job:
+        try:
+            return self._clean_ups.stop(job, attempt)
+        except errors.BackendError as error:
+            _log.warning("job %s: the backend of an ended attempt is told to stop again: %s", job.id, error)
             return job
-        attempt = job.attempt
-        if attempt is None or attempt.ended_at is not None:
-            return self._check_clock(job)
-        if job.stage is Stage.FINALIZING:
-            return self._finalize(job, attempt)
-        if attempt.lease_until is not None:
-            if self._store.now() <= attempt.lease_until:
-                return self._check_clock(job)
-            if attempt.called:
-                job = self._find_result(job, attempt)
-            return self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
-        return self._check_call(job, attempt) if attempt.called else self._check_clock(job)
 
-    def _commit(self, job: Job, event: events.JobEvent) -> Job:
-        return commit(self._store, job, event).job
-
-    def _check_clock(self, job: Job) -> Job:
-        return self._commit(job, events.ClockAdvanced())
-
-    def _check_call(self, job: Job, attempt: Attempt) -> Job:
+    def _ask_backend(self, job: Job, attempt: Attempt) -> Job:
         try:
-            job = self._ask(job, attempt)
-        except (*_RECORD_ERRORS, errors.StorageError):  # storage may hold the result
-            raise
-        except Exception as error:  # noqa: BLE001 - a backend that never answers must not outlast the deadline
-            _log_error(error, "job %s: its backend is asked again", job.id)
-        return self._finalize(job, attempt) if job.stage is Stage.FINALIZING else self._check_clock(job)
-
-    def _finalize(self, job: Job, attempt: Attempt) -> Job:
-        """Complete the job once storage shows its video (rule J7)."""
-        assert job.artifact is not None
-        try:
-            found = self._storage.stat(job.artifact.key)
-        except errors.ObjectNotFoundError:
-            return self._commit(job, events.VideoMissing(token=attempt.token))
-        job = self._commit(job, events.VideoSeen(token=attempt.token, size=found.size, etag=found.etag))
-        return self._clean_ups.clean_up(job) if job.ended and job.owes_clean_up else job
-
-    def _ask(self, job: Job, attempt: Attempt) -> Job:
-        """Ask the bucket and the backend how a remote attempt goes (rule J12)."""
-        found = self._find_result(job, attempt)
-        if found is not job:
-            return found
-        event = self._ask_backend(job, attempt)
-        # The result may have come while the backend was asked.
-        if isinstance(event, events.CallMissing | events.AttemptFailed):
-            found = self._find_result(job, attempt)
-            if found is not job:
-                return found
+            event = self._answer(job, attempt)
+        except errors.BackendError as error:
+            _log.warning("job %s: its backend is asked again: %s", job.id, error)
+            return job
         return job if event is None else self._commit(job, event)
 
-    def _ask_backend(self, job: Job, attempt: Attempt) -> events.AttemptEvent | None:
-        """Return what the backend knows of the attempt's call, as an event; tell it to stop if the job is cancelled."""
+    def _answer(self, job: Job, attempt: Attempt) -> events.AttemptEvent | None:
+        """Return what the backend knows of the attempt's call, as an event; tell it to stop what is not wanted."""
         backend = self._backends.get(attempt.backend)
         if backend is None:
             return None
         cancelling = job.stage is Stage.CANCELLING
         now = self._store.now()
-        call, missing = find_call(backend, job.id, attempt)
+        call, missing = calls.find(backend, job.id, attempt)
         if missing:
             return events.CallMissing(token=attempt.token)
         if call is None:
             never_came = attempt.start_by is not None and now > attempt.start_by + CLOCK_SLACK
             return events.CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
-        if cancelling:
-            backend.cancel(call)
+        if _is_unwanted(job, attempt):
+            calls.cancel(backend, call)
         silent = now - job.updated_at > SILENCE
-        return call_event(attempt, backend.poll(call), cancelling=cancelling, silent=silent)
+        return call_event(attempt, calls.poll(backend, call), cancelling=cancelling, silent=silent)
 
-    def _find_result(self, job: Job, attempt: Attempt) -> Job:
-        """Apply the result object, if it is there: the attempt was delivered, whatever else is silent."""
+    # --- the bucket
+
+    def _ask_bucket(self, job: Job) -> Job:
+        """Apply the result object if there is one: the attempt was delivered, whatever else failed or is silent.
+
+        If there is none, an attempt with a verdict ends (rule J6).
+        """
+        attempt = job.attempts[-1]
         assert attempt.result_key is not None
         try:
             with self._storage.open(attempt.result_key) as file:
                 artifact = Completed.model_validate_json(file.read(_MAX_RESULT_BYTES)).artifact
         except errors.ObjectNotFoundError:
-            return job
+            pass
         except ValidationError:
             _log.warning("the object at %s is not a result", attempt.result_key)
-            return job
-        return self._commit(job, events.ResultFound(token=attempt.token, artifact=artifact))
+        except Exception as error:  # noqa: BLE001 - storage of a third party
+            return self._unanswered(job, attempt, error)
+        else:
+            return self._commit(job, events.ResultFound(token=attempt.token, artifact=artifact))
+        return job if attempt.verdict is None else self._commit(job, events.ResultMissing(token=attempt.token))
+
+    def _finalize(self, job: Job) -> Job:
+        """Complete the job once storage shows its video (rule J7)."""
+        attempt = job.attempts[-1]
+        assert job.artifact is not None
+        try:
+            found = self._storage.stat(job.artifact.key)
+        except errors.ObjectNotFoundError:
+            return self._commit(job, events.VideoMissing(token=attempt.token))
+        except Exception as error:  # noqa: BLE001 - storage of a third party
+            return self._unanswered(job, attempt, error)
+        return self._commit(job, events.VideoSeen(token=attempt.token, size=found.size, etag=found.etag))
+
+    def _unanswered(self, job: Job, attempt: Attempt, error: Exception) -> Job:
+        _log_error(error, "job %s: storage is asked again", job.id)
+        overdue = job.answer_by is not None and self._store.now() > job.answer_by
+        return self._commit(job, events.StorageSilent(token=attempt.token)) if overdue else job
+
+    def _commit(self, job: Job, event: events.JobEvent) -> Job:
+        return commit(self._store, job, event).job
+
+
+def _is_unwanted(job: Job, attempt: Attempt) -> bool:
+    return attempt.unwanted or job.stage is Stage.CANCELLING
 
 
 def _log_error(error: Exception, message: str, job_id: str) -> None:

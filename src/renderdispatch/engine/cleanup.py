@@ -14,13 +14,13 @@ from typing import Final
 
 from attrs import define, frozen
 
-from renderdispatch.engine import layout
+from renderdispatch.engine import calls, layout
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AudioDropped, CleanedUp
+from renderdispatch.engine.events import AudioDropped, CallStopped, CleanedUp, Swept
 from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.errors import StorageError
 from renderdispatch.jobs import Attempt, CleanUp, Job
-from renderdispatch.protocols import BackendCall, CallStatus, JobStore, RenderBackend, StorageAdapter, SupportsFind
+from renderdispatch.protocols import CallStatus, JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
@@ -37,20 +37,6 @@ _UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + _URLS_EXPIRED
 """An upload is submitted within its days, and a job ends within six days."""
 
 
-def find_call(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
-    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
-
-    Raises:
-        BackendError: The backend was asked, and is away.
-    """
-    if attempt.call_id is not None:
-        return BackendCall(attempt.call_id), False
-    if not isinstance(backend, SupportsFind):
-        return None, False
-    call = backend.find(job_id=job_id, token=attempt.token)
-    return call, call is None
-
-
 @frozen
 class CleanUps:
     """Clears up what ended attempts left."""
@@ -59,35 +45,46 @@ class CleanUps:
     storage: StorageAdapter
     backends: Mapping[str, RenderBackend]
 
+    def stop(self, job: Job, attempt: Attempt) -> Job:
+        """Tell the call of an ended remote attempt to stop; record it where its backend says that it has.
+
+        Raises:
+            BackendError: The backend is away.
+        """
+        backend = self.backends.get(attempt.backend)
+        call, missing = calls.find(backend, job.id, attempt)
+        if call is not None and backend is not None:
+            calls.cancel(backend, call)
+            missing = calls.poll(backend, call).status is not CallStatus.RUNNING
+        return commit(self.store, job, CallStopped(token=attempt.token)).job if missing else job
+
     def clean_up(self, job: Job) -> Job:
-        """Stop the calls of ended attempts, remove their objects, and the stored copy of a local file."""
+        """Remove the objects of ended attempts, and the stored copy of a local file.
+
+        Raises:
+            StorageError: Storage is away; the rest stays owed.
+        """
         for attempt in job.attempts:
-            if attempt.clean_up is CleanUp.OWED and self._is_stopped(job, attempt):
+            if attempt.clean_up is not CleanUp.OWED:
+                continue
+            now = self.store.now()
+            over = self._is_over(job, attempt, now)
+            if over or (attempt.may_write and now >= (attempt.sweep_at or now)):
                 self.storage.delete_prefix(layout.attempt_prefix(layout.prefix_of(job), attempt.token))
-                job = commit(self.store, job, CleanedUp(token=attempt.token)).job
-        if job.audio_clean_up is CleanUp.OWED:
-            if job.audio is not None:
-                self.storage.delete(job.audio.key)
-            job = commit(self.store, job, AudioDropped()).job
+                done = CleanedUp(token=attempt.token) if over else Swept(token=attempt.token)
+                job = commit(self.store, job, done).job
+        if job.audio_clean_up is CleanUp.OWED and job.audio is not None:
+            self.storage.delete(job.audio.key)
+            job = commit(self.store, job, AudioDropped(key=job.audio.key)).job
         return job
 
-    def _is_stopped(self, job: Job, attempt: Attempt) -> bool:
-        """Return whether nothing of an ended attempt can compute or write any more; tell it to stop if it can."""
+    def _is_over(self, job: Job, attempt: Attempt, now: datetime) -> bool:
+        """Return whether nothing of an ended attempt can write any more."""
         assert attempt.ended_at is not None
         # Only one run is known to have stopped. Another run of the same input learns this at its next report.
-        heard = len(attempt.runs) < 2 or self.store.now() > attempt.ended_at + SILENCE
-        if attempt.local or (attempt.stopped and heard):  # local computing ended with its holder, at the latest
-            return True
-        backend = self.backends.get(attempt.backend)
-        call, missing = find_call(backend, job.id, attempt)
-        if missing:
-            return True
-        if call is not None and backend is not None:
-            backend.cancel(call)
-            if backend.poll(call).status is not CallStatus.RUNNING:
-                return heard
+        heard = len(attempt.runs) < 2 or now > attempt.ended_at + SILENCE
         # Out of reach: the order's own URLs end with the job's deadline.
-        return self.store.now() > job.finish_by + _URLS_EXPIRED
+        return (attempt.stopped and heard) or now > job.finish_by + _URLS_EXPIRED
 
 
 @define

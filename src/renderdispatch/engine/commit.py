@@ -7,6 +7,7 @@ poll, a dispatcher and a crash all end in the same place. Effects come after the
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 from renderdispatch.engine.events import JobEvent
@@ -79,6 +80,33 @@ def commit_patiently(store: JobStore, job: str | Job, event: JobEvent, *, patien
 
     backoff = Backoff(patience_s=patience_s, pause_s=0.1, longest_pause_s=1.0)
     return retry(lambda: commit(store, job, event), backoff, trouble=trouble, sleep=stop.wait)
+
+
+def forget(store: JobStore, job: Job) -> None:
+    """Delete the record of exactly this job, at whichever revision; a later job of the same id stays (rule J15).
+
+    Raises:
+        StoreUnavailableError: The store is away; a second call is safe.
+        RevisionConflictError: Others wrote first a great many times in a row.
+    """
+    revision = job.revision
+
+    def attempt() -> None:
+        try:
+            store.delete(job.id, expected_revision=revision)
+        except RevisionConflictError:
+            reread()
+            raise
+
+    def reread() -> None:
+        nonlocal revision
+        current = store.get(job.id)
+        if current.incarnation != job.incarnation:
+            raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
+        revision = current.revision
+
+    with suppress(JobNotFoundError):
+        retry(attempt, _CROWD, trouble=_conflict)
 
 
 def _write(store: JobStore, current: Job, event: JobEvent) -> Decision:

@@ -1,6 +1,8 @@
 """Which ready jobs does this process take?
 
-As many as its backends have room for. A dispatcher claims a job, holds its attempt, and has a thread prepare it.
+As many as its backends have free slots. A dispatcher claims a job and holds its attempt. Audio that is elsewhere is
+brought first, in a lane of its own; only then does the attempt take a slot, the most urgent one first, and its
+backend's lane starts it. So neither a slow host nor a slow backend holds up any other job.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from typing import Final
+from urllib.parse import urlsplit
 
 from attrs import define, field
 
+from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.events import Claimed, ClockAdvanced
 from renderdispatch.engine.inbox import Inbox
@@ -23,15 +28,23 @@ from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.preparation import Preparation
 from renderdispatch.errors import JobNotFoundError
 from renderdispatch.jobs import Job
+from renderdispatch.messages import Audio, LocalAudio, RemoteAudio
+from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobQuery, Locality, SupportsClaim
+from renderdispatch.protocols import JobQuery, Locality, SupportsClaim, walk
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 _BATCH: Final = 10
+"""How many jobs a backend without a limit has in its lane, and how many are claimed at once."""
+
+_CLAIMS: Final = 20
+"""How often a round claims for one backend, where jobs take no slot because their audio is elsewhere."""
+
+_AHEAD: Final = 16
+"""How many attempts of a backend may wait for a slot with their audio at hand, before no more are claimed."""
+
 _CLAIM_PATIENCE_S: Final = 2.0
-_THREADS: Final = 4
-"""How many jobs are prepared at once."""
 
 
 @define(eq=False)
@@ -45,36 +58,50 @@ class Dispatcher:
 
     _parts: Parts
     _keeper: LeaseKeeper
+    _lanes: Bulkheads
     _inbox: Inbox
     _wake: Callable[[], None]
-    _pool: ThreadPoolExecutor = field(
-        factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="renderdispatch-dispatch"), init=False
-    )
-    _lock: threading.Lock = field(factory=threading.Lock, init=False)
-    _busy: set[Future[None]] = field(factory=set, init=False)
+    _lock: threading.RLock = field(factory=threading.RLock, init=False)
+    _waiting: dict[str, list[Preparation]] = field(factory=dict, init=False)
+    """By backend: attempts whose audio is at hand, and that wait for a slot."""
+
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def tick(self) -> int:
-        """Note which calls ended, then claim ready jobs while there is room for them; return how many were taken."""
-        self._keeper.collect()
-        taken = 0
-        for name, backend in self._parts.backends.items():
-            room = _BATCH if backend.slots is None else backend.slots - self._keeper.count(name)
-            room = min(room, _THREADS - len(self._preparing()))
-            if room > 0:
-                for job in self._ready(name, room):
-                    taken += self._take(job, name)
-        return taken
+        """Claim ready jobs while there is room for them; return how many were taken."""
+        return sum(self._serve(name) for name in self._parts.backends)
 
     def drain(self) -> None:
-        """Wait until every job that was taken is dispatched, or failed."""
-        while busy := self._preparing():
-            wait(busy)
+        """Wait until every job that was taken is dispatched, has failed, or waits for a slot."""
+        lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values()]
+        while any(lane.pending for lane in lanes):
+            for lane in lanes:
+                lane.drain()
 
     def close(self) -> None:
         """Give up the jobs that are being prepared, each at its next step, and take no more."""
         self._closing.request("the worker closes")
-        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # --- claiming
+
+    def _serve(self, name: str) -> int:
+        """Claim jobs for one backend, and start as many as it has slots."""
+        taken = 0
+        for _ in range(_CLAIMS):
+            room = self._room(name)
+            if room <= 0 or len(self._waiting.get(name, ())) >= _AHEAD or not self._lanes.start[name].ensure():
+                break
+            jobs = self._ready(name, min(room, _BATCH))
+            taken += sum(self._take(job, name) for job in jobs)
+            self._advance(name)
+            if not jobs:
+                break
+        self._advance(name)
+        return taken
+
+    def _room(self, name: str) -> int:
+        slots = self._parts.backends[name].slots
+        return _BATCH - self._lanes.start[name].pending if slots is None else slots - self._keeper.count(name)
 
     def _ready(self, backend: str, limit: int) -> list[Job]:
         store, machine = self._parts.store, self._parts.machine
@@ -82,13 +109,28 @@ class Dispatcher:
             return store.claim(limit=limit, reserve_for=self._keeper.lease, backends=[backend], machine=machine)
         backends = frozenset([backend])
         query = JobQuery(order="ready", ready_by=store.now(), backends=backends, machine=machine, limit=limit)
-        return list(store.query(query).items)
+        return list(islice(filter(self._can_bring, walk(store, query)), limit))
+
+    def _can_bring(self, job: Job) -> bool:
+        lane = self._lane_of(job.audio or job.request.audio)
+        return lane is None or (not lane.full and lane.ensure())
+
+    def _lane_of(self, source: Audio) -> Lane | None:
+        """Return the lane that brings the audio; None if it is in storage."""
+        match source:
+            case RemoteAudio():
+                return self._lanes.fetch
+            case LocalAudio():
+                return self._lanes.files
+        return None
 
     def _take(self, job: Job, name: str) -> bool:
         store = self._parts.store
         if store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
             with suppress(JobNotFoundError):
                 commit_patiently(store, job, ClockAdvanced(), patience_s=_CLAIM_PATIENCE_S, stop=self._closing)
+            return False
+        if not self._can_bring(job):  # it stays reserved for a while: jobs behind it go first
             return False
         claim = Claimed(
             token=secrets.token_hex(16),
@@ -106,19 +148,54 @@ class Dispatcher:
             return False
         held = self._keeper.hold(job, Stop(parent=self._closing, error=GivenUp))
         preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
-        future = self._pool.submit(preparation.run)
-        with self._lock:
-            self._busy.add(future)
-        future.add_done_callback(self._done)
+        lane = self._lane_of(preparation.source)
+        if lane is None:
+            self._await_slot(preparation)
+        elif not lane.submit(
+            held.token, partial(self._bring, preparation), group=_host_of(preparation.source), priority=job.priority
+        ):
+            preparation.give_up("its audio could not be brought here")
         return True
 
-    def _done(self, future: Future[None]) -> None:
-        with self._lock:
-            self._busy.discard(future)
-        if not future.cancelled() and (error := future.exception()) is not None:
-            _log.error("a job could not be dispatched, and its lease will lapse", exc_info=error)
-        self._wake()
+    # --- preparing
 
-    def _preparing(self) -> list[Future[None]]:
+    def _bring(self, preparation: Preparation) -> None:
+        try:
+            if preparation.bring():
+                self._await_slot(preparation)
+                self._advance(preparation.held.backend)
+        finally:
+            self._wake()
+
+    def _await_slot(self, preparation: Preparation) -> None:
         with self._lock:
-            return list(self._busy)
+            line = self._waiting.setdefault(preparation.held.backend, [])
+            line.append(preparation)
+            line.sort(key=lambda waiting: -waiting.job.priority)  # a stable sort: else first come first served
+        preparation.held.stop.on_request(self._wake)
+
+    def _advance(self, name: str) -> None:
+        """Start what waits, while there are slots; end what is no longer wanted, without one."""
+        with self._lock:
+            for preparation in tuple(self._waiting.get(name, ())):
+                held = preparation.held
+                unwanted = held.stop.requested and not self._closing.requested
+                if not unwanted and (self._closing.requested or self._room(name) <= 0):
+                    continue
+                held.slotted = not unwanted
+                if not self._lanes.start[name].submit(held.token, partial(self._start, preparation)):
+                    held.slotted = False
+                    return
+                self._waiting[name].remove(preparation)
+                held.stop.forget(self._wake)
+
+    def _start(self, preparation: Preparation) -> None:
+        try:
+            preparation.start()
+        finally:
+            self._wake()
+
+
+def _host_of(source: Audio) -> str | None:
+    """Return which host is asked: a slow one takes up a part of the lane."""
+    return urlsplit(source.url.get_secret_value()).hostname if isinstance(source, RemoteAudio) else None

@@ -77,7 +77,7 @@ class Dispatched(AttemptEvent):
 
 @frozen(kw_only=True)
 class AttemptFailed(AttemptEvent):
-    """The attempt has ended, and its run did not report that.
+    """The attempt has failed, and its run did not report that.
 
     ``stopped``: its computing is known to have stopped.
     """
@@ -109,6 +109,16 @@ class ResultFound(AttemptEvent):
 
 
 @frozen(kw_only=True)
+class ResultMissing(AttemptEvent):
+    """Storage responds, and has no result object of an attempt on which a verdict was given before."""
+
+
+@frozen(kw_only=True)
+class StorageSilent(AttemptEvent):
+    """Storage was asked about the attempt, and did not respond."""
+
+
+@frozen(kw_only=True)
 class VideoSeen(AttemptEvent):
     """Storage has the video, with this size in bytes (and this etag, if it has etags)."""
 
@@ -129,6 +139,20 @@ class CancelConfirmed(AttemptEvent):
 
 
 @frozen(kw_only=True)
+class CallStopped:
+    """The computing of an ended attempt is known to have stopped."""
+
+    token: str = field(repr=False)
+
+
+@frozen(kw_only=True)
+class Swept:
+    """The objects of an ended attempt are deleted, and it may still write more."""
+
+    token: str = field(repr=False)
+
+
+@frozen(kw_only=True)
 class CleanedUp:
     """An ended attempt's call is stopped, and its objects are deleted."""
 
@@ -139,6 +163,8 @@ class CleanedUp:
 class AudioDropped:
     """The stored copy of a local file is deleted."""
 
+    key: str
+
 
 @frozen(kw_only=True)
 class ClockAdvanced:
@@ -146,4 +172,5 @@ class ClockAdvanced:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanedUp | AudioDropped | ClockAdvanced
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped
+JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanUpEvent | ClockAdvanced

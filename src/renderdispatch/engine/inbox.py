@@ -25,7 +25,7 @@ from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RENDER_EVENT, Action, EventReply, RenderEvent, Stage
+from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
 
@@ -68,7 +68,9 @@ class Inbox:
         except errors.JobNotFoundError:
             self._over(event.token)
             raise
-        if decision.job.ended or decision.job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
+        job = decision.job
+        judged = isinstance(event, Failed) and job.attempt is not None and job.attempt.verdict is not None
+        if judged or job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
             self._over(event.token)
         return decision
 
@@ -137,8 +139,12 @@ class WebhookReceiver:
     def _take(self, sender: EventId, event: RenderEvent) -> WebhookResponse:
         """Apply an event whose signature is good, if it speaks for the attempt whose key signed it."""
         job = self._inbox.store.get(sender.job_id)
-        attempts = job.attempts[sender.attempt - 1 : sender.attempt]
-        if event.job_id != job.id or not attempts or attempts[0].token != event.token:
+        attempt = next((a for a in job.attempts if a.number == sender.attempt), None)
+        forgotten = attempt is None and 0 < sender.attempt <= job.attempt_number
+        if forgotten and event.job_id == job.id:
+            self._count(Verdict.SUPERSEDED)
+            return WebhookResponse(status=200, body=_json_of(EventReply(action=Action.STOP, reason="superseded")))
+        if event.job_id != job.id or attempt is None or attempt.token != event.token:
             _log.warning("job %s: the key of attempt %d signed for another one", job.id, sender.attempt)
             return self._refuse(401, "webhook.wrong-attempt", "this key does not speak for this attempt")
         decision = self._inbox.take(event, job)

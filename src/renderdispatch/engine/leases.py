@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
 from renderdispatch import errors
+from renderdispatch.engine import calls
+from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
@@ -42,9 +45,11 @@ class Held:
     """An attempt that this process holds.
 
     Args:
-        local: Whether it computes on this machine, and so takes up room until its computing has ended.
+        local: Whether it computes on this machine, and so takes up a slot until its computing has ended.
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
+        slotted: Whether it takes up a slot of its backend; not while its audio is brought.
         preparing: Whether the dispatcher still prepares it.
+        calling: Whether the backend is being called, so that it is not known what computes.
         released: Whether it is held no more, and only its computing has yet to end.
     """
 
@@ -54,7 +59,9 @@ class Held:
     local: bool
     stop: Stop
     call: BackendCall | None = None
+    slotted: bool = False
     preparing: bool = True
+    calling: bool = False
     released: bool = False
 
 
@@ -65,10 +72,13 @@ class LeaseKeeper:
     Args:
         holder: This process's name, unlike any other's.
         lease: How long an attempt stays ours without a renewal.
+        freed: Called when a slot became free.
     """
 
     _store: JobStore
     _backends: Mapping[str, RenderBackend]
+    _lanes: Bulkheads
+    _freed: Callable[[], None]
     holder: str = field(kw_only=True)
     lease: timedelta = field(kw_only=True)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -87,36 +97,45 @@ class LeaseKeeper:
         if (held := self._held.get(token)) is not None:
             held.released = True
 
+    def holds(self, token: str) -> bool:
+        """Return whether this process holds the attempt."""
+        held = self._held.get(token)
+        return held is not None and not held.released
+
     def count(self, backend: str) -> int:
-        """Return how many attempts take up room on this backend: those held, and those whose computing still ends."""
-        self._forget()
-        return sum(held.backend == backend for held in self._everything())
+        """Return how many attempts take up a slot of this backend: those held, and those whose computing still ends."""
+        return sum(held.backend == backend and held.slotted for held in self._everything())
 
     @property
     def winding_up(self) -> bool:
-        """Whether room is about to become free."""
+        """Whether a slot is about to become free."""
         return any(held.released for held in self._everything())
 
     def obey(self, job: Job) -> None:
-        """Stop what this process holds of the job, if its record no longer wants it."""
+        """Stop what this process holds of the job, if its record no longer wants it; wait for no backend."""
         attempt = job.attempt
         for held in self._everything():
             if held.job_id != job.id:
                 continue
-            if attempt is not None and (attempt.token != held.token or attempt.ended_at is not None):
+            if attempt is not None and (attempt.token != held.token or attempt.unwanted):
                 held.stop.request("superseded")
             elif job.stage is Stage.CANCELLING:
                 held.stop.request("cancelled")
             if held.stop.requested:
-                self.cancel(held)
+                self._tell(held)
 
     def cancel(self, held: Held) -> None:
         """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
         if held.call is not None:
             try:
-                self._backends[held.backend].cancel(held.call)
+                calls.cancel(self._backends[held.backend], held.call)
             except errors.BackendError as error:
                 _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
+
+    def _tell(self, held: Held) -> bool:
+        """Have the backend's own thread tell it to stop; return whether one will, or need not."""
+        lane = self._lanes.orders[held.backend]
+        return held.call is None or lane.submit(held.token, lambda: self.cancel(held))
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""
@@ -130,16 +149,20 @@ class LeaseKeeper:
                 _log.exception("job %s: the lease was not renewed", held.job_id)
         return len(everything)
 
-    def collect(self) -> None:
-        """Commit how calls ended whose final event was lost."""
-        for held in self._everything():
+    def collect(self, backends: Iterable[str] | None = None) -> None:
+        """Commit how calls ended whose final event was lost, and see which slots became free.
+
+        Args:
+            backends: Only calls of these.
+        """
+        for held in self._everything(backends):
             if held.call is None or held.released:
                 continue
             try:
-                state = self._backends[held.backend].poll(held.call)
-                if state.status is not CallStatus.RUNNING:
+                state = self._poll(held)
+                if state is not None and state.status is not CallStatus.RUNNING:
                     self._commit_end(held, state)
-            except (errors.StoreUnavailableError, errors.BackendError) as error:
+            except (errors.StoreUnavailableError, errors.RevisionConflictError) as error:
                 _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             except errors.JobNotFoundError:
                 self.release(held.token)
@@ -148,38 +171,64 @@ class LeaseKeeper:
             ) as error:  # the version that wrote it finds the result, or the lapsed lease
                 _log.error("job %s: how it ended was not recorded, its lease will lapse: %s", held.job_id, error)
                 self.release(held.token)
-        self._forget()
+        self._forget(backends)
+
+    def collect_soon(self) -> None:
+        """Have `collect` done in the lane of each backend that has calls: none waits for another."""
+        for name in {held.backend for held in self._everything() if held.call is not None or held.released}:
+            self._lanes.ask[name].submit("collect", partial(self.collect, [name]))
 
     def hand_back(self) -> None:
         """Give up everything that is held: another worker may take it at once, and nothing computes here any more."""
-        with self._lock:
-            everything = list(self._held.values())
-            self._held.clear()
         error = infrastructure_error(HANDED_BACK, "the worker was closed")
-        for held in everything:
+        for held in self._everything():
             try:
-                if not held.released:
-                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=True))
+                if not held.released and not held.calling:  # of a call in flight, its lease tells others
+                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=False))
             except errors.RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
-            self.cancel(held)
+            held.released = True
+            if not self._tell(held):
+                self.cancel(held)
         deadline = time.monotonic() + _STOP_S
-        while any(self._runs(held) for held in everything) and time.monotonic() < deadline:
+        while (computing := self._computing()) and time.monotonic() < deadline:
+            for name in computing:
+                self._lanes.ask[name].submit("forget", partial(self._forget, [name]))
             time.sleep(0.02)
-
-    def _everything(self) -> list[Held]:
         with self._lock:
-            return list(self._held.values())
+            self._held.clear()
 
-    def _forget(self) -> None:
-        for held in self._everything():
+    def _computing(self) -> set[str]:
+        """Return the backends of this machine with calls that have yet to end."""
+        return {held.backend for held in self._everything() if held.local and held.call is not None}
+
+    def _everything(self, backends: Iterable[str] | None = None) -> list[Held]:
+        with self._lock:
+            held = list(self._held.values())
+        return held if backends is None else [each for each in held if each.backend in backends]
+
+    def _forget(self, backends: Iterable[str] | None = None) -> None:
+        """Forget what was released and computes no more: its slot is free."""
+        for held in self._everything(backends):
             if held.released and not held.preparing and not self._runs(held):
                 with self._lock:
                     self._held.pop(held.token, None)
+                self._freed()
 
     def _runs(self, held: Held) -> bool:
-        backend = self._backends[held.backend]
-        return held.local and held.call is not None and backend.poll(held.call).status is CallStatus.RUNNING
+        if not held.local or held.call is None:
+            return False
+        state = self._poll(held)
+        return state is None or state.status is CallStatus.RUNNING
+
+    def _poll(self, held: Held) -> CallState | None:
+        """Return the state of a call; None where its backend does not say: then its slot is not given away."""
+        assert held.call is not None
+        try:
+            return calls.poll(self._backends[held.backend], held.call)
+        except errors.BackendError as error:
+            _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
+            return None
 
     def _renew(self, held: Held) -> None:
         lease_until = self._store.now() + self.lease
@@ -188,7 +237,7 @@ class LeaseKeeper:
             decision = commit(self._store, held.job_id, event)
         except errors.JobNotFoundError:
             held.stop.request("deleted")
-            self.cancel(held)
+            self._tell(held)
             self.release(held.token)
             return
         job = decision.job

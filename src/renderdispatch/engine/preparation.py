@@ -7,32 +7,35 @@ next one. After a crash between any two of them, another dispatcher takes the jo
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
-from renderdispatch.engine import events, layout
+from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import make_order
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FaultDomain, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import Audio, FaultDomain, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import Locality
+from renderdispatch.protocols import BackendCall, Locality
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Preparation:
-    """Takes one claimed attempt to its backend.
+    """Takes one claimed attempt to its backend: `bring` in a lane for audio, then `start` in the backend's own.
 
     Args:
         job: The job, just claimed.
@@ -43,21 +46,58 @@ class Preparation:
     _parts: Parts
     _keeper: LeaseKeeper
     _inbox: Inbox
-    _job: Job
-    _held: Held
+    job: Job
+    held: Held
     _closing: Stop
+    _audio: StoredAudio | LocalAudio | None = None
 
-    def run(self) -> None:
-        """Prepare and start the attempt; whatever goes wrong becomes the attempt's error."""
-        job_id, token = self._job.id, self._held.token
+    @property
+    def source(self) -> Audio:
+        """Where the audio is."""
+        return self.job.audio or self.job.request.audio
+
+    def bring(self) -> bool:
+        """Bring the audio to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
+        with self._concluding():
+            self._audio = self._bring_audio()
+        if self._audio is None:
+            self.end()
+        return self._audio is not None
+
+    def start(self) -> None:
+        """Start the attempt, whose audio is in storage; whatever goes wrong becomes the attempt's error."""
         try:
-            with self._held.stop:
-                order = self._order(self._bring_audio())
+            with self._concluding():
+                order = self._order(self._audio or self._bring_audio())
                 intent = events.DispatchIntended(
-                    token=token, video_key=order.video.key, result_key=order.result.key, start_by=order.start_by
+                    token=self.held.token,
+                    video_key=order.video.key,
+                    result_key=order.result.key,
+                    start_by=order.start_by,
                 )
                 self._advance(intent)
-            self._start(order)
+                call = self._start(order)
+                self._record(call)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Leave the worker's stop signal: nothing more is prepared."""
+        self.held.preparing = False
+        self.held.stop.__exit__()
+
+    def give_up(self, why: str) -> None:
+        """Hand the attempt back, because this process cannot prepare it."""
+        error = infrastructure_error(HANDED_BACK, why)
+        self._conclude(events.AttemptFailed(token=self.held.token, error=error, stopped=True))
+        self.end()
+
+    @contextmanager
+    def _concluding(self) -> Iterator[None]:
+        """Have whatever goes wrong in the block become the attempt's error."""
+        job_id, token = self.job.id, self.held.token
+        try:
+            yield
         except JobNotFoundError:
             self._keeper.release(token)
         except GivenUp:
@@ -71,62 +111,82 @@ class Preparation:
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
             self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
-        finally:
-            self._held.preparing = False
 
     # --- the steps
 
-    def _bring_audio(self) -> StoredAudio:
-        """See that the audio is in storage; each stage is shown, also if nothing is left to do."""
-        job, token = self._job, self._held.token
-        source = job.audio or job.request.audio
+    def _bring_audio(self) -> StoredAudio | LocalAudio:
+        """See that the renderer can read the audio; each stage is shown, also if nothing is left to do."""
+        job, token, source = self.job, self.held.token, self.source
+        self.held.stop.check()
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, stop=self._held.stop)
+        backend = self._parts.backends[self.held.backend]
+        audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
+        if isinstance(audio, LocalAudio):
+            self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+            return audio
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
-        except GivenUp:
-            if audio is not source and self._parts.store.get(job.id).audio != audio:  # the record never heard of it
+        except (GivenUp, JobNotFoundError):
+            if audio is not source and not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return audio
 
-    def _order(self, audio: StoredAudio) -> RenderOrder:
-        job, parts = self._job, self._parts
-        backend = parts.backends[self._held.backend]
-        callback = parts.callback(job.id, len(job.attempts), backend)
+    def _order(self, audio: StoredAudio | LocalAudio) -> RenderOrder:
+        job, parts = self.job, self._parts
+        backend = parts.backends[self.held.backend]
+        callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
         return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
 
-    def _start(self, order: RenderOrder) -> None:
-        held, backend = self._held, self._parts.backends[self._held.backend]
+    def _is_recorded(self, audio: StoredAudio) -> bool:
+        """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
         try:
-            call = backend.start(order, on_event=self._inbox.on_event)
+            job = self._parts.store.get(self.job.id)
+        except JobNotFoundError:
+            return False
+        return job.incarnation == self.job.incarnation and job.audio == audio
+
+    def _start(self, order: RenderOrder) -> BackendCall | None:
+        """Call the backend; return its call, or None if it is not known whether there is one.
+
+        Raises:
+            BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
+        """
+        self.held.calling = True
+        try:
+            return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:
             if error.outcome_known:
                 raise
             # Unknown is not failed (rule J2): a check-in brings the call id, or the start deadline passes.
-            _log.warning("job %s: waiting for a sign of life: %s", held.job_id, error)
-            self._commit(events.Dispatched(token=held.token, call_id=None))
-            self._keeper.release(held.token)
-            return
+            _log.warning("job %s: waiting for a sign of life: %s", self.held.job_id, error)
+            return None
+        finally:
+            self.held.calling = False
+
+    def _record(self, call: BackendCall | None) -> None:
+        """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
+        held = self.held
         held.call = call
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id))
+            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
         except JobNotFoundError:
             self._keeper.cancel(held)
-            raise
-        except StoreUnavailableError:
-            if not held.local:  # its check-in brings the call id
-                raise
-            _log.warning("job %s: the store is away; the render goes on", held.job_id)
+            self._keeper.release(held.token)
+            return
+        except Exception as error:  # noqa: BLE001 - a check-in brings the call id, or the lease lapses
+            _log.warning("job %s: its call was not recorded: %s", held.job_id, error)
+            if not held.local or call is None:
+                self._keeper.release(held.token)
             return
         superseded = decision.verdict is Verdict.SUPERSEDED
-        if superseded or decision.job.stage is Stage.CANCELLING:
+        if superseded or decision.reply.stop:
             self._keeper.cancel(held)
-        if backend.locality is Locality.WORLD or decision.job.ended or superseded:
+        if call is None or not held.local or decision.job.ended or superseded:
             self._keeper.release(held.token)
 
     # --- the record
@@ -136,14 +196,14 @@ class Preparation:
         try:
             self._commit(event)
         except (JobNotFoundError, StoreUnavailableError) as error:
-            _log.warning("job %s: how its preparation ended was not recorded: %s", self._job.id, error)
+            _log.warning("job %s: how its preparation ended was not recorded: %s", self.job.id, error)
         finally:
             if not self._closing.requested:
-                self._keeper.release(self._held.token)
+                self._keeper.release(self.held.token)
 
     def _commit(self, event: events.JobEvent) -> Decision:
         patience_s = self._parts.lease.total_seconds()
-        return commit_patiently(self._parts.store, self._held.job_id, event, patience_s=patience_s, stop=self._closing)
+        return commit_patiently(self._parts.store, self.held.job_id, event, patience_s=patience_s, stop=self._closing)
 
     def _advance(self, event: events.JobEvent) -> None:
         """Take a step.
@@ -151,7 +211,7 @@ class Preparation:
         Raises:
             GivenUp: The attempt is no longer wanted.
         """
-        self._held.stop.check()
+        self.held.stop.check()
         decision = self._commit(event)
         if decision.verdict is Verdict.SUPERSEDED:
             raise GivenUp("superseded")

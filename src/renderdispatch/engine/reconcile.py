@@ -1,21 +1,27 @@
 """What ends a job when nothing reports how it went?
 
 The reconciler checks every job that is due, ever less often while nothing changes; `checks` says what a check is.
+Deadlines and leases need the store alone, so one thread keeps all of them. What asks a bucket or a backend is done in
+lanes, and so are orders to stop.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from attrs import define, field
 
 from renderdispatch import errors
+from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.checks import Checks
 from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.jobs import Job
+from renderdispatch.messages import Stage
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter, walk
 
@@ -72,6 +78,7 @@ class Reconciler:
     _store: JobStore
     _storage: StorageAdapter
     _backends: Mapping[str, RenderBackend]
+    _lanes: Bulkheads = field(factory=lambda: Bulkheads.of(()))
     _stop: Stop = field(factory=Stop, kw_only=True)
     _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _schedule: _Schedule = field(factory=_Schedule, init=False)
@@ -83,18 +90,49 @@ class Reconciler:
         self._sweep = UploadSweep(self._storage, self._monotonic())
 
     def tick(self) -> int:
-        """Check every job that is due; return how many were changed."""
-        changed = 0
+        """Check every job that is due, here and now; return how many were changed."""
+        changed = sum(self.reconcile(job) for job in self._due())
+        self._tidy_up()
+        return changed
+
+    def round(self) -> None:
+        """Enforce the deadlines and leases of every job that is due, and hand the rest of its check to the lanes."""
+        for job in self._due():
+            if (found := self._checked(job, self._checks.clock)) is not None:
+                self._hand_on(found)
+        self._lanes.bucket.submit("uploads", self._tidy_up)
+
+    def _due(self) -> Iterator[Job]:
+        """Yield the jobs that are due for another check."""
         seen: set[str] = set()
         for job in walk(self._store, JobQuery(order="due", due_by=self._store.now(), limit=_PAGE)):
             if self._stop.requested:
-                return changed
+                return
             seen.add(job.id)
             if self._schedule.due(job, self._monotonic()):
-                changed += self.reconcile(job)
+                yield job
         self._schedule.keep(seen)
+
+    def _hand_on(self, job: Job) -> None:
+        """Have the lanes of the job's backend do what may take long. What finds no room is due again later."""
+        if job.attempt is None or (job.ended and not job.owes_clean_up):
+            return
+        name = job.attempt.backend if job.attempt.backend in self._lanes.ask else ""
+        self._lanes.orders[name].submit(job.id, partial(self._checked, job, self._checks.orders))
+        lane = self._lanes.bucket if job.stage is Stage.FINALIZING and not job.ended else self._lanes.ask[name]
+        lane.submit(job.id, partial(self._look, job.id))
+
+    def _look(self, job_id: str) -> None:
+        """Do what may take long, with the job as it is by now."""
+        if self._stop.requested:
+            return
+        with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
+            job: Job | None = self._store.get(job_id)
+            for part in (self._checks.look, self._checks.tidy):
+                job = job and self._checked(job, part)
+
+    def _tidy_up(self) -> None:
         self._sweep.sweep(self._store.now(), self._monotonic())
-        return changed
 
     def reconcile_if_due(self, job: Job) -> Job:
         """Reconcile one job that a client asks about, if it is due for a check; return it as it is then."""
@@ -106,15 +144,17 @@ class Reconciler:
 
     def reconcile(self, job: Job) -> bool:
         """Check one job; return whether it changed. What is away is tried again at a later check."""
-        revision = job.revision
+        found = self._checked(job, self._checks.check)
+        return found is not None and found.revision != job.revision
+
+    def _checked(self, job: Job, part: Callable[[Job], Job]) -> Job | None:
+        """Return the job after a part of its check; None if the part failed, which is logged."""
         try:
-            job = self._checks.check(job)
+            return part(job)
         except errors.JobNotFoundError:
-            return False
+            pass
         except (errors.StorageError, errors.BackendError, errors.StoreUnavailableError) as error:
             _log.warning("job %s: will be checked again: %s", job.id, error)
-            return False
         except Exception:  # noqa: BLE001 - one broken record must not keep the others waiting
             _log.exception("job %s: could not be reconciled", job.id)
-            return False
-        return job.revision != revision
+        return None

@@ -14,21 +14,26 @@ from attrs import evolve
 
 from renderdispatch import messages
 from renderdispatch.engine import events
-from renderdispatch.errors import RenderStopped
-from renderdispatch.jobs import Attempt, CleanUp, Job
+from renderdispatch.errors import RenderStalled, RenderStopped
+from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job
 from renderdispatch.messages import JobStatus, Stage
 
-CLOCK_SLACK: Final = timedelta(seconds=60)
-"""Added to deadlines, because the clocks of two machines differ (rule J13)."""
+CLOCK_SLACK: Final = messages.CLOCK_SLACK
 
 VIDEO_GRACE: Final = timedelta(minutes=2)
 """How long a reported video may be missing from storage before the attempt fails (rule J7)."""
+
+LAST_CHANCE: Final = timedelta(minutes=2)
+"""How long storage may be asked once more when its time is over: no service may have been there to ask it."""
 
 MAX_RUNS: Final = 8
 """How often one attempt may start. A platform restarts a container that crashes without end."""
 
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
+
+MAX_HANDED_BACK: Final = 8
+"""How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 PREPARING: Final = frozenset({Stage.RESOLVING_AUDIO, Stage.UPLOADING_AUDIO, Stage.GENERATING_URL})
@@ -125,6 +130,9 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.Jo
         job,
         holder=None,
         lease_until=None,
+        verdict=None,
+        verdict_at=None,
+        overdue_at=None,
         ended_at=now,
         error=error,
         stopped=stopped,
@@ -137,12 +145,21 @@ def infrastructure_error(code: str, message: str) -> messages.JobError:
     return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
+def _blamed(job: Job, error: messages.JobError) -> messages.JobError:
+    """Blame the scene where a second attempt stalls (rule J16): it is no machine that hangs twice."""
+    before = {a.error.code for a in job.attempts if a.error is not None}
+    if error.code == RenderStalled.code and RenderStalled.code in before:
+        return error.model_copy(update={"fault": messages.FaultDomain.SCENE})
+    return error
+
+
 def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
+    error = _blamed(job, error)
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
-    tried = sum(1 for a in job.attempts if a.error is None or a.error.code != HANDED_BACK)
+    tried = sum(1 for a in job.attempts if not _was_handed_back(a))
     delay = retry_delay(tried, error)
     may_retry = error.fault.retryable and tried < job.request.limits.max_attempts
     if may_retry and now + delay < job.finish_by:
@@ -158,6 +175,19 @@ def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -
     return evolve(_end(job, JobStatus.FAILED, now), error=error, artifact=None)
 
 
+def _condemn(job: Job, error: messages.JobError, now: datetime, *, stopped: bool, **changes: Any) -> Job:
+    """Give the verdict that the attempt has failed; it ends once storage was asked for its result (rule J6).
+
+    An attempt that was never called has no result, and ends now. The first verdict counts.
+    """
+    attempt = _current(job)
+    if not attempt.called:
+        return _fail(job, error, now, stopped=stopped)
+    if attempt.verdict is None:
+        changes.update(verdict=error, verdict_at=now)
+    return _with_attempt(job, stopped=stopped or attempt.stopped, **changes)
+
+
 def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
     job = _close_attempt(job, now, stopped=stopped)
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
@@ -169,7 +199,11 @@ def cancel_waiting(job: Job, event: events.CancelRequested, now: datetime) -> Jo
 
 
 def request_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
-    """Record the intent; the backend is told next (rule J8)."""
+    """Record the intent; the backend is told next (rule J8). A verdict needs no result any more: the cancel wins."""
+    attempt = _current(job)
+    if attempt.verdict is not None and attempt.stopped:
+        return evolve(_cancelled(job, now, stopped=True), cancel_requested_at=now)
+    job = _with_attempt(job, verdict=None, verdict_at=None, overdue_at=None)
     return evolve(job, cancel_requested_at=now, stage=Stage.CANCELLING)
 
 
@@ -183,7 +217,7 @@ def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
     if any(a.token == event.token for a in job.attempts):  # a replay: a used token would fence nothing
         return job
     attempt = Attempt(
-        number=len(job.attempts) + 1,
+        number=job.attempt_number + 1,
         token=event.token,
         backend=event.backend,
         local=event.local,
@@ -191,8 +225,18 @@ def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
         holder=event.holder,
         lease_until=event.lease_until,
     )
-    job = evolve(job, attempts=(*job.attempts, attempt), ready_at=None, progress=0.0)
+    job = evolve(job, attempts=(*_remembered(job.attempts), attempt), ready_at=None, progress=0.0)
     return _enter(job, Stage.RESOLVING_AUDIO, now)
+
+
+def _remembered(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """Forget the oldest attempts that were handed back and are cleaned up. Their events are superseded all the same."""
+    spare = [a for a in attempts if _was_handed_back(a) and a.clean_up is not CleanUp.OWED]
+    return tuple(a for a in attempts if a not in spare[:-MAX_HANDED_BACK])
+
+
+def _was_handed_back(attempt: Attempt) -> bool:
+    return attempt.error is not None and attempt.error.code == HANDED_BACK
 
 
 def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
@@ -233,7 +277,11 @@ def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
     if not attempt.local:
         job = _with_attempt(job, holder=None, lease_until=None)
     job = _with_attempt(job, call_id=attempt.call_id or event.call_id)
-    return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
+    return job if _is_stopping(job) else _enter(job, Stage.DISPATCHED, now)
+
+
+def _is_stopping(job: Job) -> bool:
+    return job.stage is Stage.CANCELLING or _current(job).verdict is not None
 
 
 def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
@@ -241,19 +289,26 @@ def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
     attempt = _current(job)
     if not attempt.called:  # cancelled before its intent: no such run exists
         return job
-    runs = attempt.runs if event.run_id in attempt.runs else (*attempt.runs, event.run_id)
-    if len(runs) > MAX_RUNS:
-        if job.stage is Stage.CANCELLING:
+    known = event.run_id in attempt.runs
+    if not known and len(attempt.runs) >= MAX_RUNS:
+        if _is_stopping(job):
             return job
         message = f"the render was started {MAX_RUNS} times and never came to an end"
-        return _fail(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
-    job = _with_attempt(job, runs=runs, call_id=attempt.call_id or event.call_id)
-    return job if job.stage is Stage.CANCELLING else _enter(job, Stage.DISPATCHED, now)
+        return _condemn(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
+    job = _with_attempt(
+        job,
+        runs=attempt.runs if known else (*attempt.runs, event.run_id),
+        call_id=attempt.call_id or event.call_id,
+        stopped=attempt.stopped and known,
+    )
+    return job if _is_stopping(job) else _enter(job, Stage.DISPATCHED, now)
 
 
 def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
     """Record how far the run is. Reports that are late or bring nothing new change nothing."""
     attempt = _current(job)
+    if attempt.verdict is not None:
+        return job
     forward = _ORDER[event.stage] - _ORDER[job.stage]
     percent = stage_progress(event.stage, event.fraction)
     if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
@@ -268,21 +323,25 @@ def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
 
 def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
     """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
-    job = _enter(job, Stage.FINALIZING, now, holder=None, lease_until=None)
+    free: dict[str, Any] = {"holder": None, "lease_until": None, "verdict": None, "verdict_at": None}
+    job = _enter(job, Stage.FINALIZING, now, overdue_at=None, **free)
     artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
 def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
-    """End the attempt with the error of its run."""
-    if event.error.code == RenderStopped.code and event.run_id not in _current(job).runs:
+    """End the attempt with the error of its run; if it had other runs, one of them may have delivered (rule J6)."""
+    attempt = _current(job)
+    if event.error.code == RenderStopped.code and event.run_id not in attempt.runs:
         return job  # a run of another call, which was told to stop at its check-in
-    return _fail(job, event.error, now, stopped=True)
+    if len(attempt.runs) > 1:
+        return _condemn(job, event.error, now, stopped=True)
+    return _fail(job, attempt.verdict or event.error, now, stopped=True)
 
 
 def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
-    """End the attempt with an error that its run did not report."""
-    return _fail(job, event.error, now, stopped=event.stopped)
+    """Fail the attempt with an error that its run did not report."""
+    return _condemn(job, event.error, now, stopped=event.stopped)
 
 
 def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
@@ -302,15 +361,43 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
         return job
     if attempt.called and not attempt.local:
         return _with_attempt(job, holder=None, lease_until=None)
+    # Its holder may only be slow: what was called is not known to have stopped.
     if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=True)
+        return _cancelled(job, now, stopped=not attempt.called)
     message = f"the worker that held attempt {attempt.number} went away"
-    return _fail(job, infrastructure_error("worker.lost", message), now, stopped=True)
+    lost = infrastructure_error("worker.lost", message)
+    return _condemn(job, lost, now, stopped=not attempt.called, holder=None, lease_until=None)
 
 
 def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
-    """End an attempt that nothing computes."""
-    return _fail(job, infrastructure_error("backend.call-missing", "the backend has no such call"), now, stopped=True)
+    """Fail an attempt that nothing computes."""
+    missing = infrastructure_error("backend.call-missing", "the backend has no such call")
+    return _condemn(job, missing, now, stopped=True)
+
+
+def result_missing(job: Job, event: events.ResultMissing, now: datetime) -> Job:
+    """End the attempt as its verdict says: it delivered nothing (rule J6)."""
+    attempt = _current(job)
+    return job if attempt.verdict is None else _fail(job, attempt.verdict, now, stopped=attempt.stopped)
+
+
+def storage_silent(job: Job, event: events.StorageSilent, now: datetime) -> Job:
+    """End the wait for a storage that did not respond in time (rule J7)."""
+    return job if job.answer_by is None or now <= job.answer_by else _unanswered(job, now)
+
+
+def _unanswered(job: Job, now: datetime) -> Job:
+    """End the job without storage's answer; a delivery is not cleaned up, for storage may show it later."""
+    attempt = _current(job)
+    if attempt.verdict is not None:
+        return _fail(job, attempt.verdict, now, stopped=attempt.stopped)
+    message = (
+        f"the render was delivered, but storage did not respond for {ANSWER_LIMIT} past the deadline. "
+        "Its objects are kept until the job is deleted; check the storage's credentials, then retry the job"
+    )
+    error = infrastructure_error("artifact.unseen", message)
+    job = _with_attempt(job, ended_at=now, error=error, stopped=True, overdue_at=None)
+    return evolve(_end(job, JobStatus.FAILED, now), error=error, artifact=None)
 
 
 def video_seen(job: Job, event: events.VideoSeen, now: datetime) -> Job:
@@ -335,6 +422,8 @@ def video_missing(job: Job, event: events.VideoMissing, now: datetime) -> Job:
 
 def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job:
     """End what is past its deadline."""
+    if job.answer_by is not None:
+        return _check_answer(job, job.answer_by, now)
     attempt = job.attempt
     running = attempt is not None and attempt.called and attempt.ended_at is None
     if now > job.finish_by + (CLOCK_SLACK if running else timedelta(0)):
@@ -343,29 +432,54 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
         total = job.request.limits.total_timeout
         message = f"not finished within {total} of being submitted (stage {job.stage})"
         error = messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE)
-        return _fail(job, error, now, stopped=not running)
+        return _condemn(job, error, now, stopped=False) if running else _fail(job, error, now, stopped=True)
     if not running or job.stage is Stage.CANCELLING:
         return job
     assert attempt is not None and attempt.start_by is not None
     if not attempt.runs and now > attempt.start_by + CLOCK_SLACK:
         message = f"attempt {attempt.number} gave no sign of life within {job.request.limits.start_timeout}"
         error = messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
-        return _fail(job, error, now, stopped=False)
+        return _condemn(job, error, now, stopped=False)
     return job
+
+
+def _check_answer(job: Job, answer_by: datetime, now: datetime) -> Job:
+    """End a wait for storage whose time is over, after a last chance to ask it: even a call that hangs holds no job."""
+    if now <= answer_by:
+        return job
+    overdue_at = _current(job).overdue_at
+    if overdue_at is None:
+        return _with_attempt(job, overdue_at=now)
+    return job if now < overdue_at + LAST_CHANCE else _unanswered(job, now)
+
+
+def _with_owing(job: Job, token: str, **changes: Any) -> Job:
+    """Change the attempt with this token if its clean-up is owed."""
+
+    def changed(attempt: Attempt) -> Attempt:
+        owes = attempt.token == token and attempt.clean_up is CleanUp.OWED
+        return evolve(attempt, **changes) if owes else attempt
+
+    return evolve(job, attempts=tuple(map(changed, job.attempts)))
+
+
+def call_stopped(job: Job, event: events.CallStopped, now: datetime) -> Job:
+    """Record that an ended attempt computes no more."""
+    return _with_owing(job, event.token, stopped=True)
+
+
+def swept(job: Job, event: events.Swept, now: datetime) -> Job:
+    """Record when the objects of an attempt that may write more were removed."""
+    return _with_owing(job, event.token, swept_at=now)
 
 
 def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
     """Record that an attempt is cleaned up."""
-
-    def tick_off(attempt: Attempt) -> Attempt:
-        owed = attempt.token == event.token and attempt.clean_up is CleanUp.OWED
-        return evolve(attempt, clean_up=CleanUp.DONE) if owed else attempt
-
-    return evolve(job, attempts=tuple(tick_off(a) for a in job.attempts))
+    return _with_owing(job, event.token, clean_up=CleanUp.DONE)
 
 
 def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
     """Record that the stored copy of a local file is deleted."""
-    if job.audio_clean_up is not CleanUp.OWED:
+    if job.audio_clean_up is not CleanUp.OWED or job.audio is None or job.audio.key != event.key:
         return job
     return evolve(job, audio=None, audio_clean_up=CleanUp.DONE)

@@ -6,7 +6,8 @@ tenants share an engine. What only some processes need is imported at its first 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
@@ -17,6 +18,8 @@ from renderdispatch.plumbing.per_process import PerProcess
 if TYPE_CHECKING:
     from renderdispatch.engine.inbox import WebhookReceiver
     from renderdispatch.engine.worker import Worker
+
+_log: Final = logging.getLogger("renderdispatch.engine.worker")
 
 
 class Engine:
@@ -56,8 +59,14 @@ class Engine:
             self.worker().start()
 
     def created(self) -> None:
-        """Start the worker; let one that runs in this process claim a new job at once."""
-        self.start()
+        """Start the worker; let one that runs in this process claim a new job at once.
+
+        The job is recorded whether or not a worker can be started here: the next call tries again.
+        """
+        try:
+            self.start()
+        except Exception as error:  # noqa: BLE001 - threads are limited, or the service is being closed
+            _log.warning("no worker can be started in this process: %s", error)
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
@@ -79,24 +88,28 @@ class Engine:
         return self.worker().reconciler.reconcile_if_due(job)
 
     def delete(self, job: Job) -> None:
-        """Forget an ended job and remove its objects.
+        """Forget an ended job and remove its objects. Only this very job: a later one of the same id stays (rule J15).
+
+        The objects go first, so that a crash leaves a record by which a second call finds them.
 
         Raises:
             InvalidRequestError: The job has not ended, or something of it may still compute.
         """
+        from renderdispatch.engine.commit import forget
+
         if not job.ended:
             raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
         if job.owes_clean_up:
             self.worker().reconciler.reconcile(job)
             current = self.parts.store.get(job.id)
-            if current.incarnation != job.incarnation:  # rule J15
+            if current.incarnation != job.incarnation:
                 raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
             job = current
         if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
         self.parts.storage.delete_prefix(layout.prefix_of(job))
-        self.parts.store.delete(job.id)
+        forget(self.parts.store, job)
 
     def close(self) -> None:
         """Stop the worker, then close what is owned. A second call does nothing."""

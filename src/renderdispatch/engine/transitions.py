@@ -54,7 +54,8 @@ _RETRIED: Final = (Stage.RETRY_WAIT, JobStatus.FAILED)
 TABLE: Final = (
     # clients
     Row(events.CancelRequested, WAITING, rules.cancel_waiting, _CANCELLED),
-    Row(events.CancelRequested, ACTIVE, rules.request_cancel, (Stage.CANCELLING,)),
+    Row(events.CancelRequested, PREPARING, rules.request_cancel, (Stage.CANCELLING,)),
+    Row(events.CancelRequested, OUT, rules.request_cancel, (Stage.CANCELLING, *_CANCELLED)),
     Row(events.CancelRequested, FINALIZING, rules.note_cancel),
     # the dispatcher
     Row(events.Claimed, WAITING, rules.claim, (Stage.RESOLVING_AUDIO,)),
@@ -64,10 +65,11 @@ TABLE: Final = (
     Row(events.DispatchIntended, PREPARING, rules.intend, (Stage.DISPATCHING,)),
     Row(events.Dispatched, OUT, rules.dispatched, (Stage.DISPATCHED,)),
     Row(events.Dispatched, FINALIZING | CANCELLING, rules.dispatched),
-    Row(events.AttemptFailed, ACTIVE, rules.attempt_failed, _RETRIED),
+    Row(events.AttemptFailed, PREPARING, rules.attempt_failed, _RETRIED),
+    Row(events.AttemptFailed, OUT, rules.attempt_failed),
     Row(events.AttemptFailed, CANCELLING, rules.confirm_cancel, _CANCELLED),
     # the GPU side
-    Row(CheckedIn, OUT, rules.check_in, (Stage.DISPATCHED, *_RETRIED)),
+    Row(CheckedIn, OUT, rules.check_in, (Stage.DISPATCHED,)),
     Row(CheckedIn, CANCELLING, rules.check_in),
     Row(Progressed, OUT, rules.progress, (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)),
     Row(Completed, OUT, rules.complete, (Stage.FINALIZING,)),
@@ -75,18 +77,22 @@ TABLE: Final = (
     Row(Failed, OUT, rules.run_failed, _RETRIED),
     Row(Failed, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     # the reconciler
-    Row(events.LeaseLapsed, ACTIVE, rules.lapse, _RETRIED),
+    Row(events.LeaseLapsed, PREPARING, rules.lapse, _RETRIED),
+    Row(events.LeaseLapsed, OUT, rules.lapse),
     Row(events.LeaseLapsed, CANCELLING, rules.lapse, _CANCELLED),
-    Row(events.CallMissing, OUT, rules.call_missing, _RETRIED),
+    Row(events.CallMissing, OUT, rules.call_missing),
     Row(events.CallMissing, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     Row(events.ResultFound, OUT, rules.complete, (Stage.FINALIZING,)),
     Row(events.ResultFound, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
+    Row(events.ResultMissing, OUT, rules.result_missing, _RETRIED),
+    Row(events.StorageSilent, OUT | FINALIZING, rules.storage_silent, _FAILED),
     Row(events.VideoSeen, FINALIZING, rules.video_seen, (JobStatus.COMPLETE, *_RETRIED, *_CANCELLED)),
     Row(events.VideoMissing, FINALIZING, rules.video_missing, (*_RETRIED, *_CANCELLED)),
     Row(events.CancelConfirmed, CANCELLING, rules.confirm_cancel, _CANCELLED),
-    Row(events.ClockAdvanced, WAITING | PREPARING, rules.check_deadlines, _FAILED),
-    Row(events.ClockAdvanced, OUT, rules.check_deadlines, _RETRIED),
+    Row(events.ClockAdvanced, WAITING | PREPARING | OUT | FINALIZING, rules.check_deadlines, _FAILED),
     Row(events.ClockAdvanced, CANCELLING, rules.check_deadlines, _CANCELLED),
+    Row(events.CallStopped, frozenset(Stage), rules.call_stopped),
+    Row(events.Swept, frozenset(Stage), rules.swept),
     Row(events.CleanedUp, frozenset(Stage), rules.cleaned_up),
     Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
 )
@@ -97,7 +103,7 @@ TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {
 """The row of each event and stage. A pair that is absent changes nothing."""
 
 
-_AFTER_THE_END: Final = (events.CleanedUp, events.AudioDropped)
+_AFTER_THE_END: Final = events.CleanUpEvent
 _FROM_A_RUN: Final = (CheckedIn, Progressed, Completed, Failed)
 _OF_AN_ATTEMPT: Final = (*_FROM_A_RUN, events.AttemptEvent)
 
@@ -163,4 +169,5 @@ def _reply_of(reason: str | None) -> EventReply:
 def _reply(job: Job) -> EventReply:
     if job.stage is Stage.CANCELLING or job.status is JobStatus.CANCELLED:
         return _reply_of("cancelled")
-    return _reply_of("ended" if job.ended or job.stage in rules.WAITING else None)
+    failing = job.attempt is not None and job.attempt.verdict is not None
+    return _reply_of("ended" if job.ended or failing or job.stage in rules.WAITING else None)

@@ -1,7 +1,8 @@
 """What runs in the background of a process?
 
-Three threads: one dispatches, one reconciles (which may wait for a slow bucket), one renews leases. A worker belongs
-to the process that made it; after a fork the child makes its own.
+Three threads: one dispatches, one reconciles, one renews leases. They wait for nothing but the store; what calls a
+backend, a bucket or another host has lanes (`renderdispatch.engine.bulkheads`). A worker belongs to the process that
+made it; after a fork the child makes its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.dispatch import Dispatcher
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
@@ -28,6 +30,8 @@ _POLL_S: Final = 0.5
 _WIND_UP_S: Final = 0.05
 """How soon a slot that is about to become free is checked again."""
 _RECONCILE_S: Final = 2.0
+_CLOSE_S: Final = 10.0
+"""How long a closing worker waits for calls of backends and of storage that are in progress."""
 _AWAY_S: Final = 5.0
 _AWAY: Final = Backoff(pause_s=1.0, longest_pause_s=_AWAY_S)
 
@@ -39,10 +43,11 @@ class Worker:
         lease_s = parts.lease.total_seconds()
         holder = f"{parts.machine}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stop = Stop()
-        self.keeper = LeaseKeeper(parts.store, parts.backends, holder=holder, lease=parts.lease)
+        self.lanes = Bulkheads.of(parts.backends)
+        self.keeper = LeaseKeeper(parts.store, parts.backends, self.lanes, self.wake, holder=holder, lease=parts.lease)
         self.inbox = Inbox(parts.store, self.run_over)
-        self.dispatcher = Dispatcher(parts, self.keeper, self.inbox, self.wake_all)
-        self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, stop=self._stop)
+        self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self.wake_all)
+        self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, self.lanes, stop=self._stop)
         self._renew_s = lease_s / 3
         self._reconcile_s = min(_RECONCILE_S, lease_s / 4)
         self._to_claim = threading.Event()
@@ -89,6 +94,7 @@ class Worker:
 
     def tick(self) -> int:
         """Take one round: dispatch what is ready, to the end of the dispatching, then reconcile."""
+        self.keeper.collect()
         taken = self.dispatcher.tick()
         self.dispatcher.drain()
         self.keeper.tick()
@@ -102,13 +108,19 @@ class Worker:
             if thread is not threading.current_thread():
                 thread.join()
         self.dispatcher.close()
+        self.lanes.wind_up(_CLOSE_S)
         self.keeper.hand_back()
+        self.lanes.close(_CLOSE_S)
 
     def _dispatch(self) -> None:
-        self._repeat(self.dispatcher.tick, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
+        self._repeat(self._claim, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
 
     def _reconcile(self) -> None:
-        self._repeat(self.reconciler.tick, self._to_reconcile, lambda: self._reconcile_s)
+        self._repeat(self.reconciler.round, self._to_reconcile, lambda: self._reconcile_s)
+
+    def _claim(self) -> None:
+        self.keeper.collect_soon()
+        self.dispatcher.tick()
 
     def _repeat(self, work: Callable[[], object], woken: threading.Event, pause_s: Callable[[], float]) -> None:
         """Do the work when it is woken, and after each pause; ever more slowly while the store is away."""

@@ -23,12 +23,13 @@ import ipaddress
 import math
 import re
 import ssl
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from email.message import Message
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from renderdispatch.errors import AudioError, ConfigurationError, InvalidRequestError, StorageUnavailableError
 from renderdispatch.plumbing.failures import Translation, translated
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 MAX_URL_CHARS: Final = 8192
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
+
+_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
+"""Other values (``utf-8``, ``none``, ``aws-chunked``) are mistakes of hosts that send the bytes as they are."""
+_ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
+_WHOLE: Final = re.compile(r"bytes 0-(\d{1,18})/(\d{1,18})", re.ASCII)
 
 _PRINTABLE: Final = re.compile(r"[^\s\\\x00-\x20\x7f-\xa0]+")
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -96,6 +102,48 @@ def is_public(address: str) -> bool:
     return public and not any(found in network for network in _NOT_PUBLIC)
 
 
+class _Pace(Stop):
+    """A stop with one more deadline, which moves on while the host sends fast enough.
+
+    Only the time in which the host is waited for counts: the reader may be slow itself.
+
+    Args:
+        timeout_s: As of `Stop`.
+        least_bytes: How much must arrive in each window; with 0, anything.
+        window_s: Seconds of waiting.
+    """
+
+    def __init__(self, *, timeout_s: float, least_bytes: float, window_s: float) -> None:
+        super().__init__(timeout_s=timeout_s)
+        self._least_bytes, self._window_s = least_bytes, window_s
+        self._arrived_bytes, self._left_s = 0, window_s
+        self._since_s: float | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the nearest deadline."""
+        if self._since_s is None:
+            return super().remaining_s
+        return max(0.0, min(super().remaining_s, self._left_s - (time.monotonic() - self._since_s)))
+
+    def begin(self) -> None:
+        """Begin to wait for the host, for its response or for more of it."""
+        self._since_s = time.monotonic()
+
+    def arrived(self, size: int) -> None:
+        """End a wait: so many bytes arrived."""
+        if self._since_s is not None:
+            self._left_s -= time.monotonic() - self._since_s
+            self._since_s = None
+        self._arrived_bytes += size
+        if self._arrived_bytes >= self._least_bytes:
+            self.renew()
+
+    def renew(self) -> None:
+        """Begin a new window."""
+        self._arrived_bytes, self._left_s, self._since_s = 0, self._window_s, None
+
+
 class GuardedFetcher:
     """Reads audio from URLs of strangers: an `AudioFetcher`.
 
@@ -108,6 +156,9 @@ class GuardedFetcher:
         max_bytes: How large audio may be.
         total_s: Seconds for everything, from name resolution to the last byte.
         stall_s: Seconds without a byte.
+        least_bytes_s: How many bytes a second the host must send, on average over every window. A response's headers
+            must come within a window. 0: any number.
+        window_s: Seconds of such a window. The time in which the audio is stored does not count.
         max_redirects: How many redirects are followed.
         resolve: Finds a host's addresses.
         ssl_context: Judges certificates; by default the usual authorities.
@@ -126,6 +177,8 @@ class GuardedFetcher:
         max_bytes: int = 2 << 30,
         total_s: float = 900.0,
         stall_s: float = 20.0,
+        least_bytes_s: float = 8192.0,
+        window_s: float = 30.0,
         max_redirects: int = 3,
         resolve: Resolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -140,6 +193,7 @@ class GuardedFetcher:
             raise ConfigurationError("an allowed network is one such as 10.1.2.3/32") from None
         self._max_bytes = max_bytes
         self._total_s = total_s
+        self._window_s, self._least_bytes = window_s, least_bytes_s * window_s
         self._max_redirects = max_redirects
         self._client = Client(stall_s=stall_s, resolve=resolve, judge=self._judge, ssl_context=ssl_context)
 
@@ -164,7 +218,8 @@ class GuardedFetcher:
             AudioError: ``audio.too-large``, ``audio.empty``, or ``audio.invalid`` if it is surely not audio.
             StorageUnavailableError: The host does not answer, breaks off, or is too slow.
         """
-        bound = Stop(timeout_s=min(self._total_s, math.inf if stop is None else stop.remaining_s))
+        timeout_s = min(self._total_s, math.inf if stop is None else stop.remaining_s)
+        bound = _Pace(timeout_s=timeout_s, least_bytes=self._least_bytes, window_s=self._window_s)
 
         def end() -> None:
             bound.request("told to stop")
@@ -176,17 +231,19 @@ class GuardedFetcher:
             response, found = self._follow(self._read(url), bound, stack)
             self._check_response(response)
             yield FetchedAudio(
-                chunks=self._chunks(response),
+                chunks=self._chunks(response, bound),
                 content_type=response.headers.get("content-type"),
                 filename=_filename(response.headers, found),
             )
 
-    def _follow(self, url: httpx.URL, stop: Stop, stack: ExitStack) -> tuple[Response, httpx.URL]:
+    def _follow(self, url: httpx.URL, stop: _Pace, stack: ExitStack) -> tuple[Response, httpx.URL]:
         """Return the first response that is not a redirect, and where it came from; ``stack`` closes it."""
         for _ in range(self._max_redirects + 1):
             with ExitStack() as hop:
+                stop.begin()
                 with translated(_FAILURES):
                     response = hop.enter_context(self._client.stream("GET", url, fresh=True, stop=stop))
+                stop.renew()
                 location = response.headers.get("location")
                 if response.status not in _REDIRECTS or location is None:
                     stack.push(hop.pop_all())
@@ -198,7 +255,7 @@ class GuardedFetcher:
         import httpx
 
         try:
-            joined = str(url.join(location))
+            joined = str(url.join(_reference(location)))
         except httpx.InvalidURL:
             raise _refused("it redirects to something that is not a URL") from None
         found = self._read(joined)
@@ -245,24 +302,27 @@ class GuardedFetcher:
         status, headers = response.status, response.headers
         if status in _TRY_AGAIN or status >= 500:
             raise StorageUnavailableError(f"the host of the audio's URL answered {status}")
-        if status != 200:
+        if status != 200 and not (status == 206 and _is_whole(headers.get("content-range", ""))):
             raise InvalidRequestError(f"the host of the audio's URL answered {status}", code="audio.url-answer")
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             raise self._too_large()
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if not _COMPRESSED.isdisjoint(map(str.strip, headers.get("content-encoding", "").lower().split(","))):
             raise AudioError("the host of the audio's URL sends it compressed, unasked", code="audio.invalid")
         if headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
             raise AudioError("the audio's URL leads to a web page, not to audio", code="audio.invalid")
 
-    def _chunks(self, response: Response) -> Iterator[bytes]:
+    def _chunks(self, response: Response, pace: _Pace) -> Iterator[bytes]:
         received = 0
         with translated(_FAILURES):
+            pace.begin()
             for chunk in response.pieces:
+                pace.arrived(len(chunk))
                 received += len(chunk)
                 if received > self._max_bytes:
                     raise self._too_large()
                 yield chunk
+                pace.begin()
         if not received:
             raise AudioError("the audio's URL leads to an empty response", code="audio.empty")
 
@@ -291,6 +351,21 @@ def _literal(host: str) -> str | None:
     if len(host) > 253 or _NAME.fullmatch(host) is None:
         raise _refused("its host is not a valid name")
     return None
+
+
+def _reference(location: str) -> str:
+    """Return a redirect's target as a URL: servers also send it as raw UTF-8, or in another charset."""
+    sent = location.encode("latin-1")
+    try:
+        return sent.decode()
+    except UnicodeDecodeError:
+        return quote(sent, safe=_ASCII)
+
+
+def _is_whole(content_range: str) -> bool:
+    """Return whether a host that was not asked for a range sent one that is the whole object."""
+    found = _WHOLE.fullmatch(content_range)
+    return found is not None and int(found[1]) + 1 == int(found[2])
 
 
 def _filename(headers: Mapping[str, str], url: httpx.URL) -> str | None:

@@ -57,14 +57,15 @@ class MemoryJobStore:
     def replace(self, job: Job, *, expected_revision: int) -> Job:
         """Store a job over a revision, as `JobStore.replace` says."""
         with self._lock:
-            found = self._get(job.id).revision
-            if found != expected_revision:
-                raise RevisionConflictError(
-                    f"job {job.id} is at revision {found}, not {expected_revision}: read it again"
-                )
+            self._check_revision(job.id, expected_revision)
             stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
             self._jobs[job.id] = stored
             return stored
+
+    def _check_revision(self, job_id: str, expected: int) -> None:
+        found = self._get(job_id).revision
+        if found != expected:
+            raise RevisionConflictError(f"job {job_id} is at revision {found}, not {expected}: read it again")
 
     def query(self, query: JobQuery) -> Page[Job]:
         """Return a page of jobs, as `JobStore.query` says."""
@@ -78,13 +79,14 @@ class MemoryJobStore:
         items = tuple(found[: query.limit])
         return Page(items, write_cursor(query, place(query, items[-1])) if len(found) > query.limit else None)
 
-    def delete(self, job_id: str) -> bool:
+    def delete(self, job_id: str, *, expected_revision: int) -> bool:
         """Forget a job, as `JobStore.delete` says."""
         with self._lock:
-            job = self._jobs.pop(job_id, None)
-            if job is None:
+            if job_id not in self._jobs:
                 return False
-            self._tombstones[job_id] = job.revision + 1
+            self._check_revision(job_id, expected_revision)
+            del self._jobs[job_id]
+            self._tombstones[job_id] = expected_revision + 1
             return True
 
     def now(self) -> datetime:

@@ -19,6 +19,7 @@ from renderdispatch.engine.events import (
     AudioDropped,
     AudioStored,
     CallMissing,
+    CallStopped,
     CancelConfirmed,
     CancelRequested,
     Claimed,
@@ -30,8 +31,11 @@ from renderdispatch.engine.events import (
     LeaseLapsed,
     LeaseRenewed,
     ResultFound,
+    ResultMissing,
     RunEvent,
     StageEntered,
+    StorageSilent,
+    Swept,
     VideoMissing,
     VideoSeen,
 )
@@ -115,6 +119,12 @@ def failed(
     return Failed(event_id=f"failed-{run}", job_id="job", token=token, run_id=run, error=error)
 
 
+def lost(token: str = "token-1", *, stopped: bool = False) -> AttemptFailed:
+    """Return a failure of an attempt that its run did not report."""
+    error = JobError(code="gpu.lost", message="lost", fault=FaultDomain.INFRASTRUCTURE)
+    return AttemptFailed(token=token, error=error, stopped=stopped)
+
+
 def video_seen(token: str = "token-1") -> VideoSeen:
     """Return that storage has the video as reported."""
     return VideoSeen(token=token, size=make_artifact().bytes, etag=make_artifact().etag)
@@ -141,6 +151,8 @@ HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "downloading-audio": (*_dispatching, checked_in(), progressed(Stage.DOWNLOADING_AUDIO, 0.5)),
     "rendering": _rendering,
     "uploading-video": (*_rendering, progressed(Stage.UPLOADING_VIDEO, 0.5)),
+    "failing": (*_rendering, lost()),
+    "failing, stopped": (*_rendering, lost(stopped=True)),
     "finalizing": _finalizing,
     "cancelling": (*_rendering, CancelRequested()),
     "retry-wait": (*_rendering, failed()),
@@ -209,6 +221,8 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
     lambda pick, token, now: LeaseLapsed(token=token, lease_until=now + pick(_DELAYS)),
     lambda pick, token, now: CallMissing(token=token),
     lambda pick, token, now: ResultFound(token=token, artifact=pick(_ARTIFACTS)),
+    lambda pick, token, now: ResultMissing(token=token),
+    lambda pick, token, now: StorageSilent(token=token),
     lambda pick, token, now: VideoSeen(token=token, size=pick((5, 6)), etag=pick((None, "x", "y"))),
     lambda pick, token, now: VideoMissing(token=token),
     lambda pick, token, now: CancelConfirmed(token=token, stopped=pick(_BOOLEANS)),
@@ -217,8 +231,10 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
 _FREE: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] = (
     lambda pick, token, now: CancelRequested(),
     lambda pick, token, now: claimed(token, local=pick(_BOOLEANS), now=now),
+    lambda pick, token, now: CallStopped(token=token),
+    lambda pick, token, now: Swept(token=token),
     lambda pick, token, now: CleanedUp(token=token),
-    lambda pick, token, now: AudioDropped(),
+    lambda pick, token, now: AudioDropped(key=pick((_COPY.key, "audio/other"))),
     lambda pick, token, now: ClockAdvanced(),
 )
 

@@ -122,10 +122,16 @@ class JobStoreMachine(RuleBasedStateMachine):
             assert stored == evolve(job, revision=expected + 1)
             self._note(stored)
 
-    @rule(job_id=_ids)
-    def delete(self, job_id: str) -> None:
-        """A job is deleted once."""
-        assert self.store.delete(job_id) is (self.jobs.pop(job_id, None) is not None)
+    @rule(job_id=_ids, behind=st.integers(-1, 2))
+    def delete(self, job_id: str, behind: int) -> None:
+        """Only the current revision of a job is deleted, once."""
+        standing = self.jobs.get(job_id)
+        expected = self.highest.get(job_id, 0) - behind
+        if standing is not None and expected != standing.revision:
+            with pytest.raises(RevisionConflictError):
+                self.store.delete(job_id, expected_revision=expected)
+        else:
+            assert self.store.delete(job_id, expected_revision=expected) is (self.jobs.pop(job_id, None) is not None)
 
     @precondition(lambda self: isinstance(self.store, SupportsClaim))
     @rule(limit=st.integers(0, 3), backends=st.sets(_backends), machine=_machines)

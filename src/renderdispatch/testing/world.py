@@ -264,9 +264,9 @@ class FlakyStore:
         page: Page[Job] = self._call("query", query)
         return page
 
-    def delete(self, job_id: str) -> bool:
+    def delete(self, job_id: str, *, expected_revision: int) -> bool:
         """Forget the job."""
-        return self.real.delete(job_id)
+        return self.real.delete(job_id, expected_revision=expected_revision)
 
     def now(self) -> datetime:
         """Return the store's time."""

@@ -60,6 +60,10 @@ def _ids(store: JobStore, query: JobQuery) -> list[str]:
     return [job.id for job in _walk(store, query)]
 
 
+def _delete(store: JobStore, job: Job) -> bool:
+    return store.delete(job.id, expected_revision=job.revision)
+
+
 class JobStoreContract:
     """Subclass it, override `store`, and every promise of `JobStore` is tested.
 
@@ -152,7 +156,7 @@ class JobStoreContract:
         """After `delete`, the id starts again at a revision above any that the deleted job had."""
         first = store.create(make_job())
         first = store.replace(first, expected_revision=first.revision)
-        store.delete(first.id)
+        _delete(store, first)
         second = store.create(make_job(id=first.id, priority=5))
         assert second.revision > first.revision
         assert store.get(first.id) == second
@@ -160,7 +164,7 @@ class JobStoreContract:
     def test_a_writer_of_the_deleted_job_is_refused(self, store: JobStore) -> None:
         """A writer that still holds a revision of the deleted job cannot overwrite the new one."""
         old = store.create(make_job())
-        store.delete(old.id)
+        _delete(store, old)
         new = store.create(make_job(id=old.id, priority=5))
         with pytest.raises(RevisionConflictError):
             store.replace(old, expected_revision=old.revision)
@@ -169,7 +173,7 @@ class JobStoreContract:
     def test_of_concurrent_creates_over_a_deleted_job_one_succeeds(self, store: JobStore) -> None:
         """Of eight threads that create a deleted id at once, one succeeds."""
         old = store.create(make_job(id="contended"))
-        store.delete(old.id)
+        _delete(store, old)
 
         def create(number: int) -> Job | None:
             try:
@@ -186,7 +190,7 @@ class JobStoreContract:
         revisions = []
         for _ in range(3):
             revisions.append(store.create(make_job(id="phoenix")).revision)
-            assert store.delete("phoenix")
+            assert store.delete("phoenix", expected_revision=revisions[-1])
         assert revisions == sorted(set(revisions))
 
     # --- get
@@ -199,7 +203,7 @@ class JobStoreContract:
     def test_get_raises_for_a_deleted_job(self, store: JobStore) -> None:
         """`get` raises `JobNotFoundError` after `delete`."""
         job = store.create(make_job())
-        store.delete(job.id)
+        _delete(store, job)
         with pytest.raises(JobNotFoundError):
             store.get(job.id)
 
@@ -236,7 +240,7 @@ class JobStoreContract:
     def test_replace_raises_for_a_deleted_job(self, store: JobStore) -> None:
         """`replace` brings no deleted job back, whichever revision is expected."""
         job = store.create(make_job())
-        store.delete(job.id)
+        _delete(store, job)
         for revision in range(job.revision, job.revision + 3):
             with pytest.raises(JobNotFoundError):
                 store.replace(job, expected_revision=revision)
@@ -278,21 +282,53 @@ class JobStoreContract:
     def test_delete_forgets_the_job(self, store: JobStore) -> None:
         """`delete` returns True, and no query shows the job."""
         job = store.create(make_job())
-        assert store.delete(job.id) is True
+        assert store.delete(job.id, expected_revision=job.revision) is True
         for query in (JobQuery(), JobQuery(order="ready"), JobQuery(order="due")):
             assert store.query(query).items == ()
 
     def test_a_second_delete_returns_false(self, store: JobStore) -> None:
         """`delete` of a deleted or unknown job returns False."""
         job = store.create(make_job())
-        store.delete(job.id)
-        assert store.delete(job.id) is False
-        assert store.delete("unknown") is False
+        _delete(store, job)
+        assert _delete(store, job) is False
+        assert store.delete("unknown", expected_revision=1) is False
+
+    def test_delete_refuses_another_revision(self, store: JobStore) -> None:
+        """`delete` of an older or newer revision raises `RevisionConflictError` and changes nothing."""
+        job = store.create(make_job())
+        stored = store.replace(job, expected_revision=job.revision)
+        for wrong in (job.revision, stored.revision + 1, 0):
+            with pytest.raises(RevisionConflictError):
+                store.delete(job.id, expected_revision=wrong)
+        assert store.get(job.id) == stored
+
+    def test_a_late_delete_leaves_a_later_job_of_the_id_alone(self, store: JobStore) -> None:
+        """A `delete` that is repeated after the id was created again does not touch the new job."""
+        old = store.create(make_job())
+        _delete(store, old)
+        new = store.create(make_job(id=old.id, priority=5))
+        with pytest.raises(RevisionConflictError):
+            _delete(store, old)
+        assert store.get(old.id) == new
+
+    def test_of_a_concurrent_delete_and_replace_one_succeeds(self, store: JobStore) -> None:
+        """Of deletes and replaces of one revision at once, one succeeds."""
+        job = store.create(make_job())
+
+        def change(number: int) -> bool:
+            try:
+                if number % 2:
+                    return _delete(store, job)
+                return store.replace(job, expected_revision=job.revision) is not None
+            except (RevisionConflictError, JobNotFoundError):
+                return False
+
+        assert sum(in_threads(_THREADS, change)) == 1
 
     def test_of_concurrent_deletes_one_returns_true(self, store: JobStore) -> None:
         """Of eight threads that delete one job at once, one gets True."""
         job = store.create(make_job())
-        assert sum(in_threads(_THREADS, lambda _: store.delete(job.id))) == 1
+        assert sum(in_threads(_THREADS, lambda _: _delete(store, job))) == 1
 
     def test_now_is_aware_and_in_utc(self, store: JobStore) -> None:
         """`now` is aware, in UTC, and does not go back."""
@@ -413,7 +449,7 @@ class JobStoreContract:
                 break
             query = evolve(query, cursor=page.cursor)
             if fleeting:
-                store.delete(fleeting.pop().id)
+                _delete(store, fleeting.pop())
             store.create(make_job(created_at=now + (turn - 6) * _SECOND))
             changed = store.get(standing[turn % 12].id)
             store.replace(evolve(changed, progress=50.0), expected_revision=changed.revision)
@@ -496,7 +532,7 @@ class JobStoreContract:
     def test_delete_removes_the_document(self, store: JobStore) -> None:
         """Nothing of a deleted job's record is kept, such as the URL of its audio."""
         job = store.create(make_job())
-        store.delete(job.id)
+        _delete(store, job)
         assert self.raw_get(store, job.id) is None
 
     def test_the_job_is_the_document(self, store: JobStore) -> None:
@@ -526,13 +562,15 @@ class JobStoreContract:
         return self.raw_get(store, job.id)
 
     def test_a_record_of_a_newer_version_is_left_alone(self, store: JobStore) -> None:
-        """`get` and `replace` raise `JobUnreadableError`, queries leave the job out, and its document stays."""
+        """`get`, `replace`, `delete` raise `JobUnreadableError`, queries leave the job out, its document stays."""
         job, other = store.create(make_job()), store.create(make_job())
         document = self._make_newer(store, job)
         with pytest.raises(JobUnreadableError, match=job.id):
             store.get(job.id)
         with pytest.raises(JobUnreadableError):
             store.replace(job, expected_revision=job.revision)
+        with pytest.raises(JobUnreadableError):
+            store.delete(job.id, expected_revision=job.revision)
         for query in (JobQuery(), JobQuery(order="ready"), JobQuery(order="due")):
             assert store.query(query).items == (other,)
         assert self.raw_get(store, job.id) == document
@@ -558,7 +596,7 @@ class JobStoreContract:
         assert other.get(job.id) == job
         stored = other.replace(evolve(job, priority=3), expected_revision=job.revision)
         assert store.query(JobQuery()).items == (stored,)
-        assert store.delete(job.id)
+        assert _delete(store, stored)
         with pytest.raises(JobNotFoundError):
             other.get(job.id)
 
@@ -605,7 +643,7 @@ class JobStoreContract:
         store.create(make_job(ready_at=now + _HOUR))
         store.create(make_ended_job())
         store.create(make_job(ready_at=None))
-        store.delete(store.create(make_job(ready_at=now)).id)
+        _delete(store, store.create(make_job(ready_at=now)))
         assert self._claim(claiming) == []
 
     def test_claim_reserves(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
@@ -701,7 +739,7 @@ class JobStoreContract:
         assert counting.counts() == dict.fromkeys(JobStatus, 0)
         for tenant, status in (("acme", JobStatus.FAILED), ("acme", JobStatus.PENDING), (None, JobStatus.FAILED)):
             store.create(make_job(tenant=tenant, status=status))
-        store.delete(store.create(make_job(tenant="acme")).id)
+        _delete(store, store.create(make_job(tenant="acme")))
         assert counting.counts() == {**dict.fromkeys(JobStatus, 0), JobStatus.FAILED: 2, JobStatus.PENDING: 1}
         assert counting.counts(tenant="acme")[JobStatus.FAILED] == 1
         assert counting.counts(tenant="nobody") == dict.fromkeys(JobStatus, 0)

@@ -1,0 +1,100 @@
+"""What does a backend do with a call, whatever its author made of the protocol?
+
+Backends of third parties raise and return what they like. Every call of a backend in this package goes through here and
+raises nothing but `BackendError`, so that one backend's fault stays with its own jobs. What a backend raises without
+stating that the outcome is known leaves the outcome unknown (rule J2); so does a result that is none.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final
+
+from renderdispatch.errors import BackendError, ConfigurationError, InvalidRequestError
+from renderdispatch.jobs import Attempt
+from renderdispatch.messages import Completed, Failed, JobError, RenderOrder
+from renderdispatch.plumbing.failures import Translation, translated
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, RenderBackend, SupportsFind
+
+_MAX_ID: Final = 1000
+_STATE: Final[tuple[tuple[str, Any], ...]] = (
+    ("status", CallStatus),
+    ("outcome", Completed | Failed | None),
+    ("error", JobError | None),
+)
+"""What the fields of a `CallState` may be."""
+
+
+def start(backend: RenderBackend, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    """Start an order, as `RenderBackend.start` says.
+
+    Raises:
+        BackendError: It was not started; or it is not known whether it was.
+        InvalidRequestError, ConfigurationError: It can never be started.
+    """
+    with translated({**_FOREIGN, InvalidRequestError: _same, ConfigurationError: _same}):
+        return _checked_call(backend.start(order, on_event=on_event), "start")
+
+
+def poll(backend: RenderBackend, call: BackendCall) -> CallState:
+    """Return the state of a call, as `RenderBackend.poll` says. Raises `BackendError`."""
+    with translated(_FOREIGN):
+        state: object = backend.poll(call)
+        if isinstance(state, CallState) and all(isinstance(getattr(state, name), kind) for name, kind in _STATE):
+            return state
+        raise _nonsense("poll", state)
+
+
+def cancel(backend: RenderBackend, call: BackendCall) -> None:
+    """Tell a call to stop, as `RenderBackend.cancel` says. Raises `BackendError`."""
+    with translated(_FOREIGN):
+        backend.cancel(call)
+
+
+def find(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
+    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
+
+    Raises:
+        BackendError: The backend was asked, and is away.
+    """
+    if attempt.call_id is not None:
+        return BackendCall(attempt.call_id), False
+    if not isinstance(backend, SupportsFind):
+        return None, False
+    with translated(_FOREIGN):
+        call = backend.find(job_id=job_id, token=attempt.token)
+        return (None, True) if call is None else (_checked_call(call, "find"), False)
+
+
+def _checked_call(call: object, asked: str) -> BackendCall:
+    call_id: Any = getattr(call, "id", None)
+    sound = isinstance(call_id, str) and 0 < len(call_id) <= _MAX_ID and call_id.isprintable()
+    if sound and isinstance(call, BackendCall):
+        return call
+    raise _nonsense(asked, call)
+
+
+def _nonsense(asked: str, result: object) -> BackendError:
+    message = f"the backend's {asked} returned what the protocol does not allow ({type(result).__name__})"
+    return BackendError(message, retryable=True, outcome_known=False, code="backend.unexpected")
+
+
+def _same(error: BaseException) -> BaseException:
+    return error
+
+
+def _ours(error: BackendError) -> BackendError:
+    """Return the error if it states all that one has to state; a subclass may have skipped its base's constructor."""
+    stated = all(isinstance(getattr(error, name, None), bool) for name in ("retryable", "outcome_known"))
+    return error if stated else _foreign(error)
+
+
+def _foreign(error: Exception) -> BackendError:
+    """Return the error for one that says nothing. Its text is left out, because it may quote a signed URL."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    message = f"the backend raised {type(error).__name__}{where}; a backend raises BackendError"
+    return BackendError(message, retryable=True, outcome_known=False, code="backend.unexpected")
+
+
+_FOREIGN: Final[Translation] = {BackendError: _ours, Exception: _foreign}
