@@ -436,17 +436,9 @@ class RenderOrder(Message):
     local: bool = False
 
     def without_secrets(self) -> Self:
-        """Return the order as renderers see it, without token, URLs and key."""
-        blank = SignedPut(url="")
-        return self.model_copy(
-            update={
-                "token": "",
-                "audio_url": "",
-                "video": ObjectUrls(key=self.video.key, put=blank, get=""),
-                "result": ObjectUrls(key=self.result.key, put=blank, get=""),
-                "callback": None,
-            }
-        )
+        """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
+        blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
+        return self.model_copy(update={"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None})
 
 
 # --- what the GPU side reports --------------------------------------------------------------------

@@ -573,6 +573,27 @@ def test_j11_attempts_are_counted() -> None:
     assert (job.status, job.error) == (JobStatus.FAILED, failed().error)
 
 
+@pytest.mark.parametrize("reported", [True, False])
+@pytest.mark.parametrize("between", [False, True])
+def test_j16_a_second_stall_is_the_scenes_fault(between: bool, reported: bool) -> None:
+    """A render that stalls is tried again, once, also where all webhooks are lost and the backend tells how it ended."""
+
+    def stalled(token: str) -> Any:
+        event = failed(token=token, code="render.stalled")
+        return event if reported else AttemptFailed(token=token, error=event.error, stopped=True)
+
+    job = after(new_job(), [claimed(), intended(), stalled("token-1")])
+    assert job.stage is Stage.RETRY_WAIT
+    if between:  # another failure between the two changes nothing
+        job = after(job, [claimed("token-2"), intended("token-2"), failed(token="token-2")], start=_LATER)
+    job = after(job, [claimed("token-3"), intended("token-3")], start=_LATER)
+    job = after(job, [stalled("token-3")], start=job.updated_at)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.fault) == ("render.stalled", FaultDomain.SCENE)
+    assert _attempt(job).error.fault is FaultDomain.INFRASTRUCTURE
+
+
 def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
     """A worker that closes gives its attempts back: a deploy costs a job none of them."""
     job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))

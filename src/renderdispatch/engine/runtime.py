@@ -13,6 +13,7 @@ from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.plumbing.interpreter import require_threads
 from renderdispatch.plumbing.per_process import PerProcess
 
 if TYPE_CHECKING:
@@ -54,8 +55,13 @@ class Engine:
             raise ConfigurationError("the service is closed")
 
     def start(self) -> None:
-        """Start this process's worker, if this service has one. A second call does nothing."""
+        """Start this process's worker, if this service has one. A second call does nothing.
+
+        Raises:
+            ConfigurationError: Threads do not run in this process, or the service is closed.
+        """
         if self.parts.worker:
+            require_threads()
             self.worker().start()
 
     def created(self) -> None:
