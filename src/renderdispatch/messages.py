@@ -38,6 +38,7 @@ MAX_JSON_DEPTH: Final = 64
 
 MAX_AUDIO_TRACK: Final = 999
 MAX_WARNINGS: Final = 20
+
 DEFAULT_MEMORY_MIB: Final = 16_384
 """The largest preset takes less than half of it."""
 
@@ -233,7 +234,7 @@ PRESETS: Final[Mapping[str, Output]] = {
 
 
 class Limits(Argument):
-    """The limits of a job: times, attempts, memory, and the kind of GPU. They are always finite.
+    """The limits of a job: times, attempts, audio, memory, and the kind of GPU. Times are always finite.
 
     Args:
         start_timeout: From an attempt's dispatch intent to the first event of its GPU side.

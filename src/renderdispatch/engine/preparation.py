@@ -25,7 +25,7 @@ from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, FaultDomain, LocalAudio, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality
@@ -184,7 +184,7 @@ class Preparation:
                 self._keeper.release(held.token)
             return
         superseded = decision.verdict is Verdict.SUPERSEDED
-        if superseded or decision.reply.stop:
+        if superseded or (decision.reply.stop and decision.job.status is not JobStatus.COMPLETE):
             self._keeper.cancel(held)
         if call is None or not held.local or decision.job.ended or superseded:
             self._keeper.release(held.token)

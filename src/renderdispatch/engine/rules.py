@@ -383,7 +383,7 @@ def result_missing(job: Job, event: events.ResultMissing, now: datetime) -> Job:
 
 def storage_silent(job: Job, event: events.StorageSilent, now: datetime) -> Job:
     """End the wait for a storage that did not respond in time (rule J7)."""
-    return job if job.answer_by is None or now <= job.answer_by else _unanswered(job, now)
+    return job if job.answer_by is None or now < job.answer_by else _unanswered(job, now)
 
 
 def _unanswered(job: Job, now: datetime) -> Job:
@@ -445,7 +445,7 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
 
 def _check_answer(job: Job, answer_by: datetime, now: datetime) -> Job:
     """End a wait for storage whose time is over, after a last chance to ask it: even a call that hangs holds no job."""
-    if now <= answer_by:
+    if now < answer_by:
         return job
     overdue_at = _current(job).overdue_at
     if overdue_at is None:
@@ -464,7 +464,10 @@ def _with_owing(job: Job, token: str, **changes: Any) -> Job:
 
 
 def call_stopped(job: Job, event: events.CallStopped, now: datetime) -> Job:
-    """Record that an ended attempt computes no more."""
+    """Record that an attempt that failed computes no more."""
+    attempt = job.attempt
+    if attempt is not None and attempt.token == event.token and attempt.verdict is not None:
+        return _with_attempt(job, stopped=True)
     return _with_owing(job, event.token, stopped=True)
 
 

@@ -505,4 +505,4 @@ def _check_columns(connection: Connection) -> None:
             f"another version made the table {_jobs.name}: it has no column {', '.join(missing)}. "
             "Use another database, or drop the table if you no longer need its jobs"
         )
-        raise errors.ConfigurationError(message)
+        raise errors.ConfigurationError(message, code="store.unusable")
