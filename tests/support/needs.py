@@ -6,9 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Final, NoReturn
 
 import pytest
+
+names_near_commands: Final = pytest.mark.skipif(
+    tuple(map(int, version("click").split(".")[:2])) < (8, 4), reason="click names near commands since version 8.4"
+)
 
 
 def lacking(what: str) -> NoReturn:

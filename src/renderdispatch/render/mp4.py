@@ -17,14 +17,13 @@ import av
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from renderdispatch.messages import Output
 from renderdispatch.render.mixing import Samples, frame_of
 from renderdispatch.render.paint import Canvas
 
 ENCODER: Final = "libx264"
-_BT709: Final = 1  # in H.273; PyAV below 17 has no names for it
 _AUDIO_BIT_RATE: Final = 192_000
 _RECORD: Final = struct.Struct("<Iqqq")
 """The size, pts, dts and duration of a spooled packet; times are in samples."""
@@ -67,7 +66,7 @@ class Mp4Writer:
             # Players can jump to every fourth second, whatever the frame rate.
             context.gop_size = max(round(4 * output.fps), 1)
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-            context.color_primaries = context.color_trc = _BT709
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             sound = self._container.add_stream("aac", rate=rate, layout=layout)
             # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
             # not, takes half the time, and is as close to the original at this bit rate.
