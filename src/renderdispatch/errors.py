@@ -85,7 +85,10 @@ class GpuUnavailableError(InvalidRequestError):
 
 
 class ConfigurationError(RenderDispatchError, ValueError):
-    """A setting is wrong, or the parts of the service do not fit together; the message says which."""
+    """A setting is wrong, or the parts of the service do not fit together; the message says which.
+
+    A job store that cannot be used until somebody acts is ``store.unusable``.
+    """
 
     code = "configuration"
 

@@ -267,6 +267,7 @@ class RenderService:
 
         Raises:
             JobNotCompleteError: As `download_url`.
+            InvalidRequestError: The name says that it is not an MP4 video, as ``.webm`` does.
             ObjectExistsError: The file exists, and ``overwrite`` was not asked.
             StorageFullError: No space is left.
             StorageDeniedError: The file may not be written.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import SMALL, CommandLine, as_an_ordinary_user, write_song
-from tests.support.needs import need_ffmpeg
+from tests.support.needs import names_near_commands, need_ffmpeg
 
 REFUSED = {
     "an empty file": (["empty.wav"], "audio.empty"),
@@ -38,6 +38,9 @@ REFUSED = {
     "an output that is the song": (["song.wav", "-o", "song.wav", "--force"], "output.exists"),
     "an output in a locked folder": (["song.wav", "-o", "locked/out.mp4"], "output.denied"),
     "an output in a folder that nobody may enter": (["song.wav", "-o", "closed/out.mp4"], "output.denied"),
+    "an output that would hold something else": (["song.wav", "-o", "out.WebM"], "output.kind"),
+    "an output in a file": (["song.wav", "-o", "there.mp4/out.mp4"], "output.denied"),
+    "a song that is a named pipe": (["pipe", "-o", "out.mp4"], "audio.invalid"),
     "an output whose name is too long": (["song.wav", "-o", f"{'a' * 300}.mp4"], "output.denied"),
 }
 
@@ -56,7 +59,6 @@ NEAR = {
     "preset": (["--preset", "flat-1080p-landscap"], "did you mean 'flat-1080p-landscape'"),
     "backend": (["--backend", "locale"], "did you mean 'local'"),
     "parameter": (["--set", "barz=3"], "did you mean 'bars'"),
-    "command": (None, "Did you mean 'render'"),
 }
 
 MISUSED = {
@@ -92,6 +94,7 @@ def files(cli: CommandLine) -> Path:
     write_song(folder / "silent.wav", seconds=2, loudness=0)
     write_song(folder / "no-samples.wav", seconds=0)
     (folder / "a-folder").mkdir()
+    os.mkfifo(folder / "pipe")
     (folder / "there.mp4").write_bytes(b"mine")
     (folder / "locked.wav").write_bytes(whole)
     (folder / "locked.wav").chmod(0)
@@ -155,10 +158,15 @@ def test_what_can_be_heard_is_rendered(cli: CommandLine, files: Path, song: str)
 
 
 @pytest.mark.parametrize(("arguments", "hint"), NEAR.values(), ids=list(NEAR))
-def test_near_matches_are_named(cli: CommandLine, song: Path, arguments: list[str] | None, hint: str) -> None:
+def test_near_matches_are_named(cli: CommandLine, song: Path, arguments: list[str], hint: str) -> None:
     """Whoever mistypes a name is told the one that was meant."""
-    ran = cli("rendr") if arguments is None else cli("render", song, *arguments)
-    assert hint in ran.said_one_error()
+    assert hint in cli("render", song, *arguments).said_one_error()
+
+
+@names_near_commands
+def test_the_near_command_is_named(cli: CommandLine) -> None:
+    """Whoever mistypes a command is told the one that was meant."""
+    assert "Did you mean 'render'" in cli("rendr").said_one_error()
 
 
 @pytest.mark.parametrize("arguments", MISUSED.values(), ids=list(MISUSED))
@@ -200,10 +208,19 @@ def test_a_full_disk_under_the_home_fails_the_job(cli: CommandLine, small_disk: 
     assert not (cli.folder / "big.mp4").exists()
 
 
+def test_a_full_disk_under_the_output_is_met_at_once(cli: CommandLine, song: Path, small_disk: Path) -> None:
+    """Where not even one byte can be written, nothing is rendered."""
+    (small_disk / "filler").write_bytes(b"x" * (2 << 20))
+    ran = cli("render", song, *SMALL, "-o", small_disk / "out.mp4")
+    assert ran.status == 2
+    assert ran.said_one_error().endswith(" [output.full]")
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
 def test_a_full_disk_under_the_output_keeps_the_video(cli: CommandLine, song: Path, small_disk: Path) -> None:
     """No half file is left, and the finished video can be saved elsewhere."""
     free = small_disk / "filler"
-    free.write_bytes(b"x" * (2 << 20))
+    free.write_bytes(b"x" * ((2 << 20) - 8192))  # a few bytes can be written, and so the render begins
     ran = cli("render", song, *SMALL, "-o", small_disk / "out.mp4")
     assert ran.status == 1
     error = ran.said_one_error()
@@ -228,5 +245,31 @@ def test_a_home_that_cannot_be_made_is_said(cli: CommandLine, song: Path) -> Non
     """A file where the home should be is an error of one line."""
     cli.home.write_text("a file")
     ran = cli("render", song)
-    assert ran.status in {1, 2}
-    assert ran.said_one_error()
+    assert ran.status == 2
+    assert "set RENDERDISPATCH_HOME" in ran.said_one_error()
+
+
+@pytest.mark.parametrize("command", [["render", "song.wav"], ["jobs"], ["worker", "-q"]])
+def test_a_store_that_cannot_be_used_ends_the_command(cli: CommandLine, song: Path, command: list[str]) -> None:
+    """Nobody waits for a job store that stays as it is."""
+    (cli.home / "jobs.db").mkdir(parents=True)
+    ran = cli(*command)
+    assert ran.status == 2
+    assert ran.said_one_error().endswith(" [store.unusable]")
+
+
+def test_a_misspelt_setting_is_named(cli: CommandLine, song: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is rendered elsewhere than was meant."""
+    monkeypatch.setattr(CommandLine, "environment", {**cli.environment, "RENDERDISPATCH_BAKENDS": "modal"})
+    ran = cli("render", song)
+    assert ran.status == 2
+    assert "did you mean RENDERDISPATCH_BACKENDS?" in ran.said_one_error()
+
+
+def test_rendering_without_its_extra_is_refused_at_once(cli: CommandLine, song: Path) -> None:
+    """One line says what to install, and no job is recorded; jobs can be listed all the same."""
+    (cli.plugins / "sitecustomize.py").write_text("import sys\nsys.modules['av'] = None\n")
+    ran = cli("render", song)
+    assert ran.status == 2
+    assert "pip install 'renderdispatch[render]'" in ran.said_one_error()
+    assert cli("jobs").err == "no jobs\n"

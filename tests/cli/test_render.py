@@ -182,6 +182,7 @@ def test_help_imports_no_command(cli: CommandLine) -> None:
     assert {name for name in loaded if name.startswith("renderdispatch.cli.")} == {
         "renderdispatch.cli.app",
         "renderdispatch.cli.interrupts",
+        "renderdispatch.cli.streams",
     }
 
 

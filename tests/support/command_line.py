@@ -98,9 +98,9 @@ class CommandLine:
             [*COMMAND, *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
             **{
                 "text": True,
+                "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,
                 "preexec_fn": _heed_ctrl_c,

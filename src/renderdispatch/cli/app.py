@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +9,7 @@ from typing import Final
 
 import click
 
-from renderdispatch.cli import CannotLoadError
+from renderdispatch.cli import CannotLoadError, streams
 from renderdispatch.cli.interrupts import Interrupted
 
 COMMANDS: Final = {
@@ -62,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments, as_json="--json" in arguments)
     except BrokenPipeError:  # the reader of the output closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_stdout()
         return 1
 
 

@@ -1,6 +1,7 @@
 """What do commands print: JSON lines, tables, the log?
 
-Results go to stdout, progress and the log to stderr. A stream that is not a terminal gets no control character.
+Results go to stdout, progress and the log to stderr. What is reported after the work is lost if it cannot be written;
+what is printed as the work raises. A stream that is not a terminal gets no control character.
 rich is loaded when something is drawn.
 """
 
@@ -10,10 +11,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from renderdispatch.cli import streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,16 +31,28 @@ _UNBOUNDED: Final = 1000
 # --- for scripts ----------------------------------------------------------------------------------
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """Write one line of JSON to stdout, without fields that are None."""
-    line = json.dumps({name: part for name, part in value.items() if part is not None}, ensure_ascii=False)
-    click.echo(line.encode(errors="backslashreplace").decode())  # a file's name may not be text; JSON escapes it alike
+def print_json(value: Mapping[str, Any], *, on_stderr: bool = False) -> None:
+    """Write one line of JSON, without fields that are None."""
+    if on_stderr:
+        note(_as_line(value))
+    else:
+        click.echo(_as_line(value))
 
 
-def print_result(job: Job | None, **more: object) -> None:
-    """Write one line of JSON: how a command ended, and for which job."""
+def _as_line(value: Mapping[str, Any]) -> str:
+    # ASCII, for any encoding of stdout, and for names of files that are not text
+    return json.dumps({name: part for name, part in value.items() if part is not None})
+
+
+def result_as_json(job: Job | None, **more: object) -> dict[str, Any]:
+    """Return how a command ended, and for which job."""
     known = {} if job is None else {"jobId": job.id, "status": str(job.status)}
-    print_json({**known, **more})
+    return {**known, **more}
+
+
+def report_json(value: Mapping[str, Any], *, on_stderr: bool = False) -> None:
+    """Write one line of JSON about work that is done, as `report` does."""
+    report(_as_line(value), on_stderr=on_stderr)
 
 
 def job_as_json(job: Job) -> dict[str, Any]:
@@ -98,12 +114,26 @@ def describe_error(job: Job) -> str | None:
 def print_warnings(job: Job) -> None:
     """Write to stderr what the video of a job lacks, one line for each warning."""
     for warning in job.artifact.warnings if job.artifact is not None else ():
-        click.echo(f"renderdispatch: warning: {' '.join(warning.message.split())} [{warning.code}]", err=True)
+        note(f"renderdispatch: warning: {' '.join(warning.message.split())} [{warning.code}]")
 
 
 def short(job_id: str) -> str:
     """Return the beginning of an id; commands accept it too."""
     return job_id[:_SHORT_ID]
+
+
+def note(line: str) -> None:
+    """Write a line to stderr, if it can be written."""
+    sys.stderr.write(f"{line}\n")
+
+
+def report(line: str | bytes, *, on_stderr: bool = False) -> None:
+    """Write a line about work that is done; that it cannot be written changes nothing about the work."""
+    if on_stderr:
+        note(line if isinstance(line, str) else line.decode(errors="replace"))
+        return
+    with suppress(BrokenPipeError), streams.unprinted():
+        click.echo(line)
 
 
 def print_table(rows: Iterable[Sequence[object]], *headings: str) -> None:

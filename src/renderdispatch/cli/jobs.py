@@ -13,7 +13,8 @@ import click
 from renderdispatch.cli import display
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, seconds_reader
-from renderdispatch.cli.rendering import cancel_and_wait, check_target, follow
+from renderdispatch.cli.rendering import cancel_and_wait, follow
+from renderdispatch.cli.targets import read_target
 from renderdispatch.errors import InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
@@ -52,9 +53,9 @@ def list_jobs(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     elif page.items:
         display.print_table([_row(job) for job in page.items], "JOB", "STATUS", "STAGE", "%", "SCENE", "AUDIO", "AGE")
         if page.cursor is not None:
-            click.echo("There are more jobs; --limit shows them.", err=True)
+            display.note("There are more jobs; --limit shows them.")
     else:
-        click.echo("no jobs", err=True)
+        display.note("no jobs")
 
 
 @jobs.command()
@@ -96,7 +97,7 @@ def cancel(*, job_id: str, as_json: bool) -> None:
     with from_settings(worker=False) as service:
         job = cancel_and_wait(service.handle(_find(service, job_id).id), _CANCEL_S)
     if not (job.ended or as_json):
-        click.echo("Its worker has not responded yet; the job ends when a worker runs.", err=True)
+        display.note("Its worker has not responded yet; the job ends when a worker runs.")
     _print(job, as_json=as_json)
 
 
@@ -109,23 +110,24 @@ def retry(*, job_id: str, as_json: bool) -> None:
         job = service.retry(_find(service, job_id).id).job
     _print(job, as_json=as_json)
     if not as_json:
-        click.echo("A worker will render it; 'renderdispatch worker' starts one.", err=True)
+        display.note("A worker will render it; 'renderdispatch worker' starts one.")
 
 
 @jobs.command()
 @_job_argument
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Default: the song's name, with .mp4.")
+@click.option("-o", "--output", type=click.Path(), help="Default: the song's name, with .mp4. '-' is stdout.")
 @click.option("-f", "--force", is_flag=True, help="Replace the output if it exists.")
-def save(*, job_id: str, target: Path | None, force: bool) -> None:
+def save(*, job_id: str, output: str | None, force: bool) -> None:
     """Save the video of a complete job."""
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = _find(service, job_id)
-        target = target or Path(f"{Path(display.audio_name(job)).stem}.mp4")
-        check_target(target, force=force)
+        target = read_target(output or f"{Path(display.audio_name(job)).stem}.mp4", force=force)
+        target.check()
         with interrupts.abrupt():  # unwinds, so that no half file stays
-            saved = service.save(job.id, target, overwrite=force)
+            target.take(service, job.id)
         display.print_warnings(job)
-        click.echo(bytes(saved))  # a file's name may not be text
+        if not target.result_on_stderr:
+            display.report(target.name)
 
 
 @jobs.command()
@@ -147,9 +149,9 @@ def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json:
                 raise InvalidRequestError(message, code="job.running")
             service.delete(job.id)
             if as_json:
-                display.print_json({"jobId": job.id, "removed": True})
+                display.report_json({"jobId": job.id, "removed": True})
     if not as_json:
-        click.echo(f"removed {len(doomed)} job{'' if len(doomed) == 1 else 's'}")
+        display.report(f"removed {len(doomed)} job{'' if len(doomed) == 1 else 's'}")
 
 
 # --- finding jobs ---------------------------------------------------------------------------------
@@ -195,10 +197,10 @@ def _ended(service: RenderService, age_s: int) -> Iterator[Job]:
 
 def _print(job: Job, *, as_json: bool) -> None:
     if as_json:
-        display.print_json(display.job_as_json(job))
+        display.report_json(display.job_as_json(job))
     else:
         parts = (f"job {display.short(job.id)}", display.describe_stage(job), display.describe_error(job))
-        click.echo(": ".join(filter(None, parts)))
+        display.report(": ".join(filter(None, parts)))
 
 
 def _row(job: Job) -> tuple[str, ...]:

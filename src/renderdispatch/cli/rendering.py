@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,11 +21,22 @@ import click
 from pydantic import JsonValue, ValidationError
 
 from renderdispatch import errors
-from renderdispatch.cli.display import artifact_as_json, print_result, print_warnings, short, warnings_as_json
+from renderdispatch.cli.display import (
+    artifact_as_json,
+    note,
+    print_warnings,
+    report,
+    report_json,
+    result_as_json,
+    short,
+    warnings_as_json,
+)
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options
 from renderdispatch.cli.progress import ProgressBar
+from renderdispatch.cli.songs import STDIN, open_song, status_of
+from renderdispatch.cli.targets import Target, read_target
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
@@ -103,8 +113,8 @@ def _with_options(command: _F) -> _F:
 
 
 @click.command()
-@click.argument("song", type=click.Path(path_type=Path, readable=False))
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Default: SONG's name, with .mp4.")
+@click.argument("song", type=click.Path(readable=False, allow_dash=True))
+@click.option("-o", "--output", type=click.Path(), help="Default: SONG's name, with .mp4. '-' is stdout.")
 @click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
 @click.option(
@@ -115,22 +125,28 @@ def _with_options(command: _F) -> _F:
 )
 @click.option("--max-duration", type=float, metavar="SECONDS", help="Refuse a longer video. Default: 14400, 4 hours.")
 @_with_options
-def render(song: Path, target: Path | None, **options: Any) -> int:
+def render(song: str, output: str | None, **options: Any) -> int:
     """Render SONG to a video.
+
+    SONG may be '-' for stdin, and the output '-' for stdout: cat song.mp3 | renderdispatch render - -o - > song.mp4
 
     Ctrl-C cancels it. The job is listed by 'renderdispatch jobs', and its video stays stored, until you delete it with
     'renderdispatch jobs rm'.
     """
+    if output is None:
+        if song == STDIN:
+            raise click.UsageError("A song from stdin has no name: name the output with -o.")
+        output = f"{Path(song).stem}.mp4"
     with Interrupts() as interrupts:
-        return _make(song, target or Path(f"{song.stem}.mp4"), interrupts, **options)
+        return _make(song, output, interrupts, **options)
 
 
 @click.command()
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), default="demo.mp4", show_default=True)
+@click.option("-o", "--output", type=click.Path(), default="demo.mp4", show_default=True, help="'-' is stdout.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True, help="Length, in seconds.")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Another seed, another melody.")
 @_with_options
-def demo(target: Path, *, seconds: float, seed: int, **options: Any) -> int:
+def demo(output: str, *, seconds: float, seed: int, **options: Any) -> int:
     """Compose a short piece of music, and render it."""
     if math.isnan(seconds):  # click's ranges let it pass
         raise click.BadParameter("'nan' is not a length.", param_hint="--seconds")
@@ -142,15 +158,15 @@ def demo(target: Path, *, seconds: float, seed: int, **options: Any) -> int:
         song = Path(folder) / "demo.wav"
         with interrupts.abrupt():
             compose(song, seconds=seconds, seed=seed)
-        return _make(song, target, interrupts, **options)
+        return _make(str(song), output, interrupts, **options)
 
 
 # --- from the song to the file --------------------------------------------------------------------
 
 
 def _make(
-    song: Path,
-    target: Path,
+    song: str,
+    output: str,
     interrupts: Interrupts,
     *,
     preset: str,
@@ -166,26 +182,27 @@ def _make(
     """Render and save; return the exit status. A signal cancels the job; the command ends once nothing computes."""
     began = time.monotonic()
     job: Job | None = None
+    target = read_target(output, force=force)
     try:
-        check_target(target, force=force, song=song)
-        output = _picture(preset, size, fps)
+        target.check(status_of(song))
+        picture = _picture(preset, size, fps)
         limits = _checked(Limits, {} if max_duration is None else {"max_duration": max_duration})
+        fields = {"output": picture, "params": dict(params), "limits": limits, "priority": _PRIORITY, **request}
         with closing(from_settings(worker=True)) as service:  # its worker starts with the submit, and so with this job
-            handle = service.submit(
-                song, output=output, params=dict(params), limits=limits, priority=_PRIORITY, **request
-            )
+            with open_song(song, interrupts) as audio:
+                handle = service.submit(audio, **fields)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
-                _save(handle, target, interrupts, force=force)
+                _save(service, job.id, target, interrupts)
     except errors.RenderDispatchError as error:
-        return tell(error, as_json=as_json, job=job)
+        return tell(error, as_json=as_json, job=job, on_stderr=target.result_on_stderr)
     except Interrupted:
         pass
     if interrupts.received:
-        _report_interrupted(job, as_json=as_json, quiet=quiet)
+        _report_interrupted(job, as_json=as_json, quiet=quiet, on_stderr=target.result_on_stderr)
         return interrupts.exit_status
     assert job is not None
     _report_done(job, target, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
@@ -224,44 +241,14 @@ def _let_clean_up(handle: JobHandle) -> None:
         time.sleep(0.02)
 
 
-def _save(handle: JobHandle, target: Path, interrupts: Interrupts, *, force: bool) -> None:
+def _save(service: RenderService, job_id: str, target: Target, interrupts: Interrupts) -> None:
     try:
         with interrupts.abrupt():
-            handle.save(target, overwrite=force)
-    except errors.StorageError as error:
-        message = f"{error}; the video is kept: renderdispatch jobs save {short(handle.id)} -o ..."
-        raise errors.StorageError(message, code=error.code) from error
-
-
-def check_target(target: Path, *, force: bool, song: Path | None = None) -> None:
-    """Refuse a target that cannot be written, or that must not be replaced.
-
-    Args:
-        force: Replace a regular file. A directory, a device or a pipe is never replaced.
-        song: The file that is rendered; it is never replaced.
-    """
-
-    def refused(why: str, code: str) -> errors.InvalidRequestError:
-        return errors.InvalidRequestError(f"{target} {why}", code=f"output.{code}")
-
-    try:
-        mode = target.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        mode = None
+            target.take(service, job_id)
     except OSError as error:
-        raise refused(f"cannot be written: {error.strerror}", "denied") from error
-    if mode is not None:
-        if stat.S_ISDIR(mode):
-            raise refused("is a directory; name a file", "directory")
-        if not stat.S_ISREG(mode):
-            raise refused("is not a regular file; name another one", "denied")
-        if song is not None and song.exists() and target.samefile(song):
-            raise refused("is the song itself; name another file with -o", "exists")
-        if not force:
-            raise refused("exists; --force replaces it", "exists")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise refused(f"cannot be written: no access to {above}", "denied")
+        said = str(error) if isinstance(error, errors.StorageError) else f"{os.fsdecode(target.name)}: {error.strerror}"
+        message = f"{said}; the video is kept: renderdispatch jobs save {short(job_id)} -o ..."
+        raise errors.StorageError(message, code=getattr(error, "code", None)) from error
 
 
 def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Output:
@@ -281,23 +268,26 @@ def _checked(model: type[_M], fields: dict[str, object]) -> _M:
 # --- the last line --------------------------------------------------------------------------------
 
 
-def _report_done(job: Job, target: Path, *, seconds: float, as_json: bool, quiet: bool) -> None:
+def _report_done(job: Job, target: Target, *, seconds: float, as_json: bool, quiet: bool) -> None:
     made = job.artifact
     assert made is not None
     if as_json:
-        output, warnings = str(target.absolute()), warnings_as_json(job)
-        artifact = artifact_as_json(job)
-        print_result(job, output=output, seconds=round(seconds, 3), artifact=artifact, warnings=warnings)
+        output = "-" if target.result_on_stderr else str(Path(os.fsdecode(target.name)).absolute())
+        more = {"output": output, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
+        result = result_as_json(job, **more, warnings=warnings_as_json(job))
+        report_json(result, on_stderr=target.result_on_stderr)
     elif not quiet:
         print_warnings(job)
         picture = f"{made.width}x{made.height}, {float(made.fps):g} fps, {made.frames} frames"
-        click.echo(f"{click.format_filename(target)}: {picture}, {made.duration_s:.1f} s of music in {seconds:.1f} s")
+        name = click.format_filename(target.name)
+        line = f"{name}: {picture}, {made.duration_s:.1f} s of music in {seconds:.1f} s"
+        report(line, on_stderr=target.result_on_stderr)
 
 
-def _report_interrupted(job: Job | None, *, as_json: bool, quiet: bool) -> None:
+def _report_interrupted(job: Job | None, *, as_json: bool, quiet: bool, on_stderr: bool) -> None:
     if as_json:
-        print_result(job)
+        report_json(result_as_json(job), on_stderr=on_stderr)
     elif job is not None and not quiet:
         done = job.status is JobStatus.COMPLETE
         outcome = f"interrupted; the video is kept: renderdispatch jobs save {short(job.id)}" if done else "cancelled"
-        click.echo(f"renderdispatch: {outcome} (job {short(job.id)})", err=True)
+        note(f"renderdispatch: {outcome} (job {short(job.id)})")

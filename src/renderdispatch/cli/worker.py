@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from renderdispatch.cli.display import note
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import logging_options
 from renderdispatch.messages import JobStatus
@@ -19,7 +20,7 @@ def worker(*, quiet: bool) -> None:
     """
     settings = read_settings()
     with Interrupts() as interrupts, from_settings(settings, worker=True) as service:
+        waiting = service.counts()[JobStatus.PENDING]  # a store that cannot be used is told now
         if not quiet:
-            waiting = service.counts()[JobStatus.PENDING]
-            click.echo(f"working for {settings.home}, {waiting} jobs are queued; Ctrl-C ends", err=True)
+            note(f"working for {settings.home}, {waiting} jobs are queued; Ctrl-C ends")
         interrupts.wait()

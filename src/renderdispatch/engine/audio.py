@@ -197,8 +197,9 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool
     match audio:
         case Path():
             found = _examine_file(audio, parts.machine)
-            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs.
-            in_place = parts.worker and is_text(found.path)
+            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs. So is
+            # one whose name means another file in another process, such as /dev/stdin.
+            in_place = parts.worker and is_text(found.path) and not found.path.startswith(("/dev/", "/proc/"))
             return InPlace(found, hashed=keyed) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
             if not audio:

@@ -28,6 +28,12 @@ DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
 _CHUNK_BYTES: Final = 1 << 20
 _PAGE: Final = 1000
 
+_OTHER_KINDS: Final = re.compile(
+    r"3g[2p]|aac|aiff?|a?png|asf|avif?|bmp|dv|flac|flv|f4v|gif|h26[45]|hei[cf]|hevc|ivf|jpe?g|jxl|m2ts|m2v|m3u8|m4[ab]"
+    r"|mk[av]|mov|mp[23]|mpd|mpe?g|mts|mxf|nut|og[agv]|opus|rm|svg|tiff?|ts|vob|wav|web[mp]|wm[av]|y4m"
+)
+"""Endings of names that say something else than that a file holds an MP4 video."""
+
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """What may be a job's id at all: databases stumble over other text that a stranger sends."""
 
@@ -113,6 +119,7 @@ class Views:
         if not isinstance(path, str | Path) or not is_path(str(path)):
             raise errors.InvalidRequestError("path: a Path, or text that can be a file's name")
         target = Path(path)
+        check_video_name(target)
         with self.open_video(job) as source:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             try:
@@ -142,6 +149,20 @@ class Views:
             return store.ahead_of(job) + 1
         ready = walk(store, JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
         return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
+
+
+def check_video_name(path: Path) -> None:
+    """Check that a name does not say that a file holds anything but an MP4 video.
+
+    Raises:
+        InvalidRequestError: ``output.kind``.
+    """
+    if _OTHER_KINDS.fullmatch(path.suffix.lower().removeprefix(".")):
+        message = (
+            f"{path} would hold an MP4 video (H.264 and AAC), the only kind that there is; "
+            f"name it {path.with_suffix('.mp4').name}"
+        )
+        raise errors.InvalidRequestError(message, code="output.kind")
 
 
 def _video_key(job: Job) -> str:

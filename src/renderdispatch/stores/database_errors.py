@@ -33,8 +33,8 @@ _PASSING: Final = {
 _FOREIGN: Final = "its table renderdispatch_jobs is gone, or another program or version made it"
 
 _LASTING: Final = {
-    "SQLITE_NOTADB": "the file is not a SQLite database; move it away",
-    "SQLITE_CORRUPT": "the file is damaged; restore a copy of it, or move it away",
+    "SQLITE_NOTADB": "the file is not a SQLite database",
+    "SQLITE_CORRUPT": "the file is damaged (restore a copy of it, or move it away)",
     "SQLITE_ERROR": _FOREIGN,
     "SQLITE_SCHEMA": _FOREIGN,
     "SQLITE_MISMATCH": _FOREIGN,
@@ -56,7 +56,6 @@ _REFUSED_CONNECTIONS: Final = {
 }
 """What PostgreSQL's server says when it refuses a connection, for which drivers give no SQLSTATE."""
 
-_STEP: Final = "give this user access, or name another place (RENDERDISPATCH_HOME or RENDERDISPATCH_STORE)"
 _BRIEF: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 )
@@ -64,7 +63,8 @@ _BRIEF: Final = frozenset(
 
 def unusable(where: str, why: str) -> ConfigurationError:
     """Return the error of a job store that stays as it is until somebody acts."""
-    return ConfigurationError(f"the job store {where} cannot be used: {why}; {_STEP}", code="store.unusable")
+    step = "change that, or name another place with RENDERDISPATCH_HOME or RENDERDISPATCH_STORE"
+    return ConfigurationError(f"the job store {where} cannot be used: {why}; {step}", code="store.unusable")
 
 
 def place_of(url: URL) -> str:

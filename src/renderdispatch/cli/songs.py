@@ -1,0 +1,69 @@
+"""Where does a command read its song from: a file, stdin, or another pipe?
+
+A file is left where it is, for a worker to read. What only this process can read is stored at submit, piece by piece.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from typing_extensions import Buffer
+
+from renderdispatch.cli.interrupts import Interrupts
+from renderdispatch.errors import InvalidRequestError
+
+STDIN: Final = "-"
+_OF_THIS_PROCESS: Final = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|\d+)/fd/\d+")
+
+
+class _Pipe(io.RawIOBase):
+    """Reads a pipe; a signal meanwhile raises `Interrupted`."""
+
+    def __init__(self, file: io.FileIO, interrupts: Interrupts) -> None:
+        self._file = file
+        self._interrupts = interrupts
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        with self._interrupts.abrupt():
+            return self._file.readinto(buffer)
+
+
+@contextmanager
+def open_song(name: str, interrupts: Interrupts) -> Iterator[Path | BinaryIO]:
+    """Open the song that a command line names; ``-`` is stdin.
+
+    Raises:
+        InvalidRequestError: It is a terminal, or a named pipe, whose writer may never come.
+    """
+    source = sys.stdin.fileno() if name == STDIN else name
+    if name == STDIN or (_OF_THIS_PROCESS.fullmatch(name) and os.path.exists(name)):  # noqa: PTH110
+        with io.FileIO(source, closefd=name != STDIN) as file:
+            if file.isatty():
+                message = f"{name} is a terminal; name a file, or pipe a song into this command"
+                raise InvalidRequestError(message, code="audio.invalid")
+            yield io.BufferedReader(_Pipe(file, interrupts))
+    else:
+        found = status_of(name)
+        if found is not None and stat.S_ISFIFO(found.st_mode):
+            message = f"{name} is a named pipe; write: renderdispatch render - < {name}"
+            raise InvalidRequestError(message, code="audio.invalid")
+        yield Path(name)
+
+
+def status_of(name: str) -> os.stat_result | None:
+    """Return the status of the song's file, which is never overwritten; None if there is none."""
+    try:
+        return os.fstat(sys.stdin.fileno()) if name == STDIN else Path(name).stat()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,136 @@
+"""Where does a command put the video, and can it go there?
+
+The last step is tried first: what cannot be written in the end is refused before anything is rendered.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final, Protocol
+
+from attrs import frozen
+
+from renderdispatch import errors
+from renderdispatch.cli import streams
+from renderdispatch.engine.views import check_video_name
+from renderdispatch.plumbing.files import CHUNK_BYTES, rehearse
+from renderdispatch.service import RenderService
+
+STDOUT: Final = "-"
+_NAMES_OF_STDOUT: Final = frozenset({STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
+class Target(Protocol):
+    """Where a video goes."""
+
+    @property
+    def name(self) -> bytes:
+        """What messages call it."""
+
+    @property
+    def result_on_stderr(self) -> bool:
+        """Whether stdout is taken, so that a command says elsewhere how it ended."""
+
+    def check(self, song: os.stat_result | None = None) -> None:
+        """Find out whether a video can be written, without leaving a trace.
+
+        Args:
+            song: Of the file that is rendered; it is never replaced.
+
+        Raises:
+            InvalidRequestError: It cannot, or must not.
+        """
+
+    def take(self, service: RenderService, job_id: str) -> None:
+        """Write the finished video. Raises an `OSError` of the library or of the system."""
+
+
+def read_target(text: str, *, force: bool) -> Target:
+    """Return the target that a command line names; ``-`` is stdout."""
+    return StdoutTarget() if text in _NAMES_OF_STDOUT else FileTarget(Path(text), force)
+
+
+@frozen
+class FileTarget:
+    """A file, which appears whole or not at all.
+
+    Args:
+        force: Replace a regular file. A directory, a device or a pipe is never replaced.
+    """
+
+    path: Path
+    force: bool
+    result_on_stderr: bool = False
+
+    @property
+    def name(self) -> bytes:
+        """Its name, which need not be text."""
+        return bytes(self.path)
+
+    def check(self, song: os.stat_result | None = None) -> None:
+        """Refuse a file that cannot be written, or that must not be replaced."""
+        try:
+            there = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            there = None
+        except OSError as error:
+            raise self._refused(f"cannot be written: {error.strerror}", "denied") from error
+        if there is not None:
+            self._check_existing(there, song)
+        check_video_name(self.path)
+        try:
+            path = self.path.absolute()
+        except FileNotFoundError as error:
+            raise self._refused("is relative, and the working directory is gone; name a full path", "denied") from error
+        try:
+            rehearse(path, key=str(self.path), only_if_absent=not self.force)
+        except errors.StorageError as error:
+            code = "output.full" if isinstance(error, errors.StorageFullError) else "output.denied"
+            raise errors.InvalidRequestError(str(error), code=code) from error
+
+    def _check_existing(self, there: os.stat_result, song: os.stat_result | None) -> None:
+        if stat.S_ISDIR(there.st_mode):
+            raise self._refused("is a directory; name a file", "directory")
+        if not stat.S_ISREG(there.st_mode):
+            raise self._refused("is not a regular file; name another one, or '-o -' for stdout", "denied")
+        if song is not None and os.path.samestat(there, song):
+            raise self._refused("is the song itself; name another file with -o", "exists")
+        if not self.force:
+            raise self._refused("exists; --force replaces it", "exists")
+        folder = self.path.absolute().parent.stat()
+        ours = os.geteuid() in {0, there.st_uid, folder.st_uid}
+        if folder.st_mode & stat.S_ISVTX and not ours:
+            raise self._refused("belongs to another user, and cannot be replaced in this folder", "denied")
+
+    def _refused(self, why: str, code: str) -> errors.InvalidRequestError:
+        return errors.InvalidRequestError(f"{self.path} {why}", code=f"output.{code}")
+
+    def take(self, service: RenderService, job_id: str) -> None:
+        """Write the finished video, whole or not at all."""
+        service.save(job_id, self.path, overwrite=self.force)
+
+
+@frozen
+class StdoutTarget:
+    """Stdout of this process, for a pipe or a redirection."""
+
+    result_on_stderr: bool = True
+
+    name: bytes = b"stdout"
+
+    def check(self, song: os.stat_result | None = None) -> None:  # noqa: ARG002 - the shell has opened what it names
+        """Refuse a terminal, and a stream that is closed."""
+        if sys.stdout.fileno() in streams.closed:
+            raise errors.InvalidRequestError("stdout is closed; name a file with -o", code="output.denied")
+        if sys.stdout.isatty():
+            message = "stdout is a terminal; name a file with -o, or redirect stdout"
+            raise errors.InvalidRequestError(message, code="output.denied")
+
+    def take(self, service: RenderService, job_id: str) -> None:
+        """Copy the finished video."""
+        with service.open_video(job_id) as video, open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            while chunk := video.read(CHUNK_BYTES):
+                out.write(chunk)
