@@ -75,7 +75,7 @@ def write(path: Path, *tracks: Track, video_s: float = 0, options: dict[str, str
             stream: Any = file.add_stream(track.codec, rate=track.rate, layout="mono")
             stream.options = {"strict": "experimental"}  # for Vorbis
             stream.bit_rate = 128_000
-            stream.disposition = Disposition.default if track.default else 0
+            stream.disposition = Disposition.default.value if track.default else 0
             streams.append(stream)
         for track, stream in zip(tracks, streams, strict=True):
             packets += _packets(track, stream)

@@ -31,10 +31,11 @@ def open_container(window: Window) -> InputContainer:
         AudioError: It is not audio.
     """
     # From an open file, without protocols: a playlist that poses as a song reaches no other file or host. FFmpeg
-    # decodes covers and videos to learn their size, unless they are not on its list.
+    # decodes covers and videos to learn their size, unless they are not on its list. Options of streams would crash
+    # PyAV before 18 where FFmpeg finds more streams while it probes.
     options = {"protocol_whitelist": "none", "codec_whitelist": _audio_decoders()}
     try:
-        container: InputContainer = av.open(window, "r", options=options, **_ANY_TAGS)
+        container: InputContainer = av.open(window, "r", container_options=options, **_ANY_TAGS)
     except (av.FFmpegError, OSError) as error:
         raise AudioError("this is not audio in a format that can be read", code="audio.undecodable") from error
     with ExitStack() as stack:

@@ -193,7 +193,7 @@ class Track:
                     errors = 0
                     yield packet
                 return
-            except av.error.EOFError:
+            except (av.error.EOFError, IndexError):  # PyAV raises the latter at the end, if streams appeared meanwhile
                 return
             except av.FFmpegError:
                 if not errors:
