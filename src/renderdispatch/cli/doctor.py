@@ -27,7 +27,7 @@ from renderdispatch.errors import RenderDispatchError
 from renderdispatch.protocols import JobQuery, SupportsCounts
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
-from renderdispatch.wiring import Settings, from_settings, open_storage, open_store, read_settings
+from renderdispatch.wiring import Settings, from_settings, open_storage, open_store, read_settings, usable_home
 
 _NEEDED: Final = {"render": ("numpy", "av"), "cli": ("click", "rich")}
 _LOW_DISK_BYTES: Final = 2 << 30
@@ -96,6 +96,7 @@ def _extras() -> Verdict:
 
 
 def _home(settings: Settings) -> Verdict:
+    usable_home(settings)
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=settings.home).close()
