@@ -276,7 +276,7 @@ def _check_extra(settings: Settings) -> None:
         raise MissingExtraError.of(f"backend {here[0]!r}", "render")
 
 
-def _usable_home(settings: Settings) -> Path:
+def usable_home(settings: Settings) -> Path:
     """Return the home, which need not exist.
 
     Raises:
@@ -322,7 +322,7 @@ def open_storage(settings: Settings) -> StorageAdapter:
     if not url.startswith(_R2):
         from renderdispatch.storage.fsspec import FsspecStorage
 
-        return FsspecStorage(url or _usable_home(settings) / "objects", urls=open_urls(settings))
+        return FsspecStorage(url or usable_home(settings) / "objects", urls=open_urls(settings))
     if settings.objects_url is not None:
         raise ConfigurationError("R2 serves its own signed URLs: leave RENDERDISPATCH_OBJECTS_URL unset with r2://")
     return _open_r2(settings, url.removeprefix(_R2))
@@ -379,7 +379,7 @@ def open_store(settings: Settings) -> JobStore:
         return MemoryJobStore()
     from renderdispatch.stores.sql import SqlJobStore
 
-    return SqlJobStore(url or _usable_home(settings) / "jobs.db")
+    return SqlJobStore(url or usable_home(settings) / "jobs.db")
 
 
 # --- backends

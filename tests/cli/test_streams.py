@@ -160,6 +160,25 @@ def test_a_render_succeeds_whatever_can_be_printed(cli: CommandLine, song: Path,
     assert ran.err == ("" if "2>" in redirection else warning)
 
 
+def test_a_terminal_that_is_gone_ends_nothing(cli: CommandLine, song: Path) -> None:
+    """After ``nohup`` or ``disown`` a render goes on, also where its progress bar was drawn."""
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, *shlex.split(RENDER), "song.wav"]
+    with subprocess.Popen(
+        ["bash", "-c", f"trap '' HUP; exec {shlex.join(command)}"],
+        cwd=cli.folder,
+        env={**cli.environment, "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        os.read(ours, 10)
+        os.close(ours)
+        assert process.wait(60) == 0
+    assert is_video(cli.folder / "song.mp4")
+
+
 @pytest.mark.parametrize(
     ("script", "status"),
     [

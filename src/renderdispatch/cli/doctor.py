@@ -33,7 +33,15 @@ from renderdispatch.messages import JobStatus, Limits, Output
 from renderdispatch.protocols import BackendCall, CallStatus, JobQuery, SupportsCounts, SupportsFind
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
-from renderdispatch.wiring import Settings, from_settings, open_backend, open_storage, open_store, read_settings
+from renderdispatch.wiring import (
+    Settings,
+    from_settings,
+    open_backend,
+    open_storage,
+    open_store,
+    read_settings,
+    usable_home,
+)
 
 _NEEDED: Final = {"render": ("numpy", "av"), "cli": ("click", "rich")}
 _HERE: Final = ("local", "inline")
@@ -100,6 +108,7 @@ def _packages(settings: Settings) -> Verdict:
 
 
 def _home(settings: Settings) -> Verdict:
+    usable_home(settings)
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=settings.home).close()
