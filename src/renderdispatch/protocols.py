@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import BinaryIO, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import BinaryIO, Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from attrs import evolve, field, frozen
 from pydantic import JsonValue
@@ -146,12 +146,20 @@ def walk(store: JobStore, query: JobQuery) -> Iterator[Job]:
         query = evolve(query, cursor=page.cursor)
 
 
+CLOCK_STEP: Final = timedelta(minutes=1)
+"""A record that was written further in the future than this was written before the clock was set back (rule J13)."""
+
+
 @runtime_checkable
 class SupportsClaim(Protocol):
     """A store that hands out ready jobs, so that two dispatchers rarely get the same one."""
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
         """Return ready jobs, in the order of `JobQuery`, and hide them from other claims for a while.
+
+        A job is ready if it does not wait, and it waits from its last write until ``ready_at``. So a job whose
+        ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write (or the
+        claim that reserved it) is further in the future than `CLOCK_STEP`, it waits no longer.
 
         Atomic: no other claim returns them until ``reserve_for`` has passed (their ``ready_at`` moves and their
         revision rises). The claimer takes a job by committing the attempt with `replace`. If it dies before that, the
@@ -303,7 +311,8 @@ OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
 class RenderBackend(Protocol):
     """Turns an order into a running render.
 
-    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known.
+    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known. After any
+    other exception, and after a result that this protocol does not allow, the outcome counts as unknown.
     """
 
     @property

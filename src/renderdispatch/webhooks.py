@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -108,9 +108,17 @@ def parse_secret(secret: str) -> bytes:
 
 
 def _parse_secrets(secrets: str | Sequence[str]) -> tuple[bytes, ...]:
-    if not secrets:
+    if not (several := _several(secrets)):
         raise ConfigurationError("no webhook secret is configured; without one, webhooks cannot be verified")
-    return tuple(parse_secret(s) for s in ([secrets] if isinstance(secrets, str) else secrets))
+    return tuple(parse_secret(secret) for secret in several)
+
+
+def _several(secrets: object) -> list[Any]:
+    if secrets is None or isinstance(secrets, str):
+        return [secrets] if secrets else []
+    if isinstance(secrets, Iterable) and not isinstance(secrets, (bytes, Mapping)):
+        return list(secrets)
+    raise ConfigurationError(f"pass one secret as str, or several, not {type(secrets).__name__}")
 
 
 class WebhookSigner:
@@ -145,6 +153,9 @@ class WebhookSigner:
         if not _is_id(message_id):
             what = f"a message id is 1 to {MAX_ID} visible ASCII characters without a dot"
             raise InvalidRequestError(what, code="webhook.malformed-id")
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            what = f"pass the raw bytes of the body, not {type(body).__name__}"
+            raise InvalidRequestError(what, code="webhook.malformed-body")
         seconds = math.floor(_epoch(now))
         if not 0 <= seconds < 10**MAX_DIGITS:
             what = f"a webhook cannot be signed at {now}: the time is before 1970 or too far away"
@@ -188,9 +199,7 @@ class WebhookVerifier:
             self._find = lambda message_id: [_Key(key) for key in secrets(message_id)]
         else:
             self._keys = tuple(_Key(key) for key in _parse_secrets(secrets))
-        if tolerance <= timedelta(0):
-            raise ConfigurationError(f"the tolerance must be above 0, not {tolerance}")
-        self._tolerance_s = tolerance.total_seconds()
+        self._tolerance_s = _check_tolerance(tolerance)
         self._max_body = _check_max_body(max_body)
 
     def __repr__(self) -> str:
@@ -261,9 +270,8 @@ class BearerVerifier:
     __slots__ = ("_digests", "_max_body")
 
     def __init__(self, tokens: str | Sequence[str], *, max_body: int = MAX_BODY) -> None:
-        if not tokens:
+        if not (several := _several(tokens)):
             raise ConfigurationError("no webhook token is configured; without one, webhooks cannot be verified")
-        several = [tokens] if isinstance(tokens, str) else tokens
         if not all(map(_is_token, several)):
             raise ConfigurationError(f"a webhook token is {MIN_TOKEN} to {MAX_TOKEN} visible ASCII characters")
         self._digests = tuple(_token_digest(t) for t in several)
@@ -410,14 +418,20 @@ class _Key:
         return binascii.b2a_base64(signed.digest(), newline=False)
 
 
-def _check_max_body(max_body: int) -> int:
-    if max_body < 1:
+def _check_tolerance(tolerance: object) -> float:
+    if not isinstance(tolerance, timedelta) or tolerance <= timedelta(0):
+        raise ConfigurationError(f"the tolerance must be a timedelta above 0, not {tolerance}")
+    return tolerance.total_seconds()
+
+
+def _check_max_body(max_body: object) -> int:
+    if not isinstance(max_body, int) or max_body < 1:
         raise ConfigurationError(f"max_body must be at least 1, not {max_body}")
     return max_body
 
 
-def _epoch(now: datetime) -> float:
-    if now.utcoffset() is None:
+def _epoch(now: object) -> float:
+    if not isinstance(now, datetime) or now.utcoffset() is None:
         raise InvalidRequestError("`now` must be an aware datetime: datetime.now(UTC)", code="webhook.naive-time")
     return now.timestamp()
 
@@ -460,8 +474,10 @@ def _missing(names: Iterable[str]) -> Refused:
     return Refused(Refusal.MISSING_HEADER, f"the request has no {', '.join(sorted(names))} header")
 
 
-def _is_id(text: str) -> bool:
+def _is_id(text: object) -> bool:
     """Return whether it is visible ASCII without a dot: with dots, `id.timestamp.body` would be ambiguous."""
+    if not isinstance(text, str):
+        return False
     return 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() and " " not in text and "." not in text
 
 

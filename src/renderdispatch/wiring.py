@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from renderdispatch.errors import ConfigurationError, MissingExtraError, UnknownNameError
+from renderdispatch.plumbing.interpreter import require_threads
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ _RENDER_HERE: Final = frozenset({"local", "inline"})
 _PREFIX: Final = "RENDERDISPATCH_"
 _DEPLOYMENT: Final = "APP GPU CPU MEMORY TIMEOUT STARTUP_TIMEOUT SCALEDOWN_WINDOW WORKER SECRET PERIOD"
 """What ``RENDERDISPATCH_MODAL_...`` says where the render function is deployed."""
+
+_OF_PROCESSES: Final = ("PYTHON", "PASS_ENV")
+"""What is read where a render's process is started."""
 
 _NOT_OURS: Final = re.compile(
     r"LIVE_.*|TEST_.*|STORM|EVENTS_FD|SYS_PATH"  # of the tests, and of render processes
@@ -223,6 +227,7 @@ def check_names(environment: Mapping[str, str]) -> None:
         ConfigurationError: ``configuration.unknown``: there is one; the message names it, and the near matches.
     """
     known = {name.upper() for name in Settings.model_fields} | {f"MODAL_{name}" for name in _DEPLOYMENT.split()}
+    known.update(_OF_PROCESSES)
     for name, value in environment.items():
         upper = name.upper()
         if not upper.startswith("REN") or not value.strip():
@@ -246,8 +251,9 @@ def _build(settings: Settings) -> RenderService:
 
     if settings.worker:
         _check_extra(settings)
+        require_threads()
     storage, store = open_storage(settings), open_store(settings)
-    backends = {name: _backend(name, settings) for name in settings.backends}
+    backends = {name: open_backend(name, settings) for name in settings.backends}
     return RenderService(
         store,
         storage,
@@ -379,7 +385,12 @@ def open_store(settings: Settings) -> JobStore:
 # --- backends
 
 
-def _backend(name: str, settings: Settings) -> RenderBackend:
+def open_backend(name: str, settings: Settings) -> RenderBackend:
+    """Return one of the backends that the settings name. The caller closes it.
+
+    Raises:
+        ConfigurationError: A setting is missing or makes no sense, or no backend has this name.
+    """
     match name:
         case "local":
             from renderdispatch.backends.local import LocalGpuBackend

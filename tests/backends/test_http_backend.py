@@ -129,6 +129,12 @@ def test_each_way_to_say_started(fake: Service, backend: HttpBackend, order: Ren
     assert backend.start(order, on_event=ignore).id == "a"
 
 
+def test_a_byte_order_mark_before_an_answer(fake: Service, backend: HttpBackend, order: RenderOrder) -> None:
+    """Some frameworks send one before JSON; it is passed over."""
+    fake.behaviour = answering(201, b'\xef\xbb\xbf{"callId": "a"}')
+    assert backend.start(order, on_event=ignore).id == "a"
+
+
 def test_modal_proxy_authentication(fake: Service) -> None:
     """Modal's key and secret go as its proxy wants them, on every request."""
     fake.behaviour = answering(202)

@@ -1,4 +1,4 @@
-"""``jobs``, ``scenes``, ``worker`` and ``doctor``: looking after a home."""
+"""``jobs``, ``scenes`` and ``worker``: looking after a home."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from renderdispatch import local
-from renderdispatch.cli.doctor import examine
-from renderdispatch.cli.finding import Finding
-from tests.support.command_line import SMALL, CommandLine, as_an_ordinary_user
+from tests.support.command_line import SMALL, CommandLine
 
 
 @pytest.fixture
@@ -181,56 +179,3 @@ def test_a_scene_shows_its_parameters(cli: CommandLine) -> None:
     assert {"name", "type", "default", "help"} == set(params[0])
     assert "no parameters" in cli("scenes", "slow").out
     assert cli("scenes", "bats").status == 2
-
-
-def test_doctor_finds_nothing_wrong_here(cli: CommandLine) -> None:
-    """Every check is made, and says what it found."""
-    ran = cli("doctor", "--json")
-    findings = {found["check"]: found for found in map(json.loads, ran.out.splitlines())}
-    assert ran.status == 0, ran.out
-    checks = ["python", "extras", "home", "disk", "job store", "storage", "encoder", "scenes", "gpu"]
-    assert list(findings) == checks
-    assert findings["encoder"]["said"] == "libx264 encoded a frame"
-
-
-def test_doctor_says_what_is_broken(cli: CommandLine, tmp_path: Path) -> None:
-    """A home that cannot be written is named with the way out; the exit status is 1, and the other checks are made."""
-    tmp_path.chmod(0o500)
-    try:
-        ran = cli("doctor", preexec_fn=as_an_ordinary_user())
-    finally:
-        tmp_path.chmod(0o700)
-    assert ran.status == 1
-    assert "set RENDERDISPATCH_HOME to a folder that you can write to" in ran.out
-    assert "libx264 encoded a frame" in ran.out
-    assert ran.err == ""
-
-
-def test_doctor_says_where_backend_and_storage_do_not_go_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What every render would be refused for is found, with the settings that mend it."""
-    for name, value in {"HOME": str(tmp_path), "BACKENDS": "http", "HTTP_URL": "https://gpu.example.com/"}.items():
-        monkeypatch.setenv(f"RENDERDISPATCH_{name}", value)
-    (found,) = (found for found in examine() if found.check == "backends")
-    assert found.status == "broken"
-    assert "RENDERDISPATCH_STORAGE=r2://bucket" in found.said
-    monkeypatch.setenv("RENDERDISPATCH_OBJECTS_URL", "https://app.example.com/objects")
-    monkeypatch.setenv("RENDERDISPATCH_OBJECTS_SECRETS", "s" * 24)
-    assert Finding("backends", "ok", "http") in examine()
-
-
-def test_doctor_names_a_broken_scene(cli: CommandLine) -> None:
-    """A plug-in that cannot be imported is broken; ``scenes`` still lists it."""
-    (cli.plugins / "test_scenes.py").write_text("raise RuntimeError('no such device')\n")
-    ran = cli("doctor")
-    assert ran.status == 1
-    assert "no such device" in ran.out
-    assert "no such device" in cli("scenes").out
-
-
-def test_doctor_leaves_nothing_behind(cli: CommandLine) -> None:
-    """What it writes to test the home, it removes."""
-    cli("doctor")
-    left = [path for path in cli.home.rglob("*") if path.is_file() and "jobs.db" not in path.name]
-    assert left == []

@@ -11,6 +11,7 @@ import pytest
 
 from renderdispatch.cli import app
 from tests.support.command_line import SMALL, CommandLine
+from tests.support.needs import names_near_commands
 
 ERRORS = {
     "no such job to show": (["jobs", "show", "zzz"], 2, "job.not-found"),
@@ -47,7 +48,7 @@ def test_without_json_errors_are_for_people(cli: CommandLine) -> None:
             ["render", "song.wav", "--size", "big"],
             "write WIDTHxHEIGHT, such as 1280x720. See 'renderdispatch render --help'.",
         ),
-        (["jbos"], "Did you mean 'jobs'? See 'renderdispatch --help'."),
+        pytest.param(["jbos"], "Did you mean 'jobs'? See 'renderdispatch --help'.", marks=names_near_commands),
     ],
 )
 def test_bad_usage_names_the_help(cli: CommandLine, arguments: list[str], said: str) -> None:

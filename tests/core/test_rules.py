@@ -366,8 +366,8 @@ def test_j7_a_storage_that_never_responds_ends_the_wait_an_hour_after_the_deadli
     limit = job.finish_by + timedelta(hours=1)
     silent = StorageSilent(token="token-1")
     assert job.answer_by == limit
-    assert decide(job, silent, limit).job is job
-    ended = decide(job, silent, limit + _MICROSECOND).job
+    assert decide(job, silent, limit - _MICROSECOND).job is job
+    ended = decide(job, silent, limit).job
     assert ended.error is not None
     assert (ended.status, ended.error.code) == (JobStatus.FAILED, "artifact.unseen")
     assert not ended.owes_clean_up
@@ -464,8 +464,8 @@ def test_j6_a_verdict_waits_an_hour_for_storage() -> None:
     job = _at("failing")
     limit = job.finish_by + timedelta(hours=1)
     silent = StorageSilent(token="token-1")
-    assert decide(job, silent, limit).job is job
-    ended = decide(job, silent, limit + _MICROSECOND).job
+    assert decide(job, silent, limit - _MICROSECOND).job is job
+    ended = decide(job, silent, limit).job
     assert (ended.status, ended.error) == (JobStatus.FAILED, lost().error)
 
 
@@ -573,6 +573,27 @@ def test_j11_attempts_are_counted() -> None:
     assert (job.status, job.error) == (JobStatus.FAILED, failed().error)
 
 
+@pytest.mark.parametrize("reported", [True, False])
+@pytest.mark.parametrize("between", [False, True])
+def test_j16_a_second_stall_is_the_scenes_fault(between: bool, reported: bool) -> None:
+    """A render that stalls is tried again, once, also where all webhooks are lost and the backend tells how it ended."""
+
+    def stalled(token: str) -> Any:
+        event = failed(token=token, code="render.stalled")
+        return event if reported else AttemptFailed(token=token, error=event.error, stopped=True)
+
+    job = after(new_job(), [claimed(), intended(), stalled("token-1")])
+    assert job.stage is Stage.RETRY_WAIT
+    if between:  # another failure between the two changes nothing
+        job = after(job, [claimed("token-2"), intended("token-2"), failed(token="token-2")], start=_LATER)
+    job = after(job, [claimed("token-3"), intended("token-3")], start=_LATER)
+    job = after(job, [stalled("token-3")], start=job.updated_at)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.fault) == ("render.stalled", FaultDomain.SCENE)
+    assert _attempt(job).error.fault is FaultDomain.INFRASTRUCTURE
+
+
 def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
     """A worker that closes gives its attempts back: a deploy costs a job none of them."""
     job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))
@@ -613,6 +634,13 @@ def test_j11_an_attempt_that_is_not_cleaned_up_is_remembered() -> None:
         handed_back = AttemptFailed(token=token, error=error, stopped=True)
         job = _without_result(after(job, [claimed(token), intended(token), handed_back], start=_LATER))
     assert len(job.attempts) == 20
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_j11_a_slow_preparation_owes_a_clean_up_too(local: bool) -> None:
+    """A holder that went silent before it called the backend may still store a copy of the audio."""
+    job = after(new_job(), [claimed(local=local), _LAPSED])
+    assert (job.stage, _attempt(job).clean_up, _attempt(job).may_write) == (Stage.RETRY_WAIT, CleanUp.OWED, True)
 
 
 def test_j11_an_attempt_whose_holder_went_silent_is_swept_ever_less_often() -> None:

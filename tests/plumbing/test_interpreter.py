@@ -6,13 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.plumbing import interpreter as module
 from renderdispatch.plumbing.interpreter import interpreter
+from renderdispatch.service import RenderService
+from renderdispatch.storage.memory import MemoryStorage
+from renderdispatch.stores.memory import MemoryJobStore
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +83,19 @@ def test_a_setting_that_is_wrong(named: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("os.environ", {"RENDERDISPATCH_PYTHON": named})
     with pytest.raises(ConfigurationError, match="RENDERDISPATCH_PYTHON"):
         interpreter()
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"), [({"master": True}, False), ({"enable-threads": True}, True), ({"threads": b"2"}, True)]
+)
+def test_uwsgi_without_threads(options: dict[str, object], runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where uWSGI stops threads between requests, a service with a worker refuses to start, and says what to set."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    for worker in (True, False):
+        service = RenderService(MemoryJobStore(), MemoryStorage(), InlineBackend(), worker=worker)
+        if runs or not worker:
+            service.start()
+        else:
+            with pytest.raises(ConfigurationError, match="--enable-threads"):
+                service.start()
+        service.close()

@@ -145,8 +145,13 @@ def test_preflights(status: int, changes: dict[str, str], judged: str, said: str
     assert said in text
 
 
-def test_doctor_reads_the_settings(r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a bucket in the environment, ``doctor`` checks it beside the machine, and counts the jobs of the store."""
+def test_doctor_reads_the_settings(
+    r2: LocalR2, storage: R2Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bucket in the environment, ``doctor`` checks it beside the machine, and counts the jobs of the store.
+
+    It renders by way of the bucket, and leaves nothing there.
+    """
     variables = {
         "HOME": str(tmp_path),
         "STORAGE": "r2://renders/some/prefix",
@@ -160,9 +165,13 @@ def test_doctor_reads_the_settings(r2: LocalR2, tmp_path: Path, monkeypatch: pyt
     assert findings["signed put"].status == "ok"
     assert "prefix='some/prefix/'" in findings["storage"].said
     assert findings["job store"].said == "SqlJobStore: 0 jobs"
+    assert findings["render"].status == "ok"
+    assert list(storage.list("")) == []
     monkeypatch.delenv("RENDERDISPATCH_R2_ACCESS_KEY_ID")
-    storage = {finding.check: finding for finding in examine()}["storage"]
-    assert (storage.status, "needs RENDERDISPATCH_R2_ACCESS_KEY_ID" in storage.said) == ("broken", True)
+    findings = {finding.check: finding for finding in examine()}
+    assert findings["storage"].status == "broken"
+    assert "needs RENDERDISPATCH_R2_ACCESS_KEY_ID" in findings["storage"].said
+    assert findings["render"].status == "ok"
 
 
 def test_an_endpoint_with_regions() -> None:

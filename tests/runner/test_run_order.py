@@ -572,6 +572,13 @@ def test_apart_it_may_count_oddly(storage: FsspecStorage, count: str) -> None:
     assert isinstance(run_order(make_order(storage, scene="odd", params={"count": count}), io=io), Completed)
 
 
+def test_apart_it_is_blamed_for_what_is_no_exception(storage: FsspecStorage) -> None:
+    """A scene that lets a cancelled coroutine through is at fault: the same would happen at each attempt."""
+    scenes = {"odd": "tests.support.odd_scenes:Cancelling"}
+    io = RunnerIO(send=Recorder(), render=SupervisedRender(scenes), pace=PACE)
+    assert failure(run_order(make_order(storage, scene="odd"), io=io)) == ("scene.failed", FaultDomain.SCENE)
+
+
 def test_a_render_process_that_cannot_be_started(storage: FsspecStorage, refuse_thread: Callable[[str], None]) -> None:
     """Where there is no room for one more thread, that is no scene's fault, and worth another attempt."""
     refuse_thread("renderdispatch-log")

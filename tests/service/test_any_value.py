@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from renderdispatch import (
     AudioUrl,
+    ConfigurationError,
     InvalidRequestError,
     JobNotFoundError,
     Limits,
@@ -30,9 +31,12 @@ from renderdispatch import (
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.errors import UnknownNameError
 from renderdispatch.messages import StoredAudio
+from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.storage.memory import MemoryStorage
+from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeRenderer, eventually
+from renderdispatch.webhooks import BearerVerifier, WebhookSigner, WebhookVerifier
 
 ANYTHING = st.one_of(
     st.none(),
@@ -245,3 +249,49 @@ def test_a_stream_of_byte_arrays(service: RenderService) -> None:
     handle = service.submit(cast("BinaryIO", _Odd(bytearray(b"RIFF"))), scene="fake")
     with service.open_object(cast("StoredAudio", handle.job.request.audio).key) as file:
         assert file.read() == b"RIFF"
+
+
+# --- what services and their parts are made from
+
+
+_SECRET = "whsec_" + "A" * 44
+_NOW = datetime.now(UTC)
+PARTS: dict[str, Callable[[Any], object]] = {
+    "backends": lambda value: RenderService(MemoryJobStore(), MemoryStorage(), value),
+    "a backend": lambda value: RenderService(MemoryJobStore(), MemoryStorage(), {"a": value}),
+    "lease": lambda value: RenderService(MemoryJobStore(), MemoryStorage(), InlineBackend(), lease=value),
+    "secrets": lambda value: RenderService(MemoryJobStore(), MemoryStorage(), InlineBackend(), secrets=[value]),
+    "webhook_url": lambda value: RenderService(
+        MemoryJobStore(), MemoryStorage(), InlineBackend(), secrets=_SECRET, webhook_url=value
+    ),
+    "the base of signed URLs": lambda value: SignedUrls(value, "x" * 32),
+    "secrets of signed URLs": lambda value: SignedUrls("https://a.example", value),
+    "the life of a signed URL": lambda value: SignedUrls("https://a.example", "x" * 32).sign_get("a", expires_in=value),
+    "the key of a signed URL": lambda value: SignedUrls("https://a.example", "x" * 32).sign_get(
+        value, expires_in=timedelta(1)
+    ),
+    "a signer's secret": WebhookSigner,
+    "a signed id": lambda value: WebhookSigner(_SECRET).sign(value, b"", now=_NOW),
+    "a signed body": lambda value: WebhookSigner(_SECRET).sign("id", value, now=_NOW),
+    "the time of signing": lambda value: WebhookSigner(_SECRET).sign("id", b"", now=value),
+    "a verifier's tolerance": lambda value: WebhookVerifier(_SECRET, tolerance=value),
+    "a verifier's secrets": lambda value: WebhookVerifier([value]),
+    "the time of verifying": lambda value: WebhookVerifier(_SECRET).verify({}, b"", now=value),
+    "a bearer token": BearerVerifier,
+    "allowed hosts": lambda value: GuardedFetcher(allow_hosts=[value]),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@_few
+@given(value=ANYTHING)
+def test_any_value_of_a_part(part: str, value: Any) -> None:
+    """What a service, a signer or a verifier cannot be made from is refused by an error of ours."""
+    with suppress(RenderDispatchError):
+        PARTS[part](value)
+
+
+def test_a_text_in_the_place_of_a_list() -> None:
+    """The letters of a host's name are not hosts."""
+    with pytest.raises(ConfigurationError, match=r"pass \['media\.example\.com'\], not a str"):
+        GuardedFetcher(allow_hosts="media.example.com")

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores import sql
 from renderdispatch.stores.database_errors import translation
-from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.stores.sql import SqlJobStore, _columns
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user
 
@@ -351,7 +351,7 @@ def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, or
 @pytest.mark.parametrize(
     ("ask", "index"),
     [
-        (lambda store: store.claim(limit=5, reserve_for=_HOUR, backends={"inline"}, machine="here"), "ready"),
+        (lambda store: store.claim(limit=5, reserve_for=_HOUR, backends={"inline"}, machine="here"), "claimable"),
         (lambda store: store.query(JobQuery(order="ready", ready_by=store.now())), "ready"),
         (lambda store: store.query(JobQuery(order="due", due_by=store.now())), "due"),
         (lambda store: store.query(JobQuery()), "newest"),
@@ -363,7 +363,7 @@ def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, or
     ],
 )
 def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> None:
-    """No step reads the whole table, and none that goes by an order sorts."""
+    """No step reads the whole table, and none that goes by an order sorts; a claim sorts its few candidates alone."""
     import sqlalchemy as sa
 
     store.create(make_job())
@@ -375,10 +375,110 @@ def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> N
         found = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)  # type: ignore[arg-type]
         plans.extend(row[3] for row in found)
 
+    before = set(store._compiled)
     ask(store)  # type: ignore[operator]
+    with closing(sqlite3.connect(str(store._url.database))) as connection:
+        for step in [compiled for step, compiled in store._compiled.items() if step not in before]:
+            found = connection.execute(f"EXPLAIN QUERY PLAN {step.string}", [None] * len(step.positiontup))
+            plans.extend(row[3] for row in found)
     assert any(index in line for line in plans), plans
     assert not [line for line in plans if line.startswith("SCAN renderdispatch_jobs") and "INDEX" not in line], plans
-    assert not [line for line in plans if "ORDER BY" in line], plans
+    assert len([line for line in plans if "ORDER BY" in line]) == (index == "claimable"), plans
+
+
+def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:
+    """Return how many hundreds of instructions SQLite's machine takes for some work."""
+    import sqlalchemy as sa
+
+    steps = [0]
+
+    def count() -> int:
+        steps[0] += 1
+        return 0
+
+    def watch(connection: sqlite3.Connection, *_: object) -> None:
+        connection.set_progress_handler(count, 100)
+
+    engine = store._engines.get()
+    sa.event.listen(engine, "checkout", watch)
+    work()
+    sa.event.remove(engine, "checkout", watch)
+    return steps[0]
+
+
+def _crowd(store: SqlJobStore, file: Path, number: int, **fields: Any) -> None:
+    """Store many jobs at once."""
+    jobs = [make_job(**fields) for _ in range(number)]
+    rows = [{"id": job.id, "revision": 1, **_columns(job)} for job in jobs]
+    names = list(rows[0])
+    marks = ", ".join(f":{name}" for name in names)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executemany(f"INSERT INTO renderdispatch_jobs ({', '.join(names)}) VALUES ({marks})", rows)
+        connection.commit()
+
+
+@pytest.mark.parametrize("what", ["another backend", "another machine", "a retry", "a reservation"])
+def test_a_claim_costs_the_same_beside_many(file: Path, store: SqlJobStore, what: str) -> None:
+    """Jobs that others may claim, or that wait, cost a claim nothing: one that finds none, and one that finds some."""
+
+    def claim() -> list[Job]:
+        return store.claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine="here")
+
+    def crowd(number: int) -> None:
+        match what:
+            case "another backend":
+                _crowd(store, file, number, backend="inline")
+            case "another machine":
+                _crowd(store, file, number, backend="modal", machine="there")
+            case "a retry":
+                _crowd(store, file, number, backend="modal", created_at=now, ready_at=now + _HOUR)
+            case _:
+                _crowd(store, file, number, backend="modal")
+                store.claim(limit=number, reserve_for=_HOUR, backends=["modal"], machine="here")
+
+    def costs() -> tuple[int, int]:
+        idle = _steps(store, claim)
+        mine = store.create(make_job(backend="modal")).id
+        found: list[Job] = []
+        busy = _steps(store, lambda: found.extend(claim()))
+        assert [job.id for job in found] == [mine]
+        return idle, busy
+
+    now = store.now()
+    claim()  # makes the table
+    crowd(100)
+    few = costs()
+    crowd(3000)
+    many = costs()
+    assert many <= (few[0] + 3, few[1] + 10), (few, many)
+
+
+def test_an_idle_claim_writes_nothing(file: Path, store: SqlJobStore) -> None:
+    """A claim that finds nothing keeps no writer waiting: it works while another process holds the lock to write."""
+    store.create(make_job(backend="inline"))
+    hasty = SqlJobStore(f"sqlite:///{file}?timeout=0.05")
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        hasty.counts()
+        connection.execute("BEGIN IMMEDIATE")
+        assert hasty.claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine="here") == []
+        connection.execute("ROLLBACK")
+    hasty.close()
+
+
+def test_a_table_of_an_earlier_version_is_brought_up_to_date(file: Path, url: str, store: SqlJobStore) -> None:
+    """The column and the indexes that an earlier version lacks are added, and its jobs are claimed."""
+    queued = store.create(make_job(backend="modal")).id
+    store.close()
+    with closing(sqlite3.connect(file)) as connection:
+        for index in ("claimable", "waiting"):
+            connection.execute(f"DROP INDEX renderdispatch_jobs_{index}")
+        connection.execute("ALTER TABLE renderdispatch_jobs DROP COLUMN waits_since")
+        connection.commit()
+    stores = [SqlJobStore(url) for _ in range(4)]
+    in_threads(4, lambda number: stores[number].counts())
+    assert [job.id for job in stores[0].claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine=None)] == [queued]
+    for each in stores:
+        each.close()
 
 
 # --- trouble --------------------------------------------------------------------------------------

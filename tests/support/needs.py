@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import NoReturn
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import Final, NoReturn
 
 import pytest
+
+names_near_commands: Final = pytest.mark.skipif(
+    tuple(map(int, version("click").split(".")[:2])) < (8, 4), reason="click names near commands since version 8.4"
+)
 
 
 def lacking(what: str) -> NoReturn:
@@ -20,3 +27,14 @@ def need_ffmpeg() -> None:
     """Skip where the programs of ffmpeg are not installed."""
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         lacking("ffmpeg and ffprobe are not installed")
+
+
+def need_uwsgi() -> None:
+    """Skip where uWSGI is not installed, or runs another version of Python than the tests."""
+    if shutil.which("uwsgi") is None:
+        lacking("uwsgi with its plugin for Python is not installed")
+    asked = subprocess.run(
+        ["uwsgi", "--plugin", "python3", "--python-version"], capture_output=True, text=True, check=False
+    )
+    if asked.stdout.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
+        pytest.skip(f"uwsgi runs Python {asked.stdout.strip() or 'not at all'}, the tests {sys.version.split()[0]}")

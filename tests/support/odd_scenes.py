@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,14 @@ COUNTS: Final[dict[str, tuple[Any, Any]]] = {
     "words": ("five", "ten"),
 }
 """What renderers may say: frames done, and frames in all."""
+
+
+class Cancelling:
+    """Raises what is not an `Exception`."""
+
+    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        """Raise it."""
+        raise asyncio.CancelledError
 
 
 class Odd:

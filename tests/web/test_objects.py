@@ -121,14 +121,16 @@ class TestFolderUrls(SignedUrlContract):
     another_parameter = 200
 
     @pytest.fixture
-    def storage(self, storage: FsspecStorage) -> FsspecStorage:
+    def storage(
+        self, server: ObjectServer, storage: FsspecStorage
+    ) -> FsspecStorage:  # pytest 8 misses the server below
         return storage
 
 
 @pytest.mark.parametrize("server", ["uvicorn"], indirect=True)
 class TestFolderByHttp(StorageContract):
     @pytest.fixture
-    def storage(self, storage: FsspecStorage) -> FsspecStorage:
+    def storage(self, server: ObjectServer, storage: FsspecStorage) -> FsspecStorage:
         return storage
 
 

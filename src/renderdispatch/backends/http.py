@@ -58,6 +58,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -243,7 +244,7 @@ class HttpBackend:
 
     def _parsed(self, model: type[_M], what: str, response: Response) -> _M:
         try:
-            return model.model_validate_json(response.body)
+            return model.model_validate_json(response.body.removeprefix(BOM_UTF8))  # some frameworks send it
         except ValidationError:
             raise self._refusal(what, response) from None
 

@@ -73,6 +73,8 @@ class _Run(ThreadTask):
             self._process = SupervisedProcess("renderdispatch.runner")
         except OSError as error:
             raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
+        except ConfigurationError as error:
+            raise BackendError(f"the render process cannot be started: {error}", retryable=False) from error
         self._kill = threading.Timer(_STOP_S, self._process.kill)
         self._kill.daemon = True
         self._process.write_line(for_the_runner(self._order, os.environ))  # before any cancel can write its line

@@ -147,7 +147,8 @@ class Connection:
             await asyncio.to_thread(lambda: None)
         except RuntimeError:  # the interpreter shuts down, and the client with it: closed now, it prints a traceback
             return
-        closing = asyncio.ensure_future(_caught(client.close.aio()))
+        leaving = client.__aexit__(None, None, None)  # type: ignore[no-untyped-call]
+        closing = asyncio.ensure_future(_caught(leaving))  # clients before 1.6.4 have no public `close`
         await asyncio.wait({closing}, timeout=2.0)
 
     async def _open(self) -> modal.Client:

@@ -44,5 +44,8 @@ def _explain(error: BaseException | None) -> tuple[str, int]:
     """Return what to tell the user about a failed import, and the exit status."""
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in {"click", "rich"}:
         return "the command line needs the 'cli' extra: pip install 'renderdispatch[cli]'", 2
+    from renderdispatch.cli.requirements import outdated
+
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"this installation is broken ({message}); reinstall renderdispatch", 1
+    step = f"it needs {', '.join(wrong)}" if (wrong := outdated()) else "reinstall renderdispatch"
+    return f"this installation is broken ({message}); {step}", 1

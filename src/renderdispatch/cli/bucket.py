@@ -25,6 +25,7 @@ from renderdispatch.storage.r2 import PART_BYTES, R2Storage
 _BODY: Final = b"renderdispatch"
 _LIFE: Final = timedelta(minutes=10)
 _REQUEST_S: Final = 30.0
+_URL_S: Final = 5.0
 _SKEW_S: Final = 5.0
 _BAD_SKEW_S: Final = 60.0
 """Deadlines allow this much between two machines; S3 itself refuses requests from 15 minutes on."""
@@ -77,6 +78,23 @@ def check_access(storage: StorageAdapter, key: str) -> Verdict:
     if listed != [key]:
         return "broken", f"{storage!r} does not list an object that was just put"
     return "ok", f"{storage!r}: an object was put, read, listed and deleted"
+
+
+def check_urls(storage: StorageAdapter, key: str) -> Verdict:
+    """Read an object by the URL that clients and renders get, which the application serves."""
+    storage.put(key, _BODY)
+    url = storage.sign_get(key, expires_in=_LIFE)
+    step = "is the application that serves renderdispatch.web.objects running at RENDERDISPATCH_OBJECTS_URL?"
+    try:
+        with closing(Client(total_s=_URL_S, proxies=True)) as client:
+            response = client.request("GET", url)
+    except NetError as error:
+        return "broken", f"a signed URL {error}; {step}"
+    finally:
+        storage.delete(key)
+    if response.status == 200 and response.body == _BODY:
+        return "ok", "an object was read by a signed URL"
+    return "broken", f"a signed URL returned {response.status}; {step}"
 
 
 class _Bucket:

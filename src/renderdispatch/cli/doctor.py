@@ -8,40 +8,47 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
+import time
 import uuid
-from contextlib import closing
+import wave
+from contextlib import closing, suppress
+from datetime import timedelta
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import click
 from attrs import evolve
+from pydantic import SecretStr
 
-from renderdispatch.cli.bucket import check_access, examine_bucket
+from renderdispatch.cli.bucket import check_access, check_urls, examine_bucket
 from renderdispatch.cli.finding import Finding, Verdict, found, show
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
+from renderdispatch.cli.requirements import outdated
 from renderdispatch.errors import RenderDispatchError
-from renderdispatch.protocols import JobQuery, SupportsCounts
+from renderdispatch.messages import JobStatus, Limits, Output
+from renderdispatch.protocols import BackendCall, CallStatus, JobQuery, SupportsCounts, SupportsFind
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
-from renderdispatch.wiring import Settings, from_settings, open_storage, open_store, read_settings, usable_home
+from renderdispatch.wiring import (
+    Settings,
+    from_settings,
+    open_backend,
+    open_storage,
+    open_store,
+    read_settings,
+    usable_home,
+)
 
 _NEEDED: Final = {"render": ("numpy", "av"), "cli": ("click", "rich")}
+_HERE: Final = ("local", "inline")
+"""The backends that render on this machine."""
 _LOW_DISK_BYTES: Final = 2 << 30
-_ENCODER_S: Final = 60.0
-
-_ENCODE_A_FRAME: Final = """
-import io, av, numpy
-with av.open(io.BytesIO(), "w", format="mp4") as container:
-    stream = container.add_stream("libx264", rate=30)
-    stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-    frame = av.VideoFrame.from_ndarray(numpy.zeros((64, 64, 3), numpy.uint8), format="rgb24")
-    for packet in [*stream.encode(frame), *stream.encode(None)]:
-        container.mux(packet)
-"""
+_RENDER_S: Final = 60.0
+_SOUND_HZ: Final = 8000
 
 
 @click.command(short_help="Check that this machine can render.")
@@ -65,15 +72,17 @@ def examine(*, origin: str | None = None) -> list[Finding]:
         settings = read_settings()
     except RenderDispatchError as error:
         return [Finding("settings", "broken", str(error))]
+    storage = _storage(settings, origin)
+    stored = all(finding.status != "broken" for finding in storage)
     return [
         found("python", _python),
-        found("extras", _extras),
+        found("packages", lambda: _packages(settings)),
         found("home", lambda: _home(settings)),
         found("disk", lambda: _disk(settings)),
         found("job store", lambda: _store(settings)),
-        *_storage(settings, origin),
+        *storage,
         *_backends(settings),
-        found("encoder", _encoder),
+        *_renders(settings, stored=stored),
         found("scenes", _scenes),
         found("gpu", _gpu),
     ]
@@ -88,11 +97,14 @@ def _python() -> Verdict:
     return ("ok", text) if tested else ("note", f"{text}, where renderdispatch is not tested")
 
 
-def _extras() -> Verdict:
+def _packages(settings: Settings) -> Verdict:
+    """Find the extras, without which nothing is drawn here, and what is older than it may be."""
     missing = ",".join(extra for extra, modules in _NEEDED.items() if not all(map(find_spec, modules)))
-    if missing:
+    if missing and _renders_here(settings):
         return "broken", f"'{missing}' missing: pip install 'renderdispatch[{missing}]'"
-    return "ok", ", ".join(_NEEDED)
+    if wrong := ", ".join(outdated()):
+        return "broken", f"this library needs {wrong}; install that version"
+    return "ok", "all have a version that is supported"
 
 
 def _home(settings: Settings) -> Verdict:
@@ -131,31 +143,89 @@ def _storage(settings: Settings, origin: str | None) -> list[Finding]:
     with closing(storage):
         if isinstance(storage, R2Storage):
             return examine_bucket(storage, origin=origin)
-        return [found("storage", lambda: check_access(storage, f"doctor/{uuid.uuid4().hex}"))]
+        key = f"doctor/{uuid.uuid4().hex}"
+        findings = [found("storage", lambda: check_access(storage, key))]
+        if settings.objects_url is not None and findings[0].status == "ok":
+            findings.append(found("signed get", lambda: check_urls(storage, key)))
+        return findings
 
 
 def _backends(settings: Settings) -> list[Finding]:
-    """Check Modal, or else that the backends and the storage go together. Nothing is to check for local renders."""
-    if "modal" in settings.backends:
-        return [evolve(finding, check=f"modal {finding.check}") for finding in examine_modal(settings)]
+    """Check that the settings fit together, and contact what renders elsewhere."""
 
     def build() -> Verdict:
         from_settings(settings, worker=False).close()
         return "ok", ", ".join(settings.backends)
 
-    return [] if settings.backends == ("local",) else [found("backends", build)]
+    findings = [found("backends", build)]
+    if "modal" in settings.backends:
+        findings += [evolve(finding, check=f"modal {finding.check}") for finding in examine_modal(settings)]
+    if "http" in settings.backends:
+        findings.append(found("http", lambda: _http(settings)))
+    return findings
 
 
-def _encoder() -> Verdict:
-    """Encode one frame in a separate process: a broken library would crash this one."""
-    try:
-        ran = _run([sys.executable, "-c", _ENCODE_A_FRAME], timeout_s=_ENCODER_S)
-    except subprocess.TimeoutExpired:
-        return "broken", f"libx264 did not encode one frame within {_ENCODER_S:g} s"
-    if ran.returncode != 0:
-        last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
-        return "broken", f"libx264 does not encode ({last}); reinstall 'renderdispatch[render]'"
-    return "ok", "libx264 encoded a frame"
+def _http(settings: Settings) -> Verdict:
+    """Ask the service for a render that was never started: it reads the credentials, and has nothing to do."""
+    unknown = f"doctor-{uuid.uuid4().hex}"
+    with closing(open_backend("http", settings)) as backend:
+        if isinstance(backend, SupportsFind):
+            backend.find(job_id=unknown, token=unknown)
+            return "ok", f"{backend!r} answers, and accepts the credentials"
+        if backend.poll(BackendCall(unknown)).status is not CallStatus.MISSING:
+            return "broken", f"{backend!r} knows a render that was never started; is its URL right?"
+    return "ok", f"{backend!r} answers, and knows no render that was never started; a wrong path would say the same"
+
+
+# --- a render -------------------------------------------------------------------------------------
+
+
+def _renders_here(settings: Settings) -> bool:
+    return not set(_HERE).isdisjoint(settings.backends)
+
+
+def _renders(settings: Settings, *, stored: bool) -> list[Finding]:
+    return [found("render", lambda: _render(settings, stored=stored))] if _renders_here(settings) else []
+
+
+def _render(settings: Settings, *, stored: bool) -> Verdict:
+    """Render a second of sound as every job is rendered, from submit to the stored video; then delete the job.
+
+    The job is recorded in memory alone.
+
+    Args:
+        stored: Whether the storage works; else a temporary folder takes its place.
+    """
+    backend = next(name for name in settings.backends if name in _HERE)
+    changes = {"store": SecretStr("memory"), "backends": (backend,), "webhook_url": None}
+    picture = Output(width=64, height=64, fps=Fraction(10))
+    limits = Limits(max_attempts=1, total_timeout=timedelta(seconds=_RENDER_S))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="renderdispatch-doctor-") as folder:
+        if not stored:
+            changes |= {"home": Path(folder), "storage": None, "objects_url": None}
+        song = _write_sound(Path(folder, "doctor.wav"))
+        with closing(from_settings(settings.model_copy(update=changes), worker=True)) as service:
+            job = service.submit(song, output=picture, limits=limits).wait(2 * _RENDER_S)
+            seconds = time.monotonic() - began
+            with suppress(RenderDispatchError):  # why it failed counts more
+                service.delete(job.id)
+    if job.status is JobStatus.COMPLETE:
+        return "ok", f"a second of sound became a video in {seconds:.1f} s"
+    assert job.error is not None
+    libraries = job.error.code.partition(".")[0] in {"scene", "renderer", "encode"}  # the scene is known to be right
+    step = "; reinstall 'renderdispatch[render]'" if libraries else ""
+    return "broken", f"a render failed: {job.error.message} ({job.error.code}){step}"
+
+
+def _write_sound(path: Path) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, _SOUND_HZ, _SOUND_HZ, "NONE", ""))
+        file.writeframes(b"".join((n % 80 * 300).to_bytes(2, "little") for n in range(_SOUND_HZ)))
+    return path
+
+
+# --- what is there --------------------------------------------------------------------------------
 
 
 def _scenes() -> Verdict:

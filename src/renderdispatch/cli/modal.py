@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from renderdispatch.cli.finding import Finding, Verdict, found, show
 from renderdispatch.cli.options import json_option, seconds_reader
 from renderdispatch.errors import ConfigurationError, MissingExtraError, RenderDispatchError
 from renderdispatch.modal_app.deployment import GPUS, SUGGESTED_GPUS, Deployment, read_gpus
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.protocols import Locality
 from renderdispatch.wiring import Settings, open_storage, read_settings
 
@@ -67,7 +67,7 @@ def deploy(*, environment: str | None, dry_run: bool, **options: Any) -> None:
     An option that is not given takes its value from the RENDERDISPATCH_MODAL_ variable of the same name.
     """
     chosen = _choose(options)
-    command = [sys.executable, "-m", "modal", "deploy", "-m", _APP]
+    command = [interpreter(), "-m", "modal", "deploy", "-m", _APP]
     command += ["--env", environment] if environment else []
     if dry_run:
         for name, value in chosen.to_environment().items():

@@ -178,7 +178,7 @@ class Checks:
 
     def _unanswered(self, job: Job, attempt: Attempt, error: Exception) -> Job:
         _log_error(error, "job %s: storage is asked again", job.id)
-        overdue = job.answer_by is not None and self._store.now() > job.answer_by
+        overdue = job.answer_by is not None and self._store.now() >= job.answer_by
         return self._commit(job, events.StorageSilent(token=attempt.token)) if overdue else job
 
     def _commit(self, job: Job, event: events.JobEvent) -> Job:

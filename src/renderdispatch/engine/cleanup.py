@@ -17,9 +17,8 @@ from attrs import define, frozen
 from renderdispatch.engine import calls, layout
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AudioDropped, CallStopped, CleanedUp, Swept
-from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.errors import StorageError
-from renderdispatch.jobs import Attempt, CleanUp, Job
+from renderdispatch.jobs import URLS_EXPIRED, Attempt, CleanUp, Job
 from renderdispatch.protocols import CallStatus, JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
@@ -28,13 +27,19 @@ SILENCE: Final = timedelta(minutes=2)
 """How long the newest run of a call that has already ended may show no progress: no backend would start it again. And
 how long other runs of an attempt may take to learn that it has ended."""
 
-_URLS_EXPIRED: Final = 11 * CLOCK_SLACK
-"""How long after a job's deadline its order's URLs are surely dead: they outlive it by 10 minutes."""
-
 _SWEEP_S: Final = 3600.0
 _SWEPT_AT_ONCE: Final = 200
-_UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + _URLS_EXPIRED
+_UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + URLS_EXPIRED
 """An upload is submitted within its days, and a job ends within six days."""
+
+
+def _prefixes(job: Job, attempt: Attempt) -> Iterator[str]:
+    """Yield the prefixes of what the attempt stored, except for a copy of the audio that the job has."""
+    prefix = layout.prefix_of(job)
+    yield layout.attempt_prefix(prefix, attempt.token)
+    copies = f"{prefix}{layout.attempt_upload(attempt.token)}/"
+    if attempt.may_write and not (job.audio is not None and job.audio.key.startswith(copies)):
+        yield copies
 
 
 @frozen
@@ -70,7 +75,8 @@ class CleanUps:
             now = self.store.now()
             over = self._is_over(job, attempt, now)
             if over or (attempt.may_write and now >= (attempt.sweep_at or now)):
-                self.storage.delete_prefix(layout.attempt_prefix(layout.prefix_of(job), attempt.token))
+                for prefix in _prefixes(job, attempt):
+                    self.storage.delete_prefix(prefix)
                 done = CleanedUp(token=attempt.token) if over else Swept(token=attempt.token)
                 job = commit(self.store, job, done).job
         if job.audio_clean_up is CleanUp.OWED and job.audio is not None:
@@ -84,7 +90,7 @@ class CleanUps:
         # Only one run is known to have stopped. Another run of the same input learns this at its next report.
         heard = len(attempt.runs) < 2 or now > attempt.ended_at + SILENCE
         # Out of reach: the order's own URLs end with the job's deadline.
-        return (attempt.stopped and heard) or now > job.finish_by + _URLS_EXPIRED
+        return (attempt.stopped and heard) or now > job.finish_by + URLS_EXPIRED
 
 
 @define

@@ -140,7 +140,7 @@ class CancelConfirmed(AttemptEvent):
 
 @frozen(kw_only=True)
 class CallStopped:
-    """The computing of an ended attempt is known to have stopped."""
+    """The computing of an attempt that failed is known to have stopped."""
 
     token: str = field(repr=False)
 

@@ -11,7 +11,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +26,17 @@ from renderdispatch.messages import FOR_THE_RECORD, Message, RenderRequest, Stor
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
 _FINGERPRINT: Final = 2
-_PARTS: Final = ("output", "limits")
-_FIRST_FIELDS: Final = {
-    "": ["audio", "scene", "params", "output", "start", "duration", "backend", "requireGpu", "limits", "metadata"],
-    "output": ["width", "height", "fps", "projection"],
-    "limits": ["startTimeout", "totalTimeout", "maxAttempts", "gpu"],
+_FIRST_FIELDS: Final = (
+    "audio", "scene", "params", "output", "start", "duration", "backend", "requireGpu", "limits", "metadata",
+)  # fmt: skip
+_FIRST_PARTS: Final = {
+    "output": ("width", "height", "fps", "projection"),
+    "limits": ("startTimeout", "totalTimeout", "maxAttempts", "gpu"),
+}
+_FIRST_AUDIO: Final = {
+    "stored": ("kind", "key", "size", "sha256"),
+    "local": ("kind", "path", "machine", "size", "mtimeNs"),
+    "remote": ("kind", "url"),
 }
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UPLOADED: Final = re.compile(r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}", re.ASCII)
@@ -132,16 +138,17 @@ def same_request(job: Job, request: RenderRequest) -> bool:
 
 
 def _by_first_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
-    used, counted = _used(fields, _defaults()), {**fields, "audio": {**fields["audio"]}}
-    for part, names in _FIRST_FIELDS.items():
-        below, used_below = (counted[part], used.get(part, {})) if part else (counted, used)
-        kept = {name: value for name, value in below.items() if name in names or name in used_below}
-        counted = {**counted, part: kept} if part else kept
-    if fields["audio"]["kind"] == "local":
-        del counted["audio"]["sha256"]
-    elif fields["audio"].get("sha256") is not None:
-        del counted["audio"]["key"]
+    used, audio = _used(fields, _defaults()), fields["audio"]
+    counted = _kept(fields, _FIRST_FIELDS, used)
+    for part, names in _FIRST_PARTS.items():
+        counted[part] = _kept(fields[part], names, used.get(part, {}))
+    known = _FIRST_AUDIO[audio["kind"]]
+    counted["audio"] = {name: audio[name] for name in known if name != "key" or audio["sha256"] is None}
     return counted
+
+
+def _kept(fields: Mapping[str, Any], names: Collection[str], used: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name in names or name in used}
 
 
 def _by_second_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def _by_second_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _used(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields, and those of their parts, that are not as they are by default."""
     given = {name: value for name, value in fields.items() if value != defaults.get(name)}
-    return {name: _used(value, defaults[name]) if name in _PARTS else value for name, value in given.items()}
+    return {name: _used(value, defaults[name]) if name in _FIRST_PARTS else value for name, value in given.items()}
 
 
 @cache

@@ -100,6 +100,11 @@ def audio_key(prefix: str, upload: str, filename: str) -> str:
     return f"{prefix}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
 
 
+def attempt_upload(token: str) -> str:
+    """Return the name of the upload of audio by one attempt."""
+    return f"audio-{token}"
+
+
 def attempt_prefix(prefix: str, token: str) -> str:
     """Return the prefix of one attempt's objects, below the job's."""
     return f"{prefix}{token}/"

@@ -18,10 +18,10 @@ from typing import Final
 from attrs import define, field
 
 from renderdispatch import errors
-from renderdispatch.engine import calls
+from renderdispatch.engine import calls, layout
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AttemptFailed, LeaseRenewed
+from renderdispatch.engine.events import AttemptFailed, CallStopped, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Verdict
@@ -45,6 +45,7 @@ class Held:
     """An attempt that this process holds.
 
     Args:
+        job: Its job, as it was when the attempt began.
         local: Whether it computes on this machine, and so takes up a slot until its computing has ended.
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
         slotted: Whether it takes up a slot of its backend; not while its audio is brought.
@@ -53,7 +54,7 @@ class Held:
         released: Whether it is held no more, and only its computing has yet to end.
     """
 
-    job_id: str
+    job: Job
     token: str
     backend: str
     local: bool
@@ -64,6 +65,11 @@ class Held:
     calling: bool = False
     released: bool = False
 
+    @property
+    def job_id(self) -> str:
+        """The id of its job."""
+        return self.job.id
+
 
 @define(eq=False)
 class LeaseKeeper:
@@ -73,12 +79,14 @@ class LeaseKeeper:
         holder: This process's name, unlike any other's.
         lease: How long an attempt stays ours without a renewal.
         freed: Called when a slot became free.
+        discard: Removes the objects below a prefix.
     """
 
     _store: JobStore
     _backends: Mapping[str, RenderBackend]
     _lanes: Bulkheads
     _freed: Callable[[], None]
+    _discard: Callable[[str], object]
     holder: str = field(kw_only=True)
     lease: timedelta = field(kw_only=True)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -87,7 +95,7 @@ class LeaseKeeper:
     def hold(self, job: Job, stop: Stop) -> Held:
         """Begin to hold the job's current attempt."""
         attempt = job.attempts[-1]
-        held = Held(job.id, attempt.token, attempt.backend, attempt.local, stop)
+        held = Held(job, attempt.token, attempt.backend, attempt.local, stop)
         with self._lock:
             self._held[held.token] = held
         return held
@@ -214,6 +222,25 @@ class LeaseKeeper:
                 with self._lock:
                     self._held.pop(held.token, None)
                 self._freed()
+                self._conclude(held)
+
+    def _conclude(self, held: Held) -> None:
+        """Record that an attempt computes here no more. Of a deleted job, remove what it delivered too late."""
+        if not held.local or held.call is None:
+            return
+        try:
+            commit(self._store, held.job, CallStopped(token=held.token))
+        except errors.JobNotFoundError:
+            prefix = layout.attempt_prefix(layout.prefix_of(held.job), held.token)
+            self._lanes.bucket.submit(prefix, partial(self._remove, prefix))
+        except errors.RenderDispatchError as error:  # until its URLs expire, its objects are swept
+            _log.warning("job %s: that its call stopped was not recorded: %s", held.job_id, error)
+
+    def _remove(self, prefix: str) -> None:
+        try:
+            self._discard(prefix)
+        except errors.StorageError as error:
+            _log.warning("the objects below %s, of a deleted job, were not removed: %s", prefix, error)
 
     def _runs(self, held: Held) -> bool:
         if not held.local or held.call is None:

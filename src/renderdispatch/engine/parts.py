@@ -49,6 +49,14 @@ def machine_id() -> str:
     return hashlib.sha256(b"renderdispatch" + seed.encode()).hexdigest()[:16]
 
 
+def _is_lease(value: object) -> bool:
+    return isinstance(value, timedelta) and value >= timedelta(seconds=1)
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("https://", "http://"))
+
+
 @frozen(kw_only=True)
 class Parts:
     """What a service is put together from; `RenderService` says what each part is.
@@ -72,9 +80,11 @@ class Parts:
     def __attrs_post_init__(self) -> None:
         if not self.backends:
             raise ConfigurationError("a service needs at least one backend")
-        if self.lease < timedelta(seconds=1):
-            raise ConfigurationError("lease must be at least one second")
+        if not _is_lease(self.lease):
+            raise ConfigurationError("lease must be a timedelta of at least one second")
         for name, backend in self.backends.items():
+            if not isinstance(getattr(backend, "locality", None), Locality):
+                raise ConfigurationError(f"backend {name!r} is a {type(backend).__name__}, not a RenderBackend")
             if self.storage.locality < backend.locality:
                 message = (
                     f"backend {name!r} ({type(backend).__name__}) cannot read the URLs of "
@@ -85,7 +95,7 @@ class Parts:
         if self.webhook_url is None:
             if any(b.reports_by_webhook for b in self.backends.values() if isinstance(b, SupportsWebhook)):
                 raise ConfigurationError("a backend that reports by webhook needs webhook_url and secrets")
-        elif not self.webhook_url.startswith(("https://", "http://")):
+        elif not _is_url(self.webhook_url):
             raise ConfigurationError("webhook_url must be an http or https URL")
         elif self.keys is None:
             raise ConfigurationError("webhook_url needs secrets: reports that are not signed cannot be trusted")

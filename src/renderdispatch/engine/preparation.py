@@ -25,7 +25,7 @@ from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, FaultDomain, LocalAudio, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality
@@ -120,7 +120,7 @@ class Preparation:
         self.held.stop.check()
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
+        key = partial(layout.audio_key, layout.prefix_of(job), layout.attempt_upload(token))
         backend = self._parts.backends[self.held.backend]
         audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
         if isinstance(audio, LocalAudio):
@@ -184,7 +184,7 @@ class Preparation:
                 self._keeper.release(held.token)
             return
         superseded = decision.verdict is Verdict.SUPERSEDED
-        if superseded or decision.reply.stop:
+        if superseded or (decision.reply.stop and decision.job.status is not JobStatus.COMPLETE):
             self._keeper.cancel(held)
         if call is None or not held.local or decision.job.ended or superseded:
             self._keeper.release(held.token)

@@ -32,7 +32,7 @@ MAX_RUNS: Final = 8
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
-MAX_HANDED_BACK: Final = 8
+MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
@@ -122,7 +122,10 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
 
 
 def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.JobError | None = None) -> Job:
-    """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+    """End a running attempt without a delivery. Its clean-up is owed if its backend may have been called.
+
+    It is owed too if its preparation may go on: a slow holder may still store a copy of the audio.
+    """
     attempt = job.attempt
     if attempt is None or attempt.ended_at is not None:
         return job
@@ -136,7 +139,7 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.Jo
         ended_at=now,
         error=error,
         stopped=stopped,
-        clean_up=CleanUp.OWED if attempt.called else CleanUp.NONE,
+        clean_up=CleanUp.OWED if attempt.called or not stopped else CleanUp.NONE,
     )
 
 
@@ -361,12 +364,12 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
         return job
     if attempt.called and not attempt.local:
         return _with_attempt(job, holder=None, lease_until=None)
-    # Its holder may only be slow: what was called is not known to have stopped.
-    if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=not attempt.called)
+    if job.stage is Stage.CANCELLING:  # its holder may only be slow: nothing is known to have stopped
+        job = _cancelled(job, now, stopped=False)
+        return job if attempt.called else evolve(job, compute_stopped_at=now)
     message = f"the worker that held attempt {attempt.number} went away"
     lost = infrastructure_error("worker.lost", message)
-    return _condemn(job, lost, now, stopped=not attempt.called, holder=None, lease_until=None)
+    return _condemn(job, lost, now, stopped=False, holder=None, lease_until=None)
 
 
 def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:
@@ -383,7 +386,7 @@ def result_missing(job: Job, event: events.ResultMissing, now: datetime) -> Job:
 
 def storage_silent(job: Job, event: events.StorageSilent, now: datetime) -> Job:
     """End the wait for a storage that did not respond in time (rule J7)."""
-    return job if job.answer_by is None or now <= job.answer_by else _unanswered(job, now)
+    return job if job.answer_by is None or now < job.answer_by else _unanswered(job, now)
 
 
 def _unanswered(job: Job, now: datetime) -> Job:
@@ -445,7 +448,7 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
 
 def _check_answer(job: Job, answer_by: datetime, now: datetime) -> Job:
     """End a wait for storage whose time is over, after a last chance to ask it: even a call that hangs holds no job."""
-    if now <= answer_by:
+    if now < answer_by:
         return job
     overdue_at = _current(job).overdue_at
     if overdue_at is None:
@@ -464,7 +467,10 @@ def _with_owing(job: Job, token: str, **changes: Any) -> Job:
 
 
 def call_stopped(job: Job, event: events.CallStopped, now: datetime) -> Job:
-    """Record that an ended attempt computes no more."""
+    """Record that an attempt that failed computes no more."""
+    attempt = job.attempt
+    if attempt is not None and attempt.token == event.token and attempt.verdict is not None:
+        return _with_attempt(job, stopped=True)
     return _with_owing(job, event.token, stopped=True)
 
 

@@ -13,6 +13,7 @@ from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.plumbing.interpreter import require_threads
 from renderdispatch.plumbing.per_process import PerProcess
 
 if TYPE_CHECKING:
@@ -54,8 +55,13 @@ class Engine:
             raise ConfigurationError("the service is closed")
 
     def start(self) -> None:
-        """Start this process's worker, if this service has one. A second call does nothing."""
+        """Start this process's worker, if this service has one. A second call does nothing.
+
+        Raises:
+            ConfigurationError: Threads do not run in this process, or the service is closed.
+        """
         if self.parts.worker:
+            require_threads()
             self.worker().start()
 
     def created(self) -> None:
@@ -105,7 +111,7 @@ class Engine:
             if current.incarnation != job.incarnation:
                 raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
             job = current
-        if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
+        if any(not a.stopped and not a.may_write and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
         self.parts.storage.delete_prefix(layout.prefix_of(job))

@@ -132,7 +132,10 @@ class Views:
         """Open one of the tenant's objects for reading. Raises `ObjectNotFoundError`."""
         if not isinstance(key, str) or not layout.may_read(self.tenant, key):
             raise errors.ObjectNotFoundError(f"nothing is stored under {str(key)[:200]!r}")
-        return self.parts.storage.open(key)
+        try:
+            return self.parts.storage.open(key)
+        except errors.StorageDeniedError:  # what can be no object's key is nobody's object
+            raise errors.ObjectNotFoundError(f"nothing may be read under {key[:200]!r}") from None
 
     def _signed(self, key: str) -> str:
         return self.parts.storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE)

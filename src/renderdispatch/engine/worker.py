@@ -44,7 +44,15 @@ class Worker:
         holder = f"{parts.machine}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stop = Stop()
         self.lanes = Bulkheads.of(parts.backends)
-        self.keeper = LeaseKeeper(parts.store, parts.backends, self.lanes, self.wake, holder=holder, lease=parts.lease)
+        self.keeper = LeaseKeeper(
+            parts.store,
+            parts.backends,
+            self.lanes,
+            self.wake,
+            parts.storage.delete_prefix,
+            holder=holder,
+            lease=parts.lease,
+        )
         self.inbox = Inbox(parts.store, self.run_over)
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self.wake_all)
         self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, self.lanes, stop=self._stop)

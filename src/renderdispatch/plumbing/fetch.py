@@ -183,7 +183,9 @@ class GuardedFetcher:
         resolve: Resolver | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._hosts = tuple(host.strip().lower() for host in allow_hosts)
+        if isinstance(allow_hosts, str) or isinstance(allow_networks, str):  # whose items would be single letters
+            raise ConfigurationError("allow_hosts and allow_networks are lists: pass ['media.example.com'], not a str")
+        self._hosts = tuple(str(host).strip().lower() for host in allow_hosts)
         if any(_PATTERN.fullmatch(host) is None for host in self._hosts):
             raise ConfigurationError("an allowed host is a name such as media.example.com, or *.example.com")
         self._schemes = ("https", "http") if allow_http else ("https",)

@@ -1,16 +1,14 @@
-"""Which program is this Python?
+"""Which program is this Python, and do its threads run?
 
-``sys.executable``, in a program that is Python. In one that Python is embedded in (uWSGI, mod_wsgi, an application with
-scripts) it is that program, or nothing: started with ``-c``, it would serve, or fail.
+The program is ``sys.executable``, where that is Python. In one that Python is embedded in (uWSGI, mod_wsgi, an
+application with scripts) it is that program, or nothing: started with ``-c``, it would serve, or fail.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -19,6 +17,9 @@ from renderdispatch.errors import ConfigurationError
 
 PYTHON: Final = "RENDERDISPATCH_PYTHON"
 """The variable that names the program."""
+
+_THREADED: Final = frozenset({"enable-threads", "threads", "gevent"})
+"""The options of uWSGI with which threads run."""
 
 _TRY_S: Final = 20.0
 _SAME: Final = "import sys; print(sys.implementation.cache_tag, sys.maxsize)"
@@ -31,6 +32,20 @@ def interpreter() -> str:
         ConfigurationError: There is none, or the one that ``RENDERDISPATCH_PYTHON`` names is another Python.
     """
     return _find(os.environ.get(PYTHON, "").strip(), sys.executable or "")
+
+
+def require_threads() -> None:
+    """Refuse where a worker could be started and would never run.
+
+    Raises:
+        ConfigurationError: uWSGI was not told to run threads of Python's; it then stops them between two requests.
+    """
+    options = getattr(sys.modules.get("uwsgi"), "opt", None)  # no such module elsewhere
+    if isinstance(options, Mapping) and not _THREADED & {*options}:
+        raise ConfigurationError(
+            "uWSGI runs no threads here, and a worker needs them: start it with --enable-threads, or let other "
+            "processes work (RENDERDISPATCH_WORKER=false)"
+        )
 
 
 @cache
@@ -53,6 +68,8 @@ def _find(named: str, own: str) -> str:
 
 def _candidates(version: str) -> Iterator[str]:
     """Iterate over the places where an installation has its program; a virtual environment's goes first."""
+    import sysconfig
+
     bases = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
     folders = [*(str(Path(base, "bin")) for base in bases), sysconfig.get_path("scripts")]
     folders.append(sysconfig.get_config_var("BINDIR"))
@@ -76,6 +93,8 @@ def _is_running(path: str) -> bool:
 
 def _is_this_python(path: str) -> bool:
     """Run a program once; return whether it is Python of this version and word size."""
+    import subprocess
+
     command = [path, "-I", "-S", "-c", _SAME]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_TRY_S)

@@ -19,9 +19,10 @@ from av.container import InputContainer
 
 from renderdispatch.errors import AudioError
 from renderdispatch.messages import RenderWarning
-from renderdispatch.render.links import parts_of
+from renderdispatch.render.containers import open_container, select, tracks
+from renderdispatch.render.links import Window, parts_of
 from renderdispatch.render.mixing import Mixer, Samples, frame_of, resampled, samples_of
-from renderdispatch.render.streams import Decoded, Window, open_container, select, tracks
+from renderdispatch.render.streams import Decoded
 from renderdispatch.render.timeline import Notes, Placed, Timeline
 
 _PLAYABLE_RATES: Final = (44_100, 48_000)
@@ -32,6 +33,9 @@ _BLOCK: Final = 16_384
 
 _SEEK_FROM_S: Final = 30
 """A start before this is reached by decoding, which costs less than a tenth of a second."""
+
+_SEEK_NOISE_FROM_S: Final = 600
+"""As above, where the samples are not the same after a seek: noise is other noise. It costs about a second."""
 
 _RUN_UP_S: Final = 1
 """Sound that is decoded before the start and not used, after a seek: decoders depend on the packets before."""
@@ -188,7 +192,8 @@ class SoundReader:
     def _near_start(self) -> tuple[Timeline, Iterable[Decoded]]:
         """Return the frames from shortly before the range, if their positions are sure; else from the begin."""
         timeline = Timeline(self.source_rate, self._track, self._notes)
-        if self._start < _SEEK_FROM_S or len(self._parts) > 1 or not self._track.can_seek(self.source_rate):
+        seek_from_s = _SEEK_NOISE_FROM_S if self._track.has_noise else _SEEK_FROM_S
+        if self._start < seek_from_s or len(self._parts) > 1 or not self._track.can_seek(self.source_rate):
             return timeline, chain([self._first], self._frames)
         frames = self._track.frames()
         with suppress(av.FFmpegError):

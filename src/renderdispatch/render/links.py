@@ -16,6 +16,58 @@ _BEGINS_STREAM: Final = 2
 _CHUNK: Final = 65_536
 
 
+class Window(io.RawIOBase):
+    """The bytes of a file from ``begin`` to ``end``, as a file of their own."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
+        self.name = file.name  # FFmpeg looks at how it ends
+        self._file = file
+        self._begin = begin
+        self.size = end - begin
+        self._at = 0
+        self.furthest = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the current position."""
+        left = self.size - self._at
+        if left <= 0:
+            return b""
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(data)
+        self.furthest = max(self.furthest, self._at)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position; it may be past the end."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            return -1  # which is an error to FFmpeg; PyAV prints exceptions
+        self._at = base + offset
+        return self._at
+
+    def again(self) -> Window:
+        """Return the same bytes, from the first."""
+        return Window(self._file, self._begin, self._begin + self.size)
+
+    def peek(self, at: int, size: int) -> bytes:
+        """Return bytes at a position, and stay where this is."""
+        self._file.seek(self._begin + at)
+        return self._file.read(min(size, self.size - at))
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+
 def parts_of(file: BinaryIO) -> list[tuple[int, int]]:
     """Return the begin and the end of each part, in bytes."""
     size = file.seek(0, io.SEEK_END)

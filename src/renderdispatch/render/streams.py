@@ -1,80 +1,42 @@
 """Which frames does a track of a file hold, and where do its timestamps put them?
 
-Anything that FFmpeg decodes is read, in bounded memory; pictures are never decoded. An error in the middle is not the
-end: reading goes on behind it.
+An error in the middle is not the end: reading goes on behind it.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from fractions import Fraction
-from functools import cache
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import av
 from attrs import define, field
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Discard, Disposition
 
 from renderdispatch.errors import AudioError
-
-_ANY_TAGS: Final[dict[str, Any]] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-"""Old songs have titles that are not UTF-8. PyAV 19 reads them, and no longer has this argument."""
+from renderdispatch.render.lengths import lost_share
+from renderdispatch.render.links import Window
 
 _STUCK: Final = 1000
 """Errors in a row, without the position in the file moving on, after which a file is taken to end."""
 
-_SOUGHT_EXACTLY: Final = {"aac", "flac", "mov,mp4,m4a,3gp,3g2,mj2", "mp3", "ogg", "tta", "wv"}
+_MP4: Final = "mov,mp4,m4a,3gp,3g2,mj2"
+
+_SOUGHT_EXACTLY: Final = {"aac", "flac", _MP4, "mp3", "ogg", "tta", "wv"}
 """The formats in which a seek finds a packet and its exact time. Matroska's times are rounded, for example."""
 
 
-_ESTIMATED: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3", "mpeg", "mpegts", "ogg"}
-"""The formats whose durations FFmpeg concludes from the bit rate, or from what stands last in the file."""
+_TAGS: Final = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+"""What tags begin with. They are in the middle where files were joined, and come as packets."""
 
+_RESUMABLE: Final = {"asf", "avi", "matroska,webm", _MP4}
+"""The formats in which FFmpeg may lose its place, and finds it by a seek."""
 
-class Window(io.RawIOBase):
-    """The bytes of a file from ``begin`` to ``end``, as a file of their own."""
-
-    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
-        self.name = file.name  # FFmpeg looks at how it ends
-        self._file = file
-        self._begin = begin
-        self._size = end - begin
-        self._at = 0
-        self.furthest = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Read from the current position."""
-        left = max(self._size - self._at, 0)
-        self._file.seek(self._begin + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        self.furthest = max(self.furthest, self._at)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position; it may be past the end."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError(22, "negative position")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+_RESUMES: Final = 50
+"""How often a demuxer that ended too early is put behind the damage."""
 
 
 @define(eq=False)
@@ -102,6 +64,9 @@ class Track:
         container: The container. All other streams are skipped.
         stream: The stream.
         window: The file that the container reads.
+        begins: Seconds on the container's clock at which its first stream begins.
+        leads: Whether this is the stream.
+        promised_s: Seconds of sound by the header, or None.
         failures: Reads and packets that failed since the last frame that was decoded.
         failed: All of them.
         decoded: Frames.
@@ -110,22 +75,13 @@ class Track:
     container: InputContainer
     stream: AudioStream
     window: Window
+    begins: Fraction
+    leads: bool
+    promised_s: Fraction | None
     failures: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
     decoded: int = field(default=0, init=False)
-
-    @property
-    def begins(self) -> Fraction:
-        """Seconds on the container's clock at which its first stream begins."""
-        return Fraction(self.container.start_time or 0, av.time_base)
-
-    @property
-    def leads(self) -> bool:
-        """Whether no other stream of the container begins earlier."""
-        begin, base = self.stream.start_time, self.stream.time_base
-        if begin is None or base is None or self.container.start_time is None:
-            return True
-        return begin * base - self.begins < Fraction(1, 1000)
+    _read_to: int = field(default=0, init=False)
 
     @property
     def container_s(self) -> Fraction | None:
@@ -138,12 +94,9 @@ class Track:
         return self.container.format.name in {"mpegts", "mpeg"}
 
     @property
-    def promised_s(self) -> Fraction | None:
-        """Seconds of sound, if the header says so."""
-        lasts, base = self.stream.duration, self.stream.time_base
-        if self.container.format.name in _ESTIMATED or lasts is None or base is None:
-            return None
-        return lasts * base
+    def lost(self) -> Fraction:
+        """The share of bytes that are missing at the end, or are no packets, of those that were read as sound."""
+        return lost_share(self.container.format.name, self.window, self._read_to)
 
     @property
     def ends(self) -> Fraction | None:
@@ -152,16 +105,20 @@ class Track:
         What the encoder put behind is not to be heard.
         """
         begin, lasts, base = self.stream.start_time, self.stream.duration, self.stream.time_base
-        if "mp4" not in self.container.format.name or begin is None or lasts is None or base is None:
+        if self.container.format.name != _MP4 or begin is None or lasts is None or base is None:
             return None
         return (begin + lasts) * base
 
     def can_seek(self, rate: int) -> bool:
         """Return whether a seek leads to exactly known samples, of ``rate`` a second."""
-        base = self.stream.time_base
+        base, codec = self.stream.time_base, codec_of(self.stream)
         exact = base is not None and (1 / (base * rate)).denominator == 1
-        codec = self.stream.codec_context.name
         return exact and (self.container.format.name in _SOUGHT_EXACTLY or codec.startswith("pcm_"))
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the decoder makes noise of random numbers, which are others after a seek."""
+        return codec_of(self.stream).startswith("aac")
 
     def seek(self, time: Fraction) -> None:
         """Go to the packet at or before a time on the container's clock.
@@ -184,8 +141,11 @@ class Track:
             except av.error.EOFError:
                 return
             except (av.FFmpegError, ValueError):
-                self._fail()
+                if not bytes(packet).startswith(_TAGS):
+                    self._fail()
                 continue
+            if frames and packet.pos is not None:
+                self._read_to = max(self._read_to, packet.pos + packet.size)
             for frame in frames:
                 if frame.samples and frame.sample_rate:
                     failures, self.failures = self.failures, 0
@@ -193,6 +153,38 @@ class Track:
                     yield Decoded(frame, frame.pts, frame.time_base or Fraction(0), failures)
 
     def _packets(self) -> Iterator[av.Packet[AudioStream]]:
+        """Read to the end. A demuxer that lost its place before the promised end is put behind the damage."""
+        behind: int | None = None  # packets up to this time were read before
+        reached, step = 0, Fraction(1)
+        for _ in range(_RESUMES):
+            for packet in self._demux():
+                if packet.pts is not None:
+                    if behind is not None and packet.pts <= behind:
+                        continue
+                    if behind is not None:
+                        behind, step = None, Fraction(1)
+                        self._fail()
+                    reached = packet.pts
+                yield packet
+            behind = reached
+            if not self._resume(reached, step):
+                return
+            step *= 2
+
+    def _resume(self, reached: int, step: Fraction) -> bool:
+        """Seek to ``step`` seconds behind the last packet or further, if the header promises sound there."""
+        base = self.stream.time_base
+        if base is None or self.promised_s is None or self.container.format.name not in _RESUMABLE:
+            return False
+        end = self.begins + self.promised_s
+        while reached * base + step < end:
+            with suppress(av.FFmpegError):
+                self.seek(reached * base + step)
+                return True
+            step *= 2
+        return False
+
+    def _demux(self) -> Iterator[av.Packet[AudioStream]]:
         """Demux. After an error FFmpeg goes on behind it; a file that does not move on any more has ended."""
         errors, reached = 0, 0
         while errors < _STUCK:
@@ -204,8 +196,9 @@ class Track:
             except av.error.EOFError:
                 return
             except av.FFmpegError:
-                self._fail()
-                errors = errors + 1 if self.window.furthest <= reached else 0
+                if not errors:
+                    self._fail()
+                errors = errors + 1 if self.window.furthest <= reached else 1
                 reached = max(self.window.furthest, reached)
             except OSError as error:
                 raise AudioError("reading the audio failed midway", code="audio.unreadable") from error
@@ -215,61 +208,6 @@ class Track:
         self.failed += 1
 
 
-def open_container(window: Window) -> InputContainer:
-    """Open what a file holds.
-
-    Raises:
-        AudioError: It is not audio.
-    """
-    # From an open file, without protocols: a playlist that poses as a song reaches no other file or host. FFmpeg
-    # decodes covers and videos to learn their size, unless they are not on its list.
-    options = {"protocol_whitelist": "none", "codec_whitelist": _audio_decoders()}
-    try:
-        container: InputContainer = av.open(window, "r", options=options, **_ANY_TAGS)
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError("this is not audio in a format that can be read", code="audio.undecodable") from error
-    with ExitStack() as stack:
-        stack.enter_context(container)
-        if container.format.name == "tty":  # FFmpeg takes any text for this format
-            raise AudioError("this is text, not audio", code="audio.undecodable")
-        if not container.streams.audio:
-            raise AudioError("there is no sound in this file", code="audio.no-stream")
-        stack.pop_all()
-    return container
-
-
-def tracks(container: InputContainer, wanted: int | None) -> list[int]:
-    """Return the audio tracks in the order in which players try them: default ones first.
-
-    Raises:
-        AudioError: There is no track ``wanted``, from 0.
-    """
-    streams = container.streams.audio
-    if wanted is None:
-        return sorted(range(len(streams)), key=lambda n: not streams[n].disposition & Disposition.default)
-    if not 0 <= wanted < len(streams):
-        held = "one audio track, 0" if len(streams) == 1 else f"{len(streams)} audio tracks, 0 to {len(streams) - 1}"
-        raise AudioError(f"there is no audio track {wanted}; the file has {held}", code="audio.no-track")
-    return [wanted]
-
-
-def select(container: InputContainer, window: Window, index: int) -> Track:
-    """Return an audio track; the data of all other streams are not even read where the format allows that."""
-    chosen = container.streams.audio[index]
-    for stream in container.streams:
-        if stream is not chosen and hasattr(stream, "discard"):  # PyAV 18
-            stream.discard = Discard.all
-    return Track(container, chosen, window)
-
-
-@cache
-def _audio_decoders() -> str:
-    names = []
-    for name in sorted(av.codecs_available):
-        try:
-            codec = av.Codec(name, "r")
-        except av.codec.codec.UnknownCodecError:  # it only encodes
-            continue
-        if codec.type == "audio":
-            names.append(name)
-    return ",".join(names)
+def codec_of(stream: AudioStream) -> str:
+    """Return the name of the decoder; empty if there is none."""
+    return getattr(stream.codec_context, "name", "")

@@ -24,8 +24,8 @@ _LOOKAHEAD: Final = 8
 _TOLERANCE_S: Final = 0.015
 """Less than the shortest packet that is usually lost, and more than what containers round."""
 
-_STEADY_S: Final = 0.05
-"""Timestamps that fall behind by more than this within a few frames do not move, and mean nothing."""
+_FEW: Final = 3
+"""Fewer frames prove no overlap: some containers' timestamps do not move at all."""
 
 _PRIMING_S: Final = Fraction(1, 5)
 """More than any encoder puts before the sound."""
@@ -96,7 +96,7 @@ _TEXTS: Final = {
     "audio.gap": "sound is missing in {places}, first at {first}; {lost} of silence take its place",
     "audio.overlap": "the sound overlaps itself in {places}, first at {first}; {lost} are left out",
     "audio.timestamps": "the clock of the sound jumps in {places}, first at {first}; the sound goes on without a gap",
-    "audio.truncated": "the file ends at {first}, and {lost} of its sound are missing",
+    "audio.truncated": "the file ends at {first}, and about {lost} of its sound are missing",
 }
 
 
@@ -127,6 +127,7 @@ class Timeline:
     notes: Notes
     begin: int = 0
     end: int = field(init=False, default=Factory(lambda self: self.begin, takes_self=True))
+    _jumped: bool = field(init=False, default=False)
     _zero: int | None = field(init=False, default=None)  # the sample on the container's clock that is at `begin`
 
     def begin_at(self, found: Decoded, *, first: Decoded) -> int | float:
@@ -198,7 +199,7 @@ class Timeline:
         all_off = [o for o in (self._off(item, shift) for item in window) if o is not None]
         if min(all_off) >= tolerance:
             return shift + self._gap(min(all_off), now.before + shift, failures=failures)
-        if max(all_off) <= -tolerance and max(all_off) - min(all_off) <= _STEADY_S * self.rate:
+        if max(all_off) <= -tolerance and len(all_off) >= _FEW and max(all_off) - min(all_off) < tolerance:
             return shift + self._overlap(max(all_off), now.before + shift)
         return shift
 
@@ -233,13 +234,15 @@ class Timeline:
         self.notes.add("audio.timestamps", at)
         assert self._zero is not None
         self._zero += samples
+        self._jumped = True
         return 0
 
     @property
     def missing(self) -> int:
-        """How many samples the header promises beyond those that were placed."""
-        promised = self.track.promised_s
-        return 0 if promised is None else round(promised * self.rate) - (self.end - self.begin)
+        """How many samples, about, the file should hold beyond those that were placed."""
+        heard, promised = self.end - self.begin, self.track.promised_s
+        by_header = 0 if promised is None or self._jumped else round(promised * self.rate) - heard
+        return max(by_header, round(self.track.lost * heard))
 
     def _stop(self, window: deque[_Timed], shift: int) -> int:
         """Return where the sound ends: before what the encoder put behind it, if the header tells."""

@@ -268,7 +268,9 @@ def child_main() -> None:
         try:
             own = own or {scene.name: _renderer_of(scene)}
             stats = InProcessRender(own)(task.order, task.audio, task.output, report)
-        except Exception as error:  # noqa: BLE001 - whatever a scene raises is answered
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a scene raises is answered, asyncio's cancel included
             traceback.print_exc()  # for the log; the one line of the error is for people
             send(_News(error=job_error(error, otherwise=FaultDomain.SCENE)))
         else:

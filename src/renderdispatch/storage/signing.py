@@ -23,7 +23,7 @@ import hmac
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -67,8 +67,7 @@ class SignedUrls:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._base = _check_base(base_url)
-        given = [secrets] if isinstance(secrets, (str, bytes)) else list(secrets)
-        self._secrets = [secret.encode() if isinstance(secret, str) else secret for secret in given]
+        self._secrets = _read_secrets(secrets)
         if not self._secrets or any(len(secret) < MIN_SECRET_BYTES for secret in self._secrets):
             raise ConfigurationError(f"signed URLs need secrets of at least {MIN_SECRET_BYTES} bytes each")
         self.locality = locality
@@ -141,8 +140,17 @@ def _read_query(query: str) -> dict[str, str]:
     return found
 
 
-def _check_base(url: str) -> str:
-    is_memory = url.startswith("memory://")  # of a `MemoryStorage`, which checks its URLs itself
-    if not (is_memory or plain_url(url)) or not re.fullmatch(r"[!-~]+", url):
+def _read_secrets(secrets: object) -> list[bytes]:
+    several = secrets if isinstance(secrets, Iterable) and not isinstance(secrets, (str, bytes)) else [secrets]
+    given = [secret.encode(errors="replace") if isinstance(secret, str) else secret for secret in several]
+    found = [secret for secret in given if isinstance(secret, bytes)]
+    if len(found) < len(given):
+        raise ConfigurationError("pass one secret of signed URLs as str or bytes, or several")
+    return found
+
+
+def _check_base(url: object) -> str:
+    is_memory = str(url).startswith("memory://")  # of a `MemoryStorage`, which checks its URLs itself
+    if not isinstance(url, str) or not (is_memory or plain_url(url)) or not re.fullmatch(r"[!-~]+", url):
         raise ConfigurationError("the base of signed URLs is an http or https URL without query, as clients reach it")
     return url.rstrip("/")

@@ -17,7 +17,7 @@ from renderdispatch.engine.records import check_protocol
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import JobQuery, Page
+from renderdispatch.protocols import CLOCK_STEP, JobQuery, Page
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 
 
@@ -32,6 +32,7 @@ class MemoryJobStore:
         self._clock = clock or partial(datetime.now, UTC)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        self._reserved: dict[str, datetime] = {}  # when a job was claimed, until its next write
         self._tombstones: dict[str, int] = {}  # the revision at which a deleted job ended
 
     def create(self, job: Job) -> Job:
@@ -60,6 +61,7 @@ class MemoryJobStore:
             self._check_revision(job.id, expected_revision)
             stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
             self._jobs[job.id] = stored
+            self._reserved.pop(job.id, None)
             return stored
 
     def _check_revision(self, job_id: str, expected: int) -> None:
@@ -86,6 +88,7 @@ class MemoryJobStore:
                 return False
             self._check_revision(job_id, expected_revision)
             del self._jobs[job_id]
+            self._reserved.pop(job_id, None)
             self._tombstones[job_id] = expected_revision + 1
             return True
 
@@ -101,13 +104,20 @@ class MemoryJobStore:
         if limit < 1:
             return []
         now = self.now()
-        query = JobQuery(order="ready", ready_by=now, backends=frozenset(backends), machine=machine)
+        query = JobQuery(order="ready", backends=frozenset(backends), machine=machine)
         with self._lock:
-            ready = [job for job in self._jobs.values() if matches(query, job)]
+            ready = [job for job in self._jobs.values() if matches(query, job) and not self._waits(job, now)]
             ready.sort(key=lambda job: rank(query, place(query, job)))
             claimed = [evolve(job, ready_at=now + reserve_for, revision=job.revision + 1) for job in ready[:limit]]
             self._jobs.update({job.id: job for job in claimed})
+            self._reserved.update({job.id: now for job in claimed})
         return claimed
+
+    def _waits(self, job: Job, now: datetime) -> bool:
+        """Return whether a job that is to be claimed has to wait, as `SupportsClaim.claim` says."""
+        assert job.ready_at is not None
+        since = self._reserved.get(job.id, job.updated_at)
+        return since - CLOCK_STEP <= now < job.ready_at and since < job.ready_at
 
     def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
         """Count the jobs by status, as `SupportsCounts.counts` says."""

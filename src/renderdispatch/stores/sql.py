@@ -5,6 +5,10 @@ one statement in its own transaction, so a step holds nothing that others wait f
 ``ready_at`` and ``due_at`` are NULL unless a dispatcher or a reconciler has to act on the job, and their indexes hold
 only rows where they are set. These indexes stay small, however many finished jobs there are.
 
+A claim costs the same beside ten jobs and beside a million. Jobs that have to wait (a retry, or a job that another
+claim reserved) have ``waits_since``, and are in another index than those that can be claimed. A claim first moves the
+waits that are over. While nothing can be claimed and no wait is over, a claim only reads and delays no writer.
+
 A deleted job leaves a row without a record, so that a new job of the same id starts at a higher revision. After a week
 no process can still hold a revision of the deleted job, and the row is removed.
 """
@@ -35,7 +39,7 @@ from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.files import obstacle
 from renderdispatch.plumbing.per_process import ForkGate, PerProcess
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
-from renderdispatch.protocols import JobQuery, Page
+from renderdispatch.protocols import CLOCK_STEP, JobQuery, Page
 from renderdispatch.stores.database_errors import cause, driver_code, place_of, translation, unusable
 from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
 
@@ -58,15 +62,23 @@ _jobs: Final = sa.Table(
     sa.Column("was_ready_at", sa.BigInteger),  # before the claim that moved ready_at
     sa.Column("due_at", sa.BigInteger),
     sa.Column("deleted_at", sa.BigInteger),
+    sa.Column("waits_since", sa.BigInteger),  # while it waits until ready_at: the time of the write
 )
+_ADDED: Final = frozenset({"waits_since"})
+"""Columns that tables of earlier versions lack; they are added, and hold NULL at first."""
+
 _c: Final = _jobs.c
 _LIVE: Final = _c.created_at.is_not(None)
+_CLAIMABLE: Final = sa.and_(_c.ready_at.is_not(None), _c.waits_since.is_(None))
+_WAITING: Final = sa.and_(_c.ready_at.is_not(None), _c.waits_since.is_not(None))
 _OURS: Final = _c.protocol <= PROTOCOL
 """Rows that no newer version wrote; such rows are left to that version."""
 
 
 _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "ready": ((_c.priority.desc(), _c.ready_at, _c.id), _c.ready_at.is_not(None)),
+    "claimable": ((_c.backend, _c.machine, _c.priority.desc(), _c.ready_at, _c.id), _CLAIMABLE),
+    "waiting": ((_c.ready_at, _c.waits_since), _WAITING),
     "due": ((_c.due_at, _c.id), _c.due_at.is_not(None)),
     # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
     "newest": ((_c.created_at.desc(), _c.id, _c.status), _LIVE),
@@ -96,6 +108,7 @@ _VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
     "created_at": lambda job: micros(job.created_at),
     "ready_at": lambda job: None if job.ready_at is None else micros(job.ready_at),
     "due_at": lambda job: None if job.due_at is None else micros(job.due_at),
+    "waits_since": lambda job: micros(job.updated_at) if job.ready_at and job.ready_at > job.updated_at else None,
 }
 """What each write sets, beside the revision."""
 
@@ -154,26 +167,52 @@ def _for_machine(machine: Any) -> sa.ColumnElement[bool]:
     return sa.or_(_c.machine.is_(None), _c.machine == machine)
 
 
-# built once: to build both anew from `_conditions` makes a claim cost five times as much
-_BEST: Final = (
-    sa.select(_c.id)
-    .where(
-        _OURS,
-        _c.ready_at.is_not(None),
-        _c.ready_at <= sa.bindparam("now"),
-        _c.backend.in_(sa.bindparam("backends", expanding=True)),
-        _for_machine(sa.bindparam("for_machine", type_=sa.Text)),
-    )
-    .order_by(*_ORDERS["ready"])
-    .limit(sa.bindparam("limit"))
-    .with_for_update(skip_locked=True)  # left out where the database has no such thing
+# --- claims: each statement is built once, because to build it costs five times as much as to run it
+
+_NOW: Final[sa.BindParameter[int]] = sa.bindparam("now")
+_LAST: Final = sa.select(_c.id, _c.waits_since).where(_WAITING).order_by(_c.ready_at.desc()).limit(20).subquery()
+_STEP: Final = CLOCK_STEP // timedelta(microseconds=1)
+_OVER: Final = (
+    sa.select(_c.id).where(_WAITING, _c.ready_at <= _NOW),
+    # written before the clock was set back (`SupportsClaim`): such a wait ends after all others
+    sa.select(_LAST.c.id).where(_LAST.c.waits_since > _NOW + _STEP),
 )
-_CLAIM: Final = (
+"""The waits that are over."""
+
+_END_WAITS: Final = tuple(
     sa.update(_jobs)
-    .where(_c.id.in_(_BEST))
-    .values(ready_at=sa.bindparam("until"), was_ready_at=_c.ready_at, revision=_c.revision + 1)
-    .returning(*_RECORD, _c.priority, _c.was_ready_at)
+    .where(_c.id.in_(sa.select(_c.id).where(_c.id.in_(over.limit(1000))).with_for_update(skip_locked=True)))
+    .values(waits_since=None)
+    for over in _OVER
 )
+
+
+@cache
+def _claims(backends: int) -> tuple[Any, Any]:
+    """Return what asks whether a claim for so many backends is worth a write, and the claim."""
+    best: list[sa.Select[Any]] = []
+    for number in range(backends):
+        for machine in (_c.machine.is_(None), _c.machine == sa.bindparam("for_machine", type_=sa.Text)):
+            here = sa.and_(_CLAIMABLE, _OURS, _c.backend == sa.bindparam(f"backend_{number}"), machine)
+            best.append(sa.select(_c.id, _c.priority, _c.ready_at).where(here))
+    limit: sa.BindParameter[int] = sa.bindparam("limit")
+    # a lock is left out where the database has no such thing
+    locked = [
+        each.order_by(*_ORDERS["ready"]).limit(limit).with_for_update(skip_locked=True).subquery() for each in best
+    ]
+    found = sa.union_all(*(sa.select(each) for each in locked)).subquery()
+    chosen = sa.select(found.c.id).order_by(found.c.priority.desc(), found.c.ready_at, found.c.id).limit(limit)
+    claim = (
+        sa.update(_jobs)
+        .where(_c.id.in_(chosen))
+        .values(ready_at=sa.bindparam("until"), was_ready_at=_c.ready_at, waits_since=_NOW, revision=_c.revision + 1)
+        .returning(*_RECORD, _c.priority, _c.was_ready_at)
+    )
+    worth = sa.select(
+        sa.or_(*(sa.exists(each) for each in best)).label("ready"),
+        sa.or_(*(sa.exists(each) for each in _OVER)).label("over"),
+    )
+    return worth, claim
 
 
 def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
@@ -283,19 +322,20 @@ class SqlJobStore:
         return errors.RevisionConflictError(f"job {job_id} is at revision {found}, not {expected}: read it again")
 
     def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
-        """Hand out ready jobs, as `SupportsClaim.claim` says, in one statement."""
+        """Hand out ready jobs, as `SupportsClaim.claim` says; while there are none, write nothing."""
         if limit < 1 or not backends:
             return []
         now = self.now()
-        values = {
-            "now": micros(now),
-            "until": micros(now + reserve_for),
-            "backends": list(backends),
-            "for_machine": machine,
-            "limit": limit,
-        }
-        rows, _ = self._execute(_CLAIM, values)  # RETURNING has no order
-        return list(self._readable(sorted(rows, key=lambda row: (-row.priority, row.was_ready_at, row.id))))
+        names = list(backends)
+        moments = {"now": micros(now), "until": micros(now + reserve_for)}
+        values = {f"backend_{number}": name for number, name in enumerate(names)} | {"for_machine": machine, **moments}
+        worth, claim = _claims(len(names))
+        ((ready, over),) = self._step(worth, values)[0]
+        if over:
+            for end_waits in _END_WAITS:
+                self._step(end_waits, values)
+        rows = self._step(claim, {**values, "limit": limit})[0] if ready or over else []  # RETURNING has no order
+        return list(self._readable(sorted(rows, key=lambda row: (-row[4], row[5], row[0]))))
 
     # --- reading
 
@@ -351,8 +391,8 @@ class SqlJobStore:
             try:
                 yield _job(row)
             except errors.JobUnreadableError as error:
-                _log.log(logging.DEBUG if row.id in self._left_alone else logging.ERROR, "left alone: %s", error)
-                self._left_alone.add(row.id)
+                _log.log(logging.DEBUG if row[0] in self._left_alone else logging.ERROR, "left alone: %s", error)
+                self._left_alone.add(row[0])
 
     # --- connections
 
@@ -498,11 +538,26 @@ def _prepare(engine: Engine, *, patience_s: float) -> None:
 
 
 def _check_columns(connection: Connection) -> None:
-    """Raise `ConfigurationError` for a table that another version made, with other columns."""
-    found = connection.execute(sa.select(sa.text("*")).select_from(_jobs).where(sa.false())).keys()
-    if missing := [column.name for column in _c if column.name not in found]:
+    """Add the columns that tables of earlier versions lack.
+
+    Raises:
+        ConfigurationError: Another version made the table, with other columns.
+    """
+    missing = _missing_columns(connection)
+    for name in sorted(missing & _ADDED):
+        try:
+            connection.exec_driver_sql(f"ALTER TABLE {_jobs.name} ADD COLUMN {name} BIGINT")
+        except sa.exc.DBAPIError:
+            if name in _missing_columns(connection):  # else another process was faster
+                raise
+    if missing := missing - _ADDED:
         message = (
-            f"another version made the table {_jobs.name}: it has no column {', '.join(missing)}. "
+            f"another version made the table {_jobs.name}: it has no column {', '.join(sorted(missing))}. "
             "Use another database, or drop the table if you no longer need its jobs"
         )
         raise errors.ConfigurationError(message, code="store.unusable")
+
+
+def _missing_columns(connection: Connection) -> set[str]:
+    found = connection.execute(sa.select(sa.text("*")).select_from(_jobs).where(sa.false())).keys()
+    return {column.name for column in _c} - set(found)

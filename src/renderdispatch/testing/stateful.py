@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
-from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim, SupportsCounts
+from renderdispatch.protocols import CLOCK_STEP, JobQuery, JobStore, SupportsClaim, SupportsCounts
 from renderdispatch.testing.builders import make_job
 
 _HOUR = timedelta(hours=1)
@@ -49,6 +49,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.now = self.store.now()
         self.jobs: dict[str, Job] = {}
         self.highest: dict[str, int] = {}  # the highest revision that an id ever had
+        self.reserved: dict[str, int] = {}  # the revision that a claim made
 
     def teardown(self) -> None:
         """Close the store."""
@@ -139,8 +140,8 @@ class JobStoreMachine(RuleBasedStateMachine):
         """The first ready jobs are claimed, in order, and hidden."""
         assert isinstance(self.store, SupportsClaim)
         now = self.store.now()
-        query = JobQuery(order="ready", ready_by=now, backends=frozenset(backends), machine=machine)
-        expected = self._expected(query)[:limit]
+        query = JobQuery(order="ready", backends=frozenset(backends), machine=machine)
+        expected = [job for job in self._expected(query) if not self._waits(job, now)][:limit]
         claimed = self.store.claim(limit=limit, reserve_for=_HOUR, backends=backends, machine=machine)
         assert [job.id for job in claimed] == [job.id for job in expected]
         for before, after in zip(expected, claimed, strict=True):
@@ -148,6 +149,14 @@ class JobStoreMachine(RuleBasedStateMachine):
             assert after.ready_at >= now + _HOUR
             assert after == evolve(before, ready_at=after.ready_at, revision=before.revision + 1)
             self._note(after)
+            self.reserved[after.id] = after.revision
+
+    def _waits(self, job: Job, now: datetime) -> bool:
+        """Return whether it is not ready, as `SupportsClaim` defines it."""
+        assert job.ready_at is not None
+        if self.reserved.get(job.id) == job.revision:
+            return now < job.ready_at
+        return job.updated_at - CLOCK_STEP <= now < job.ready_at and job.updated_at < job.ready_at
 
     # --- results of both
 

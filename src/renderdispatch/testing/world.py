@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from renderdispatch.engine.transitions import Decision
-from renderdispatch.errors import BackendError, StorageUnavailableError, StoreUnavailableError
+from renderdispatch.errors import BackendError, StorageDeniedError, StorageUnavailableError, StoreUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Completed, EventReply, Failed, RenderEvent, RenderOrder, RenderStats
 from renderdispatch.protocols import (
@@ -175,6 +175,26 @@ class WorldStorage(MemoryStorage):
         return super().stat(key)
 
 
+class SilentStorage(WorldStorage):
+    """A storage that far backends reach. While ``silent`` is set, no object can be read, as after a key was changed."""
+
+    silent = False
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return what is known of the object, or raise."""
+        self._check()
+        return super().stat(key)
+
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Open the object, or raise."""
+        self._check()
+        return super().open(key)
+
+    def _check(self) -> None:
+        if self.silent:
+            raise StorageDeniedError("the credentials are not valid any more")
+
+
 class HeldStorage(WorldStorage):
     """A storage that holds up every read of a result object until the test sets ``let_go``."""
 
@@ -313,12 +333,13 @@ class World:
 
     Args:
         backend: Where its jobs are rendered, under the scene's name ``bars``.
+        storage: Where its objects are; None makes one.
     """
 
-    def __init__(self, backend: Remote) -> None:
+    def __init__(self, backend: Remote, storage: WorldStorage | None = None) -> None:
         self.clock = FakeClock(datetime.now(UTC))
         self.store = MemoryJobStore(clock=self.clock)
-        self.storage = WorldStorage()
+        self.storage = storage or WorldStorage()
         self.backend = backend
         self.service = RenderService(self.store, self.storage, backend, worker=False)
         self.seconds = 0.0

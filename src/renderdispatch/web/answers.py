@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from renderdispatch import errors
-from renderdispatch.web.http import Response
+from renderdispatch.web.clients import BusyError
+from renderdispatch.web.http import IncompleteBodyError, Response, SlowBodyError
 
 ANSWERED: Final[Mapping[type[errors.RenderDispatchError], int]] = {
     errors.JobNotFoundError: 404,
@@ -34,6 +35,15 @@ def refusal(status: int, code: str, message: str, **headers: str) -> Response:
     """Return a response with this status, in the shape that all refusals have."""
     retry = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     return Response(status, {**retry, **headers}, {"error": {"code": code, "message": message}})
+
+
+def unread(error: IncompleteBodyError | BusyError) -> Response:
+    """Return the response to a request whose body was not read to its end."""
+    if isinstance(error, BusyError):
+        return refusal(503, "request.busy", "too many clients send at once; try again")
+    if isinstance(error, SlowBodyError):
+        return refusal(408, "request.too-slow", "the body comes too slowly")
+    return refusal(400, "request.incomplete", "the body ended too soon")
 
 
 def answer(error: errors.RenderDispatchError) -> Response:

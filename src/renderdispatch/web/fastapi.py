@@ -11,13 +11,17 @@ The routes are the application's own: ``examples/fastapi_app`` has them in less 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
 
 from renderdispatch.aio import AsyncRenderService
 from renderdispatch.errors import MissingExtraError, RenderDispatchError
 from renderdispatch.service import RenderService
 from renderdispatch.web.answers import ANSWERED, answer, refusal
+from renderdispatch.web.clients import Pace
 from renderdispatch.web.webhook import asgi_app, takes_webhooks
 
 try:
@@ -46,21 +50,25 @@ def install(app: FastAPI, service: RenderService, *, webhook: str = "/webhook") 
     """
     for kind in ANSWERED:
         app.add_exception_handler(kind, _refuse)
-    app.add_exception_handler(_TooLarge, _refuse)
+    app.add_exception_handler(_Refused, _refuse)
     if takes_webhooks(service):
         app.add_route(webhook, asgi_app(service), name="webhook", include_in_schema=False)  # type: ignore[arg-type]
 
 
 class BodyLimit:
-    """Middleware that answers 413 to requests with a larger body, and reads no more of it.
+    """Middleware that answers 413 to requests with a larger body, and 408 to those whose body comes too slowly.
+
+    It reads no more of such a body.
 
     Args:
         max_bytes: Of the body as it is sent: a form has some hundred bytes more than its file.
+        sends: Makes the pace of a client: by default 30 s without a byte are too slow, and less than 1 KiB a second.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, sends: Callable[[], Pace] = Pace) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._sends = sends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -68,31 +76,41 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        received = 0
+        received, more, pace = 0, True, self._sends()
+        too_large = _Refused(413, "request.too-large", f"the request has more than {self._max_bytes:,} bytes")
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, more
             if int(announced) > self._max_bytes:  # servers refuse a length that is not a number
-                raise _TooLarge(self._max_bytes)
-            message = await receive()
-            received += len(message.get("body", b""))
+                raise too_large
+            began = time.monotonic()
+            with anyio.move_on_after(
+                pace.patience_s() if more else None
+            ) as waiting:  # later it waits for the client's end
+                message = await receive()
+            if waiting.cancelled_caught:
+                raise _Refused(408, "request.too-slow", "the body comes too slowly")
+            size = len(message.get("body", b""))
+            pace.count(size, time.monotonic() - began)
+            received, more = received + size, message.get("more_body", False)
             if received > self._max_bytes:
-                raise _TooLarge(self._max_bytes)
+                raise too_large
             return message
 
         await self._app(scope, counted, send)
 
 
-class _TooLarge(HTTPException):
+class _Refused(HTTPException):
     """FastAPI lets this exception pass while it reads a form; it turns any other one into a 400."""
 
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(413, f"the request has more than {max_bytes:,} bytes")
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, message, {"connection": "close"} if status == 408 else None)
+        self.code = code
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    if isinstance(error, _TooLarge):
-        response = refusal(413, "request.too-large", error.detail)
+    if isinstance(error, _Refused):
+        response = refusal(error.status_code, error.code, error.detail, **(error.headers or {}))
     else:
         assert isinstance(error, RenderDispatchError)
         response = answer(error)

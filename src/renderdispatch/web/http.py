@@ -20,6 +20,10 @@ class IncompleteBodyError(Exception):
     """The client disconnected before it had sent the whole body."""
 
 
+class SlowBodyError(IncompleteBodyError):
+    """The client sends its body too slowly."""
+
+
 @frozen(kw_only=True)
 class Request:
     """An HTTP request.
@@ -29,7 +33,8 @@ class Request:
         path: Below the mount point, unquoted, without the leading slash.
         query: The raw query string.
         pairs: The headers as they were sent, with names in lower case.
-        body: The pieces of the body. The iterator raises `IncompleteBodyError` if the client disconnects.
+        body: The pieces of the body. The iterator raises `IncompleteBodyError` if the client disconnects or is too
+            slow, and may raise `BusyError`.
         multiprocess: Whether the gateway says that several processes serve the application.
     """
 

@@ -13,10 +13,15 @@ They answer as R2 does, so that development behaves like production:
 - 404: the object does not exist
 - 206 and 416: ranges
 - 304: the client has the object already
+- 408: an upload that stands still for half a minute, or falls below 1 KiB a second
 - 411: an upload without a ``Content-Length``
 - 412: the object of a write-once upload exists already
+- 503: more uploads at once than there is room for, of all objects or (2) of this one; or the storage is away
 
 Bodies are streamed in both directions. Errors are written as S3 writes them.
+
+Slow clients cost only themselves: what browsers upload by `create_upload` and what renders upload have room of their
+own, and downloads need neither.
 
 What users uploaded is never shown as a page: types that a browser could execute are served as downloads.
 """
@@ -26,7 +31,7 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC
 from email.utils import format_datetime
 from functools import partial
@@ -34,34 +39,69 @@ from typing import BinaryIO, Final
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
+from attrs import frozen
+
 from renderdispatch import errors
+from renderdispatch.engine.layout import UPLOADS
 from renderdispatch.protocols import ObjectInfo, StorageAdapter
 from renderdispatch.storage.keys import MAX_PUT_BYTES
 from renderdispatch.storage.signing import SignedUrls
+from renderdispatch.web.answers import RETRY_AFTER_S
 from renderdispatch.web.asgi import AsgiApp, asgi
-from renderdispatch.web.http import CHUNK_BYTES, IncompleteBodyError, Request, Response
+from renderdispatch.web.clients import BusyError, Room
+from renderdispatch.web.http import CHUNK_BYTES, IncompleteBodyError, Request, Response, SlowBodyError
 from renderdispatch.web.wsgi import WsgiApp, wsgi
 
-_THREADS: Final = 64  # slow uploads hold theirs for long
+_THREADS: Final = 64
+_EACH: Final = 2
+"""Uploads of one object at once: a client that tries again may do so before the server notices that it had gone."""
 _RANGE: Final = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 _ETAG: Final = re.compile(r'(W/)?"([^"]*)"')
 _SHOWN: Final = re.compile(r"(?:audio|video)/[\w.+-]+|image/(?:png|jpeg|gif|webp)|application/json|text/plain")
 
 
-def wsgi_app(storage: StorageAdapter, urls: SignedUrls) -> WsgiApp:
-    """Return a WSGI application that serves the objects of ``storage`` at the URLs that ``urls`` signs."""
-    return wsgi(partial(_respond, storage, urls))
+def wsgi_app(storage: StorageAdapter, urls: SignedUrls, *, uploads: int = 4) -> WsgiApp:
+    """Return a WSGI application that serves the objects of ``storage`` at the URLs that ``urls`` signs.
+
+    Args:
+        storage: Where the objects are.
+        urls: What signs their URLs.
+        uploads: How many uploads of browsers, and how many of renders, each process takes at once. Each holds a thread
+            of the server, so a server should have more than twice as many threads.
+    """
+    return wsgi(partial(_respond, storage, urls, _Rooms.of(uploads)))
 
 
-def asgi_app(storage: StorageAdapter, urls: SignedUrls) -> AsgiApp:
-    """Return an ASGI application that serves the objects of ``storage`` at the URLs that ``urls`` signs."""
-    return asgi(partial(_respond, storage, urls), threads=_THREADS)
+def asgi_app(storage: StorageAdapter, urls: SignedUrls, *, uploads: int = 256) -> AsgiApp:
+    """Return an ASGI application that serves the objects of ``storage`` at the URLs that ``urls`` signs.
+
+    Args:
+        storage: Where the objects are.
+        urls: What signs their URLs.
+        uploads: How many uploads of browsers, and how many of renders, each process takes at once.
+    """
+    return asgi(partial(_respond, storage, urls, _Rooms.of(uploads)), threads=_THREADS)
 
 
-def _respond(storage: StorageAdapter, urls: SignedUrls, request: Request) -> Response:
+@frozen
+class _Rooms:
+    """For uploads of browsers, and for those of renders."""
+
+    browsers: Room
+    renders: Room
+
+    @classmethod
+    def of(cls, uploads: int) -> _Rooms:
+        return cls(Room(uploads, each=_EACH), Room(uploads, each=_EACH))
+
+    def enter(self, key: str) -> AbstractContextManager[None]:
+        return (self.browsers if key.startswith(UPLOADS) else self.renders).enter(key)
+
+
+def _respond(storage: StorageAdapter, urls: SignedUrls, rooms: _Rooms, request: Request) -> Response:
     try:
         urls.check(request.method, request.path, request.query, request.headers)
-        return _write(storage, request) if request.method == "PUT" else _read(storage, request)
+        return _write(storage, request, rooms) if request.method == "PUT" else _read(storage, request)
     except errors.StorageDeniedError as error:
         code = "SignatureDoesNotMatch" if error.code == "url.wrong-signature" else "AccessDenied"
         return _refuse(403, code, str(error))
@@ -69,6 +109,11 @@ def _respond(storage: StorageAdapter, urls: SignedUrls, request: Request) -> Res
         return _refuse(404, "NoSuchKey", "no object has this key")
     except errors.ObjectExistsError:
         return _refuse(412, "PreconditionFailed", "the object is not the one that the request allows")
+    except BusyError:
+        message = "too many uploads at once, of this object or of all; try again"
+        return _refuse(503, "SlowDown", message, **{"retry-after": str(RETRY_AFTER_S)})
+    except SlowBodyError:
+        return _refuse(408, "RequestTimeout", "the body comes too slowly")
     except IncompleteBodyError:
         return _refuse(400, "IncompleteBody", "the body is not as long as Content-Length says")
     except errors.StorageError:
@@ -81,7 +126,7 @@ def _refuse(status: int, code: str, message: str, **headers: str) -> Response:
     return Response(status, {**common, **headers}, f'<?xml version="1.0" encoding="UTF-8"?>\n{error}'.encode())
 
 
-def _write(storage: StorageAdapter, request: Request) -> Response:
+def _write(storage: StorageAdapter, request: Request, rooms: _Rooms) -> Response:
     size = request.length
     if size is None:
         return _refuse(411, "MissingContentLength", "an upload needs a Content-Length header")
@@ -91,7 +136,8 @@ def _write(storage: StorageAdapter, request: Request) -> Response:
         storage.stat(request.path)
         raise errors.ObjectExistsError("found before any byte of the body was read")
     content_type = request.headers.get("content-type", "application/octet-stream")
-    written = storage.put(request.path, _exactly(request.body, size), content_type=content_type, if_absent=True)
+    with rooms.enter(request.path):
+        written = storage.put(request.path, _exactly(request.body, size), content_type=content_type, if_absent=True)
     return Response(200, _etag(written))
 
 

@@ -20,6 +20,8 @@ from renderdispatch.web.http import Handler, Request, Response
 from renderdispatch.web.wsgi import WsgiApp, wsgi
 
 _THREADS: Final = 40
+_BODIES: Final = 8
+"""How many bodies a WSGI server reads at once: one that has arrived takes no time."""
 
 
 def takes_webhooks(service: RenderService) -> bool:
@@ -37,7 +39,7 @@ def wsgi_app(service: RenderService) -> WsgiApp:
     Raises:
         ConfigurationError: The service has no secret.
     """
-    return wsgi(_handler(service))
+    return wsgi(_handler(service), bodies=_BODIES)
 
 
 def asgi_app(service: RenderService) -> AsgiApp:

@@ -646,6 +646,16 @@ class JobStoreContract:
         _delete(store, store.create(make_job(ready_at=now)))
         assert self._claim(claiming) == []
 
+    def test_a_clock_that_was_set_back_keeps_no_job_waiting(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """A job that is ready when it is written stays ready, and a wait that was written in the future is over."""
+        store.create(make_job(id="queued", created_at=now + _HOUR))
+        store.create(make_job(id="retried", created_at=now + _HOUR, ready_at=now + _HOUR + 30 * _SECOND))
+        store.create(make_job(id="waits", created_at=now, ready_at=now + 30 * _SECOND))
+        assert {job.id for job in self._claim(claiming)} == {"queued", "retried"}
+        assert self._claim(claiming) == []
+
     def test_claim_reserves(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
         """A claimed job's ``ready_at`` moves and its revision rises; no other claim returns it."""
         job = store.create(make_job(ready_at=now))

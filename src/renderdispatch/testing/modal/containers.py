@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Final
 
 from modal_proto import api_pb2
 
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.runner import supervisor
 
 _LOG_BYTES: Final = 64 << 10
@@ -63,10 +63,10 @@ class ContainerProcess:
             with self._log_file.open("wb") as log:
                 self._process = subprocess.Popen(
                     [
-                        *(sys.executable, "-I", "-S", str(Path(supervisor.__file__))),
+                        *(interpreter(), "-I", "-S", str(Path(supervisor.__file__))),
                         *(str(held), str(home)),
                         *(*_BOOT, str(self._pid_file)),
-                        *(sys.executable, "-m", "modal._container_entrypoint"),
+                        *(interpreter(), "-m", "modal._container_entrypoint"),
                     ],
                     cwd=root / "root",
                     stdin=subprocess.DEVNULL,

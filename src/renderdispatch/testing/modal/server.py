@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from grpclib.server import Server
 from modal.client import _Client
 from modal_proto import api_pb2
 
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.testing.modal.blobs import HttpFront, listen_on_loopback
 from renderdispatch.testing.modal.calls import Call, Container, Scheduler, Start
 from renderdispatch.testing.modal.containers import ContainerProcess
@@ -174,7 +174,7 @@ class LoopbackModal:
         Raises:
             DeployFailedError: It failed, or took more than two minutes.
         """
-        command = [sys.executable, "-m", "modal", "deploy", "-m", module]
+        command = [interpreter(), "-m", "modal", "deploy", "-m", module]
         command += ["--name", name] if name is not None else []
         command += ["--env", environment] if environment is not None else []
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}

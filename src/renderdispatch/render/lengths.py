@@ -1,0 +1,79 @@
+"""How much sound should a file hold, by its header and its size?
+
+FFmpeg has a duration for nearly every file, and does not say whether it read or estimated it.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Final
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from renderdispatch.render.links import Window
+
+_RAW: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3"}
+"""The formats that are packets and nothing else. FFmpeg concludes their duration from the bit rate."""
+
+_LAST_SEEN: Final = {"mpeg", "mpegts", "ogg"}
+"""The formats whose duration FFmpeg takes from what stands last in the file."""
+
+_LONG_TAGS: Final = (b"APETAGEX", b"LYRICSBEGIN")
+"""Those that hold pictures, or long texts, behind the sound."""
+
+_TAIL: Final = 65_536
+"""Bytes; more than this many at the end that are no sound and no tags are damage."""
+
+_FRAGMENT: Final = 1_048_576
+"""Bytes behind the end in which another fragment of an MP4 is looked for."""
+
+_STREAMED_WAV: Final = 0x7FFF_0000
+
+
+def promised_s(container: InputContainer, stream: AudioStream, window: Window) -> Fraction | None:
+    """Return the seconds of sound that the header promises; None if it does not."""
+    name = container.format.name
+    if name == "mp3":
+        return _counted_s(window.peek(0, 4096), stream.rate)
+    if name in _RAW | _LAST_SEEN:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        return stream.duration * stream.time_base
+    if len(container.streams) > 1 or not container.duration or name == "flv":
+        return None
+    return Fraction(container.duration, av.time_base)
+
+
+def _counted_s(head: bytes, rate: int) -> Fraction | None:
+    """Return how much the first frame of an MP3 says will follow (the Xing header)."""
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    if not 0 <= at < len(head) - 12 or not rate or not head[at + 7] & 1:
+        return None
+    return Fraction(int.from_bytes(head[at + 8 : at + 12], "big") * (1152 if rate >= 32_000 else 576), rate)
+
+
+def lost_share(name: str, window: Window, read_to: int) -> Fraction:
+    """Return how many bytes are missing at the end, or are no packets, for each that was read.
+
+    Args:
+        name: Of the format.
+        window: The file.
+        read_to: Where the last packet of sound ends.
+    """
+    behind = window.size - read_to
+    if not read_to:
+        return Fraction(0)
+    if name == "wav":
+        return Fraction(_cut_off(window), read_to)
+    if behind < _TAIL or any(tag in window.peek(read_to, 4096) for tag in _LONG_TAGS):
+        return Fraction(0)
+    sound = name in _RAW | _LAST_SEEN or b"moof" in window.peek(read_to, _FRAGMENT)
+    return Fraction(behind if sound else 0, read_to)
+
+
+def _cut_off(window: Window) -> int:
+    """Return how many bytes a WAV lacks by its header; that of a stream holds no true size."""
+    size = int.from_bytes(window.peek(4, 4), "little")
+    return max(size + 8 - window.size, 0) if size < _STREAMED_WAV else 0
