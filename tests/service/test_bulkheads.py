@@ -157,13 +157,12 @@ def test_backends_are_served_in_turn(clock: FakeClock) -> None:
     """A job of the second backend starts while the first one's starts hang, before a long queue in front of it."""
     first, second = Held("start"), Remote()
     service = RenderService(MemoryJobStore(clock=clock), WorldStorage(), {"first": first, "second": second})
-    idle = service._engine.start
-    # all are queued before the worker starts
-    service._engine.start = lambda: None  # type: ignore[method-assign]
+    start = service._engine.start
+    service._engine.__dict__["start"] = lambda: None  # all are queued before the worker starts
     for _ in range(40):
         service.submit(b"RIFF", scene="fake", backend="first")
     urgent = service.submit(b"RIFF", scene="fake", backend="second", priority=1_000_000)
-    service._engine.start = idle
+    service._engine.__dict__["start"] = start
     try:
         service.start()
         eventually(lambda: urgent.job.stage is Stage.DISPATCHED)
