@@ -611,10 +611,10 @@ def test_constructing_starts_no_thread() -> None:
     service = RenderService(MemoryJobStore(), MemoryStorage(), backend)
     assert set(threading.enumerate()) <= before  # others may end meanwhile
     service.start()
-    started = set(threading.enumerate()) - before
     service.start()
-    assert set(threading.enumerate()) - before == started
-    assert len(started) == 3
+    names = ["renderdispatch-leases", "renderdispatch-reconciler", "renderdispatch-worker"]
+    started = [thread.name for thread in set(threading.enumerate()) - before]
+    assert sorted(name for name in started if name in names) == names  # those that work in lanes come and go
     service.close()
     service.close()
     assert set(threading.enumerate()) <= before
