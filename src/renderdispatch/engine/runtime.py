@@ -158,3 +158,4 @@ def _close(part: Closable) -> None:
     elif not lane.drain(_CLOSE_S):
         _log.warning("a %s is still closing after %g s: it is left behind", type(part).__name__, _CLOSE_S)
     lane.close()
+    lane.join(0.1)
