@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -85,6 +87,54 @@ def home() -> Iterator[InlineBackend]:
 def serving(clock: FakeClock, slow: Held, other: RenderBackend) -> RenderService:
     storage = WorldStorage()
     return RenderService(MemoryJobStore(clock=clock), storage, {"slow": slow, "other": other})
+
+
+class HeldStorage(WorldStorage):
+    """A storage whose calls hold until the test sets ``let_go``: the one that is named in ``held``, and no others."""
+
+    held = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def _hold(self, name: str) -> None:
+        if name == self.held:
+            self.entered.release()
+            assert self.let_go.wait(60)
+
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        self._hold("open")
+        return super().open(key)
+
+    def delete_prefix(self, prefix: str) -> int:
+        self._hold("delete_prefix")
+        return super().delete_prefix(prefix)
+
+
+@pytest.mark.parametrize("held", ["open", "delete_prefix"])
+def test_a_storage_that_hangs_keeps_no_slot(clock: FakeClock, home: InlineBackend, held: str) -> None:
+    """While storage hangs as results are sought or objects removed, renders that ended free their slots for others."""
+    storage, backend = HeldStorage(), Remote()
+    with RenderService(MemoryJobStore(clock=clock), storage, {"home": home, "far": backend}) as service:
+        try:
+            storage.held = held
+            for _ in range(5):
+                running = service.submit(b"RIFF", scene="fake", params={"frames": 3000, "frame_s": 0.01})
+                eventually(lambda: running.job.stage is Stage.RENDERING)  # noqa: B023 - it is done within the round
+                running.cancel()
+                assert running.wait(timeout=30).status is JobStatus.CANCELLED
+            far = [service.submit(b"RIFF", scene="fake", backend="far") for _ in range(5)]
+            eventually(lambda: all(handle.job.stage is Stage.DISPATCHED for handle in far))
+            for call in list(backend.states):
+                backend.states[call] = CallState(status=CallStatus.ENDED)
+            clock.advance(20 * SECOND)
+            service._engine.worker().wake_all()
+            assert storage.entered.acquire(timeout=30)
+            eventually(lambda: all(handle.job.attempts[0].verdict is not None or handle.job.ready_at for handle in far))
+        finally:
+            storage.let_go.set()
 
 
 # --- backends
@@ -345,7 +395,7 @@ def test_a_fetch_holds_no_slot_until_it_is_over(home: InlineBackend) -> None:
 # --- what cannot start
 
 
-@pytest.mark.parametrize("thread", ["start", "files", "fetch", "ask", "orders", "bucket"])
+@pytest.mark.parametrize("thread", ["start", "files", "fetch", "ask", "orders", "bucket", "tidy"])
 def test_a_thread_that_cannot_be_started_holds_nothing(
     thread: str, home: InlineBackend, tmp_path: Path, refuse_thread: Callable[[str], None]
 ) -> None:

@@ -1,8 +1,8 @@
 """Which work may wait for which (rule J14)?
 
-Each backend has three lanes: one starts calls, one asks how they go and clears up, one tells calls to stop. The bucket
-has a lane, fetches from the hosts of strangers have one, and so does the copying of local files. The threads that
-claim, reconcile and renew leases call the store alone.
+Each backend has three lanes: one starts calls, one asks how they go, one tells calls to stop. The bucket has a lane for
+questions and one for clean-ups, fetches from the hosts of strangers have one, and so does the copying of local files.
+The threads that claim, reconcile and renew leases call the store alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ STARTS: Final = 4
 _ASKS: Final = 4
 _ORDERS: Final = 2
 _LOOKS: Final = 4
+_TIDIES: Final = 4
 _FILES: Final = 4
 _FETCHES: Final = 8
 _FETCHES_PER_HOST: Final = 2
@@ -34,9 +35,10 @@ class Bulkheads:
 
     Args:
         start: By backend: starts calls.
-        ask: By backend: asks how calls go, and clears up.
+        ask: By backend: asks how calls go.
         orders: By backend: tells calls to stop. It never waits behind a question.
-        bucket: Looks for finished videos.
+        bucket: Looks for results and finished videos.
+        tidy: Removes what nobody needs any more.
         fetch: Fetches audio by URL.
         files: Copies local files.
     """
@@ -45,6 +47,7 @@ class Bulkheads:
     ask: Mapping[str, Lane]
     orders: Mapping[str, Lane]
     bucket: Lane = field(factory=lambda: Lane("renderdispatch-bucket", _LOOKS), init=False)
+    tidy: Lane = field(factory=lambda: Lane("renderdispatch-tidy", _TIDIES), init=False)
     fetch: Lane = field(
         factory=lambda: Lane("renderdispatch-fetch", _FETCHES, room=_AUDIO_WAITING, per_group=_FETCHES_PER_HOST),
         init=False,
@@ -67,7 +70,7 @@ class Bulkheads:
 
     def close(self, timeout_s: float) -> None:
         """Take no more work, and wait for what is in progress."""
-        _close([*self.ask.values(), *self.orders.values(), self.bucket], timeout_s)
+        _close([*self.ask.values(), *self.orders.values(), self.bucket, self.tidy], timeout_s)
 
 
 def _close(lanes: Sequence[Lane], timeout_s: float) -> None:

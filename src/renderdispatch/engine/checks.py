@@ -59,7 +59,7 @@ class Checks:
 
     def check(self, job: Job) -> Job:
         """Check everything about the job, in an order in which each part sees what the one before it found."""
-        for part in (self.clock, self.orders, self.look, self.tidy):
+        for part in (self.clock, self.orders, self.ask, self.look, self.tidy):
             job = part(job)
         return job
 
@@ -94,19 +94,18 @@ class Checks:
                 job = self._ask_backend(job, attempt)
         return job
 
-    def look(self, job: Job) -> Job:
-        """Ask the backend and the bucket how the running attempt goes (rule J12); complete a delivered one."""
+    def ask(self, job: Job) -> Job:
+        """Ask the backend how the running attempt goes. Of what is unwanted, `orders` asks."""
         attempt = job.attempt
-        if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
+        if attempt is None or not _is_out(job) or job.stage is Stage.FINALIZING or _is_unwanted(job, attempt):
             return job
-        if attempt.lease_until is not None and attempt.verdict is None:
-            return job  # its holder asks
-        if job.stage is not Stage.FINALIZING:
-            if not _is_unwanted(job, attempt):  # else `orders` asks the backend
-                job = self._ask_backend(job, attempt)
-            if not job.ended and job.stage is not Stage.FINALIZING:
-                job = self._ask_bucket(job)
-        return self._finalize(job) if job.stage is Stage.FINALIZING and not job.ended else job
+        return self._ask_backend(job, attempt)
+
+    def look(self, job: Job) -> Job:
+        """Ask the bucket how the running attempt goes (rule J12); complete a delivered one."""
+        if _is_out(job) and job.stage is not Stage.FINALIZING:
+            job = self._ask_bucket(job)
+        return self._finalize(job) if _is_out(job) and job.stage is Stage.FINALIZING else job
 
     def tidy(self, job: Job) -> Job:
         """Clear up what ended attempts left."""
@@ -195,6 +194,14 @@ class Checks:
 
     def _commit(self, job: Job, event: events.JobEvent) -> Job:
         return commit(self._store, job, event).job
+
+
+def _is_out(job: Job) -> bool:
+    """Return whether an attempt was called and runs, as far as its record says, and nobody else asks how it goes."""
+    attempt = job.attempt
+    if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
+        return False
+    return attempt.lease_until is None or attempt.verdict is not None  # else its holder asks
 
 
 def _is_unwanted(job: Job, attempt: Attempt) -> bool:

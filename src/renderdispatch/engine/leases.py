@@ -232,7 +232,7 @@ class LeaseKeeper:
             commit(self._store, held.job, CallStopped(token=held.token))
         except errors.JobNotFoundError:
             prefix = layout.attempt_prefix(layout.prefix_of(held.job), held.token)
-            self._lanes.bucket.submit(prefix, partial(self._remove, prefix))
+            self._lanes.tidy.submit(prefix, partial(self._remove, prefix))
         except errors.RenderDispatchError as error:  # until its URLs expire, its objects are swept
             _log.warning("job %s: that its call stopped was not recorded: %s", held.job_id, error)
 

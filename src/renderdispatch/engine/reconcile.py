@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -123,7 +123,7 @@ class Reconciler:
                 changed += found.revision != job.revision
                 if self._schedule.due(found, self._monotonic()):
                     self._hand_on(found)
-        self._lanes.bucket.submit("uploads", self._tidy_up)
+        self._lanes.tidy.submit("uploads", self._tidy_up)
         return changed
 
     def pause(self, longest_s: float) -> float:
@@ -158,29 +158,44 @@ class Reconciler:
                 if self.clocks.lapsed(job):
                     yield job
 
-    def _hand_on(self, job: Job) -> list[Lane]:
-        """Have the lanes of the job's backend do what may take long; return those that do it.
+    def _hand_on(self, job: Job) -> Sequence[Lane]:
+        """Have the lanes do what may take long; return those that may have a part of it, in turn.
 
-        What finds no room is due again later.
+        None does, if there is nothing to do. What finds no room is due again later.
         """
         if job.attempt is None or (job.ended and not job.owes_clean_up):
-            return []
+            return ()
         name = job.attempt.backend if job.attempt.backend in self._lanes.ask else ""
-        lane = self._lanes.bucket if job.stage is Stage.FINALIZING and not job.ended else self._lanes.ask[name]
-        works: dict[Lane, Callable[[], object]] = {
-            self._lanes.orders[name]: partial(self._checked, job, self._checks.orders),
-            lane: partial(self._look, job.id),
-        }
-        return [lane for lane, work in works.items() if lane.submit(job.id, work) or lane.has(job.id)]
+        lanes = self._lanes.orders[name], self._lanes.ask[name], self._lanes.bucket, self._lanes.tidy
+        told = lanes[0].submit(job.id, partial(self._checked, job, self._checks.orders))
+        if job.ended:
+            handed_on = self._tidy(job)
+        elif job.stage is Stage.FINALIZING or job.attempt.unwanted:
+            handed_on = self._look(job)
+        else:
+            handed_on = self._then(lanes[1], job, self._checks.ask, self._look)
+        return lanes if told or handed_on else ()
 
-    def _look(self, job_id: str) -> None:
-        """Do what may take long, with the job as it is by now."""
-        if self._stop.requested:
-            return
-        with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
-            job: Job | None = self._store.get(job_id)
-            for part in (self._checks.look, self._checks.tidy):
-                job = job and self._checked(job, part)
+    def _look(self, job: Job) -> bool:
+        return self._then(self._lanes.bucket, job, self._checks.look, self._tidy)
+
+    def _tidy(self, job: Job) -> bool:
+        return job.owes_clean_up and self._then(self._lanes.tidy, job, self._checks.tidy, lambda _job: None)
+
+    def _then(self, lane: Lane, job: Job, part: Callable[[Job], Job], go_on: Callable[[Job], object]) -> bool:
+        """Have a lane do a part of the job's check, with the job as it is by then, and hand on what is left.
+
+        Return whether it will.
+        """
+
+        def work() -> None:
+            if self._stop.requested:
+                return
+            with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
+                if (found := self._checked(self._store.get(job.id), part)) is not None:
+                    go_on(found)
+
+        return lane.submit(job.id, work) or lane.has(job.id)
 
     def _tidy_up(self) -> None:
         self._sweep.sweep(self._store.now(), self._monotonic())
