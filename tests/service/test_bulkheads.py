@@ -125,7 +125,7 @@ def test_a_storage_that_hangs_keeps_no_slot(clock: FakeClock, home: InlineBacken
                 eventually(lambda: running.job.stage is Stage.RENDERING)  # noqa: B023 - it is done within the round
                 running.cancel()
                 assert running.wait(timeout=30).status is JobStatus.CANCELLED
-            far = [service.submit(b"RIFF", scene="fake", backend="far") for _ in range(5)]
+            far = [service.submit(b"RIFF", scene="fake", backend="far") for _ in range(9)]
             eventually(lambda: all(handle.job.stage is Stage.DISPATCHED for handle in far))
             for call in list(backend.states):
                 backend.states[call] = CallState(status=CallStatus.ENDED)
