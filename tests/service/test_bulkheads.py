@@ -250,6 +250,24 @@ def test_a_part_that_hangs_or_raises_at_close_holds_up_no_other(
     assert "a Held is still closing" in caplog.text and "it cannot be closed" in caplog.text
 
 
+def test_a_cancel_outlasts_no_start_that_hangs(clock: FakeClock, home: InlineBackend) -> None:
+    """A job is cancelled at its start deadline, at the latest, though its backend never says whether it was started."""
+    slow = Held("start")
+    with serving(clock, slow, home) as service:
+        try:
+            handle = service.submit(b"RIFF", scene="fake", backend="slow")
+            assert slow.entered.acquire(timeout=30)
+            assert handle.cancel().stage is Stage.CANCELLING
+            for _ in range(7):
+                clock.advance(timedelta(minutes=10))
+                service._engine.worker().reconciler.round()
+            job = handle.job
+            assert (job.status, job.compute_stopped_at) == (JobStatus.CANCELLED, None)
+            assert job.owes_clean_up
+        finally:
+            slow.let_go.set()
+
+
 def test_orders_to_stop_do_not_wait_behind_questions(clock: FakeClock, home: InlineBackend) -> None:
     """While every question to a backend hangs, a cancel still reaches it."""
     slow = Held("poll")

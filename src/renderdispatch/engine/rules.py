@@ -440,10 +440,14 @@ def check_deadlines(job: Job, event: events.ClockAdvanced, now: datetime) -> Job
         message = f"not finished within {total} of being submitted (stage {job.stage})"
         error = messages.JobError(code="deadline.total", message=message, fault=messages.FaultDomain.DEADLINE)
         return _condemn(job, error, now, stopped=False) if running else _fail(job, error, now, stopped=True)
-    if not running or job.stage is Stage.CANCELLING:
+    if not running:
         return job
     assert attempt is not None and attempt.start_by is not None
-    if not attempt.runs and now > attempt.start_by + CLOCK_SLACK:
+    silent = not attempt.runs and now > attempt.start_by + CLOCK_SLACK
+    if job.stage is Stage.CANCELLING:  # while its holder's call of the backend hangs, nothing confirms the cancel
+        hangs = silent and attempt.call_id is None and attempt.lease_until is not None
+        return _cancelled(job, now, stopped=False) if hangs else job
+    if silent:
         message = f"attempt {attempt.number} gave no sign of life within {job.request.limits.start_timeout}"
         error = messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
         return _condemn(job, error, now, stopped=False)
