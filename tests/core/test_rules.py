@@ -578,16 +578,17 @@ def test_j11_attempts_are_counted() -> None:
 def test_j16_a_second_stall_is_the_scenes_fault(between: bool, reported: bool) -> None:
     """A render that stalls is tried again, once, also where all webhooks are lost and the backend tells how it ended."""
 
-    def stalled(token: str) -> Any:
+    def stalled(token: str) -> list[Any]:
         event = failed(token=token, code="render.stalled")
-        return event if reported else AttemptFailed(token=token, error=event.error, stopped=True)
+        unreported = [AttemptFailed(token=token, error=event.error, stopped=True), ResultMissing(token=token)]
+        return [event] if reported else unreported
 
-    job = after(new_job(), [claimed(), intended(), stalled("token-1")])
+    job = after(new_job(), [claimed(), intended(), *stalled("token-1")])
     assert job.stage is Stage.RETRY_WAIT
     if between:  # another failure between the two changes nothing
         job = after(job, [claimed("token-2"), intended("token-2"), failed(token="token-2")], start=_LATER)
     job = after(job, [claimed("token-3"), intended("token-3")], start=_LATER)
-    job = after(job, [stalled("token-3")], start=job.updated_at)
+    job = after(job, stalled("token-3"), start=job.updated_at)
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert (job.error.code, job.error.fault) == ("render.stalled", FaultDomain.SCENE)
