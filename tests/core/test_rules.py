@@ -580,8 +580,8 @@ def test_j16_a_second_stall_is_the_scenes_fault(between: bool, reported: bool) -
 
     def stalled(token: str) -> list[Any]:
         event = failed(token=token, code="render.stalled")
-        unreported = [AttemptFailed(token=token, error=event.error, stopped=True), ResultMissing(token=token)]
-        return [event] if reported else unreported
+        told = AttemptFailed(token=token, error=event.error, stopped=True)
+        return [event] if reported else [told, ResultMissing(token=token)]
 
     job = after(new_job(), [claimed(), intended(), *stalled("token-1")])
     assert job.stage is Stage.RETRY_WAIT
