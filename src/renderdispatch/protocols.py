@@ -150,6 +150,20 @@ CLOCK_STEP: Final = timedelta(minutes=1)
 """A record that was written further in the future than this was written before the clock was set back (rule J13)."""
 
 
+def is_ready(job: Job, now: datetime, *, since: datetime | None = None) -> bool:
+    """Return whether a job may be claimed, as `SupportsClaim.claim` says.
+
+    Args:
+        job: It.
+        now: The store's time.
+        since: When it was last written; None: as the record says.
+    """
+    written_at = job.updated_at if since is None else since
+    if job.ready_at is None:
+        return False
+    return job.ready_at <= max(now, written_at) or now < written_at - CLOCK_STEP
+
+
 @runtime_checkable
 class SupportsClaim(Protocol):
     """A store that hands out ready jobs, so that two dispatchers rarely get the same one."""
@@ -165,6 +179,15 @@ class SupportsClaim(Protocol):
         revision rises). The claimer takes a job by committing the attempt with `replace`. If it dies before that, the
         job is only delayed. Jobs that a newer version wrote are neither returned nor reserved.
         """
+
+
+@runtime_checkable
+class SupportsServerTime(Protocol):
+    """A store that can say whose time `now` is. A store that cannot goes by the clock of the machine that asks."""
+
+    @property
+    def server_time(self) -> bool:
+        """Whether `now` is the clock of a server that all processes share: it is not set, and does not sleep."""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from renderdispatch.engine.events import (
     CancelRequested,
     CleanedUp,
     ClockAdvanced,
+    ClockStepped,
     Dispatched,
     JobEvent,
     LeaseLapsed,
@@ -179,7 +180,7 @@ def test_j13_a_renewed_lease_does_not_lapse() -> None:
 
 
 def test_only_the_holder_renews() -> None:
-    """Another's renewal, or one that would shorten the lease, changes nothing."""
+    """Another's renewal changes nothing; the holder's counts also where the clock was set back."""
     job = _at("resolving-audio")
     until = _attempt(job).lease_until
     for event in (
@@ -187,6 +188,20 @@ def test_only_the_holder_renews() -> None:
         LeaseRenewed(token="token-1", holder="worker", lease_until=until),
     ):
         assert decide(job, event, _LATER).job is job
+    earlier = LeaseRenewed(token="token-1", holder="worker", lease_until=until - _MINUTE)
+    assert _attempt(decide(job, earlier, _LATER).job).lease_until == until - _MINUTE
+
+
+def test_a_step_of_the_clock_moves_the_deadlines() -> None:
+    """The total deadline and that of the start move by as much, forward and back; an ended job keeps its own."""
+    job = _at("dispatching")
+    for by in (timedelta(hours=3), timedelta(hours=-3)):
+        moved = decide(job, ClockStepped(by=by), _LATER).job
+        assert moved.finish_by == job.finish_by + by
+        start_by = _attempt(job).start_by
+        assert start_by is not None and _attempt(moved).start_by == start_by + by
+    ended = _at("complete")
+    assert decide(ended, ClockStepped(by=timedelta(hours=3)), _LATER).job is ended
 
 
 # --- J3: callbacks are welcome from `dispatching` on ----------------------------------------------

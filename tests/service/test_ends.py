@@ -609,29 +609,64 @@ def test_a_backend_that_is_away_outlasts_no_deadline(
 
 @pytest.mark.parametrize("late", [SECOND, timedelta(hours=1)], ids=str)
 def test_a_job_that_waited_past_its_deadline_is_not_begun(world: World, late: timedelta) -> None:
-    """A job that a dispatcher finds too late, as after a night without one, fails, and no order goes out."""
+    """A job that a worker saw wait for too long, without room for it, fails, and no order goes out."""
+    world.tick()
     job_id = world.submit(limits=Limits(total_timeout=timedelta(minutes=30)))
-    world.clock.advance(timedelta(minutes=30) + late)
+    world.pass_time(timedelta(minutes=30) + late)
     world.tick()
     job = world.job(job_id)
     assert job.error is not None and (job.status, job.error.code) == (JobStatus.FAILED, "deadline.total")
     assert world.backend.orders == [] and job.attempts == ()
 
 
+@pytest.mark.parametrize("late", [SECOND, timedelta(days=3)], ids=str)
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_step_of_the_clock_fails_no_job_that_never_began(world: World, late: timedelta, seen: bool) -> None:
+    """A job that is late by the clock alone is begun, with the time that it has left; it may also be nobody's yet."""
+    limits = Limits(total_timeout=timedelta(minutes=30))
+    if seen:
+        world.tick()
+    job_id = world.submit(limits=limits)
+    world.clock.advance(limits.total_timeout + late)
+    world.tick()
+    job = world.job(job_id)
+    assert job.stage is Stage.DISPATCHED
+    assert timedelta(0) < job.finish_by - world.clock() <= limits.total_timeout
+    assert world.backend.orders[0].finish_by == job.finish_by
+    world.render(world.backend.orders[0])
+    world.tick()
+    assert world.job(job_id).status is JobStatus.COMPLETE
+
+
+def test_a_clock_that_was_fast_at_submit_delays_no_job(world: World) -> None:
+    """A job is begun at once though it was submitted by a clock that was hours fast, and so is a retry."""
+    job_id = world.submit()
+    world.clock.advance(timedelta(hours=-5))
+    world.tick()
+    assert world.job(job_id).stage is Stage.DISPATCHED
+    world.send(event_of(world.backend.orders[0], CheckedIn))
+    world.send(event_of(world.backend.orders[0], Failed, error=infrastructure()))
+    assert world.job(job_id).stage is Stage.RETRY_WAIT
+    world.clock.advance(timedelta(hours=-5))
+    world.tick()
+    assert len(world.backend.orders) == 2
+
+
 def test_the_deadline_of_a_queued_job() -> None:
     """A job that nobody takes fails at its deadline all the same."""
-    clock = FakeClock(datetime.now(UTC))
+    clock, seconds = FakeClock(datetime.now(UTC)), [0.0]
     store = MemoryJobStore(clock=clock)
     blocked = InlineBackend({"fake": FakeRenderer()}, slots=1)
     service = RenderService(store, MemoryStorage(), blocked, worker=False)
+    keep_time(service, seconds)
     running = service.submit(b"RIFF", scene="fake", params=LONG)
     service.tick()
     waiting = service.submit(b"RIFF", scene="fake", limits=Limits(total_timeout=timedelta(minutes=1)))
-    clock.advance(timedelta(seconds=59))
-    service.tick()
-    assert not waiting.job.ended
-    clock.advance(timedelta(seconds=2))
-    service.tick()
+    for passed_s in (59, 2):
+        assert not waiting.job.ended
+        clock.advance(passed_s * SECOND)
+        seconds[0] += passed_s
+        service.tick()
     assert waiting.job.error is not None and waiting.job.error.code == "deadline.total"
     running.cancel()
     service.close()
@@ -641,9 +676,14 @@ def test_the_deadline_of_a_queued_job() -> None:
 # --- leases
 
 
+def keep_time(service: RenderService, seconds: list[float]) -> None:
+    """Have a service measure time by this number of seconds, which the test raises."""
+    service._engine.worker().reconciler._monotonic = lambda: seconds[0]
+
+
 def test_j13_a_lapsed_lease_is_taken_over() -> None:
-    """A job whose holder gives no sign of life for a lease is rendered by another service."""
-    clock = FakeClock(datetime.now(UTC))
+    """A job whose holder gives no sign of life for a lease is rendered by another service, whatever the clock says."""
+    clock, seconds = FakeClock(datetime.now(UTC)), [0.0]
     store, storage = MemoryJobStore(clock=clock), MemoryStorage()
     dead = RenderService(store, storage, Stuck(), worker=False)
     handle = dead.submit(b"RIFF", scene="fake")
@@ -651,10 +691,14 @@ def test_j13_a_lapsed_lease_is_taken_over() -> None:
     assert handle.job.stage is Stage.DISPATCHED
     backend = InlineBackend({"fake": FakeRenderer()}, pace=PACE)
     alive = RenderService(store, storage, backend, worker=False)
-    clock.advance(29 * SECOND)
+    keep_time(alive, seconds)
+    alive.tick()
+    clock.advance(timedelta(minutes=10))  # the machine slept
+    seconds[0] += 29
     alive.tick()
     assert len(handle.job.attempts) == 1
-    clock.advance(2 * SECOND)
+    clock.advance(timedelta(minutes=-20))
+    seconds[0] += 2
     eventually(lambda: alive.tick() is not None and handle.job.ended)
     job = handle.job
     assert job.status is JobStatus.COMPLETE
@@ -665,16 +709,46 @@ def test_j13_a_lapsed_lease_is_taken_over() -> None:
 
 def test_a_renewed_lease_is_not_taken() -> None:
     """A holder that ticks keeps its job, however long the render takes."""
-    clock = FakeClock(datetime.now(UTC))
+    clock, seconds = FakeClock(datetime.now(UTC)), [0.0]
     store, storage = MemoryJobStore(clock=clock), MemoryStorage()
     holder, other = (RenderService(store, storage, Stuck(), worker=False) for _ in range(2))
     handle = holder.submit(b"RIFF", scene="fake")
     holder.tick()
+    for service in (holder, other):
+        keep_time(service, seconds)
     for _ in range(10):
         clock.advance(20 * SECOND)
+        seconds[0] += 20
         holder.tick()
         other.tick()
     assert len(handle.job.attempts) == 1
+
+
+def test_j13_a_laptop_that_slept_keeps_its_renders() -> None:
+    """When the clock moved on by hours while nothing ran, neither the holder nor another process ends a living render."""
+    clock, seconds = FakeClock(datetime.now(UTC)), [0.0]
+    store, storage = MemoryJobStore(clock=clock), MemoryStorage()
+    holder, other = (RenderService(store, storage, Stuck(), worker=False) for _ in range(2))
+    for service in (holder, other):
+        keep_time(service, seconds)
+        service.tick()
+    handle = holder.submit(
+        b"RIFF", scene="fake", limits=Limits(start_timeout=timedelta(hours=3), total_timeout=timedelta(hours=2))
+    )
+    holder.tick()
+    for _ in range(3):
+        clock.advance(timedelta(hours=5))
+        seconds[0] += 5
+        other.tick()
+        holder.tick()
+    (attempt,) = handle.job.attempts
+    assert (attempt.ended_at, handle.job.stage) == (None, Stage.DISPATCHED)
+    for _ in range(13):  # its own time goes on
+        clock.advance(timedelta(minutes=10))
+        seconds[0] += 600
+        holder.tick()
+    job = handle.job
+    assert job.error is not None and (job.status, job.error.code) == (JobStatus.FAILED, "deadline.total")
 
 
 def test_a_lost_worker_whose_video_stands() -> None:
@@ -690,10 +764,12 @@ def test_a_lost_worker_whose_video_stands() -> None:
         raise ConnectionError("lost")
 
     run_order(stuck.orders[0], io=RunnerIO(send=lost, render=InProcessRender({"fake": FakeRenderer()}), pace=PACE))
-    clock.advance(31 * SECOND)
-    alive = RenderService(store, storage, Stuck(), worker=False)
-    alive.tick()
-    alive.tick()
+    alive, seconds = RenderService(store, storage, Stuck(), worker=False), [0.0]
+    keep_time(alive, seconds)
+    for _ in range(3):
+        alive.tick()
+        clock.advance(31 * SECOND)
+        seconds[0] += 31
     assert (handle.job.status, len(handle.job.attempts)) == (JobStatus.COMPLETE, 1)
 
 
@@ -1037,7 +1113,9 @@ def test_audio_of_a_lost_attempt_is_dropped(tmp_path: Path) -> None:
 
         def put(self, key: str, source: Any, **options: Any) -> ObjectInfo:
             info = storage.put(key, source, **options)
+            other.tick()
             clock.advance(31 * SECOND)
+            seconds[0] += 31
             eventually(lambda: other.tick() is not None and store.get(handle.id).ended)
             return info
 
@@ -1047,6 +1125,8 @@ def test_audio_of_a_lost_attempt_is_dropped(tmp_path: Path) -> None:
     backend = InlineBackend({"fake": FakeRenderer()}, pace=PACE)
     other = RenderService(store, storage, backend, worker=False, machine="here")
     slow = RenderService(store, Overtaken(), Stuck(), worker=False, machine="here")
+    seconds = [0.0]
+    keep_time(other, seconds)
     found = song.stat()
     audio = LocalAudio(path=str(song), machine="here", size=found.st_size, mtime_ns=found.st_mtime_ns)
     request = make_request(audio=audio, scene="fake", backend="default")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 
 from attrs import define, field
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from renderdispatch import errors
 from renderdispatch.engine import calls, events
 from renderdispatch.engine.cleanup import SILENCE, CleanUps
+from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
@@ -49,6 +51,7 @@ class Checks:
     _store: JobStore
     _storage: StorageAdapter
     _backends: Mapping[str, RenderBackend]
+    _clocks: Clocks
     _clean_ups: CleanUps = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -65,11 +68,20 @@ class Checks:
         if job.ended:
             return job
         attempt = job.attempt
-        if attempt is not None and attempt.lease_until is not None and self._store.now() > attempt.lease_until:
-            job = self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
+        if attempt is not None and attempt.lease_until is not None:
+            if self._clocks.lapsed(job):
+                job = self._commit(job, events.LeaseLapsed(token=attempt.token, lease_until=attempt.lease_until))
+            elif not self._clocks.may_judge(attempt.token):
+                return job
+        if (by := self._clocks.behind(job)) is not None:
+            return self.step(job, by=by)
         event = events.ClockAdvanced()
         due = decide(job, event, self._store.now()).verdict is Verdict.APPLIED  # else a commit would read the job again
         return self._commit(job, event) if due else job
+
+    def step(self, job: Job, *, by: timedelta) -> Job:
+        """Move the deadlines along with the clock, which was set."""
+        return self._commit(job, events.ClockStepped(by=by))
 
     def orders(self, job: Job) -> Job:
         """Tell the backend to stop what is not wanted any more. Local computing is stopped by its holder."""

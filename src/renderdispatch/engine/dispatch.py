@@ -11,7 +11,6 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -21,8 +20,9 @@ from attrs import define, field
 
 from renderdispatch.engine import calls
 from renderdispatch.engine.bulkheads import Bulkheads
+from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit_patiently
-from renderdispatch.engine.events import Claimed, ClockAdvanced
+from renderdispatch.engine.events import Claimed, ClockAdvanced, ClockStepped
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, LeaseKeeper
 from renderdispatch.engine.parts import Parts
@@ -32,7 +32,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, LocalAudio, RemoteAudio
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobQuery, Locality, SupportsClaim, walk
+from renderdispatch.protocols import JobQuery, Locality, SupportsClaim, is_ready, walk
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -60,6 +60,7 @@ class Dispatcher:
     _parts: Parts
     _keeper: LeaseKeeper
     _lanes: Bulkheads
+    _clocks: Clocks
     _inbox: Inbox
     _wake: Callable[[], None]
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
@@ -108,9 +109,9 @@ class Dispatcher:
         store, machine = self._parts.store, self._parts.machine
         if isinstance(store, SupportsClaim):
             return store.claim(limit=limit, reserve_for=self._keeper.lease, backends=[backend], machine=machine)
-        backends = frozenset([backend])
-        query = JobQuery(order="ready", ready_by=store.now(), backends=backends, machine=machine, limit=limit)
-        return list(islice(filter(self._can_bring, walk(store, query)), limit))
+        query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
+        now = store.now()
+        return list(islice((j for j in walk(store, query) if is_ready(j, now) and self._can_bring(j)), limit))
 
     def _can_bring(self, job: Job) -> bool:
         lane = self._lane_of(job.audio or job.request.audio)
@@ -127,10 +128,15 @@ class Dispatcher:
 
     def _take(self, job: Job, name: str) -> bool:
         store = self._parts.store
-        if store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
-            with suppress(JobNotFoundError):
-                commit_patiently(store, job, ClockAdvanced(), patience_s=_CLAIM_PATIENCE_S, stop=self._closing)
-            return False
+        if store.now() > job.finish_by:
+            by = self._clocks.behind(job)
+            event = ClockAdvanced() if by is None else ClockStepped(by=by)
+            try:
+                job = commit_patiently(store, job, event, patience_s=_CLAIM_PATIENCE_S, stop=self._closing).job
+            except JobNotFoundError:
+                return False
+            if job.ended or store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
+                return False
         if not self._can_bring(job):  # it stays reserved for a while: jobs behind it go first
             return False
         claim = Claimed(

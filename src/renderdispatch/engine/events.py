@@ -7,7 +7,7 @@ process.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from attrs import field, frozen
 
@@ -167,10 +167,17 @@ class AudioDropped:
 
 
 @frozen(kw_only=True)
+class ClockStepped:
+    """The clock moved on while no time passed, or was set back: the deadlines move along (rule J13)."""
+
+    by: timedelta
+
+
+@frozen(kw_only=True)
 class ClockAdvanced:
     """Time has passed; check the deadlines."""
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
 CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped
-JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanUpEvent | ClockAdvanced
+JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanUpEvent | ClockStepped | ClockAdvanced

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,7 @@ from renderdispatch import errors
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.checks import Checks
 from renderdispatch.engine.cleanup import UploadSweep
+from renderdispatch.engine.clocks import Clocks
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
 from renderdispatch.plumbing.stop import Stop
@@ -71,22 +73,30 @@ class Reconciler:
     """Ends what nothing else ends.
 
     Args:
+        lanes: Where a round has done what may take long.
+        holds: Whether this process holds the attempt with this token.
+        lease: How long an attempt stays its holder's without a renewal.
         stop: Has a round in progress end after the job that it checks.
-        monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads; seconds.
+        monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads, and by which leases and
+            waiting jobs are watched; seconds.
     """
 
     _store: JobStore
     _storage: StorageAdapter
     _backends: Mapping[str, RenderBackend]
     _lanes: Bulkheads = field(factory=lambda: Bulkheads.of(()))
+    _holds: Callable[[str], bool] = field(default=lambda _token: False, kw_only=True)
+    _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
     _stop: Stop = field(factory=Stop, kw_only=True)
     _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _schedule: _Schedule = field(factory=_Schedule, init=False)
+    clocks: Clocks = field(init=False)
     _checks: Checks = field(init=False)
     _sweep: UploadSweep = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._checks = Checks(self._store, self._storage, self._backends)
+        self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
+        self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
 
     def tick(self) -> int:
@@ -95,16 +105,27 @@ class Reconciler:
         self._tidy_up()
         return changed
 
-    def round(self) -> None:
-        """Enforce the deadlines and leases of every job that is due, and hand the rest of its check to the lanes."""
+    def round(self) -> int:
+        """Enforce the deadlines and leases of every job that is due, and hand the rest of its check to the lanes.
+
+        Return how many were changed.
+        """
+        changed = 0
         for job in self._due():
             if (found := self._checked(job, self._checks.clock)) is not None:
+                changed += found.revision != job.revision
                 self._hand_on(found)
         self._lanes.bucket.submit("uploads", self._tidy_up)
+        return changed
+
+    def pause(self, longest_s: float) -> float:
+        """Return the seconds until the next round: less when a lease is about to lapse."""
+        return min(longest_s, self.clocks.next_lapse_s)
 
     def _due(self) -> Iterator[Job]:
         """Yield the jobs that are due for another check."""
         seen: set[str] = set()
+        yield from self._lapsed()
         for job in walk(self._store, JobQuery(order="due", due_by=self._store.now(), limit=_PAGE)):
             if self._stop.requested:
                 return
@@ -112,6 +133,23 @@ class Reconciler:
             if self._schedule.due(job, self._monotonic()):
                 yield job
         self._schedule.keep(seen)
+
+    def _lapsed(self) -> Iterator[Job]:
+        """Yield the jobs whose holder is gone, wherever their leases end by the clock."""
+        query = self.clocks.leases()
+        for job in () if query is None else walk(self._store, query):
+            if self.clocks.lapsed(job):
+                yield job
+            elif (by := self.clocks.written_ahead(job)) is not None:  # it would be due only when the clock gets there
+                self._checked(job, partial(self._checks.step, by=by))
+        for job_id in self.clocks.ripe():
+            try:
+                job = self._store.get(job_id)
+            except (errors.JobNotFoundError, errors.JobUnreadableError):
+                self.clocks.forget(job_id)
+            else:
+                if self.clocks.lapsed(job):
+                    yield job
 
     def _hand_on(self, job: Job) -> None:
         """Have the lanes of the job's backend do what may take long. What finds no room is due again later."""
@@ -134,10 +172,12 @@ class Reconciler:
     def _tidy_up(self) -> None:
         self._sweep.sweep(self._store.now(), self._monotonic())
 
+    def _seconds(self) -> float:
+        return self._monotonic()
+
     def reconcile_if_due(self, job: Job) -> Job:
         """Reconcile one job that a client asks about, if it is due for a check; return it as it is then."""
-        due_at = job.due_at
-        if due_at is None or due_at > self._store.now() or not self._schedule.due(job, self._monotonic()):
+        if not _is_due(job, self._store.now()) or not self._schedule.due(job, self._monotonic()):
             return job
         self._schedule.bound()
         return self._store.get(job.id) if self.reconcile(job) else job
@@ -158,3 +198,7 @@ class Reconciler:
         except Exception:  # noqa: BLE001 - one broken record must not keep the others waiting
             _log.exception("job %s: could not be reconciled", job.id)
         return None
+
+
+def _is_due(job: Job, now: datetime) -> bool:
+    return job.due_at is not None and job.due_at <= now

@@ -243,9 +243,9 @@ def _was_handed_back(attempt: Attempt) -> bool:
 
 
 def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
-    """Extend the lease of its holder; never shorten it."""
+    """Renew the lease of its holder. It may end earlier then: the clock was set back."""
     attempt = _current(job)
-    if attempt.holder != event.holder or attempt.lease_until is None or event.lease_until <= attempt.lease_until:
+    if attempt.holder != event.holder or attempt.lease_until is None or event.lease_until == attempt.lease_until:
         return job
     return _with_attempt(job, lease_until=event.lease_until)
 
@@ -477,6 +477,16 @@ def call_stopped(job: Job, event: events.CallStopped, now: datetime) -> Job:
 def swept(job: Job, event: events.Swept, now: datetime) -> Job:
     """Record when the objects of an attempt that may write more were removed."""
     return _with_owing(job, event.token, swept_at=now)
+
+
+def move_deadlines(job: Job, event: events.ClockStepped, now: datetime) -> Job:
+    """Move the deadlines of a job along with the clock, which was set."""
+    attempt = job.attempt
+    if job.finalizing_at is not None:
+        job = evolve(job, finalizing_at=job.finalizing_at + event.by)
+    if attempt is not None and attempt.start_by is not None and attempt.ended_at is None:
+        job = _with_attempt(job, start_by=attempt.start_by + event.by)
+    return evolve(job, finish_by=job.finish_by + event.by)
 
 
 def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:

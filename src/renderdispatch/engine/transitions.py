@@ -29,6 +29,7 @@ from renderdispatch.engine import events, rules
 from renderdispatch.engine.rules import ACTIVE, CANCELLING, FINALIZING, OUT, PREPARING, WAITING
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import Action, CheckedIn, Completed, EventReply, Failed, JobStatus, Progressed, Stage
+from renderdispatch.protocols import CLOCK_STEP
 
 
 class Row(NamedTuple):
@@ -89,6 +90,7 @@ TABLE: Final = (
     Row(events.VideoSeen, FINALIZING, rules.video_seen, (JobStatus.COMPLETE, *_RETRIED, *_CANCELLED)),
     Row(events.VideoMissing, FINALIZING, rules.video_missing, (*_RETRIED, *_CANCELLED)),
     Row(events.CancelConfirmed, CANCELLING, rules.confirm_cancel, _CANCELLED),
+    Row(events.ClockStepped, frozenset(Stage), rules.move_deadlines),
     Row(events.ClockAdvanced, WAITING | PREPARING | OUT | FINALIZING, rules.check_deadlines, _FAILED),
     Row(events.ClockAdvanced, CANCELLING, rules.check_deadlines, _CANCELLED),
     Row(events.CallStopped, frozenset(Stage), rules.call_stopped),
@@ -139,7 +141,8 @@ def decide(job: Job, event: events.JobEvent, now: datetime) -> Decision:
     after = job if row is None or absorbed else row.rule(job, event, now)
     if after == job:
         return Decision(job, Verdict.IGNORED, _reply(job))
-    after = evolve(after, updated_at=max(now, job.updated_at))
+    set_back = job.updated_at > now + CLOCK_STEP
+    after = evolve(after, updated_at=now if set_back else max(now, job.updated_at))
     return Decision(after, Verdict.APPLIED, _reply(after))
 
 

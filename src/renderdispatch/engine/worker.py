@@ -54,8 +54,17 @@ class Worker:
             lease=parts.lease,
         )
         self.inbox = Inbox(parts.store, self.run_over)
-        self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self.wake_all)
-        self.reconciler = Reconciler(parts.store, parts.storage, parts.backends, self.lanes, stop=self._stop)
+        self.reconciler = Reconciler(
+            parts.store,
+            parts.storage,
+            parts.backends,
+            self.lanes,
+            holds=self.keeper.holds,
+            lease=parts.lease,
+            stop=self._stop,
+        )
+        clocks = self.reconciler.clocks
+        self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, clocks, self.inbox, self.wake_all)
         self._renew_s = lease_s / 3
         self._reconcile_s = min(_RECONCILE_S, lease_s / 4)
         self._to_claim = threading.Event()
@@ -85,6 +94,7 @@ class Worker:
                 thread = threading.Thread(target=work, name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
+                self.wake_all()
 
     def wake(self) -> None:
         """Have the next round of dispatching begin now: there is something to claim."""
@@ -120,11 +130,15 @@ class Worker:
         self.keeper.hand_back()
         self.lanes.close(_CLOSE_S)
 
+    def _round(self) -> None:
+        if self.reconciler.round():
+            self.wake()
+
     def _dispatch(self) -> None:
         self._repeat(self._claim, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
 
     def _reconcile(self) -> None:
-        self._repeat(self.reconciler.round, self._to_reconcile, lambda: self._reconcile_s)
+        self._repeat(self._round, self._to_reconcile, lambda: self.reconciler.pause(self._reconcile_s))
 
     def _claim(self) -> None:
         self.keeper.collect_soon()

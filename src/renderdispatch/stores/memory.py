@@ -17,7 +17,7 @@ from renderdispatch.engine.records import check_protocol
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import CLOCK_STEP, JobQuery, Page
+from renderdispatch.protocols import JobQuery, Page, is_ready
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 
 
@@ -106,18 +106,13 @@ class MemoryJobStore:
         now = self.now()
         query = JobQuery(order="ready", backends=frozenset(backends), machine=machine)
         with self._lock:
-            ready = [job for job in self._jobs.values() if matches(query, job) and not self._waits(job, now)]
+            candidates = [job for job in self._jobs.values() if matches(query, job)]
+            ready = [job for job in candidates if is_ready(job, now, since=self._reserved.get(job.id))]
             ready.sort(key=lambda job: rank(query, place(query, job)))
             claimed = [evolve(job, ready_at=now + reserve_for, revision=job.revision + 1) for job in ready[:limit]]
             self._jobs.update({job.id: job for job in claimed})
             self._reserved.update({job.id: now for job in claimed})
         return claimed
-
-    def _waits(self, job: Job, now: datetime) -> bool:
-        """Return whether a job that is to be claimed has to wait, as `SupportsClaim.claim` says."""
-        assert job.ready_at is not None
-        since = self._reserved.get(job.id, job.updated_at)
-        return since - CLOCK_STEP <= now < job.ready_at and since < job.ready_at
 
     def counts(self, *, tenant: str | None = None) -> dict[JobStatus, int]:
         """Count the jobs by status, as `SupportsCounts.counts` says."""

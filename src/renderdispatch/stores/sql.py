@@ -376,6 +376,11 @@ class SqlJobStore:
         statement = sa.select(sa.func.count()).where(_c.ready_at.is_not(None), before)
         return int(self._execute(statement)[0][0][0])
 
+    @property
+    def server_time(self) -> bool:
+        """Whether the time is the database's, which all processes share."""
+        return self._clock is None and self._url.get_backend_name() != "sqlite"
+
     def now(self) -> datetime:
         """Return the database's time on PostgreSQL, and this machine's on SQLite, where the two are the same."""
         if self._clock is not None:

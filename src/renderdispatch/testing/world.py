@@ -328,6 +328,18 @@ def event_of(order: RenderOrder, kind: type, run_id: str = "run-1", **fields: An
 # --- all together
 
 
+def keep_time(service: RenderService, clock: FakeClock) -> None:
+    """Have a service measure time by a fake clock: no step of it is one, and nothing sleeps."""
+    service._engine.worker().reconciler._monotonic = lambda: clock().timestamp()
+
+
+def outlast_leases(service: RenderService, clock: FakeClock) -> None:
+    """Let a service see that nothing renews its leases, for longer than they are."""
+    keep_time(service, clock)
+    service.tick()
+    clock.advance(timedelta(seconds=31))
+
+
 class World:
     """A service with a far backend, driven by hand: its clock, its ticks, its renders.
 
@@ -354,6 +366,11 @@ class World:
         for _ in range(times):
             self.seconds += 100
             self.service.tick()
+
+    def pass_time(self, time: timedelta) -> None:
+        """Let time pass, on the wall clock and on the service's own."""
+        self.clock.advance(time)
+        self.seconds += time.total_seconds()
 
     def job(self, job_id: str) -> Job:
         """Return the job's record."""
