@@ -23,6 +23,7 @@ from renderdispatch.engine.runtime import Engine
 from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
 from renderdispatch.engine.views import DOWNLOAD_URL_LIFE, Views
 from renderdispatch.engine.watching import Pause, show_html, what_shows
+from renderdispatch.errors import JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant, read_output
 from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
@@ -333,14 +334,21 @@ class RenderService:
         """
         return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str, *, incarnation: str | None = None) -> None:
         """Forget an ended job and remove its objects.
 
+        Args:
+            incarnation: `Job.incarnation` as it was read: a later job of the same id, which a repeated idempotency key
+                made, is then left alone.
+
         Raises:
-            JobNotFoundError: This tenant has no such job.
+            JobNotFoundError: This tenant has no such job (any more).
             InvalidRequestError: The job has not ended (cancel it first), or a render of it may still run.
         """
-        self._engine.delete(self.get(job_id))
+        job = self.get(job_id)
+        if incarnation is not None and job.incarnation != incarnation:
+            raise JobNotFoundError(f"job {job_id} was deleted, and a later job has its id")
+        self._engine.delete(job)
 
 
 class _TenantView(RenderService):

@@ -104,16 +104,16 @@ class _Puppet:
         self.ended: set[BackendCall] = set()
         self.silent = False
         self.broken = False
-        self.unknown = False
+        self.unknown: Exception | None = None
         self.on_event: OnEvent | None = None
         self.asked = 0
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         if self.broken:
-            raise ZeroDivisionError
-        if self.unknown:
+            raise BackendError("it is broken", retryable=True, outcome_known=True)
+        if self.unknown is not None:
             self.on_event = on_event
-            raise BackendError("its answer was lost", retryable=True, outcome_known=False)
+            raise self.unknown
         self.started.append(BackendCall(f"call-{len(self.started)}"))
         return self.started[-1]
 
@@ -146,8 +146,8 @@ def test_a_backend_that_does_not_answer(order: OrderFactory) -> None:
     line.close()
 
 
-def test_a_backend_that_breaks(order: OrderFactory) -> None:
-    """The order whose start broke ends; those behind it still have their turn."""
+def test_a_backend_that_refuses(order: OrderFactory) -> None:
+    """The order whose start was refused ends; those behind it still have their turn."""
     puppet, heard = _Puppet(), Recorder()
     line = WaitingLine(puppet)
     first = line.start(order(), on_event=Recorder())
@@ -163,13 +163,16 @@ def test_a_backend_that_breaks(order: OrderFactory) -> None:
     line.close()
 
 
-def test_a_queued_start_whose_outcome_is_unknown_counts_as_running(order: OrderFactory) -> None:
+@pytest.mark.parametrize(
+    "error", [BackendError("its answer was lost", retryable=True, outcome_known=False), ZeroDivisionError()], ids=repr
+)
+def test_a_queued_start_whose_outcome_is_unknown_counts_as_running(order: OrderFactory, error: Exception) -> None:
     """Its render may run, so it is not failed and keeps its slot, until a check-in names its call or it is cancelled."""
     puppet, heard = _Puppet(), Recorder()
     line, queued = WaitingLine(puppet), order()
     first = line.start(order(), on_event=Recorder())
     unknown = line.start(queued, on_event=heard)
-    puppet.unknown = True
+    puppet.unknown = error
     puppet.cancel(first)
     assert eventually(lambda: puppet.on_event is not None)
     assert line.poll(unknown).status is CallStatus.RUNNING

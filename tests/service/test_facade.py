@@ -557,6 +557,8 @@ def test_a_late_delete_leaves_a_later_job_alone(idle: RenderService, song: Path)
     later = idle.submit(b"RIFF", scene="fake", idempotency_key="k")
     with pytest.raises(JobNotFoundError):
         idle._engine.delete(ended)
+    with pytest.raises(JobNotFoundError):
+        idle.delete(first.id, incarnation=ended.incarnation)
     assert later.job.status is JobStatus.PENDING
     assert [info.key for info in idle._engine.parts.storage.list("jobs/")] != []
 

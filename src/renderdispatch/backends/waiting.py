@@ -95,7 +95,7 @@ class _Order:
             return self._on_event(event)
 
         try:
-            self._call = self._backend.start(self._order, on_event=renamed)
+            self._call = calls.start(self._backend, self._order, on_event=renamed)
         except BackendError as error:
             if error.outcome_known:
                 raise

@@ -142,16 +142,21 @@ def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json:
         raise click.UsageError("Name jobs, or use --older-than or --all-ended.")
     with from_settings(worker=False) as service:
         doomed = list(_ended(service, age_s or 0)) if by_age else [_find(service, job_id) for job_id in job_ids]
+        removed = 0
         for job in doomed:
             if not job.ended:
                 name = display.short(job.id)
                 message = f"job {name} is {job.status}; cancel it: renderdispatch jobs cancel {name}"
                 raise InvalidRequestError(message, code="job.running")
-            service.delete(job.id)
+            try:
+                service.delete(job.id, incarnation=job.incarnation)
+            except JobNotFoundError:  # somebody else was faster
+                continue
+            removed += 1
             if as_json:
                 display.report_json({"jobId": job.id, "removed": True})
     if not as_json:
-        display.report(f"removed {len(doomed)} job{'' if len(doomed) == 1 else 's'}")
+        display.report(f"removed {removed} job{'' if removed == 1 else 's'}")
 
 
 # --- finding jobs ---------------------------------------------------------------------------------
