@@ -23,7 +23,7 @@ from renderdispatch.protocols import CLOCK_STEP, JobQuery, JobStore, SupportsSer
 _STEP: Final = timedelta(seconds=2)
 """By how much the two clocks must differ to make a step."""
 
-_LITTLE_S: Final = 0.05
+_LITTLE_S: Final = 0.25
 
 _STEPS: Final = 100
 """How many steps are remembered."""

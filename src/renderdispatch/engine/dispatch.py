@@ -45,6 +45,9 @@ _CLAIMS: Final = 20
 _AHEAD: Final = 16
 """How many attempts of a backend may wait for a slot with their audio at hand, before no more are claimed."""
 
+_PASSED: Final = 100
+"""How many jobs of a backend are remembered because their audio cannot be brought yet."""
+
 _CLAIM_PATIENCE_S: Final = 2.0
 
 
@@ -67,6 +70,9 @@ class Dispatcher:
     _waiting: dict[str, list[Preparation]] = field(factory=dict, init=False)
     """By backend: attempts whose audio is at hand, and that wait for a slot."""
 
+    _passed: dict[str, dict[str, Job]] = field(factory=dict, init=False)
+    """By backend: claimed jobs whose audio could not be brought yet. They stay reserved for a while."""
+
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def tick(self) -> int:
@@ -88,7 +94,8 @@ class Dispatcher:
 
     def _serve(self, name: str) -> int:
         """Claim jobs for one backend, and start as many as it has slots."""
-        taken = 0
+        passed = self._passed.pop(name, {}) if self._room(name) > 0 else {}
+        taken = sum(self._take(job, name) for job in passed.values())
         for _ in range(_CLAIMS):
             room = self._room(name)
             if room <= 0 or len(self._waiting.get(name, ())) >= _AHEAD or not self._lanes.start[name].ensure():
@@ -137,7 +144,10 @@ class Dispatcher:
                 return False
             if job.ended or store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
                 return False
-        if not self._can_bring(job):  # it stays reserved for a while: jobs behind it go first
+        if not self._can_bring(job):  # jobs behind it go first
+            passed = self._passed.setdefault(name, {})
+            if len(passed) < _PASSED:
+                passed[job.id] = job
             return False
         claim = Claimed(
             token=secrets.token_hex(16),

@@ -101,7 +101,11 @@ class Reconciler:
 
     def tick(self) -> int:
         """Check every job that is due, here and now; return how many were changed."""
-        changed = sum(self.reconcile(job) for job in self._due())
+        changed = 0
+        for job in self._due():
+            whole = self._schedule.due(job, self._monotonic())
+            found = self._checked(job, self._checks.check if whole else self._checks.clock)
+            changed += found is not None and found.revision != job.revision
         self._tidy_up()
         return changed
 
@@ -114,7 +118,8 @@ class Reconciler:
         for job in self._due():
             if (found := self._checked(job, self._checks.clock)) is not None:
                 changed += found.revision != job.revision
-                self._hand_on(found)
+                if self._schedule.due(found, self._monotonic()):
+                    self._hand_on(found)
         self._lanes.bucket.submit("uploads", self._tidy_up)
         return changed
 
@@ -123,15 +128,14 @@ class Reconciler:
         return min(longest_s, self.clocks.next_lapse_s)
 
     def _due(self) -> Iterator[Job]:
-        """Yield the jobs that are due for another check."""
+        """Yield the jobs that are due."""
         seen: set[str] = set()
         yield from self._lapsed()
         for job in walk(self._store, JobQuery(order="due", due_by=self._store.now(), limit=_PAGE)):
             if self._stop.requested:
                 return
             seen.add(job.id)
-            if self._schedule.due(job, self._monotonic()):
-                yield job
+            yield job
         self._schedule.keep(seen)
 
     def _lapsed(self) -> Iterator[Job]:
