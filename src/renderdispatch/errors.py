@@ -30,7 +30,8 @@ naturally::
     └── RenderError (RuntimeError)                raised by renderers and the runner: code and fault domain
         ├── AudioError                             the audio cannot be used
         ├── SceneError                             the scene or its parameters are wrong
-        └── RenderStopped                          the run was told to stop
+        ├── RenderStopped                          the run was told to stop
+        └── RenderStalled                          the render showed no new frame for too long
 
 Each has a ``code``, a stable string for programs. Messages never contain a secret or a signed URL.
 """
@@ -69,12 +70,12 @@ class UnknownNameError(InvalidRequestError, LookupError):
         """Return the error; its message has similar names, or all names if none is similar."""
         import difflib
 
-        names = sorted(known)
+        names, name = sorted(known), str(name)[:80]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = "known: " + ", ".join(names) if names else "none is registered"
         if near:
             hint = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-        return cls(f"unknown {kind} {name[:80]!r}; {hint}", code=code)
+        return cls(f"unknown {kind} {name!r}; {hint}", code=code)
 
 
 class GpuUnavailableError(InvalidRequestError):
@@ -282,3 +283,9 @@ class RenderStopped(RenderError):
     """The service told the run to stop, because the job was cancelled or a newer run took over."""
 
     code = "render.stopped"
+
+
+class RenderStalled(RenderError):
+    """The render showed no new frame for too long (rule J16). The second time in a job, it is the scene's fault."""
+
+    code = "render.stalled"

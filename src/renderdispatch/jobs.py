@@ -62,7 +62,7 @@ class Attempt:
         overdue_at: When storage was found not to have responded in time (rule J7).
         ended_at: When it ended; None while it runs.
         error: Why it failed.
-        stopped: Whether its computing is known to have stopped.
+        stopped: Whether its computing is known to have stopped; before the call, its preparation.
         clean_up: Whether its call and its objects are still to be cleaned up.
         swept_at: When its objects were last removed although it may still write more.
     """
@@ -99,8 +99,8 @@ class Attempt:
 
     @property
     def may_write(self) -> bool:
-        """Whether it ended because its holder went silent: a holder that is only slow may still deliver."""
-        return self.local and self.ended_at is not None and not self.stopped
+        """Whether it ended because its holder went silent: a holder that is only slow may still store something."""
+        return self.ended_at is not None and not self.stopped and (self.local or not self.called)
 
     @property
     def sweep_at(self) -> datetime | None:

@@ -11,25 +11,35 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
+from numbers import Rational, Real
 from threading import RLock
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import pydantic
 from attrs import field, frozen
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
-from renderdispatch.errors import UnknownNameError
+from renderdispatch.errors import InvalidRequestError, UnknownNameError
 
 PROTOCOL: Final = 1
 """The version of every message written here; the previous version is still understood."""
+
+CLOCK_SLACK: Final = timedelta(seconds=60)
+"""Added to deadlines by both sides, because the clocks of two machines differ (rule J13)."""
 
 MAX_PARAMS_BYTES: Final = 2048
 MAX_METADATA_BYTES: Final = 4096
 MAX_JSON_DEPTH: Final = 64
 """Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
+
+MAX_AUDIO_TRACK: Final = 999
+MAX_WARNINGS: Final = 20
+DEFAULT_MEMORY_MIB: Final = 16_384
+"""The largest preset takes less than half of it."""
 
 MAX_ORDER_BYTES: Final = 8192
 """Modal sends larger arguments of a call through blob storage."""
@@ -115,22 +125,57 @@ class Message(Model):
     )
 
 
+def describe_validation(error: pydantic.ValidationError) -> str:
+    """Return one line that says what is wrong with each field; the values are not quoted."""
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"{where}: {what}" if where else what)
+    return "; ".join(problems)
+
+
+class Argument(Message):
+    """The base of what applications make themselves, to hand it in.
+
+    Raises:
+        InvalidRequestError: A value is wrong.
+        UnknownNameError: ``request.unknown-name``: there is no such field, which a message of a newer peer may have.
+    """
+
+    if not TYPE_CHECKING:  # it would hide the names of the fields
+
+        def __init__(self, **fields: Any) -> None:
+            kind, known = type(self).__name__, type(self).model_fields
+            for name in fields:
+                if name not in known and name not in map(to_camel, known):
+                    raise UnknownNameError.of(f"field of {kind}", name, known, code="request.unknown-name")
+            try:
+                super().__init__(**fields)
+            except pydantic.ValidationError as error:
+                raise InvalidRequestError(f"{kind}: {describe_validation(error)}") from None
+
+        __init__.__pydantic_base_init__ = True  # it is for callers: what is read as JSON takes pydantic's own way
+
+
 # --- what to render -------------------------------------------------------------------------------
 
 
 def parse_rate(value: object) -> Fraction:
-    """Read a frame rate: an integer, a `Fraction`, ``"30000/1001"``, or a decimal such as 29.97.
+    """Read a frame rate: an integer or another fraction, ``"30000/1001"``, or a decimal such as 29.97.
 
     Raises:
         ValueError: The value is not a number, not finite, below 1/10, or above 240.
     """
     rate: Fraction | None = None
-    with suppress(ValueError, ZeroDivisionError):
+    with suppress(ValueError, ZeroDivisionError, OverflowError):
         match value:
-            case float() if math.isfinite(value):
-                rate = Fraction(value).limit_denominator(1001)
-            case int() | Fraction() if not isinstance(value, bool):
-                rate = Fraction(value)
+            case bool():
+                pass
+            case Rational():
+                rate = Fraction(int(value.numerator), int(value.denominator))
+            case Real() | Decimal() if math.isfinite(value):
+                rate = Fraction(float(value)).limit_denominator(1001)
             case str() if len(value) <= 32 and "e" not in value.lower():  # 1e99999999 takes minutes to write out
                 rate = Fraction(value.strip())
     if rate is None:
@@ -157,7 +202,7 @@ FrameRate = Annotated[
 Projection = Literal["flat", "360-mono", "360-stereo"]
 
 
-class Output(Message):
+class Output(Argument):
     """The picture of a video.
 
     Args:
@@ -187,21 +232,30 @@ PRESETS: Final[Mapping[str, Output]] = {
 }
 
 
-class Limits(Message):
-    """The limits of a job: times, attempts, and the kind of GPU. They are always finite.
+class Limits(Argument):
+    """The limits of a job: times, attempts, memory, and the kind of GPU. They are always finite.
 
     Args:
         start_timeout: From an attempt's dispatch intent to the first event of its GPU side.
         total_timeout: From submit to the end, for all attempts together.
         max_attempts: Number of attempts, with the first one.
+        stall_timeout: How long a render may show no new frame; None: five minutes, or 20 times the longest gap between
+            two frames so far if that is longer, and 30 minutes for the first frame. A renderer that reports no frames
+            is only ended where this is set.
+        memory_mib: MiB of memory that the process of a render may use, and at most nine tenths of what its machine or
+            container has.
         gpu: The kind of GPU, as the backend names it (``"L4"`` on Modal); None: the backend chooses. A backend that has
             only one kind ignores it.
+        max_duration: The longest range of audio that is rendered. Small files can hold days of sound.
     """
 
     start_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0), le=timedelta(days=6))
     total_timeout: timedelta = Field(default=timedelta(hours=6), gt=timedelta(0), le=timedelta(days=6))
     max_attempts: int = Field(default=3, ge=1, le=20)
+    stall_timeout: timedelta | None = Field(default=None, gt=timedelta(0), le=timedelta(days=6))
+    memory_mib: int = Field(default=DEFAULT_MEMORY_MIB, ge=64, le=1 << 24)
     gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]{0,39}$")
+    max_duration: timedelta = Field(default=timedelta(hours=4), gt=timedelta(0), le=timedelta(days=6))
 
 
 class StoredAudio(Message):
@@ -216,7 +270,8 @@ class StoredAudio(Message):
 class LocalAudio(Message):
     """A file that a worker on the same machine reads later.
 
-    ``size`` (bytes) and ``mtime_ns`` identify the state of the file that was submitted.
+    ``size`` (bytes) and ``mtime_ns`` identify the state of the file that was submitted, ``sha256`` its content: it is
+    known if the job has an idempotency key.
     """
 
     kind: Literal["local"] = "local"
@@ -224,6 +279,7 @@ class LocalAudio(Message):
     machine: str
     size: int = Field(ge=0)
     mtime_ns: int
+    sha256: str | None = None
 
 
 FOR_THE_RECORD: Final = {"for": "the record"}
@@ -244,18 +300,29 @@ class RemoteAudio(Message):
 Audio = Annotated[StoredAudio | LocalAudio | RemoteAudio, Field(discriminator="kind")]
 
 
+def _text(owner: object, _: Any, value: Any) -> None:
+    if not isinstance(value, str):
+        message = f"{type(owner).__name__} takes a str, not {type(value).__name__}"
+        raise InvalidRequestError(message, code="audio.invalid")
+
+
 @frozen
 class AudioUrl:
     """Names audio by its URL, for `submit`, which refuses a bare string on purpose."""
 
-    url: str = field(repr=False)
+    url: str = field(repr=False, validator=_text)
 
 
 @frozen
 class StorageKey:
     """Names audio in the service's own storage, for `submit`."""
 
-    key: str
+    key: str = field(validator=_text)
+
+
+def shorten(value: object, length: int) -> object:
+    """Return a text cut to ``length``; anything else as it is."""
+    return value[: length - 3] + "..." if isinstance(value, str) and len(value) > length else value
 
 
 def _is_deeper(value: object, levels: int) -> bool:
@@ -285,6 +352,7 @@ class RenderRequest(Message):
     Args:
         start: Seconds into the audio at which the video begins.
         duration: Seconds of video; None: to the end of the audio.
+        audio_track: Which of the file's audio streams is heard, from 0; None: the one that players choose.
         params: The scene's parameters, at most 2 KiB of JSON.
         metadata: For the application, never read here; at most 4 KiB of JSON.
     """
@@ -296,6 +364,7 @@ class RenderRequest(Message):
     output: Output = Output.model_construct()
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
+    audio_track: int | None = Field(default=None, ge=0, le=MAX_AUDIO_TRACK)
     backend: str
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
@@ -337,7 +406,8 @@ class RenderOrder(Message):
     """Everything that the GPU side gets.
 
     ``local`` means that the order never left the machine, so that ``file:`` and ``memory:`` URLs may be used. ``token``
-    fences the attempt; it does not authenticate.
+    fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
+    ``audio_mtime_ns`` is set where ``audio_url`` names the submitted file itself, which may change while it is read.
     """
 
     protocol: int = PROTOCOL
@@ -346,6 +416,7 @@ class RenderOrder(Message):
     token: str = Field(repr=False)
     audio_url: str = Field(repr=False)
     audio_size: int = Field(ge=0)
+    audio_mtime_ns: int | None = None
     video: ObjectUrls
     result: ObjectUrls
     scene: str
@@ -353,8 +424,12 @@ class RenderOrder(Message):
     output: Output
     start: float = 0.0
     duration: float | None = None
+    audio_track: int | None = None
+    max_duration: float | None = None
     require_gpu: bool = False
     gpu: str | None = None
+    stall_timeout: timedelta | None = None
+    memory_mib: int = DEFAULT_MEMORY_MIB
     start_by: pydantic.AwareDatetime
     finish_by: pydantic.AwareDatetime
     callback: Callback | None = None
@@ -399,14 +474,33 @@ class VideoFacts(Message):
     encoded_by: str
 
 
+class RenderWarning(Message):
+    """What a finished video lacks, such as damaged sound. ``code`` is stable; ``message`` is for people."""
+
+    code: str = Field(max_length=100)
+    message: str
+
+    @pydantic.field_validator("message", mode="before")
+    @classmethod
+    def _shorten(cls, value: object) -> object:
+        return shorten(value, 400)
+
+
 class RenderStats(VideoFacts):
     """The video that a renderer made.
 
     Args:
         content_type: The media type of the file.
+        warnings: What the video lacks; the first `MAX_WARNINGS` are kept.
     """
 
     content_type: str = "video/mp4"
+    warnings: tuple[RenderWarning, ...] = ()
+
+    @pydantic.field_validator("warnings")
+    @classmethod
+    def _keep_the_first(cls, value: tuple[RenderWarning, ...]) -> tuple[RenderWarning, ...]:
+        return value[:MAX_WARNINGS]
 
 
 class Artifact(RenderStats):
@@ -421,14 +515,19 @@ class Artifact(RenderStats):
 class JobError(Message):
     """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
 
-    code: str
+    code: str = Field(max_length=200)
     message: str = Field(max_length=2000)
     fault: FaultDomain
+
+    @pydantic.field_validator("code", mode="before")
+    @classmethod
+    def _shorten_code(cls, value: object) -> object:
+        return shorten(value, 200)
 
     @pydantic.field_validator("message", mode="before")
     @classmethod
     def _shorten(cls, value: object) -> object:
-        return value[:1997] + "..." if isinstance(value, str) and len(value) > 2000 else value
+        return shorten(value, 2000)
 
 
 class _FromRun(Message):
@@ -442,14 +541,14 @@ class _FromRun(Message):
     event_id: str
     job_id: str
     token: str = Field(repr=False)
-    run_id: str
+    run_id: str = Field(max_length=200)
 
 
 class CheckedIn(_FromRun):
     """A run begins. It reports the backend's call id if it knows it."""
 
     type: Literal["checked-in"] = "checked-in"
-    call_id: str | None = None
+    call_id: str | None = Field(default=None, max_length=1000)
 
 
 RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]
@@ -538,7 +637,10 @@ class PollError(Message):
 
 
 class PollResponse(Message):
-    """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire."""
+    """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire.
+
+    ``warnings`` says what the finished video lacks.
+    """
 
     job_id: str
     status: JobStatus
@@ -548,13 +650,22 @@ class PollResponse(Message):
     queue_position: int | None = None
     result: PollResult | None = None
     error: PollError | None = None
+    warnings: tuple[RenderWarning, ...] = ()
     download_url: str | None = Field(default=None, repr=False)
     created_at: datetime
     updated_at: datetime
 
     def to_json(self) -> str:
-        """Return the response's body, without fields that are None."""
+        """Return the response's body, without fields that hold nothing."""
         return self.model_dump_json(exclude_none=True)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_no_warnings(self, write: pydantic.SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a return type would replace the fields in the JSON schema
+        """Write ``warnings`` only where there are some."""
+        written = write(self)
+        if not self.warnings:
+            written.pop("warnings", None)
+        return written
 
 
 class UploadGrant(Message):
@@ -574,9 +685,12 @@ def read_output(output: Output | str, known: Mapping[str, Output] = PRESETS) -> 
 
     Raises:
         UnknownNameError: No preset has this name.
+        InvalidRequestError: It is neither.
     """
     if isinstance(output, Output):
         return output
+    if not isinstance(output, str):
+        raise InvalidRequestError(f"output: an Output or a preset's name, not {type(output).__name__}")
     if output not in known:
         raise UnknownNameError.of("preset", output, known, code="preset.unknown")
     return known[output]

@@ -334,7 +334,8 @@ OnEvent = Callable[[messages.RenderEvent], messages.EventReply]
 class RenderBackend(Protocol):
     """Turns an order into a running render.
 
-    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known.
+    Every call raises `BackendError`, which says whether it is retryable and whether the outcome is known. After any
+    other exception, and after a result that this protocol does not allow, the outcome counts as unknown.
     """
 
     @property
@@ -405,10 +406,10 @@ class Renderer(Protocol):
         """Write the video to ``output`` and return what was made.
 
         The order's URLs and keys are blank here. The number of frames is ``round(duration x fps)``; the duration is
-        that of the decoded samples in the order's range.
+        that of the decoded samples in the order's range. ``audio`` may be the file that was submitted: only read it.
 
         Raises:
-            AudioError: The sound cannot be used.
+            AudioError: The sound cannot be used, or is longer than ``order.max_duration`` (``audio.too-long``).
             SceneError: The scene or its parameters are at fault. Any other exception is treated as this one.
             RenderStopped: Raised by ``report``; let it pass. Nothing needs to be kept.
         """
@@ -441,6 +442,14 @@ class SupportsGpu(Protocol):
 
     def uses_gpu(self) -> bool:
         """Return whether a render started now would draw on a GPU."""
+
+
+@runtime_checkable
+class SupportsReadAhead(Protocol):
+    """A renderer that says when it reads. One without this power may read the audio at any time."""
+
+    reads_audio_first: bool
+    """Whether it has read all of the audio before it reports its first frame: the file may change from then on."""
 
 
 # --- fetching -------------------------------------------------------------------------------------

@@ -145,6 +145,7 @@ class RenderService:
         output: Output | str = "flat-1080p-landscape",
         start: float = 0,
         duration: float | None = None,
+        audio_track: int | None = None,
         backend: str | None = None,
         require_gpu: bool = False,
         limits: Limits | None = None,
@@ -162,9 +163,10 @@ class RenderService:
             output: An `Output`, or a preset's name.
             start: Seconds into the audio.
             duration: Seconds of video; None is to the end.
+            audio_track: Which of the file's audio streams is heard, from 0. None is the one that players choose.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
-            limits: Deadlines and attempts.
+            limits: Deadlines, attempts, and the longest audio.
             priority: Higher goes first.
             metadata: Data of the application, at most 4 KiB of JSON.
             idempotency_key: The same key gives the same job back, for as long as the job lives.
@@ -178,13 +180,14 @@ class RenderService:
         self._engine.check_open()
         fields = {
             "scene": scene_name(scene),
-            "params": dict(params or {}),
+            "params": {} if params is None else params,
             "output": read_output(output),
             "start": start,
             "duration": duration,
+            "audio_track": audio_track,
             "require_gpu": require_gpu,
-            "limits": limits or Limits(),
-            "metadata": dict(metadata or {}),
+            "limits": Limits() if limits is None else limits,
+            "metadata": {} if metadata is None else metadata,
         }
         job = self._submissions.submit(
             audio, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
@@ -238,7 +241,11 @@ class RenderService:
     def jobs(
         self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[Job]:
-        """Return a page of jobs, newest first; ``cursor`` of one page asks for the next."""
+        """Return a page of jobs, newest first; ``cursor`` of one page asks for the next.
+
+        Raises:
+            InvalidRequestError: There is no such status or cursor, or ``limit`` is not 1 to 1000.
+        """
         return self._views.page(status, limit=limit, cursor=cursor)
 
     def counts(self) -> dict[JobStatus, int]:
@@ -264,7 +271,7 @@ class RenderService:
             StorageFullError: No space is left.
             StorageDeniedError: The file may not be written.
         """
-        return self._views.save(self.get(job_id), Path(path), overwrite=overwrite)
+        return self._views.save(self.get(job_id), path, overwrite=overwrite)
 
     def open_video(self, job_id: str) -> AbstractContextManager[BinaryIO]:
         """Open the finished video for reading.

@@ -6,15 +6,19 @@ when it is chosen, so that a start does not wait for the others.
 
 from __future__ import annotations
 
+import os
+import pwd
+import re
+import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import platformdirs
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from renderdispatch.errors import ConfigurationError, UnknownNameError
+from renderdispatch.errors import ConfigurationError, MissingExtraError, UnknownNameError
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
 
 if TYPE_CHECKING:
@@ -27,6 +31,44 @@ BACKENDS: Final = "renderdispatch.backends"
 
 _SHIPPED: Final = ("local", "inline", "modal", "http")
 _R2: Final = "r2://"
+_RENDER_HERE: Final = frozenset({"local", "inline"})
+
+_PREFIX: Final = "RENDERDISPATCH_"
+_DEPLOYMENT: Final = "APP GPU CPU MEMORY TIMEOUT STARTUP_TIMEOUT SCALEDOWN_WINDOW WORKER SECRET PERIOD"
+"""What ``RENDERDISPATCH_MODAL_...`` says where the render function is deployed."""
+
+_NOT_OURS: Final = re.compile(
+    r"LIVE_.*|TEST_.*|STORM|EVENTS_FD|SYS_PATH"  # of the tests, and of render processes
+    # Kubernetes and Docker describe each service by such variables, one that is called renderdispatch too
+    r"|(.+_)?SERVICE_(HOST|PORT(_.+)?)|(.+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
+
+
+def _default_home() -> Path:
+    """Return the user's data folder. Without a user it is not absolute, and refused where a home is needed."""
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not data.is_absolute():  # the specification says to ignore others
+        data = _user_home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
+    return data / "renderdispatch"
+
+
+def _user_home() -> Path:
+    if home := os.environ.get("HOME"):
+        return Path(home)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a container's user may have no entry
+        return Path("~")
+
+
+def _absolute(home: Path) -> Path:
+    try:
+        return home.expanduser().absolute()
+    except RuntimeError:
+        why = "that user has no home folder"
+    except FileNotFoundError:
+        why = "it is relative, and the working directory is gone"
+    raise ConfigurationError(f"the home {home} cannot be used: {why}; write an absolute path")
 
 
 class Settings(BaseSettings):
@@ -73,7 +115,7 @@ class Settings(BaseSettings):
         env_prefix="RENDERDISPATCH_", env_ignore_empty=True, hide_input_in_errors=True, extra="ignore"
     )
 
-    home: Path = Field(default_factory=lambda: platformdirs.user_data_path("renderdispatch"))
+    home: Path = Field(default_factory=_default_home, validate_default=False)
     store: SecretStr | None = None
     storage: SecretStr | None = None
     backends: Annotated[tuple[str, ...], NoDecode] = ("local",)
@@ -104,6 +146,11 @@ class Settings(BaseSettings):
     http_modal_secret: SecretStr | None = None
     http_keyed: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_blanks(cls, values: Mapping[str, object]) -> dict[str, object]:
+        return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
+
     @field_validator("backends", "fetch_allow_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -112,7 +159,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _expand(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        return _absolute(value)
 
 
 _EMBEDDED: Final = {
@@ -136,7 +183,7 @@ def local(home: str | Path | None = None, *, worker: bool = True) -> RenderServi
         ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense.
     """
     found = read_settings()
-    chosen = found.home if home is None else Path(home).expanduser().absolute()
+    chosen = found.home if home is None else _absolute(Path(home))
     return _build(Settings.model_construct(**{**dict(found), **_EMBEDDED, "home": chosen, "worker": worker}))
 
 
@@ -158,19 +205,47 @@ def read_settings() -> Settings:
     """Return what the environment says.
 
     Raises:
-        ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense.
+        ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense, or is misspelt.
     """
+    check_names(os.environ)
     try:
         return Settings()
     except ValidationError as error:
-        from renderdispatch.engine.intake import describe_validation
+        from renderdispatch.messages import describe_validation
 
         raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
+
+
+def check_names(environment: Mapping[str, str]) -> None:
+    """Refuse variables that were meant as settings and are none: with a misspelt one, renders would go elsewhere.
+
+    Raises:
+        ConfigurationError: ``configuration.unknown``: there is one; the message names it, and the near matches.
+    """
+    known = {name.upper() for name in Settings.model_fields} | {f"MODAL_{name}" for name in _DEPLOYMENT.split()}
+    for name, value in environment.items():
+        upper = name.upper()
+        if not upper.startswith("REN") or not value.strip():
+            continue
+        ours, rest = upper.startswith(_PREFIX), upper.removeprefix(_PREFIX)
+        if ours and (rest in known or _NOT_OURS.fullmatch(rest)):
+            continue
+        from difflib import get_close_matches
+
+        if ours:
+            near = [_PREFIX + match for match in get_close_matches(rest, sorted(known), cutoff=0.7)]
+        else:  # the prefix itself may be misspelt
+            near = get_close_matches(upper, [_PREFIX + setting for setting in sorted(known)], cutoff=0.9)
+        if ours or near:
+            hint = f"did you mean {' or '.join(near)}?" if near else "unset it; docs/reference.md lists the settings"
+            raise ConfigurationError(f"{name[:80]} is not a setting; {hint}", code="configuration.unknown")
 
 
 def _build(settings: Settings) -> RenderService:
     from renderdispatch.service import RenderService
 
+    if settings.worker:
+        _check_extra(settings)
     storage, store = open_storage(settings), open_store(settings)
     backends = {name: _backend(name, settings) for name in settings.backends}
     return RenderService(
@@ -184,6 +259,34 @@ def _build(settings: Settings) -> RenderService:
         lease=timedelta(seconds=settings.lease_s),
         owned=(*backends.values(), storage, store),
     )
+
+
+def _check_extra(settings: Settings) -> None:
+    """Refuse to work without what the renderers that ship need; nothing is imported for it."""
+    from importlib.util import find_spec
+
+    here = [name for name in settings.backends if name in _RENDER_HERE]
+    if here and not all(map(find_spec, ("numpy", "av"))):
+        raise MissingExtraError.of(f"backend {here[0]!r}", "render")
+
+
+def _usable_home(settings: Settings) -> Path:
+    """Return the home, which need not exist.
+
+    Raises:
+        ConfigurationError: It can neither be used nor made.
+    """
+    from renderdispatch.plumbing.files import obstacle
+
+    home = settings.home
+    step = "set RENDERDISPATCH_HOME to a folder that this user may write to"
+    if not home.is_absolute():
+        raise ConfigurationError(f"this user has no home folder; {step}")
+    exists = os.path.lexists(home)
+    why = ("it is not a folder" if exists else obstacle(home)) if not os.path.isdir(home) else None  # noqa: PTH112
+    if why is not None:
+        raise ConfigurationError(f"the home {home} cannot be used: {why}; {step}")
+    return home
 
 
 def open_fetcher(settings: Settings) -> GuardedFetcher:
@@ -209,11 +312,11 @@ def open_storage(settings: Settings) -> StorageAdapter:
     Raises:
         ConfigurationError: They do not fit together, or one is missing: the message names the variable.
     """
-    url = settings.storage.get_secret_value() if settings.storage else str(settings.home / "objects")
+    url = settings.storage.get_secret_value() if settings.storage else ""
     if not url.startswith(_R2):
         from renderdispatch.storage.fsspec import FsspecStorage
 
-        return FsspecStorage(url, urls=open_urls(settings))
+        return FsspecStorage(url or _usable_home(settings) / "objects", urls=open_urls(settings))
     if settings.objects_url is not None:
         raise ConfigurationError("R2 serves its own signed URLs: leave RENDERDISPATCH_OBJECTS_URL unset with r2://")
     return _open_r2(settings, url.removeprefix(_R2))
@@ -258,15 +361,19 @@ def open_urls(settings: Settings) -> SignedUrls | None:
 
 
 def open_store(settings: Settings) -> JobStore:
-    """Return the job store that the settings describe. The caller closes it."""
-    url = settings.store.get_secret_value() if settings.store else f"sqlite:///{settings.home / 'jobs.db'}"
+    """Return the job store that the settings describe. The caller closes it.
+
+    Raises:
+        ConfigurationError: Its URL or the home makes no sense.
+    """
+    url = settings.store.get_secret_value() if settings.store else ""
     if url == "memory":
         from renderdispatch.stores.memory import MemoryJobStore
 
         return MemoryJobStore()
     from renderdispatch.stores.sql import SqlJobStore
 
-    return SqlJobStore(url)
+    return SqlJobStore(url or _usable_home(settings) / "jobs.db")
 
 
 # --- backends

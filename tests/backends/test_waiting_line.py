@@ -104,11 +104,16 @@ class _Puppet:
         self.ended: set[BackendCall] = set()
         self.silent = False
         self.broken = False
+        self.unknown = False
+        self.on_event: OnEvent | None = None
         self.asked = 0
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         if self.broken:
             raise ZeroDivisionError
+        if self.unknown:
+            self.on_event = on_event
+            raise BackendError("its answer was lost", retryable=True, outcome_known=False)
         self.started.append(BackendCall(f"call-{len(self.started)}"))
         return self.started[-1]
 
@@ -155,6 +160,27 @@ def test_a_backend_that_breaks(order: OrderFactory) -> None:
     eventually(lambda: len(puppet.started) == 2)
     outcome = line.poll(broken).outcome
     assert isinstance(outcome, Failed) and outcome.error.code == "backend.error"
+    line.close()
+
+
+def test_a_queued_start_whose_outcome_is_unknown_counts_as_running(order: OrderFactory) -> None:
+    """Its render may run, so it is not failed and keeps its slot, until a check-in names its call or it is cancelled."""
+    puppet, heard = _Puppet(), Recorder()
+    line, queued = WaitingLine(puppet), order()
+    first = line.start(order(), on_event=Recorder())
+    unknown = line.start(queued, on_event=heard)
+    puppet.unknown = True
+    puppet.cancel(first)
+    assert eventually(lambda: puppet.on_event is not None)
+    assert line.poll(unknown).status is CallStatus.RUNNING
+    puppet.started.append(BackendCall("late"))
+    assert puppet.on_event is not None
+    common = {"event_id": "1", "job_id": queued.job_id, "token": queued.token, "run_id": "run-1"}
+    puppet.on_event(CheckedIn.model_validate({**common, "call_id": "late"}))
+    assert [event.call_id for event in heard.events if isinstance(event, CheckedIn)] == [unknown.id]
+    line.cancel(unknown)
+    assert BackendCall("late") in puppet.ended
+    assert line.poll(unknown).status is CallStatus.MISSING
     line.close()
 
 

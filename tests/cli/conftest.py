@@ -13,7 +13,7 @@ from tests.support.command_line import PLUGIN, SMALL, CommandLine, write_song
 
 @pytest.fixture
 def cli(tmp_path: Path) -> CommandLine:
-    """The command line in an empty folder, with three more scenes: ``slow``, ``broken`` and ``crashing``."""
+    """The command line in an empty folder, with more scenes: ``slow``, ``broken``, ``lossy`` and ``crashing``."""
     folder, plugins = tmp_path / "folder", tmp_path / "plugins"
     metadata = plugins / "test_scenes-1.0.dist-info"
     folder.mkdir()
@@ -24,6 +24,7 @@ def cli(tmp_path: Path) -> CommandLine:
         [renderdispatch.renderers]
         slow = test_scenes:Slow
         broken = test_scenes:Broken
+        lossy = test_scenes:Lossy
         crashing = test_scenes:Crashing
     """
     (metadata / "entry_points.txt").write_text(textwrap.dedent(points).lstrip())

@@ -65,6 +65,32 @@ def test_options_reach_the_job(cli: CommandLine, song: Path) -> None:
     assert "gain=2" in shown
 
 
+def test_what_a_video_lacks_is_said(cli: CommandLine, song: Path) -> None:
+    """One line on stderr for each warning, in plain words; ``jobs show`` repeats them, and scripts get a list."""
+    ran = cli("render", song, *SMALL, "--scene", "lossy", "--audio-track", "2")
+    assert (ran.status, ran.out.count("\n")) == (0, 1)
+    assert ran.err.splitlines() == [
+        f"renderdispatch: warning: track 2: silent from {at} s [audio.damaged]" for at in (3, 9)
+    ]
+    job_id = cli.jobs()[0]["jobId"]
+    assert "silent from 9 s [audio.damaged]" in cli("jobs", "show", job_id).out
+    answer = json.loads(cli("jobs", "show", job_id, "--json").out)
+    assert [(warning["code"], warning["message"][-3:]) for warning in answer["warnings"]] == [
+        ("audio.damaged", "3 s"),
+        ("audio.damaged", "9 s"),
+    ]
+
+
+def test_a_song_that_is_too_long_is_not_rendered(cli: CommandLine, song: Path) -> None:
+    """The error names the option that allows it."""
+    ran = cli("render", song, *SMALL, "--max-duration", "0.5")
+    assert ran.status == 1
+    assert "longer than 0.5 s" in ran.err
+    assert "--max-duration" in ran.err
+    assert ran.err.endswith("[audio.too-long]\n")
+    assert cli("render", song, *SMALL, "--max-duration", "nan").status == 2
+
+
 def test_verbose_logs_to_stderr(cli: CommandLine, song: Path) -> None:
     """``-vv`` shows what the library does; stdout stays the answer."""
     ran = cli("render", song, *SMALL, "--scene", "broken", "-vv")

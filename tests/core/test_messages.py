@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from renderdispatch.errors import UnknownNameError
+from renderdispatch.errors import InvalidRequestError, UnknownNameError
 from renderdispatch.messages import (
     FOR_THE_RECORD,
     PRESETS,
@@ -41,6 +41,7 @@ from renderdispatch.messages import (
     RemoteAudio,
     RenderOrder,
     RenderRequest,
+    RenderWarning,
     SignedPut,
     Stage,
     StoredAudio,
@@ -142,6 +143,20 @@ def test_orders_of_the_version_before_are_understood() -> None:
     assert RenderOrder.model_validate(document) == _order()
 
 
+def test_requests_orders_and_artifacts_of_the_version_before_are_understood() -> None:
+    """What an older version wrote has no track, no longest duration and no warnings."""
+    for message, new in (
+        (make_request(), ("audioTrack",)),
+        (make_request().limits, ("maxDuration",)),
+        (_order(), ("audioTrack", "maxDuration")),
+        (make_artifact(), ("warnings",)),
+    ):
+        document = json.loads(message.model_dump_json())
+        for name in new:
+            del document[name]
+        assert type(message).model_validate(document) == message
+
+
 def _run(script: str) -> None:
     """Run a script in a fresh interpreter, where no model is built yet."""
     code = textwrap.dedent(script)
@@ -229,6 +244,19 @@ def test_a_poll_leaves_out_what_is_empty() -> None:
     assert set(json.loads(poll.to_json())) == {
         "jobId", "status", "stage", "progress", "attempt", "createdAt", "updatedAt",
     }  # fmt: skip
+
+
+def test_the_words_of_a_warning() -> None:
+    """What a video lacks is a list of codes and messages, at the top of a poll."""
+    poll = _poll().model_copy(update={"warnings": (RenderWarning(code="audio.damaged", message="silent"),)})
+    assert json.loads(poll.to_json())["warnings"] == [{"code": "audio.damaged", "message": "silent"}]
+
+
+def test_warnings_stay_small() -> None:
+    """A renderer may warn as often as it likes: the first 20 are kept, each of a readable length."""
+    many = [{"code": "scene.odd", "message": "x" * 10_000}] * 1000
+    kept = make_artifact(warnings=many).warnings
+    assert (len(kept), len(kept[0].message), kept[0].message[-3:]) == (20, 400, "...")
 
 
 def test_the_words_of_events() -> None:
@@ -368,7 +396,7 @@ def test_what_is_no_number(value: object) -> None:
 @pytest.mark.parametrize("value", ["1e2", "1E5", "1e99999999", "-1e-99999999", "1.5E+99999999"])
 def test_a_frame_rate_has_no_exponent(value: str) -> None:
     """An exponent is refused before it is written out, which may take minutes and all memory."""
-    with pytest.raises(ValidationError, match="a frame rate must be a number, such as"):
+    with pytest.raises(InvalidRequestError, match="a frame rate must be a number, such as"):
         Output(fps=value)  # type: ignore[arg-type]
 
 

@@ -630,6 +630,13 @@ def test_j11_an_attempt_that_is_not_cleaned_up_is_remembered() -> None:
     assert len(job.attempts) == 20
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_j11_a_slow_preparation_owes_a_clean_up_too(local: bool) -> None:
+    """A holder that went silent before it called the backend may still store a copy of the audio."""
+    job = after(new_job(), [claimed(local=local), _LAPSED])
+    assert (job.stage, _attempt(job).clean_up, _attempt(job).may_write) == (Stage.RETRY_WAIT, CleanUp.OWED, True)
+
+
 def test_j11_an_attempt_whose_holder_went_silent_is_swept_ever_less_often() -> None:
     """Its holder may only be slow: what it writes later is removed at sweeps whose distance grows, until it is known."""
     job = after(new_job(), [claimed(local=True), intended(), _LAPSED])

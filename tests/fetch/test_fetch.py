@@ -105,6 +105,51 @@ def test_redirects_are_followed() -> None:
             assert fetched.filename == "song.wav"
 
 
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/grüße/à".encode(), b"/gr%C3%BC%C3%9Fe/%C3%A0"),
+        ("/grüße à".encode("latin-1"), b"/gr%FC%DFe%20%E0"),
+        (b"/a song.wav?q=a b", b"/a%20song.wav?q=a%20b"),
+        (b"?signature=%2fa+b%", b"/song.wav?signature=%2fa+b%"),
+        (b" ./x#part ", b"/x"),
+    ],
+    ids=["utf-8", "latin-1", "spaces", "a query alone", "a fragment"],
+)
+def test_a_redirect_is_read_as_browsers_do(location: bytes, path: bytes) -> None:
+    """Servers send the target raw: its bytes are escaped as they are, and what is escaped already stays so."""
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        if b" /song.wav?signature=secret " in request:
+            connection.sendall(b"HTTP/1.1 302 Found\r\nlocation: " + location + b"\r\ncontent-length: 0\r\n\r\n")
+        else:
+            says(b"audio")(connection, request)
+
+    with target(answer) as host, _fetcher().fetch(_url(host)) as fetched:
+        assert b"".join(fetched.chunks) == b"audio"
+        assert host.requests[1].split(b" ")[1] == path
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity, none", "aws-chunked", "utf-8"])
+def test_bytes_that_come_as_they_are(coding: str) -> None:
+    """A content coding that changes nothing, or that is none, is passed over."""
+    said = f"HTTP/1.1 200 OK\r\ncontent-encoding: {coding}\r\nCONTENT-ENCODING:identity\r\n\r\naudio".encode()
+    assert _fetch(lambda connection, _: connection.sendall(said)) == b"audio"
+
+
+def test_a_compressed_answer() -> None:
+    """A host that compresses, whatever else its headers say, sends no audio."""
+    said = b"HTTP/1.1 200 OK\r\ncontent-encoding: identity\r\ncontent-encoding: x-GZIP\r\n\r\naudio"
+    assert _failure(lambda connection, _: connection.sendall(said)).code == "audio.invalid"
+
+
+def test_a_range_that_is_everything() -> None:
+    """A host that answers with the range of the whole object, unasked, has sent the object; a part is refused."""
+    assert _fetch(says(b"audio", status="206 Partial Content", content_range="bytes 0-4/5")) == b"audio"
+    for part in ("bytes 0-4/6", "bytes 1-5/6", "bytes 0-4/*", ""):
+        assert _failure(says(b"audio", status="206 Partial", content_range=part)).code == "audio.url-answer"
+
+
 def test_redirects_without_end() -> None:
     """More redirects than allowed are refused."""
     with target(redirects("/song.wav")) as host:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from renderdispatch.messages import RENDER_EVENT, CheckedIn, Completed, Failed
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.runner.process import SupervisedProcess
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import eventually, make_order, registered_scenes
@@ -252,8 +253,11 @@ def test_nothing_leaks(modules: str, tmp_path: Path) -> None:
 
 def test_a_program_that_cannot_be_started(modules: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the interpreter is gone, it is an `OSError`, and nothing is left open or lying about."""
-    before = descriptors()
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    before, program = descriptors(), tmp_path / "python"
+    program.symlink_to(sys.executable)
+    monkeypatch.setenv("RENDERDISPATCH_PYTHON", str(program))
+    assert interpreter() == str(program)
+    program.unlink()
     with pytest.raises(OSError):
         SupervisedProcess("plain")
     assert descriptors() == before

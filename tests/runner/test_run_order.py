@@ -14,6 +14,7 @@ import pytest
 
 from renderdispatch.errors import AudioError, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import (
+    CLOCK_SLACK,
     Action,
     CheckedIn,
     Completed,
@@ -200,9 +201,23 @@ def test_local_urls_from_afar(storage: FsspecStorage) -> None:
 # --- deadlines
 
 
+def soon(seconds: float) -> datetime:
+    """Return a deadline that a run has passed in so many seconds, with all that it allows for clocks that differ."""
+    return datetime.now(UTC) + timedelta(seconds=seconds) - CLOCK_SLACK
+
+
+@pytest.mark.parametrize("off_s", [-59, 59])
+@pytest.mark.parametrize("deadline", ["start_by", "finish_by"])
+def test_a_clock_that_is_off_by_less_than_a_minute(storage: FsspecStorage, off_s: int, deadline: str) -> None:
+    """No run is refused because its machine's clock is up to a minute ahead of the service's, or behind it."""
+    order = make_order(storage).model_copy(update={deadline: datetime.now(UTC) + timedelta(seconds=30)})
+    outcome = run(order, now=lambda: datetime.now(UTC) + timedelta(seconds=30 + off_s))
+    assert isinstance(outcome, Completed)
+
+
 def test_too_late_to_start(storage: FsspecStorage) -> None:
     """Past the start deadline nothing is downloaded or rendered."""
-    late = make_order(storage, start_by=datetime.now(UTC) - timedelta(seconds=1))
+    late = make_order(storage, start_by=soon(-1))
     assert failure(run(late, scene=raising(AssertionError("rendered")))) == (
         "deadline.start",
         FaultDomain.START_TIMEOUT,
@@ -211,7 +226,7 @@ def test_too_late_to_start(storage: FsspecStorage) -> None:
 
 def test_out_of_time_in_mid_render(storage: FsspecStorage) -> None:
     """A render that passes the deadline is stopped, and the failure says so."""
-    order = make_order(storage, finish_by=datetime.now(UTC) + timedelta(seconds=0.3))
+    order = make_order(storage, finish_by=soon(0.3))
     began = time.monotonic()
     assert failure(run(order, scene=FakeRenderer(frames=1000, frame_s=0.02))) == (
         "deadline.total",
@@ -227,8 +242,8 @@ def test_nothing_is_reported_long_past_the_deadline(storage: FsspecStorage, star
     def away(_event: RenderEvent) -> EventReply:
         raise OSError("nobody is there")
 
-    soon = datetime.now(UTC) + timedelta(seconds=-1 if started_late else 0.5)
-    order = make_order(storage, start_by=soon, finish_by=soon)
+    deadline = soon(-1 if started_late else 0.5)
+    order = make_order(storage, start_by=deadline, finish_by=deadline)
     render = InProcessRender({"fake": FakeRenderer(frames=1000, frame_s=0.02)})
     began = time.monotonic()
     outcome = run_order(order, io=RunnerIO(send=away, render=render, pace=Pace(check_in_s=10.0 if started_late else 0)))
@@ -333,7 +348,7 @@ def test_an_earlier_result_is_reported_however_late(storage: FsspecStorage) -> N
     """A run that begins again past the start deadline, after its attempt has delivered, is not too late to say so."""
     order = make_order(storage)
     first = run(order)
-    late = run(order.model_copy(update={"start_by": datetime.now(UTC) - timedelta(seconds=1)}))
+    late = run(order.model_copy(update={"start_by": soon(-1)}))
     assert isinstance(first, Completed) and isinstance(late, Completed)
     assert late.artifact == first.artifact
 

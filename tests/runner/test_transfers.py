@@ -17,6 +17,7 @@ import pytest
 
 from renderdispatch.errors import RenderError
 from renderdispatch.messages import (
+    CLOCK_SLACK,
     Action,
     Completed,
     EventReply,
@@ -414,7 +415,7 @@ def test_stop_in_a_transfer(bucket: Bucket, stage: Stage) -> None:
 def test_a_deadline_in_a_transfer(bucket: Bucket) -> None:
     """A download that would pass the deadline is given up."""
     bucket.slow_s = 0.2
-    outcome = run(bucket.order(finish_by=datetime.now(UTC) + timedelta(seconds=0.5)))
+    outcome = run(bucket.order(finish_by=datetime.now(UTC) + timedelta(seconds=0.5) - CLOCK_SLACK))
     assert isinstance(outcome, Failed) and outcome.error.code == "deadline.total"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +14,12 @@ import pytest
 
 from renderdispatch import JobStatus, Limits, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.engine.commit import forget
+from renderdispatch.engine import layout
+from renderdispatch.engine.commit import commit, forget
+from renderdispatch.engine.events import AudioStored, Claimed, LeaseLapsed, ResultMissing
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.rules import MAX_HANDED_BACK, MAX_RUNS
+from renderdispatch.engine.transitions import Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError
 from renderdispatch.jobs import CleanUp
 from renderdispatch.messages import (
@@ -25,6 +29,7 @@ from renderdispatch.messages import (
     Failed,
     FaultDomain,
     JobError,
+    RemoteAudio,
     RenderEvent,
     RenderOrder,
     StoredAudio,
@@ -34,7 +39,7 @@ from renderdispatch.runner import InProcessRender, RunnerIO, run_order
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import FakeClock, FakeRenderer, eventually, make_artifact
+from renderdispatch.testing import FakeClock, FakeRenderer, eventually, make_artifact, make_job, make_request
 from renderdispatch.testing.world import (
     PACE,
     FindingRemote,
@@ -283,6 +288,7 @@ def _raising(error: Exception) -> Callable[..., Any]:
 
 _ODD_STARTS: list[Any] = [
     TimeoutError("read timed out"),
+    asyncio.CancelledError(),
     _Unfinished(),
     ValueError("https://example.com/?secret"),
     None,
@@ -303,7 +309,7 @@ class _OddStart(Remote):
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         super().start(order, on_event=on_event)
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         call: BackendCall = self.result
         return call
@@ -350,6 +356,7 @@ def test_j2_a_local_start_that_says_nothing_ends_with_its_lease() -> None:
 
 _NONSENSE: list[Any] = [
     KeyError("odd"),
+    asyncio.CancelledError(),
     None,
     {"status": "running"},
     CallState(status="ended"),  # type: ignore[arg-type]
@@ -371,7 +378,7 @@ def test_j2_a_strange_backend_harms_no_other_job(asked: str, result: Any) -> Non
     def strange(*args: Any, **kwargs: Any) -> Any:
         if args != (BackendCall(f"call-{odd}"),) and kwargs.get("job_id") != jobs[0]:
             return regular(*args, **kwargs)
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
@@ -412,6 +419,25 @@ def test_j2_a_local_backend_that_answers_nonsense_harms_no_other_backend() -> No
             assert job.status is JobStatus.COMPLETE
         odd.state = CallState(status=CallStatus.ENDED)
         assert stuck.wait(timeout=30).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("number", [KeyError("odd"), "4", True, 2.5], ids=repr)
+def test_j2_a_backend_without_a_number_of_slots_harms_no_other_backend(number: Any) -> None:
+    """A backend that raises for its slots, or returns nonsense, gets no orders; the jobs of others are started."""
+
+    class Odd(Remote):
+        @property
+        def slots(self) -> Any:  # type: ignore[override]
+            if isinstance(number, Exception):
+                raise number
+            return number
+
+    odd, good = Odd(), Remote()
+    service = RenderService(MemoryJobStore(), SilentStorage(), {"odd": odd, "good": good}, worker=False)
+    jobs = [service.submit(b"RIFF", scene="fake", backend=name) for name in ("odd", "good")]
+    service.tick()
+    assert [handle.job.stage for handle in jobs] == [Stage.QUEUED, Stage.DISPATCHED]
+    service.close()
 
 
 # --- J15: effects name what was read
@@ -545,6 +571,26 @@ def test_j11_what_a_slow_holder_delivers_too_late_is_removed() -> None:
         assert sweeps < 40, "it is swept ever less often"
 
 
+def test_j11_audio_that_a_slow_holder_stores_too_late_is_removed() -> None:
+    """An upload that ends after its attempt lapsed, and that its holder cannot record, is removed; the job's stays."""
+    world = World(Remote())
+    audio = RemoteAudio.model_validate({"url": "https://example.com/song.wav"})
+    request = make_request(audio=audio, backend="default")
+    job = world.store.create(make_job(created_at=world.clock(), request=request))
+    for token in ("slow", "quick"):
+        now = world.store.now()
+        claim = Claimed(token=token, holder="h", lease_until=now + SECOND, backend="default", local=False)
+        assert commit(world.store, job.id, claim).verdict is Verdict.APPLIED
+        key = layout.audio_key(layout.prefix_of(job), layout.attempt_upload(token), "song.wav")
+        world.storage.put(key, b"RIFF")
+        if token == "quick":
+            commit(world.store, job.id, AudioStored(token=token, audio=StoredAudio(key=key, size=4)))
+        commit(world.store, job.id, LeaseLapsed(token=token, lease_until=now + SECOND))
+    world.tick()
+    assert [info.key for info in world.storage.list("")] == [key]
+    world.service.close()
+
+
 def test_j11_a_holder_that_was_slow_says_when_it_stopped() -> None:
     """A holder that learns that it is superseded stops, and its attempt is cleaned up for good."""
     store, storage, scene = MemoryJobStore(), MemoryStorage(), Paused()
@@ -563,8 +609,6 @@ def test_j11_a_holder_that_was_slow_says_when_it_stopped() -> None:
 
 def _lapse(store: MemoryJobStore, job_id: str) -> None:
     """End the job's attempt as another worker does that takes its holder for dead."""
-    from renderdispatch.engine.commit import commit
-    from renderdispatch.engine.events import LeaseLapsed, ResultMissing
 
     def lapsed() -> bool:
         job = store.get(job_id)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +16,13 @@ import pytest
 
 import renderdispatch
 from renderdispatch import ConfigurationError, JobStatus, from_settings
+from renderdispatch.errors import InvalidRequestError, MissingExtraError
+from renderdispatch.modal_app.deployment import Deployment
 from renderdispatch.protocols import Locality
+from renderdispatch.storage.fsspec import FsspecStorage
+from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import registered_scenes
-from renderdispatch.wiring import Settings, open_storage, read_settings
+from renderdispatch.wiring import Settings, check_names, open_storage, read_settings
 
 
 def test_the_embedded_default(tmp_path: Path) -> None:
@@ -108,6 +115,198 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.setenv(f"RENDERDISPATCH_{name.upper()}", "")
     assert read_settings() == unset
+
+
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_a_blank_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    """As a template writes what it has no value for."""
+    unset = read_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"RENDERDISPATCH_{name.upper()}", blank)
+    assert read_settings() == unset
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RENDERDISPATCH_BAKENDS", "RENDERDISPATCH_BACKENDS"),
+        ("RENDERDISPATCH_BACKEND", "RENDERDISPATCH_BACKENDS"),
+        ("renderdispatch_stroage", "RENDERDISPATCH_STORAGE"),
+        ("RENDER_DISPATCH_HOME", "RENDERDISPATCH_HOME"),
+        ("RENDERDISPACH_STORE", "RENDERDISPATCH_STORE"),
+        ("RENDERDISPATCH_MODAL_GPUS", "RENDERDISPATCH_MODAL_GPU"),
+        ("RENDERDISPATCH_DATABASE_URL", "docs/reference.md"),
+    ],
+)
+def test_a_misspelt_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    """It is refused with the near match, rather than left out: the renders would go elsewhere."""
+    monkeypatch.setenv(name, "modal")
+    starts: list[Callable[[], object]] = [from_settings, lambda: renderdispatch.local(tmp_path)]
+    for start in starts:
+        with pytest.raises(ConfigurationError, match=f"^{name} is not a setting; .*{meant}") as refused:
+            start()
+        assert refused.value.code == "configuration.unknown"
+    monkeypatch.setenv(name, "")
+    read_settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RENDERDISPATCH_SERVICE_HOST",
+        "RENDERDISPATCH_SERVICE_PORT_HTTP",
+        "RENDERDISPATCH_PORT",
+        "RENDERDISPATCH_PORT_8000_TCP_ADDR",
+        "RENDERDISPATCH_STORE_PORT_5432_TCP",  # of a service that is called renderdispatch-store
+        "RENDERDISPATCH_MODAL_SCALEDOWN_WINDOW",
+        "RENDERDISPATCH_LIVE_WEBHOOK_URL",
+        "RENDER_SERVICE_ID",
+        "RENDERER",
+    ],
+)
+def test_what_others_set_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Kubernetes describes services by variables of their names, deployments and tests have their own."""
+    monkeypatch.setenv(name, "x")
+    read_settings()
+
+
+def test_the_variables_of_deployments_are_known() -> None:
+    """All that `Deployment` reads can be set where a service is made."""
+    check_names({f"RENDERDISPATCH_MODAL_{name.upper()}": "x" for name in Deployment.model_fields})
+
+
+# --- the home -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["50%20off", "what?x=1", "a#b", "simple::memory:", "file:x", "new\nline", "~me", "ü"])
+def test_a_home_of_any_name(tmp_path: Path, name: str) -> None:
+    """A path is not a URL: jobs and objects are in this folder, and nothing is beside it."""
+    home = tmp_path / name
+    with renderdispatch.local(home, worker=False) as service:
+        job_id = service.submit(b"RIFF").id
+        assert service.create_upload(size=1, content_type="audio/wav").put.url.startswith(home.as_uri())
+    with renderdispatch.local(str(home), worker=False) as again:
+        assert again.get(job_id).status is JobStatus.PENDING
+    assert {"jobs.db", "objects"} <= {path.name for path in home.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.fixture
+def no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose user has no entry and no variable for a home, as in containers."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_DATA_HOME", "RENDERDISPATCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("home", [None, "", "."])
+def test_without_a_user_the_home_has_to_be_named(
+    no_user: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    """The error says what to set, and nothing is written; a home, or parts that need none, are enough."""
+    monkeypatch.chdir(tmp_path)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    for start in (from_settings, renderdispatch.local):
+        with pytest.raises(ConfigurationError, match="set RENDERDISPATCH_HOME"):
+            start()
+    assert list(tmp_path.iterdir()) == []
+    renderdispatch.local(tmp_path / "home").close()
+    _set(monkeypatch, STORE="memory", STORAGE=str(tmp_path / "objects"))
+    from_settings().close()
+
+
+def test_an_empty_home_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's entry then has it."""
+    monkeypatch.delenv("RENDERDISPATCH_HOME", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    monkeypatch.delenv("HOME", raising=False)
+    expected = read_settings().home
+    assert expected.is_relative_to(pwd.getpwuid(os.getuid()).pw_dir)
+    monkeypatch.setenv("HOME", "")
+    assert read_settings().home == expected
+
+
+@pytest.mark.parametrize(("data", "expected"), [("/data", "/data/renderdispatch"), ("data", None), ("", None)])
+def test_a_relative_data_folder_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, expected: str | None
+) -> None:
+    """As the specification of these variables says: it would be another home in each working directory."""
+    monkeypatch.delenv("RENDERDISPATCH_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", data)
+    home = read_settings().home
+    assert home == Path(expected) if expected else home.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: path.write_text(""), "not a folder"),
+        (lambda path: path.symlink_to("nowhere"), "not a folder"),
+        (lambda path: path.parent.joinpath("file").write_text(""), "not a folder"),
+    ],
+)
+def test_a_home_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], why: str
+) -> None:
+    """It is refused at once, with the variable to set."""
+    make(tmp_path / "home")
+    _set(monkeypatch, HOME=str(tmp_path / ("file/home" if (tmp_path / "file").exists() else "home")))
+    for worker in (False, True):
+        with pytest.raises(ConfigurationError, match=f"{why}; set RENDERDISPATCH_HOME"):
+            from_settings(worker=worker)
+
+
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is relative is refused with a word of advice; what is absolute works."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    _set(monkeypatch, HOME="relative")
+    calls: dict[str, Callable[[], object]] = {
+        "RENDERDISPATCH_HOME": from_settings,
+        "a home": lambda: renderdispatch.local("relative"),
+        "a store": lambda: SqlJobStore(Path("jobs.db")),
+        "a store's URL": lambda: SqlJobStore("sqlite:///jobs.db"),
+        "a storage": lambda: FsspecStorage("objects"),
+    }
+    for call in calls.values():
+        with pytest.raises(ConfigurationError, match=r"working directory is gone; .* an absolute path"):
+            call()
+    monkeypatch.delenv("RENDERDISPATCH_HOME")
+    with registered_scenes(tmp_path / "scenes"), renderdispatch.local(tmp_path / "home") as service:
+        assert service.submit(b"RIFF", scene="fake").wait(timeout=30).status is JobStatus.COMPLETE
+        with pytest.raises(InvalidRequestError, match="does not exist"):
+            service.submit(Path("song.wav"))
+
+
+def test_a_user_who_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~nobody-of-this-name`` names no folder."""
+    _set(monkeypatch, HOME="~nobody-of-this-name/renders")
+    with pytest.raises(ConfigurationError, match="has no home folder; write an absolute path"):
+        from_settings()
+
+
+@pytest.mark.parametrize("backend", ["local", "inline"])
+@pytest.mark.parametrize("missing", ["av", "numpy"])
+def test_without_the_render_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, missing: str) -> None:
+    """A process that would render is refused at once, with what to install; one that only submits is not."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    _set(monkeypatch, HOME=str(tmp_path), BACKENDS=backend)
+    with pytest.raises(MissingExtraError, match=r"pip install 'renderdispatch\[render\]'"):
+        from_settings()
+    with pytest.raises(MissingExtraError):
+        renderdispatch.local(tmp_path)
+    from_settings(worker=False).close()
+    _set(monkeypatch, BACKENDS="http", HTTP_URL="https://gpu.example.com")
+    _set(monkeypatch, STORAGE="r2://renders", R2_ACCOUNT_ID="0" * 32, R2_ACCESS_KEY_ID="a", R2_SECRET_ACCESS_KEY="b")
+    from_settings().close()
 
 
 def test_a_backend_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from renderdispatch.errors import (
     StorageDeniedError,
     StorageFullError,
 )
-from renderdispatch.plumbing import local_urls
+from renderdispatch.plumbing import files, local_urls
 from renderdispatch.plumbing.files import TEMPORARY
 from renderdispatch.protocols import Locality
 from renderdispatch.storage.fsspec import FsspecStorage
@@ -64,6 +65,18 @@ class TestFolder(_InAFolder):
     @pytest.fixture
     def second(self) -> FsspecStorage:
         return FsspecStorage(self.root)
+
+
+class TestFolderWithoutLinks(TestFolder):
+    """On FAT and in user space: no hard links, and no renames that do not replace."""
+
+    @pytest.fixture(autouse=True)
+    def _no_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", refused)
+        monkeypatch.setattr(files, "_rename_once", lambda *_: False)
 
 
 class TestFsspecMemory(StorageContract):
@@ -134,14 +147,45 @@ def _temporary_files(root: Path) -> list[Path]:
 # --- where ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "ünï", "per%20cent?#"])
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "ünï", "per%20cent?#", "a::b", "memory:", "new\nline", os.fsdecode(b"\xff")]
+)
 def test_a_folder_by_path_or_url(tmp_path: Path, name: str) -> None:
     """A path and the URL that `Path.as_uri` writes for it are the same folder."""
     folder = tmp_path / name
     FsspecStorage(folder.as_uri()).put("key", b"x")
     assert (folder / "key").read_bytes() == b"x"
-    if "?" not in name:
-        assert FsspecStorage(str(folder)).stat("key").size == 1
+    assert FsspecStorage(str(folder)).stat("key").size == FsspecStorage(folder).stat("key").size == 1
+    assert FsspecStorage(folder.as_uri().replace("file://", "file://localhost")).stat("key").size == 1
+
+
+@pytest.mark.parametrize("name", ["memory:", "file:x", "simplecache::x", "~me"])
+def test_a_relative_path_is_not_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In a `Path`, and in text that begins with ``./``, no character has another meaning."""
+    monkeypatch.chdir(tmp_path)
+    FsspecStorage(Path(name)).put("key", b"x")
+    assert FsspecStorage(f"./{name}").stat("key").size == 1
+    assert (tmp_path / name / "key").is_file()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_home_in_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings do not pass through a shell, so ``~`` is understood."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    FsspecStorage("~/renders").put("key", b"x")
+    assert (tmp_path / "renders/key").is_file()
+
+
+@pytest.mark.parametrize("name", ["50%?#", "new\nline", os.fsdecode(b"\xff")])
+def test_signed_urls_of_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """What such a URL names is the object, for reading and writing."""
+    storage, source = FsspecStorage(tmp_path / name), tmp_path / "source"
+    source.write_bytes(b"x")
+    put = storage.sign_put("key", expires_in=_HOUR, content_type="video/mp4", size=1)
+    local_urls.put_once(put.url, source)
+    assert (tmp_path / name / "key").is_file()
+    with local_urls.open_get(storage.sign_get("key", expires_in=_HOUR)) as file:
+        assert file.read() == b"x"
 
 
 def test_localities(tmp_path: Path, memory_url: str) -> None:
@@ -486,7 +530,7 @@ def test_a_killed_writer_leaves_no_half_object(storage: FsspecStorage, root: Pat
 _LARGE_PUT = """
     import resource, sys
     from renderdispatch.storage.fsspec import FsspecStorage
-    from renderdispatch.plumbing import local_urls
+    from renderdispatch.plumbing import files, local_urls
     storage = FsspecStorage(sys.argv[1])
     storage.put("warm", b"up")
     def peak():

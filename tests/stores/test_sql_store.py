@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from sqlalchemy.engine import make_url
 
 from renderdispatch.errors import (
     ConfigurationError,
@@ -28,9 +30,13 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, RemoteAudio
+from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
+from renderdispatch.stores import sql
+from renderdispatch.stores.database_errors import translation
 from renderdispatch.stores.sql import SqlJobStore, _columns
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
+from tests.support.command_line import as_an_ordinary_user
 
 _HOUR = timedelta(hours=1)
 
@@ -545,24 +551,182 @@ def test_locked_at_the_first_use(file: Path, url: str) -> None:
     store.close()
 
 
+def _refused(store: SqlJobStore) -> str:
+    """Return what every call says of a store that nobody should wait for."""
+    said = set()
+    for call in (lambda: store.get("x"), lambda: store.create(make_job()), store.counts):
+        with pytest.raises(ConfigurationError) as refusal:
+            call()
+        assert refusal.value.code == "store.unusable"
+        said.add(str(refusal.value))
+    store.close()
+    (message,) = said
+    return message
+
+
 def test_a_folder_in_the_way(tmp_path: Path) -> None:
-    """A file that cannot be opened is `StoreUnavailableError`."""
-    _assert_away(SqlJobStore(f"sqlite:///{tmp_path}"), "cannot be opened")
+    """A folder of the file's name stays until somebody acts: the error names it, and says what to do."""
+    message = _refused(SqlJobStore(tmp_path))
+    assert f"{tmp_path} cannot be used: it is a folder; " in message
+    assert "RENDERDISPATCH_STORE" in message
+
+
+def test_a_pipe_in_the_way(file: Path) -> None:
+    """So does a pipe, which SQLite takes for a disk that fails."""
+    os.mkfifo(file)
+    assert "not a regular file" in _refused(SqlJobStore(file))
 
 
 def test_a_file_in_the_way(file: Path) -> None:
-    """A folder that cannot be made is `StoreUnavailableError`."""
+    """So does a file where the folder should be."""
     file.write_text("")
-    _assert_away(SqlJobStore(f"sqlite:///{file}/jobs.db"), "cannot be opened")
+    assert f"{file} is not a folder" in _refused(SqlJobStore(file / "jobs.db"))
 
 
-def test_not_a_database(file: Path, url: str) -> None:
-    """A file that is no SQLite database is `ConfigurationError`, and stays as it is."""
-    file.write_bytes(b"I am a song. " * 1000)
-    store = SqlJobStore(url)
-    with pytest.raises(ConfigurationError, match="not a SQLite database"):
-        store.get("x")
-    assert file.read_bytes() == b"I am a song. " * 1000
+@pytest.mark.parametrize("data", [b"I am a song. " * 1000, b"not long"])
+def test_not_a_database(file: Path, data: bytes) -> None:
+    """A file that is no SQLite database is refused, and stays as it is."""
+    file.write_bytes(data)
+    assert "not a SQLite database" in _refused(SqlJobStore(file))
+    assert file.read_bytes() == data
+
+
+def test_a_damaged_database(file: Path, store: SqlJobStore) -> None:
+    """A database with holes is no reason to try again."""
+    for _ in range(20):
+        store.create(make_job())
+    store.close()
+    pages = file.read_bytes()
+    file.write_bytes(pages[:4096] + b"\xff" * (len(pages) - 4096))
+    assert "damaged" in _refused(SqlJobStore(file))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE renderdispatch_jobs (id text)",
+        "CREATE VIEW renderdispatch_jobs AS SELECT 1 AS id",
+        "DROP TABLE renderdispatch_jobs",
+    ],
+)
+def test_a_table_of_another_program(file: Path, statement: str) -> None:
+    """A table of our name that somebody else made, or that was dropped while the store is open, is refused."""
+    store = SqlJobStore(file)
+    if statement.startswith("DROP"):
+        store.create(make_job())
+    _write(file, statement)
+    with pytest.raises(ConfigurationError, match="renderdispatch_jobs"):
+        store.create(make_job())
+    store.close()
+
+
+def test_a_table_that_asks_for_more(file: Path, store: SqlJobStore) -> None:
+    """A column that must have a value, and that this version does not know, is refused too."""
+    store.counts()
+    _write(file, "DROP TABLE renderdispatch_jobs")
+    columns = ", ".join(column.name for column in sql._jobs.columns if column.name != "id")
+    _write(file, f"CREATE TABLE renderdispatch_jobs (id text PRIMARY KEY, {columns}, extra text NOT NULL)")
+    with pytest.raises(ConfigurationError, match="another program or version"):
+        store.create(make_job())
+
+
+_LOCKED_OUT = """
+    import sys
+    from pathlib import Path
+    from renderdispatch.errors import RenderDispatchError
+    from renderdispatch.stores.sql import SqlJobStore
+    for path in sys.argv[1:]:
+        try:
+            SqlJobStore(Path(path)).delete("x", expected_revision=1)
+        except RenderDispatchError as error:
+            print(error.code, error)
+"""
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    """A file, its log or its folder that this user may not write stays so: the error says which it is."""
+    locked = {"file": "jobs.db", "log": "jobs.db-shm", "folder": "", "below a folder": ""}
+    for name, what in locked.items():
+        (tmp_path / name).mkdir()
+        if what:
+            keeper = SqlJobStore(tmp_path / name / "jobs.db")
+            keeper.create(make_job())
+            keeper._engines.take()  # as if it was killed: its log stays
+        (tmp_path / name / what).chmod(0o400 if what else 0o500)
+    files = [str(tmp_path / name / ("sub" if "below" in name else "") / "jobs.db") for name in locked]
+    command = [sys.executable, "-c", textwrap.dedent(_LOCKED_OUT), *files]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=as_an_ordinary_user())
+    said = dict(zip(locked, ran.stdout.splitlines(), strict=True))
+    assert all(line.startswith("store.unusable ") for line in said.values()), said
+    assert "this user may not read and write it (jobs.db)" in said["file"]
+    assert "this user may not read and write it (jobs.db-shm)" in said["log"]
+    assert f"this user may not write to {tmp_path / 'folder'}" in said["folder"]
+    assert f"this user may not write to {tmp_path / 'below a folder'}" in said["below a folder"]
+
+
+_SERVER_SAYS = {
+    'FATAL:  password authentication failed for user "u"': "its password",
+    "fe_sendauth: no password supplied": "its password",
+    'FATAL:  role "u" does not exist': "refuses this user",
+    'FATAL:  pg_hba.conf rejects connection for host "h", user "u", database "d", no encryption': "refuses this user",
+    'FATAL:  database "d" does not exist': "no database of this name",
+    "FATAL:  the database system is starting up": None,
+    "FATAL:  sorry, too many clients already": None,
+    "connection refused": None,
+}
+
+
+@pytest.mark.parametrize("said", _SERVER_SAYS)
+def test_a_server_that_refuses_is_not_one_that_is_away(said: str) -> None:
+    """PostgreSQL's refusals of a connection have no code, but a text; all others are worth another try."""
+    table = translation(make_url("postgresql://u:s3cret@h/d"), sqlite3)
+    with pytest.raises((ConfigurationError, StoreUnavailableError)) as refusal, translated(table):
+        raise sqlite3.OperationalError(said)
+    expected = _SERVER_SAYS[said]
+    assert refusal.value.code == ("store.unavailable" if expected is None else "store.unusable")
+    assert expected is None or expected in str(refusal.value)
+    assert "s3cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["50%20off", "what?x=1", "a#b", "::", "file:x", "memory:", ":memory:", "new\nline", "~me", os.fsdecode(b"\xff")],
+)
+def test_a_path_is_not_a_url(tmp_path: Path, name: str) -> None:
+    """Characters that mean something in a URL mean themselves in a path."""
+    store = SqlJobStore(tmp_path / name / "jobs.db")
+    job = store.create(make_job())
+    store.close()
+    assert (tmp_path / name / "jobs.db").is_file()
+    with closing(SqlJobStore(tmp_path / name / "jobs.db")) as again:
+        assert again.get(job.id) == job
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_where_processes_cannot_share_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without it gets a rollback journal, which later processes leave as it is."""
+
+    class Unshared(sqlite3.Connection):
+        """As SQLite is on many file systems in user space: the log can be chosen, and not used."""
+
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            alone = getattr(self, "alone", False)
+            self.alone = alone or "EXCLUSIVE" in statement
+            (journal,) = super().execute("PRAGMA journal_mode").fetchone()
+            if journal == "wal" and not self.alone:
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorname = "SQLITE_IOERR_SHMOPEN"
+                raise error
+            return super().execute(statement, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Unshared, **options))
+    store = SqlJobStore(file)
+    job = store.create(make_job())
+    monkeypatch.undo()
+    with closing(SqlJobStore(file)) as later, closing(connect(file)) as connection:
+        assert later.get(job.id) == job
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     store.close()
 
 

@@ -37,6 +37,19 @@ class Slow:
             time.sleep(0.01)
 
 
+class Lossy:
+    """Warns twice, of the track that it was asked for."""
+
+    def render(self, order, audio, output, report):
+        from renderdispatch.messages import RenderStats
+
+        output.write_bytes(b"a video")
+        said = [{"code": "audio.damaged", "message": f"track {order.audio_track}:\\nsilent from {at} s"} for at in (3, 9)]
+        picture = {name: getattr(order.output, name) for name in ("width", "height", "fps")}
+        made = {"frames": 1, "duration_s": 1.0, "rendered_by": "lossy", "encoded_by": "none"}
+        return RenderStats(**picture, **made, warnings=said)
+
+
 class Broken:
     """Raises."""
 

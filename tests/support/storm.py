@@ -399,7 +399,7 @@ def stormy_modal(dice: Dice, folder: Path) -> Iterator[LoopbackModal]:
     scenes = folder / "scenes"
     with registered_scenes(scenes, {SCENE: f"{StormRenderer.__module__}:{StormRenderer.__name__}"}):
         path = os.pathsep.join([str(scenes), str(ROOT)])
-        env = {"PYTHONPATH": path, MARK: f"storm-{dice.seed}-{secrets.token_hex(4)}"}
+        env = {"PYTHONPATH": path, MARK: f"storm-{dice.seed}-{secrets.token_hex(4)}", "RENDERDISPATCH_PASS_ENV": MARK}
         with LoopbackModal(max_containers=6, container_env=env, seed=dice.seed) as server:
             server.deploy("renderdispatch.modal_app")
             yield server

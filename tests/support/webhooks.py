@@ -86,7 +86,7 @@ def dispatched(store: JobStore, job: Job | None = None, *, secret: str = SECRET)
     )
     commit(store, job.id, intent)
     attempts = commit(store, job.id, Dispatched(token=token, call_id=f"call-{token}")).job.attempts
-    return Run(job.id, len(attempts), token, secret)
+    return Run(job.id, attempts[-1].number, token, secret)
 
 
 def redispatched(store: JobStore, run: Run) -> Run:

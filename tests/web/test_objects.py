@@ -109,6 +109,8 @@ def memory(served: MemoryStorage) -> MemoryStorage:
 
 
 class TestMemoryUrls(SignedUrlContract):
+    another_parameter = 200
+
     @pytest.fixture
     def storage(self, memory: MemoryStorage) -> MemoryStorage:
         return memory
@@ -116,6 +118,7 @@ class TestMemoryUrls(SignedUrlContract):
 
 class TestFolderUrls(SignedUrlContract):
     has_etags = False
+    another_parameter = 200
 
     @pytest.fixture
     def storage(self, storage: FsspecStorage) -> FsspecStorage:

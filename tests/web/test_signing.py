@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -81,6 +82,35 @@ def test_a_changed_url_is_refused(pattern: str, change: str) -> None:
         _check(urls, changed)
     assert refusal.value.code == "url.wrong-signature"
     assert "signature=" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda query: "&".join(reversed(query.split("&"))),
+        lambda query: f"utm_source=mail&{query}&fbclid=%00&flag",
+        lambda query: query.replace(".", "%2e").replace("signature", "%73ignature"),
+        lambda query: query + "&",
+    ],
+    ids=["reordered", "with parameters of others", "escaped anew", "with an empty parameter"],
+)
+def test_a_query_may_be_spelled_anew(spell: Callable[[str], str]) -> None:
+    """Proxies, mail programs and analytics reorder the parameters, escape them and add their own."""
+    urls = SignedUrls(_BASE, _OLD)
+    put = urls.sign_put("a/b", expires_in=_HOUR, content_type="video/mp4")
+    path, _, query = put.url.partition("?")
+    _check(urls, f"{path}?{spell(query)}", method="PUT", content_type="video/mp4", if_none_match="*")
+
+
+def test_a_parameter_counts_once() -> None:
+    """A query that names a parameter of the scheme twice is refused, even with the same value; so is an endless one."""
+    urls = SignedUrls(_BASE, _OLD)
+    url = urls.sign_get("a/b", expires_in=_HOUR)
+    for parameter in url.partition("?")[2].split("&"):
+        with pytest.raises(StorageDeniedError):
+            _check(urls, f"{url}&{parameter}")
+    with pytest.raises(StorageDeniedError):
+        _check(urls, f"{url}&more={'x' * 10_000}")
 
 
 @pytest.mark.parametrize("key", ["a/c", "a/b/", "/a/b", "a%2Fb", "A/b", ""])

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,6 +156,21 @@ def test_a_superseded_attempt_is_told_to_stop(service: RenderService, store: Mem
     for event in (first.check_in(), first.progress(0.5), first.completed(), first.failed()):
         assert reply_of(send(service, first.sign(event))).reason == "superseded"
     assert store.get(first.job_id) == before
+
+
+def test_an_attempt_that_the_record_forgot_is_superseded(service: RenderService, store: MemoryJobStore) -> None:
+    """A record may forget an attempt; its key still speaks for none of the others."""
+    first = dispatched(store)
+    second = redispatched(store, first)
+    job = store.get(first.job_id)
+    before = store.replace(evolve(job, attempts=job.attempts[1:]), expected_revision=job.revision)
+    forged = Run(first.job_id, first.attempt, second.token)
+    for run in (first, forged):
+        for event in (run.check_in(), run.completed(), run.failed()):
+            assert reply_of(send(service, run.sign(event))).reason == "superseded"
+    assert store.get(first.job_id) == before
+    assert send(service, second.sign(second.check_in())).status == 200
+    assert store.get(first.job_id) != before
 
 
 def test_a_deleted_job_needs_no_render(service: RenderService, store: MemoryJobStore) -> None:

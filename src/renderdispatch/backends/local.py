@@ -7,6 +7,7 @@ cancel ends it within seconds, and nothing outlives the process that started it,
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Final, Literal
 
@@ -15,7 +16,9 @@ from pydantic import ValidationError
 from renderdispatch import messages
 from renderdispatch.backends.executor import ThreadBackend, ThreadTask, hand_over
 from renderdispatch.errors import BackendError, ConfigurationError
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.protocols import BackendCall, Locality, OnEvent
+from renderdispatch.runner.environment import for_the_runner
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
 from renderdispatch.runner.reporting import RunEvents
 
@@ -32,6 +35,9 @@ class LocalGpuBackend(ThreadBackend):
         slots: Renders at once; ``auto`` is one.
         report: How renders report: over a pipe, or by webhook as in the cloud, which takes a service with a
             ``webhook_url`` that reaches this machine. Whatever the webhook loses, `poll` knows.
+
+    Raises:
+        ConfigurationError: ``slots`` makes no sense, or no program of this Python is found to start renders with.
     """
 
     locality = Locality.MACHINE
@@ -39,6 +45,7 @@ class LocalGpuBackend(ThreadBackend):
     def __init__(self, slots: int | Literal["auto"] = "auto", *, report: Literal["pipe", "webhook"] = "pipe") -> None:
         if slots != "auto" and slots < 1:
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
+        interpreter()  # where Python is embedded, no render could ever start: say so now
         super().__init__(1 if slots == "auto" else slots)
         self.reports_by_webhook = report == "webhook"
 
@@ -68,7 +75,7 @@ class _Run(ThreadTask):
             raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
         self._kill = threading.Timer(_STOP_S, self._process.kill)
         self._kill.daemon = True
-        self._process.write_line(self._order.model_dump_json())  # before any cancel can write its line
+        self._process.write_line(for_the_runner(self._order, os.environ))  # before any cancel can write its line
         try:
             return super().begin(queued_as)
         except BackendError:

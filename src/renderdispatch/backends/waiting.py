@@ -7,13 +7,18 @@ slots of its backends itself, and leaves jobs in their store until one is free.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
+from typing import Final
 
 from renderdispatch.backends.executor import Executor, hand_over
-from renderdispatch.errors import ConfigurationError
+from renderdispatch.engine import calls
+from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import CheckedIn, EventReply, JobError, RenderEvent, RenderOrder
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
 from renderdispatch.runner.reporting import RunEvents
+
+_log: Final = logging.getLogger("renderdispatch.backends.waiting")
 
 
 class WaitingLine:
@@ -69,27 +74,45 @@ class _Order:
         self._backend = backend
         self._order = order
         self._on_event = on_event
-        self._call = BackendCall("")
+        self._call: BackendCall | None = None
+        self._stopped = False
 
     def begin(self, queued_as: BackendCall | None) -> BackendCall:
-        """Start the render there; a call that was queued keeps its name, also towards the service."""
+        """Start the render there; a call that was queued keeps its name, also towards the service.
+
+        If the backend does not know whether a queued order was started, it counts as running: unknown is not failed
+        (rule J2).
+        """
+        if queued_as is None:
+            self._call = self._backend.start(self._order, on_event=self._on_event)
+            return self._call
 
         def renamed(event: RenderEvent) -> EventReply:
             if isinstance(event, CheckedIn):
-                event = event.model_copy(update={"call_id": None if queued_as is None else queued_as.id})
+                if self._call is None and event.call_id is not None:
+                    self._call = BackendCall(event.call_id)
+                event = event.model_copy(update={"call_id": queued_as.id})
             return self._on_event(event)
 
-        on_event = self._on_event if queued_as is None else renamed
-        self._call = self._backend.start(self._order, on_event=on_event)
-        return queued_as or self._call
+        try:
+            self._call = self._backend.start(self._order, on_event=renamed)
+        except BackendError as error:
+            if error.outcome_known:
+                raise
+            _log.warning("job %s: waiting for a sign of life: %s", self._order.job_id, error)
+        return queued_as
 
     def poll(self) -> CallState:
-        """Return what the backend says of its call."""
-        return self._backend.poll(self._call)
+        """Return what the backend says of its call; a call that is not known runs until it is told to stop."""
+        if self._call is None:
+            return CallState(status=CallStatus.MISSING if self._stopped else CallStatus.RUNNING)
+        return calls.poll(self._backend, self._call)
 
     def stop(self) -> None:
         """Have the backend stop its call."""
-        self._backend.cancel(self._call)
+        self._stopped = True
+        if self._call is not None:
+            calls.cancel(self._backend, self._call)
 
     def join(self, timeout_s: float) -> None:
         """Wait for nothing: the backend's own `close` does."""

@@ -54,6 +54,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "updatedAt": job.updated_at.isoformat(),
         "retryOf": job.retry_of,
         "artifact": artifact_as_json(job),
+        "warnings": warnings_as_json(job),
         "error": error_as_json(job),
     }
 
@@ -61,6 +62,11 @@ def job_as_json(job: Job) -> dict[str, Any]:
 def artifact_as_json(job: Job) -> dict[str, Any] | None:
     """Return the video of a job, with the names of the wire."""
     return None if job.artifact is None else job.artifact.model_dump(mode="json", exclude_none=True)
+
+
+def warnings_as_json(job: Job) -> list[dict[str, str]] | None:
+    """Return what the video of a job lacks; None if it lacks nothing."""
+    return None if job.artifact is None else [warning.model_dump() for warning in job.artifact.warnings] or None
 
 
 def error_as_json(job: Job) -> dict[str, str] | None:
@@ -87,6 +93,12 @@ def describe_stage(job: Job) -> str:
 def describe_error(job: Job) -> str | None:
     """Return why the job failed: message and code."""
     return None if job.error is None else f"{job.error.message} [{job.error.code}]"
+
+
+def print_warnings(job: Job) -> None:
+    """Write to stderr what the video of a job lacks, one line for each warning."""
+    for warning in job.artifact.warnings if job.artifact is not None else ():
+        click.echo(f"renderdispatch: warning: {' '.join(warning.message.split())} [{warning.code}]", err=True)
 
 
 def short(job_id: str) -> str:

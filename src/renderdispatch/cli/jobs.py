@@ -81,6 +81,8 @@ def watch(*, job_id: str, as_json: bool) -> int:
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = follow(service, service.handle(_find(service, job_id).id), interrupts, quiet=as_json)
         _print(job, as_json=as_json)
+        if not as_json:
+            display.print_warnings(job)
         if interrupts.received:
             return interrupts.exit_status
     return 0 if job.status is JobStatus.COMPLETE else 1
@@ -122,6 +124,7 @@ def save(*, job_id: str, target: Path | None, force: bool) -> None:
         check_target(target, force=force)
         with interrupts.abrupt():  # unwinds, so that no half file stays
             saved = service.save(job.id, target, overwrite=force)
+        display.print_warnings(job)
         click.echo(bytes(saved))  # a file's name may not be text
 
 
@@ -231,6 +234,7 @@ def _facts(job: Job) -> dict[str, object]:
     if made is not None:
         from rich.filesize import decimal
 
+        facts["warnings"] = "; ".join(f"{warning.message} [{warning.code}]" for warning in made.warnings) or None
         facts["video"] = f"{decimal(made.bytes)}, {made.frames} frames, {made.duration_s:.2f} s"
         facts |= {"rendered by": made.rendered_by, "encoded by": made.encoded_by, "stored as": made.key}
     return facts

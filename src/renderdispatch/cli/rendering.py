@@ -22,15 +22,23 @@ import click
 from pydantic import JsonValue, ValidationError
 
 from renderdispatch import errors
-from renderdispatch.cli.display import artifact_as_json, print_result, short
+from renderdispatch.cli.display import artifact_as_json, print_result, print_warnings, short, warnings_as_json
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options
 from renderdispatch.cli.progress import ProgressBar
-from renderdispatch.engine.intake import describe_validation
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
-from renderdispatch.messages import PRESETS, JobStatus, Output, read_output
+from renderdispatch.messages import (
+    MAX_AUDIO_TRACK,
+    PRESETS,
+    JobStatus,
+    Limits,
+    Message,
+    Output,
+    describe_validation,
+    read_output,
+)
 from renderdispatch.service import JobHandle, RenderService
 from renderdispatch.wiring import from_settings
 
@@ -43,6 +51,7 @@ _PRIORITY: Final = 10
 """Somebody waits for this job, so it goes before jobs that were left in the queue."""
 
 _F = TypeVar("_F", bound=Callable[..., object])
+_M = TypeVar("_M", bound=Message)
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -98,6 +107,13 @@ def _with_options(command: _F) -> _F:
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Default: SONG's name, with .mp4.")
 @click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
+@click.option(
+    "--audio-track",
+    type=click.IntRange(0, MAX_AUDIO_TRACK),
+    metavar="NUMBER",
+    help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
+)
+@click.option("--max-duration", type=float, metavar="SECONDS", help="Refuse a longer video. Default: 14400, 4 hours.")
 @_with_options
 def render(song: Path, target: Path | None, **options: Any) -> int:
     """Render SONG to a video.
@@ -144,6 +160,7 @@ def _make(
     force: bool,
     as_json: bool,
     quiet: bool,
+    max_duration: float | None = None,
     **request: Any,
 ) -> int:
     """Render and save; return the exit status. A signal cancels the job; the command ends once nothing computes."""
@@ -152,8 +169,11 @@ def _make(
     try:
         check_target(target, force=force, song=song)
         output = _picture(preset, size, fps)
+        limits = _checked(Limits, {} if max_duration is None else {"max_duration": max_duration})
         with closing(from_settings(worker=True)) as service:  # its worker starts with the submit, and so with this job
-            handle = service.submit(song, output=output, params=dict(params), priority=_PRIORITY, **request)
+            handle = service.submit(
+                song, output=output, params=dict(params), limits=limits, priority=_PRIORITY, **request
+            )
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
@@ -248,8 +268,12 @@ def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Outp
     changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
     if fps is not None:
         changes["fps"] = fps
+    return _checked(Output, {**dict(read_output(preset)), **changes})
+
+
+def _checked(model: type[_M], fields: dict[str, object]) -> _M:
     try:
-        return Output.model_validate({**dict(read_output(preset)), **changes})
+        return model.model_validate(fields)
     except ValidationError as error:
         raise errors.InvalidRequestError(describe_validation(error)) from None
 
@@ -261,9 +285,11 @@ def _report_done(job: Job, target: Path, *, seconds: float, as_json: bool, quiet
     made = job.artifact
     assert made is not None
     if as_json:
-        output = str(target.absolute())
-        print_result(job, output=output, seconds=round(seconds, 3), artifact=artifact_as_json(job))
+        output, warnings = str(target.absolute()), warnings_as_json(job)
+        artifact = artifact_as_json(job)
+        print_result(job, output=output, seconds=round(seconds, 3), artifact=artifact, warnings=warnings)
     elif not quiet:
+        print_warnings(job)
         picture = f"{made.width}x{made.height}, {float(made.fps):g} fps, {made.frames} frames"
         click.echo(f"{click.format_filename(target)}: {picture}, {made.duration_s:.1f} s of music in {seconds:.1f} s")
 

@@ -8,13 +8,14 @@ whether they are still what was submitted, and `bring` stores them.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Final, assert_never
+from typing import IO, Final, Protocol, assert_never
 
 from attrs import define, frozen
 from pydantic import SecretStr
@@ -22,14 +23,17 @@ from pydantic import SecretStr
 from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
+from renderdispatch.engine.orders import file_url
 from renderdispatch.engine.parts import Parts
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import AudioFetcher, StorageAdapter, SupportsUrlCheck
+from renderdispatch.protocols import AudioFetcher, Locality, RenderBackend, StorageAdapter, SupportsUrlCheck
 
 AudioSource = Path | bytes | IO[bytes] | AudioUrl | StorageKey
 
 _CHUNK_BYTES: Final = 1 << 20
+_MAX_FILE_URL: Final = 2048
+"""An order has little room; a file with a longer path is copied."""
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
 _AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
@@ -38,26 +42,75 @@ _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 # --- at submit ------------------------------------------------------------------------------------
 
 
-@frozen
-class InPlace:
-    """A file for a worker of this machine, a stored object or a URL: nothing needs to be moved now."""
-
-    audio: Audio
+class Incoming(Protocol):
+    """Audio that an application hands in."""
 
     def describe(self) -> Audio:
-        """Return what the record would hold, without storing anything."""
-        return self.audio
+        """Return what identifies the audio, without storing anything: rule J9 compares it with a record."""
 
-    def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
-        """See that a worker can read the audio; return what the record holds."""
-        return self.audio
+    def store(self, prefix: str) -> Audio:
+        """See that a worker can read the audio, below the prefix of the job's objects; return what the record holds."""
 
     def discard(self) -> None:
-        """Remove what `store` stored: nothing."""
+        """Remove what `store` stored, if anything."""
 
 
 @define
-class Streamed:
+class InPlace(Incoming):
+    """A file for a worker of this machine, or a URL: nothing needs to be moved now.
+
+    Args:
+        hashed: Whether a file is identified by its content, for which it is read.
+    """
+
+    audio: LocalAudio | RemoteAudio
+    hashed: bool = False
+
+    def describe(self) -> Audio:
+        """Return the file with its hash, or the URL."""
+        if self.hashed and isinstance(self.audio, LocalAudio) and self.audio.sha256 is None:
+            found = _Counted(Path(self.audio.path)).drained("")
+            if found.size != self.audio.size:
+                message = f"{Path(self.audio.path).name} changed while it was read; submit it again"
+                raise errors.InvalidRequestError(message, code="audio.changed")
+            self.audio = self.audio.model_copy(update={"sha256": found.sha256})
+        return self.audio
+
+    def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
+        """Return what `describe` returns."""
+        return self.describe()
+
+    def discard(self) -> None:
+        """Remove nothing."""
+
+
+@frozen
+class Kept(Incoming):
+    """An object of this storage, used where it is."""
+
+    parts: Parts
+    key: str
+
+    def describe(self) -> StoredAudio:
+        """Return the object with its hash, if the record of the job to which it belongs has one."""
+        owner = None
+        with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
+            owner = (job_id := layout.job_of(self.key)) and self.parts.store.get(job_id)
+        for known in (owner.audio, owner.request.audio) if owner else ():
+            if isinstance(known, StoredAudio) and known.key == self.key:
+                return known
+        return StoredAudio(key=self.key, size=0)
+
+    def store(self, prefix: str) -> StoredAudio:  # noqa: ARG002 - the protocol's
+        """Return the object as it is in storage."""
+        return self.describe().model_copy(update={"size": _examine_object(self.key, self.parts)})
+
+    def discard(self) -> None:
+        """Remove nothing."""
+
+
+@define
+class Streamed(Incoming):
     """Audio that is streamed into storage, and hashed on the way. The source is read once.
 
     Args:
@@ -71,10 +124,7 @@ class Streamed:
 
     def describe(self) -> StoredAudio:
         """Read the source for its size and hash."""
-        counted = _Counted(self.source)
-        for _ in counted:
-            pass
-        return counted.stored("")
+        return _Counted(self.source).drained("")
 
     def store(self, prefix: str) -> StoredAudio:
         """Store the source under the prefix of the job's objects; return what the record holds."""
@@ -104,24 +154,42 @@ class _Counted:
     def __iter__(self) -> Iterator[bytes]:
         source = self._source
         with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
-            for chunk in _chunks(file):
-                if not isinstance(chunk, bytes):
-                    raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
+            while chunk := _read(file):
                 self._sha256.update(chunk)
                 self.size += len(chunk)
                 yield chunk
+
+    def drained(self, key: str) -> StoredAudio:
+        for _ in self:
+            pass
+        return self.stored(key)
 
     def stored(self, key: str) -> StoredAudio:
         return StoredAudio(key=key, size=self.size, sha256=self._sha256.hexdigest())
 
 
-def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | Streamed:
+def _read(file: IO[bytes]) -> bytes:
+    """Return the next bytes of what an application handed in, whatever its ``read`` does."""
+    try:
+        chunk: object = file.read(_CHUNK_BYTES)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # closed, write-only, or not a file at all
+        raise errors.InvalidRequestError(f"the audio cannot be read: {error}", code="audio.invalid") from error
+    if isinstance(chunk, bytes | bytearray):
+        return bytes(chunk)
+    if inspect.iscoroutine(chunk):
+        chunk.close()
+    what = _AS_TEXT if isinstance(chunk, str) else f"the audio's read() returned a {type(chunk).__name__}: {_WANTED}"
+    raise errors.InvalidRequestError(what, code="audio.invalid")
+
+
+def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool) -> Incoming:
     """Check what an application handed in as audio, and refuse what can never be used.
 
     Args:
         audio: What was handed in. With a worker in this process, files are left for it to read.
         parts: The service's parts.
         tenant: Whose stored objects may be named.
+        keyed: Whether the job has an idempotency key, so that the audio is compared by its content (rule J9).
 
     Raises:
         InvalidRequestError: It is not audio, does not exist, is empty, or belongs to another tenant.
@@ -131,13 +199,15 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
             found = _examine_file(audio, parts.machine)
             # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs.
             in_place = parts.worker and is_text(found.path)
-            return InPlace(found) if in_place else Streamed(parts.storage, audio, audio.name)
+            return InPlace(found, hashed=keyed) if in_place else Streamed(parts.storage, audio, audio.name)
         case bytes():
             if not audio:
                 raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
             return Streamed(parts.storage, io.BytesIO(audio), "")
         case StorageKey():
-            return InPlace(_examine_object(audio.key, parts, tenant))
+            if not layout.may_read(tenant, audio.key):
+                raise errors.InvalidRequestError("this storage key is not yours", code="audio.denied")
+            return Kept(parts, audio.key)
         case AudioUrl():
             return InPlace(_examine_url(audio.url, parts.fetcher))
         case io.TextIOBase():
@@ -148,16 +218,16 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None) -> InPlace | S
     raise errors.InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
-def _examine_object(key: str, parts: Parts, tenant: str | None) -> StoredAudio:
-    if not layout.may_read(tenant, key):
-        raise errors.InvalidRequestError("this storage key is not yours", code="audio.denied")
+def _examine_object(key: str, parts: Parts) -> int:
     age = layout.upload_age(key, parts.store.now()) if key.startswith(layout.UPLOADS) else None
     if age is not None and age >= timedelta(days=layout.UPLOAD_DAYS):
         raise errors.InvalidRequestError("this upload is too old to be used: upload it again", code="audio.expired")
     try:
-        return StoredAudio(key=key, size=parts.storage.stat(key).size)
+        return parts.storage.stat(key).size
     except errors.ObjectNotFoundError:
         raise errors.InvalidRequestError(f"nothing is stored under {key[:200]!r}", code="audio.missing") from None
+    except errors.StorageDeniedError as error:
+        raise errors.InvalidRequestError(f"the storage refuses this key: {error}", code="audio.denied") from error
 
 
 def _examine_url(url: object, fetcher: AudioFetcher | None) -> RemoteAudio:
@@ -219,12 +289,17 @@ def check_source(source: Audio, parts: Parts) -> None:
             assert_never(source)
 
 
-def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop) -> StoredAudio:
-    """See that a job's audio is in storage, and return where.
+def bring(
+    source: Audio, parts: Parts, backend: RenderBackend, *, key: Callable[[str], str], stop: Stop
+) -> StoredAudio | LocalAudio:
+    """See that the backend can read a job's audio, and return where.
+
+    Where storage and backend are on this machine, a local file is read in place; any other audio is in storage then.
 
     Args:
         source: What the record holds, as `check_source` found it.
         parts: The service's parts.
+        backend: Where the job is rendered.
         key: Returns the key of the stored copy, from the file's name.
         stop: Ends the copying once the audio is needed no longer; what its `check` raises passes.
 
@@ -244,9 +319,11 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
             except PermissionError:
                 raise errors.AudioError(f"{path.name} may not be read", code="audio.denied") from None
             with file:
+                if _is_read_in_place(source, parts, backend):
+                    return source
                 stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
             _check_file(source)
-            return stored
+            return stored.model_copy(update={"sha256": source.sha256})
         case RemoteAudio():
             assert parts.fetcher is not None
             try:
@@ -257,6 +334,11 @@ def bring(source: Audio, parts: Parts, *, key: Callable[[str], str], stop: Stop)
                 raise
         case _:
             assert_never(source)
+
+
+def _is_read_in_place(source: LocalAudio, parts: Parts, backend: RenderBackend) -> bool:
+    here = parts.storage.locality is Locality.MACHINE and backend.locality < Locality.WORLD
+    return here and len(file_url(source)) <= _MAX_FILE_URL
 
 
 def _put(storage: StorageAdapter, key: str, chunks: Iterator[bytes], check: Callable[[], None]) -> StoredAudio:

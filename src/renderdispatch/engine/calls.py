@@ -7,6 +7,7 @@ stating that the outcome is known leaves the outcome unknown (rule J2); so does 
 
 from __future__ import annotations
 
+import logging
 import traceback
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from renderdispatch.jobs import Attempt
 from renderdispatch.messages import Completed, Failed, JobError, RenderOrder
 from renderdispatch.plumbing.failures import Translation, translated
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, RenderBackend, SupportsFind
+
+_log: Final = logging.getLogger("renderdispatch.engine.calls")
 
 _MAX_ID: Final = 1000
 _STATE: Final[tuple[tuple[str, Any], ...]] = (
@@ -66,6 +69,19 @@ def find(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[
         return (None, True) if call is None else (_checked_call(call, "find"), False)
 
 
+def slots(backend: RenderBackend) -> int | None:
+    """Return how many orders a backend takes at once; 0 if it does not say."""
+    try:
+        with translated(_FOREIGN):
+            number: Any = backend.slots
+            if number is None or (isinstance(number, int) and not isinstance(number, bool)):
+                return number
+            raise _nonsense("slots", number)
+    except BackendError as error:
+        _log.warning("no order is given to a backend: %s", error)
+        return 0
+
+
 def _checked_call(call: object, asked: str) -> BackendCall:
     call_id: Any = getattr(call, "id", None)
     sound = isinstance(call_id, str) and 0 < len(call_id) <= _MAX_ID and call_id.isprintable()
@@ -89,7 +105,7 @@ def _ours(error: BackendError) -> BackendError:
     return error if stated else _foreign(error)
 
 
-def _foreign(error: Exception) -> BackendError:
+def _foreign(error: BaseException) -> BackendError:
     """Return the error for one that says nothing. Its text is left out, because it may quote a signed URL."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
@@ -97,4 +113,9 @@ def _foreign(error: Exception) -> BackendError:
     return BackendError(message, retryable=True, outcome_known=False, code="backend.unexpected")
 
 
-_FOREIGN: Final[Translation] = {BackendError: _ours, Exception: _foreign}
+_FOREIGN: Final[Translation] = {
+    BackendError: _ours,
+    BaseException: _foreign,  # `asyncio.CancelledError` is no `Exception`
+    KeyboardInterrupt: _same,
+    SystemExit: _same,
+}

@@ -33,6 +33,15 @@ _UPLOADS_KEPT: Final = timedelta(days=layout.UPLOAD_DAYS + 6) + URLS_EXPIRED
 """An upload is submitted within its days, and a job ends within six days."""
 
 
+def _prefixes(job: Job, attempt: Attempt) -> Iterator[str]:
+    """Yield the prefixes of what the attempt stored, except for a copy of the audio that the job has."""
+    prefix = layout.prefix_of(job)
+    yield layout.attempt_prefix(prefix, attempt.token)
+    copies = f"{prefix}{layout.attempt_upload(attempt.token)}/"
+    if attempt.may_write and not (job.audio is not None and job.audio.key.startswith(copies)):
+        yield copies
+
+
 @frozen
 class CleanUps:
     """Clears up what ended attempts left."""
@@ -66,7 +75,8 @@ class CleanUps:
             now = self.store.now()
             over = self._is_over(job, attempt, now)
             if over or (attempt.may_write and now >= (attempt.sweep_at or now)):
-                self.storage.delete_prefix(layout.attempt_prefix(layout.prefix_of(job), attempt.token))
+                for prefix in _prefixes(job, attempt):
+                    self.storage.delete_prefix(prefix)
                 done = CleanedUp(token=attempt.token) if over else Swept(token=attempt.token)
                 job = commit(self.store, job, done).job
         if job.audio_clean_up is CleanUp.OWED and job.audio is not None:

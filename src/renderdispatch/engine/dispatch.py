@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from attrs import define, field
 
+from renderdispatch.engine import calls
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit_patiently
@@ -108,7 +109,7 @@ class Dispatcher:
         return taken
 
     def _room(self, name: str) -> int:
-        slots = self._parts.backends[name].slots
+        slots = calls.slots(self._parts.backends[name])
         return _BATCH - self._lanes.start[name].pending if slots is None else slots - self._keeper.count(name)
 
     def _ready(self, backend: str, limit: int) -> list[Job]:

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
+import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from renderdispatch.engine.records import unreadable
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.messages import FOR_THE_RECORD, RenderRequest, StoredAudio
+from renderdispatch.jobs import Job
+from renderdispatch.messages import FOR_THE_RECORD, Message, RenderRequest, StoredAudio, describe_validation
 
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
+_FINGERPRINT: Final = 2
+_PARTS: Final = ("output", "limits")
+_FIRST_FIELDS: Final = {
+    "": ["audio", "scene", "params", "output", "start", "duration", "backend", "requireGpu", "limits", "metadata"],
+    "output": ["width", "height", "fps", "projection"],
+    "limits": ["startTimeout", "totalTimeout", "maxAttempts", "gpu"],
+}
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UPLOADED: Final = re.compile(r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}", re.ASCII)
 
@@ -42,10 +54,19 @@ def check_priority(priority: object) -> int:
     Raises:
         InvalidRequestError: It is not an integer from -1,000,000 to 1,000,000.
     """
-    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > _MAX_PRIORITY:
+    number = whole(priority)
+    if number is None or abs(number) > _MAX_PRIORITY:
         message = f"priority: an integer from {-_MAX_PRIORITY:,} to {_MAX_PRIORITY:,}"
         raise InvalidRequestError(message)
-    return priority
+    return number
+
+
+def whole(value: object) -> int | None:
+    """Return the value as an `int` if it is an integer of any type, such as NumPy's; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def read_request(fields: Mapping[str, Any]) -> RenderRequest:
@@ -54,20 +75,16 @@ def read_request(fields: Mapping[str, Any]) -> RenderRequest:
     Raises:
         InvalidRequestError: Some field is wrong; the message names each.
     """
+    # values that were made without validation (`model_copy`, `model_construct`) are validated here
+    plain = {name: dict(value) if isinstance(value, Message | Mapping) else value for name, value in fields.items()}
     try:
-        return RenderRequest.model_validate(fields)
+        request = RenderRequest.model_validate(plain)
     except ValidationError as error:
         raise InvalidRequestError(describe_validation(error)) from None
-
-
-def describe_validation(error: ValidationError) -> str:
-    """Return one line that says what is wrong with each field; the values are not quoted."""
-    problems = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        what = problem["msg"].removeprefix("Value error, ")
-        problems.append(f"{where}: {what}" if where else what)
-    return "; ".join(problems)
+    longest = request.limits.max_duration.total_seconds()
+    if request.duration is not None and request.duration > longest:
+        raise InvalidRequestError(f"duration: at most {longest:g} s; a longer video needs Limits(max_duration=...)")
+    return request
 
 
 def check_upload(size: object, content_type: object) -> tuple[int, str]:
@@ -77,28 +94,78 @@ def check_upload(size: object, content_type: object) -> tuple[int, str]:
         InvalidRequestError: The size is not 1 byte to 5 GiB, or the type is neither audio nor video nor
             ``application/octet-stream``.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _MAX_UPLOAD_BYTES:
+    number = whole(size)
+    if number is None or not 0 < number <= _MAX_UPLOAD_BYTES:
         message = f"size: an upload has 1 to {_MAX_UPLOAD_BYTES} bytes"
         raise InvalidRequestError(message, code="upload.size")
     octets = "application/octet-stream"
     if not isinstance(content_type, str) or (content_type != octets and not _UPLOADED.fullmatch(content_type)):
         message = f"content_type: an upload is audio/..., video/... or {octets}"
         raise InvalidRequestError(message, code="upload.type")
-    return size, content_type
+    return number, content_type
 
 
-def fingerprint(request: RenderRequest) -> str:
-    """Hash what was asked for. Stored audio counts by its content if its hash is known, else by its key."""
+def fingerprint(request: RenderRequest, *, version: int = _FINGERPRINT) -> str:
+    """Hash what was asked for. A fingerprint begins with the version of its rule, except for those of the first.
+
+    1: all fields of the first requests, and younger ones that are used. Audio that `submit` stored counts by its hash,
+       other audio by where it is.
+    2: all fields that are used. Audio counts by its hash if it is known, else by its key or URL.
+    """
     fields = request.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD)
-    if isinstance(request.audio, StoredAudio) and request.audio.sha256 is not None:
-        fields["audio"].pop("key")
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    counted = _by_first_rule(fields) if version == 1 else _by_second_rule(fields)
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return digest if version == 1 else f"{version}:{digest}"
 
 
-def keyed_id(tenant: str | None, key: str) -> str:
+def same_request(job: Job, request: RenderRequest) -> bool:
+    """Return whether a job's request is this one, by the rule that the job's record was written with.
+
+    Raises:
+        JobUnreadableError: The rule is one of a newer version.
+    """
+    version, colon, _ = job.fingerprint.partition(":")
+    rule = int(version) if colon else 1
+    if rule > _FINGERPRINT:
+        raise unreadable(job.id)
+    return job.fingerprint == fingerprint(request, version=rule)
+
+
+def _by_first_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    used, counted = _used(fields, _defaults()), {**fields, "audio": {**fields["audio"]}}
+    for part, names in _FIRST_FIELDS.items():
+        below, used_below = (counted[part], used.get(part, {})) if part else (counted, used)
+        kept = {name: value for name, value in below.items() if name in names or name in used_below}
+        counted = {**counted, part: kept} if part else kept
+    if fields["audio"]["kind"] == "local":
+        del counted["audio"]["sha256"]
+    elif fields["audio"].get("sha256") is not None:
+        del counted["audio"]["key"]
+    return counted
+
+
+def _by_second_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    audio = fields["audio"]
+    identity = ["sha256"] if audio.get("sha256") else ["key"] if audio["kind"] == "stored" else list(audio)
+    return {**_used(fields, _defaults()), "audio": {name: audio[name] for name in identity}}
+
+
+def _used(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields, and those of their parts, that are not as they are by default."""
+    given = {name: value for name, value in fields.items() if value != defaults.get(name)}
+    return {name: _used(value, defaults[name]) if name in _PARTS else value for name, value in given.items()}
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    nothing = RenderRequest.model_construct(audio=StoredAudio(key="", size=0), scene="", backend="")
+    return nothing.model_dump(mode="json")
+
+
+def keyed_id(tenant: str | None, key: object) -> str:
     """Derive a job's id from its idempotency key: length-prefixed, so that no two pairs run together (rule J9)."""
-    if not 1 <= len(key.encode(errors="replace")) <= 1024 or not is_text(key):
-        raise InvalidRequestError("an idempotency key is 1 to 1024 bytes", code="idempotency-key.invalid")
+    if not isinstance(key, str) or not 1 <= len(key.encode(errors="replace")) <= 1024 or not is_text(key):
+        raise InvalidRequestError("idempotency_key: text of 1 to 1024 bytes", code="idempotency-key.invalid")
     parts = [b"" if tenant is None else b"t" + tenant.encode(), key.encode()]
     return hashlib.sha256(b"".join(len(p).to_bytes(4, "big") + p for p in parts)).hexdigest()[:32]
 
@@ -106,3 +173,11 @@ def keyed_id(tenant: str | None, key: str) -> str:
 def is_text(text: str) -> bool:
     """Return whether UTF-8 can hold it: names of files, and JSON, may bring half a surrogate pair."""
     return _SURROGATE.search(text) is None
+
+
+def is_path(text: str) -> bool:
+    """Return whether the system can have a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

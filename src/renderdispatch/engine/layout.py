@@ -25,16 +25,17 @@ UPLOADS: Final = "uploads/"
 UPLOAD_DAYS: Final = 2
 """An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
+_OF_A_JOB: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/([A-Za-z0-9_-]{1,128})/")
 _UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
 
 
-def check_tenant(tenant: str) -> str:
+def check_tenant(tenant: object) -> str:
     """Return the tenant's name.
 
     Raises:
         InvalidRequestError: It is not 1 to 64 letters, digits, dots, dashes or underscores, or begins with a sign.
     """
-    if not _TENANT.fullmatch(tenant):
+    if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
         message = "a tenant's name is 1 to 64 letters, digits, dots, dashes or underscores, first a letter or a digit"
         raise InvalidRequestError(message, code="tenant.invalid")
     return tenant
@@ -66,6 +67,12 @@ def upload_age(key: str, now: datetime) -> timedelta | None:
         return None
 
 
+def job_of(key: str) -> str | None:
+    """Return the id of the job to whose objects a key belongs; None for other keys."""
+    found = _OF_A_JOB.match(key)
+    return found and found[1]
+
+
 def new_incarnation() -> str:
     """Return a new random name for one life of a job's id."""
     return secrets.token_hex(8)
@@ -91,6 +98,11 @@ def audio_key(prefix: str, upload: str, filename: str) -> str:
     """
     extension = re.search(r"\.([A-Za-z0-9]{1,8})$", filename)
     return f"{prefix}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
+
+
+def attempt_upload(token: str) -> str:
+    """Return the name of the upload of audio by one attempt."""
+    return f"audio-{token}"
 
 
 def attempt_prefix(prefix: str, token: str) -> str:

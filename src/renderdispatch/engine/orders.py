@@ -6,12 +6,21 @@ The order: `make_order` makes it from the job's record. It is pure; signing is h
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final, Protocol
 
 from renderdispatch.engine import layout
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import MAX_ORDER_BYTES, Callback, ObjectUrls, RenderOrder, SignedPut, StoredAudio
+from renderdispatch.messages import (
+    MAX_ORDER_BYTES,
+    Callback,
+    LocalAudio,
+    ObjectUrls,
+    RenderOrder,
+    SignedPut,
+    StoredAudio,
+)
 
 _URL_SLACK: Final = timedelta(minutes=10)
 """How long an order's URLs outlive the job's deadline (rule J10)."""
@@ -30,13 +39,13 @@ class Signer(Protocol):
 
 
 def make_order(
-    job: Job, audio: StoredAudio, *, signer: Signer, now: datetime, callback: Callback | None, local: bool
+    job: Job, audio: StoredAudio | LocalAudio, *, signer: Signer, now: datetime, callback: Callback | None, local: bool
 ) -> RenderOrder:
     """Return the order of a job's current attempt.
 
     Args:
         job: The job.
-        audio: The audio in storage.
+        audio: The audio in storage, or the submitted file for a renderer that reads it in place.
         signer: Signs the order's URLs.
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
@@ -54,12 +63,17 @@ def make_order(
         put = signer.sign_put(key, expires_in=expires_in, content_type=content_type)
         return ObjectUrls(key=key, put=put, get=signer.sign_get(key, expires_in=expires_in))
 
+    if isinstance(audio, LocalAudio):
+        url, mtime_ns = file_url(audio), audio.mtime_ns
+    else:
+        url, mtime_ns = signer.sign_get(audio.key, expires_in=expires_in), None
     order = RenderOrder(
         job_id=job.id,
         attempt=attempt.number,
         token=attempt.token,
-        audio_url=signer.sign_get(audio.key, expires_in=expires_in),
+        audio_url=url,
         audio_size=audio.size,
+        audio_mtime_ns=mtime_ns,
         video=urls(layout.video_key(prefix, attempt.token), "video/mp4"),
         result=urls(layout.result_key(prefix, attempt.token), "application/json"),
         scene=request.scene,
@@ -67,8 +81,13 @@ def make_order(
         output=request.output,
         start=request.start,
         duration=request.duration,
+        audio_track=request.audio_track,
+        # an older version may have taken a longer duration
+        max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
+        stall_timeout=request.limits.stall_timeout,
+        memory_mib=request.limits.memory_mib,
         start_by=min(now + request.limits.start_timeout, job.finish_by),
         finish_by=job.finish_by,
         callback=callback,
@@ -82,3 +101,8 @@ def make_order(
         )
         raise InvalidRequestError(message, code="order.too-large")
     return order
+
+
+def file_url(audio: LocalAudio) -> str:
+    """Return the URL under which a local renderer reads the submitted file itself."""
+    return Path(audio.path).as_uri()

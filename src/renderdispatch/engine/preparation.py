@@ -25,7 +25,7 @@ from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, FaultDomain, JobStatus, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality
@@ -49,7 +49,7 @@ class Preparation:
     job: Job
     held: Held
     _closing: Stop
-    _audio: StoredAudio | None = None
+    _audio: StoredAudio | LocalAudio | None = None
 
     @property
     def source(self) -> Audio:
@@ -114,14 +114,18 @@ class Preparation:
 
     # --- the steps
 
-    def _bring_audio(self) -> StoredAudio:
-        """See that the audio is in storage; each stage is shown, also if nothing is left to do."""
+    def _bring_audio(self) -> StoredAudio | LocalAudio:
+        """See that the renderer can read the audio; each stage is shown, also if nothing is left to do."""
         job, token, source = self.job, self.held.token, self.source
         self.held.stop.check()
         check_source(source, self._parts)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        key = partial(layout.audio_key, layout.prefix_of(job), f"audio-{token}")
-        audio = bring(source, self._parts, key=key, stop=self.held.stop)
+        key = partial(layout.audio_key, layout.prefix_of(job), layout.attempt_upload(token))
+        backend = self._parts.backends[self.held.backend]
+        audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
+        if isinstance(audio, LocalAudio):
+            self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+            return audio
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
         except (GivenUp, JobNotFoundError):
@@ -131,7 +135,7 @@ class Preparation:
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return audio
 
-    def _order(self, audio: StoredAudio) -> RenderOrder:
+    def _order(self, audio: StoredAudio | LocalAudio) -> RenderOrder:
         job, parts = self.job, self._parts
         backend = parts.backends[self.held.backend]
         callback = parts.callback(job.id, job.attempt_number, backend)

@@ -14,12 +14,11 @@ from attrs import evolve
 
 from renderdispatch import messages
 from renderdispatch.engine import events
-from renderdispatch.errors import RenderStopped
+from renderdispatch.errors import RenderStalled, RenderStopped
 from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job
 from renderdispatch.messages import JobStatus, Stage
 
-CLOCK_SLACK: Final = timedelta(seconds=60)
-"""Added to deadlines, because the clocks of two machines differ (rule J13)."""
+CLOCK_SLACK: Final = messages.CLOCK_SLACK
 
 VIDEO_GRACE: Final = timedelta(minutes=2)
 """How long a reported video may be missing from storage before the attempt fails (rule J7)."""
@@ -33,7 +32,7 @@ MAX_RUNS: Final = 8
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
-MAX_HANDED_BACK: Final = 8
+MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
@@ -123,7 +122,10 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
 
 
 def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.JobError | None = None) -> Job:
-    """End a running attempt without a delivery. If its backend may have been called, its clean-up is owed."""
+    """End a running attempt without a delivery. Its clean-up is owed if its backend may have been called.
+
+    It is owed too if its preparation may go on: a slow holder may still store a copy of the audio.
+    """
     attempt = job.attempt
     if attempt is None or attempt.ended_at is not None:
         return job
@@ -137,7 +139,7 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.Jo
         ended_at=now,
         error=error,
         stopped=stopped,
-        clean_up=CleanUp.OWED if attempt.called else CleanUp.NONE,
+        clean_up=CleanUp.OWED if attempt.called or not stopped else CleanUp.NONE,
     )
 
 
@@ -146,8 +148,17 @@ def infrastructure_error(code: str, message: str) -> messages.JobError:
     return messages.JobError(code=code, message=message, fault=messages.FaultDomain.INFRASTRUCTURE)
 
 
+def _blamed(job: Job, error: messages.JobError) -> messages.JobError:
+    """Blame the scene where a second attempt stalls (rule J16): it is no machine that hangs twice."""
+    before = {a.error.code for a in job.attempts if a.error is not None}
+    if error.code == RenderStalled.code and RenderStalled.code in before:
+        return error.model_copy(update={"fault": messages.FaultDomain.SCENE})
+    return error
+
+
 def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
     """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
+    error = _blamed(job, error)
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
@@ -353,12 +364,12 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
         return job
     if attempt.called and not attempt.local:
         return _with_attempt(job, holder=None, lease_until=None)
-    # Its holder may only be slow: what was called is not known to have stopped.
-    if job.stage is Stage.CANCELLING:
-        return _cancelled(job, now, stopped=not attempt.called)
+    if job.stage is Stage.CANCELLING:  # its holder may only be slow: nothing is known to have stopped
+        job = _cancelled(job, now, stopped=False)
+        return job if attempt.called else evolve(job, compute_stopped_at=now)
     message = f"the worker that held attempt {attempt.number} went away"
     lost = infrastructure_error("worker.lost", message)
-    return _condemn(job, lost, now, stopped=not attempt.called, holder=None, lease_until=None)
+    return _condemn(job, lost, now, stopped=False, holder=None, lease_until=None)
 
 
 def call_missing(job: Job, event: events.CallMissing, now: datetime) -> Job:

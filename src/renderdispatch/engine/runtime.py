@@ -105,7 +105,7 @@ class Engine:
             if current.incarnation != job.incarnation:
                 raise JobNotFoundError(f"job {job.id} was deleted, and a later job has its id")
             job = current
-        if any(not a.stopped and not a.local and a.clean_up is CleanUp.OWED for a in job.attempts):
+        if any(not a.stopped and not a.may_write and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
         self.parts.storage.delete_prefix(layout.prefix_of(job))

@@ -16,7 +16,7 @@ from attrs import frozen
 from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import AudioSource, Streamed, examine
-from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request
+from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
@@ -63,9 +63,10 @@ class Submissions:
             IdempotencyConflictError: The key belongs to a job with another request.
         """
         priority = check_priority(priority)
-        request = self._routed(read_request({**fields, "audio": _NO_AUDIO, "backend": backend or ""}))
+        named = "" if backend is None else backend
+        request = self._routed(read_request({**fields, "audio": _NO_AUDIO, "backend": named}))
         job_id = uuid.uuid4().hex if idempotency_key is None else keyed_id(self._tenant, idempotency_key)
-        incoming = examine(audio, self._parts, self._tenant)
+        incoming = examine(audio, self._parts, self._tenant, keyed=idempotency_key is not None)
 
         def same(audio: Callable[[], Audio]) -> Job | None:
             return None if idempotency_key is None else self._same(job_id, request, audio, idempotency_key, not backend)
@@ -145,7 +146,10 @@ class Submissions:
         except errors.JobNotFoundError:
             return None
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
-        if job.fingerprint != fingerprint(request.model_copy(update={"audio": audio(), "backend": chosen})):
+        given, recorded = audio(), job.request.audio
+        if isinstance(given, StoredAudio) and isinstance(recorded, StoredAudio) and given.key == recorded.key != "":
+            given = recorded  # one object, which may be gone meanwhile
+        if not same_request(job, request.model_copy(update={"audio": given, "backend": chosen})):
             message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
             raise errors.IdempotencyConflictError(message)
         return job

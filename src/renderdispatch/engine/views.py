@@ -16,6 +16,7 @@ from attrs import frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
+from renderdispatch.engine.intake import is_path, whole
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, PollError, PollResponse, PollResult, Stage
@@ -42,19 +43,26 @@ class Views:
     parts: Parts
     tenant: str | None
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: object) -> Job:
         """Return the job's record. Raises `JobNotFoundError`."""
+        if not isinstance(job_id, str):
+            raise errors.JobNotFoundError(f"no job: its id is a str, not {type(job_id).__name__}")
         job = self.parts.store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
         if job is None or (self.tenant is not None and job.tenant != self.tenant):
             raise errors.JobNotFoundError(f"no job {job_id[:80]!r}")
         return job
 
     def page(self, status: JobStatus | Iterable[JobStatus] | None, *, limit: int, cursor: str | None) -> Page[Job]:
-        """Return a page of jobs, newest first."""
-        statuses = None
-        if status is not None:
-            statuses = frozenset([JobStatus(status)] if isinstance(status, str) else map(JobStatus, status))
-        return self.parts.store.query(JobQuery(tenant=self.tenant, statuses=statuses, limit=limit, cursor=cursor))
+        """Return a page of jobs, newest first. Raises `InvalidRequestError`."""
+        try:
+            given = [status] if isinstance(status, str) else status
+            statuses = None if given is None else frozenset(map(JobStatus, given))
+        except (ValueError, TypeError):
+            message = f"status: {', '.join(JobStatus)}, or several of them"
+            raise errors.InvalidRequestError(message) from None
+        if (number := whole(limit)) is None:
+            raise errors.InvalidRequestError(f"limit: an integer, not {type(limit).__name__}")
+        return self.parts.store.query(JobQuery(tenant=self.tenant, statuses=statuses, limit=number, cursor=cursor))
 
     def counts(self) -> dict[JobStatus, int]:
         """Return how many jobs have each status."""
@@ -84,6 +92,7 @@ class Views:
             queue_position=self._queue_position(job),
             result=result,
             error=error,
+            warnings=artifact.warnings if artifact is not None else (),
             download_url=self._signed(artifact.key) if artifact is not None else None,
             created_at=job.created_at,
             updated_at=job.updated_at,
@@ -97,10 +106,13 @@ class Views:
         """Open the finished video for reading. Raises `JobNotCompleteError`."""
         return self.parts.storage.open(_video_key(job))
 
-    def save(self, job: Job, target: Path, *, overwrite: bool) -> Path:
+    def save(self, job: Job, path: object, *, overwrite: bool) -> Path:
         """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
         from renderdispatch.plumbing.files import write_file
 
+        if not isinstance(path, str | Path) or not is_path(str(path)):
+            raise errors.InvalidRequestError("path: a Path, or text that can be a file's name")
+        target = Path(path)
         with self.open_video(job) as source:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             try:
@@ -109,10 +121,10 @@ class Views:
                 raise errors.ObjectExistsError(f"{target} exists, and overwrite was not asked") from None
         return target
 
-    def open_object(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open_object(self, key: object) -> AbstractContextManager[BinaryIO]:
         """Open one of the tenant's objects for reading. Raises `ObjectNotFoundError`."""
-        if not layout.may_read(self.tenant, key):
-            raise errors.ObjectNotFoundError(f"nothing is stored under {key[:200]!r}")
+        if not isinstance(key, str) or not layout.may_read(self.tenant, key):
+            raise errors.ObjectNotFoundError(f"nothing is stored under {str(key)[:200]!r}")
         return self.parts.storage.open(key)
 
     def _signed(self, key: str) -> str:

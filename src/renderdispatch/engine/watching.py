@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from numbers import Real
 from typing import BinaryIO, Final
 
-from renderdispatch.errors import WaitTimeoutError
+from renderdispatch.errors import InvalidRequestError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PollResponse
 
@@ -22,9 +23,8 @@ _EMBED_BYTES: Final = 20 << 20
 class Pause:
     """How long to wait between two reads of a job: short after a change, then longer."""
 
-    def __init__(self, timeout: float | timedelta | None) -> None:
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+    def __init__(self, timeout: object) -> None:
+        self._deadline = time.monotonic() + _seconds(timeout)
         self._revision: int | None = None
         self._pause = 0.02
 
@@ -41,6 +41,19 @@ class Pause:
         if left <= 0:
             raise WaitTimeoutError(f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
         return min(self._pause, left)
+
+
+def _seconds(timeout: object) -> float:
+    given = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if given is None:
+        return math.inf
+    try:
+        seconds = float(given) if isinstance(given, Real) else math.nan
+    except OverflowError:
+        return math.inf
+    if math.isnan(seconds):
+        raise InvalidRequestError(f"timeout: seconds, a timedelta or None, not {timeout!r:.80}")
+    return seconds
 
 
 def what_shows(job: Job) -> tuple[object, ...]:
@@ -61,6 +74,7 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
+    text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)
     shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
     if poll.download_url is None or poll.result is None:
         return shown

@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from email.message import Message
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from renderdispatch.errors import AudioError, ConfigurationError, InvalidRequestError, StorageUnavailableError
 from renderdispatch.plumbing.failures import Translation, translated
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 MAX_URL_CHARS: Final = 8192
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
+
+_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
+"""Other values (``utf-8``, ``none``, ``aws-chunked``) are mistakes of hosts that send the bytes as they are."""
+_ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
+_WHOLE: Final = re.compile(r"bytes 0-(\d{1,18})/(\d{1,18})", re.ASCII)
 
 _PRINTABLE: Final = re.compile(r"[^\s\\\x00-\x20\x7f-\xa0]+")
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -250,7 +255,7 @@ class GuardedFetcher:
         import httpx
 
         try:
-            joined = str(url.join(location))
+            joined = str(url.join(_reference(location)))
         except httpx.InvalidURL:
             raise _refused("it redirects to something that is not a URL") from None
         found = self._read(joined)
@@ -297,12 +302,12 @@ class GuardedFetcher:
         status, headers = response.status, response.headers
         if status in _TRY_AGAIN or status >= 500:
             raise StorageUnavailableError(f"the host of the audio's URL answered {status}")
-        if status != 200:
+        if status != 200 and not (status == 206 and _is_whole(headers.get("content-range", ""))):
             raise InvalidRequestError(f"the host of the audio's URL answered {status}", code="audio.url-answer")
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             raise self._too_large()
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if not _COMPRESSED.isdisjoint(map(str.strip, headers.get("content-encoding", "").lower().split(","))):
             raise AudioError("the host of the audio's URL sends it compressed, unasked", code="audio.invalid")
         if headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
             raise AudioError("the audio's URL leads to a web page, not to audio", code="audio.invalid")
@@ -346,6 +351,21 @@ def _literal(host: str) -> str | None:
     if len(host) > 253 or _NAME.fullmatch(host) is None:
         raise _refused("its host is not a valid name")
     return None
+
+
+def _reference(location: str) -> str:
+    """Return a redirect's target as a URL: servers also send it as raw UTF-8, or in another charset."""
+    sent = location.encode("latin-1")
+    try:
+        return sent.decode()
+    except UnicodeDecodeError:
+        return quote(sent, safe=_ASCII)
+
+
+def _is_whole(content_range: str) -> bool:
+    """Return whether a host that was not asked for a range sent one that is the whole object."""
+    found = _WHOLE.fullmatch(content_range)
+    return found is not None and int(found[1]) + 1 == int(found[2])
 
 
 def _filename(headers: Mapping[str, str], url: httpx.URL) -> str | None:

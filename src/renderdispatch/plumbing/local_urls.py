@@ -6,10 +6,11 @@ storage registers itself here under a random id, and its URLs are signed and exp
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from renderdispatch.errors import StorageDeniedError
 from renderdispatch.plumbing.files import read_chunks, storage_errors, write_file
@@ -36,9 +37,14 @@ def register(instance_id: str, endpoint: Endpoint) -> None:
 def local_path(url: str) -> Path | None:
     """Return the path that a ``file:`` URL names, so that a reader may use the file in place; else None."""
     parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or "\0" in unquote(parts.path):
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or "%00" in parts.path:
         return None
-    return Path(unquote(parts.path))
+    return path_of(parts.path)
+
+
+def path_of(quoted: str) -> Path:
+    """Return a path that is quoted as in URLs; its bytes need not be text."""
+    return Path(os.fsdecode(unquote_to_bytes(quoted)))
 
 
 def open_get(url: str) -> BinaryIO:

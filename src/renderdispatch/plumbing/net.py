@@ -15,7 +15,7 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -72,6 +72,7 @@ class Response:
     """A response; header names are in lower case.
 
     Args:
+        headers: Each byte of a value is one character, as in Latin-1. Values of a repeated header are joined by commas.
         pieces: The body, as it comes.
         body: What `read` read of it.
         whole: Whether ``body`` is all of it.
@@ -214,10 +215,7 @@ class Client:
                     extensions={"timeout": exchange.timeouts(**self._waits)},
                 )
             )
-            received = {
-                name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, value in response.headers
-            }
-            yield Response(response.status, received, _pieces(response, table))
+            yield Response(response.status, _received(response.headers), _pieces(response, table))
 
     def close(self) -> None:
         """Cut off what is running in this process, and close its connections. A later request opens others."""
@@ -304,6 +302,14 @@ def _failure(error: Exception, exchange: Exchange) -> NetError:
 def _pieces(response: httpcore.Response, table: Translation) -> Iterator[bytes]:
     with translated(table):
         yield from response.iter_stream()
+
+
+def _received(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    received: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")  # A0 may end a letter of UTF-8
+        received[key] = f"{received[key]}, {text}" if received.get(key, text) != text else text
+    return received
 
 
 def _lowered(headers: Mapping[str, str] | None) -> dict[str, str]:

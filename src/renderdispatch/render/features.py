@@ -14,7 +14,7 @@ import numpy as np
 from attrs import Factory, define, field, frozen
 from numpy.typing import NDArray
 
-from renderdispatch.render.audio import Samples
+from renderdispatch.render.mixing import Samples
 
 Floats = NDArray[np.floating[Any]]
 

@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from renderdispatch.messages import Output
-from renderdispatch.render.audio import Samples, frame_of
+from renderdispatch.render.mixing import Samples, frame_of
 from renderdispatch.render.paint import Canvas
 
 ENCODER: Final = "libx264"

@@ -65,6 +65,8 @@ class NumpyRenderer:
         about: What the scene draws, in one line, for lists of scenes.
     """
 
+    reads_audio_first = True
+
     def __init__(self, scene: str, params: type[SceneParams], *, about: str = "") -> None:
         self.__doc__ = about or None
         self.scene: Final = scene

@@ -18,7 +18,7 @@ from typing import Final, Generic, Self, TypeVar
 import av
 import numpy as np
 
-from renderdispatch.errors import AudioError, RenderError, SceneError
+from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
@@ -28,6 +28,7 @@ from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.paint import Canvas
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import Scene
+from renderdispatch.render.song import open_song, read_song
 
 T = TypeVar("T")
 
@@ -43,15 +44,14 @@ def render_video(
     Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
     """
     picture = order.output
-    duration = None if order.duration is None else Fraction(order.duration)
     with (
         translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
-        SoundReader(audio, start=Fraction(order.start), duration=duration) as sound,
-        Mp4Writer(
-            Path(folder, "video.mp4"), Path(folder, "sound"), picture, rate=sound.rate, layout=sound.layout
-        ) as writer,
-        read_sound(sound, writer, Path(folder, "features"), fps=picture.fps, report=report) as features,
+        open_song(audio, order) as sound,
+        _open_writer(Path(folder), picture, sound) as writer,
+        read_sound(
+            sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
+        ) as features,
     ):
         artist = Artist(scene, params, picture, features)
         draw_and_encode(artist, writer, report)
@@ -65,18 +65,34 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by="numpy",
             encoded_by=ENCODER,
+            warnings=sound.warnings,
         )
 
 
-def read_sound(sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report) -> Features:
+def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer:
+    """Return the writer of the video. What the encoder refuses now, it will refuse at each attempt."""
+
+    def refused(error: av.FFmpegError) -> Exception:
+        if isinstance(error, OSError | MemoryError):
+            return error
+        what = f"{picture.width}x{picture.height} at {picture.fps} frames a second"
+        return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
+
+    with translated({av.FFmpegError: refused}, chain=True):
+        return Mp4Writer(folder / "video.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+
+
+def read_sound(
+    sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report, longest_s: float | None = None
+) -> Features:
     """Analyse and encode the song; return its features, which are kept in the file ``path``.
 
     Raises:
-        AudioError: As of `SoundReader.blocks`; or the range is shorter than half a frame (``audio.too-short``).
+        AudioError: As of `read_song`; or the range is shorter than half a frame (``audio.too-short``).
     """
     expected = max(round(sound.expected_s * fps), 1)
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
-        for block in sound.blocks():
+        for block in read_song(sound, longest_s=longest_s):
             analyser.feed(block)
             writer.write_sound(block)
             report(0, expected)
@@ -164,11 +180,19 @@ def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:
     def blame(error: Exception) -> SceneError:
         return SceneError(f"the scene {what}: {type(error).__name__}: {error}")
 
-    return translated({Exception: blame, SceneError: lambda same: same, MemoryError: lambda same: same}, chain=True)
+    def full_or_blame(error: OSError) -> Exception:
+        return error if is_disk_full(error) else blame(error)
+
+    def same(error: Exception) -> Exception:
+        return error
+
+    return translated({Exception: blame, OSError: full_or_blame, RenderError: same, MemoryError: same}, chain=True)
 
 
 def _render_error(error: OSError | av.FFmpegError) -> RenderError:
     """Translate an error of the file system or of FFmpeg; some are both."""
+    if isinstance(error, MemoryError):
+        return RenderError("out of memory", code="memory.full")
     if not isinstance(error, OSError):
         return RenderError(f"the encoder failed: {error}", code="encode.failed")
     if is_disk_full(error):

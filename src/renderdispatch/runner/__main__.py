@@ -1,9 +1,9 @@
 """``python -m renderdispatch.runner``: carry out the order on stdin, as a process.
 
-Stdin: the order as one JSON line; after it, one JSON reply (`EventReply`) a line for each event (``null`` for one that
-was not taken), and an unasked-for "stop" at any time. Events go as JSON lines to the descriptor that a parent process
-handed over, else to stdout, and then no replies are awaited. The exit status is 0 when the outcome is a video, 1 when
-it is not, 2 for an order that cannot be read.
+Stdin: the order as one JSON line, with the proxies that a parent process hands over; after it, one JSON reply
+(`EventReply`) a line for each event (``null`` for one that was not taken), and an unasked-for "stop" at any time.
+Events go as JSON lines to the descriptor that a parent process handed over, else to stdout, and then no replies are
+awaited. The exit status is 0 when the outcome is a video, 1 when it is not, 2 for an order that cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from renderdispatch.errors import RenderError
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.runner.process import events_pipe
+from renderdispatch.runner.environment import proxies_of
+from renderdispatch.runner.process import events_pipe, has_parent
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.reporting import reporting_by, told_to_stop
 from renderdispatch.runner.run import RunnerIO, run_order
@@ -82,15 +83,17 @@ def _print_event(event: RenderEvent) -> EventReply:
 def main() -> int:
     """Carry out one order; return the exit status."""
     with SupervisedRender() as render:
-        render.fork()  # first: there is one thread, and the order with its secrets was not read yet
+        if has_parent():
+            render.fork()  # first: there is one thread, and the order with its secrets was not read yet
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         # Unbuffered: at its end the interpreter waits for the lock of a buffer that a thread reads from, and aborts.
         stdin = FileIO(0, closefd=False)
         try:
-            order = RenderOrder.model_validate_json(stdin.readline())
+            order = RenderOrder.model_validate_json(line := stdin.readline())
         except ValidationError as error:
             sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
             return 2
+        os.environ |= proxies_of(line)
         with contextlib.suppress(RenderError, OSError):  # the render meets it again, and reports it
             render.prepare(order.scene)
         return 0 if isinstance(_run(order, stdin, render), Completed) else 1

@@ -8,6 +8,7 @@ side answers comes over a descriptor of its own, so that stray prints from any l
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -24,10 +25,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.runner import supervisor
+from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
+_STDERR: Final = 2
 _LOG_LINES: Final = 200
 _LINE_BYTES: Final = 1 << 20
 _CHECK_S: Final = 0.5
@@ -46,7 +50,8 @@ _BOOT: Final = (
 class SupervisedProcess:
     """A process that is bound to the life of this one, its descendants included.
 
-    Its temporary files go to a folder of its own, which goes with it. One thread reads and ends it; any thread may
+    Its temporary files go to a folder of its own, which goes with it. Of this process's environment it gets what
+    `of_renders` lets through. One thread reads and ends it; any thread may
     write and kill.
 
     Args:
@@ -56,6 +61,7 @@ class SupervisedProcess:
 
     Raises:
         OSError: It cannot be started.
+        ConfigurationError: There is no program to start a module with.
     """
 
     def __init__(self, target: str | Callable[[], None]) -> None:
@@ -63,7 +69,7 @@ class SupervisedProcess:
         ends: list[int] = []
         try:
             for _ in range(4):
-                ends += os.pipe()
+                ends += map(_beyond_standard_streams, os.pipe())
             held, lifeline, events, answers, read, stdin, stdout, printed = ends
             far = _FarEnds(held, answers, read, printed, self._scratch)
             self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
@@ -115,6 +121,11 @@ class SupervisedProcess:
                 *lines, self._buffer = (self._buffer + chunk).split(b"\n")
                 self._lines.extend(line for line in lines if line)
         return self._lines.popleft()
+
+    @property
+    def pid(self) -> int:
+        """The id of its supervisor, which all of its processes descend from."""
+        return self._process.pid
 
     def kill(self) -> None:
         """Have the supervisor end it and its descendants. A second call does nothing."""
@@ -170,18 +181,26 @@ class _FarEnds(NamedTuple):
 
 
 def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
-    path = [entry or str(Path.cwd()) for entry in sys.path]
-    supervised = [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
+    path = [entry or working for entry in sys.path if entry or (working := _working_directory())]
+    python = interpreter()
+    supervised = [python, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
     own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
     return subprocess.Popen(
-        [*supervised, sys.executable, "-c", _BOOT, module],
+        [*supervised, python, "-c", _BOOT, module],
         stdin=far.stdin,
         stdout=far.output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **own},
+        env={**of_renders(os.environ), **own},
         pass_fds=(far.lifeline, far.answers),
         start_new_session=True,
     )
+
+
+def _working_directory() -> str | None:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed, and nothing can be imported from it
+        return None
 
 
 class _Fork:
@@ -255,6 +274,15 @@ def _end_with(body: Callable[[], int]) -> None:
         os._exit(status & 0xFF)
 
 
+def _beyond_standard_streams(descriptor: int) -> int:
+    """Return the descriptor under a number above 2: a process that closed its own streams gets theirs for pipes."""
+    if descriptor > _STDERR:
+        return descriptor
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
+    os.close(descriptor)
+    return moved
+
+
 def _close(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
@@ -274,6 +302,11 @@ def events_pipe() -> BinaryIO:
     fd = int(os.environ.pop(_EVENTS_FD))
     os.set_inheritable(fd, False)
     return os.fdopen(fd, "wb", buffering=0)
+
+
+def has_parent() -> bool:
+    """Return whether a `SupervisedProcess` started this process, whose environment then holds no secret."""
+    return _EVENTS_FD in os.environ
 
 
 def describe_exit(status: int, log: list[str]) -> str:

@@ -18,12 +18,15 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, SceneError
+from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, RenderStalled, SceneError
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
+from renderdispatch.runner.in_place import checked
+from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
+from renderdispatch.runner.stalls import Stalls
 
 RenderHost = Callable[[RenderOrder, Path, Path, Report], RenderStats]
 """``host(order, audio, output, report)``: as `Renderer.render`, for whatever scene the order names."""
@@ -70,7 +73,8 @@ class InProcessRender:
         renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
         check_renderer(renderer, order)
         try:
-            stats = renderer.render(order, audio, output, _in_plain_numbers(report))
+            with checked(renderer, order, audio, report) as reported:
+                stats = renderer.render(order, audio, output, _in_plain_numbers(reported))
         except SystemExit as error:  # the scene must not end the process that hosts it
             raise SceneError(f"scene {order.scene!r} tried to exit the process (status {error.code!r})") from error
         if not isinstance(stats, RenderStats):
@@ -171,20 +175,25 @@ class SupervisedRender:
         """Render, and report at least five times a second, also while the renderer is silent.
 
         Raises:
-            RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started.
+            RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started;
+                ``render.stalled`` or ``memory.full`` when it was ended because of the order's limits.
         """
         process = self._prepared or self.prepare(order.scene)
         finished = False
         try:
             process.write_line(_Task(order=order, audio=audio, output=output).model_dump_json())
             news = _News()
+            guard = _Guard(order, process.pid, counts=order.scene in SHIPPED and order.scene not in self._renderers)
             while (line := process.read_line(_CHECK_EVERY_S)) != b"":
-                news = news if line is None else _News.model_validate_json(line)
+                if line is not None:
+                    news = _News.model_validate_json(line)
+                    guard.stalls.heard(news.frames, news.total, now=time.monotonic())
                 finished = news.stats is not None or news.error is not None
                 if news.error is not None:
                     raise RenderFailed(news.error)
                 if news.stats is not None:
                     return news.stats
+                guard.check(news.frames)
                 report(news.frames, news.total)
             how = describe_exit(process.end(wait_s=1), process.log)
             raise RenderError(f"the render process {how}", code="renderer.died")
@@ -193,21 +202,57 @@ class SupervisedRender:
             process.end(wait_s=5 if finished else 0)
 
 
+class _Guard:
+    """Ends a render that makes no progress, or takes more memory than it may, by an error.
+
+    Args:
+        order: The order, whose limits hold.
+        pid: The process that those of the render descend from.
+        counts: Whether its renderer is known to report frames.
+    """
+
+    def __init__(self, order: RenderOrder, pid: int, *, counts: bool) -> None:
+        now = time.monotonic()
+        timeout_s = None if order.stall_timeout is None else order.stall_timeout.total_seconds()
+        self._asked = order.memory_mib << 20
+        self._most = most_bytes(self._asked)
+        self._memory = MemoryWatch(pid, self._most, now=now)
+        self.stalls = Stalls(timeout_s, counts=counts, now=now)
+
+    def check(self, frames: int) -> None:
+        """Raise an error if a limit is passed.
+
+        Raises:
+            RenderStalled: There was no new frame for too long.
+            RenderError: ``memory.full``.
+        """
+        now = time.monotonic()
+        if (quiet_s := self.stalls.quiet_s(now=now)) is not None:
+            last = f"frame {frames}" if frames else "the start"
+            raise RenderStalled(f"the render showed no new frame for {quiet_s:.0f} s after {last}, and was ended")
+        if self._memory.is_over(now=now):
+            mine = "its limit; Limits(memory_mib=...) raises it"
+            limit = mine if self._most == self._asked else "nine tenths of what there is here"
+            raise RenderError(
+                f"the render took more than {self._most >> 20} MiB of memory, {limit}", code="memory.full"
+            )
+
+
 def child_main() -> None:
     """Render one task: read it from stdin, answer over the events descriptor."""
     with events_pipe() as events:
         lock = threading.Lock()
-        last = 0.0
+        last, done = 0.0, False
 
         def send(news: _News) -> None:
             with lock:
                 events.write(news.model_dump_json().encode() + b"\n")
 
         def report(frames: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= _REPORT_EVERY_S:
-                last = now
+            nonlocal last, done
+            now, all_drawn = time.monotonic(), 0 < total <= frames
+            if now - last >= _REPORT_EVERY_S or (all_drawn and not done):  # after the last frame, none tells more
+                last, done = now, all_drawn
                 send(_News(frames=frames, total=total))
 
         scene = _Scene.model_validate_json(sys.stdin.buffer.readline())

@@ -22,6 +22,7 @@ from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.runner.in_place import check_unchanged
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
 from renderdispatch.runner.transfers import Moved, Transfers, hex_of, open_transfers
@@ -66,8 +67,8 @@ def run_order(order: messages.RenderOrder, *, io: RunnerIO) -> messages.Complete
     A `KeyboardInterrupt` and the like pass after everything was cleaned up, and so does `RunLeft`.
     """
     began = io.now()
-    late = began > order.start_by
-    left_s = (order.finish_by - began).total_seconds()
+    late = began > _at_the_latest(order.start_by)
+    left_s = (_at_the_latest(order.finish_by) - began).total_seconds()
     pace = evolve(io.pace, check_in_s=0.0) if late else io.pace  # whatever the reply says, it does not start
     with (
         Stop(
@@ -82,8 +83,13 @@ def run_order(order: messages.RenderOrder, *, io: RunnerIO) -> messages.Complete
             known = isinstance(error, (RenderDispatchError, OSError))
             _log.log(logging.INFO if known else logging.ERROR, "job %s failed", order.job_id, exc_info=not known)
             outcome = reporter.events.failed(job_error(error, otherwise=messages.FaultDomain.INFRASTRUCTURE))
-        reporter.finish(outcome, left_s=(order.finish_by - io.now()).total_seconds())
+        reporter.finish(outcome, left_s=(_at_the_latest(order.finish_by) - io.now()).total_seconds())
         return outcome
+
+
+def _at_the_latest(deadline: datetime) -> datetime:
+    """Return when this machine's clock has surely passed a deadline of the service's clock (rule J13)."""
+    return deadline + messages.CLOCK_SLACK
 
 
 def _out_of_time(_why: str = "") -> RenderFailed:
@@ -110,15 +116,16 @@ class _Run:
         ):
             if (delivered := self._earlier_result(transfers)) is not None:
                 return self.reporter.events.completed(delivered)
-            if began > order.start_by:
+            if began > _at_the_latest(order.start_by):
                 message = f"the order was to start by {order.start_by:%Y-%m-%d %H:%M:%S} UTC; it is past that"
                 raise RenderFailed(
                     messages.JobError(code="deadline.start", message=message, fault=messages.FaultDomain.START_TIMEOUT)
                 )
-            if began > order.finish_by:
+            if began > _at_the_latest(order.finish_by):
                 raise _out_of_time()
             moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
             audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
+            check_unchanged(audio, order)
             video = Path(folder) / "video.mp4"
             stats = self._render(audio, video)
             artifact = self._upload_video(transfers, video, stats)

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from attrs import frozen
 
-from renderdispatch.errors import ObjectExistsError, ObjectNotFoundError, RenderError
+from renderdispatch.errors import AudioError, ObjectExistsError, ObjectNotFoundError, RenderError
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.failures import translated
@@ -73,11 +73,12 @@ class Transfers:
         """Bring an object of ``size`` bytes to disk and return its path: a local file stays where it is.
 
         Raises:
-            RenderError: ``audio.download``, or ``audio.changed`` when the object has another size.
+            RenderError: ``audio.download``.
+            AudioError: ``audio.missing``, or ``audio.changed`` when the object has another size.
         """
         path = self._of(url).download(url, into, size=size, moved=moved)
         if (found := path.stat().st_size) != size:
-            raise RenderError(f"the audio in storage has {found} bytes, not {size}", code="audio.changed")
+            raise AudioError(f"the audio has {found} bytes, not {size}", code="audio.changed")
         return path
 
     def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> str | None:
@@ -140,8 +141,8 @@ class LocalTransfers:
         return None
 
 
-def _missing(_: object = None) -> RenderError:
-    return RenderError("the audio is not in storage any more", code="audio.missing")
+def _missing(_: object = None) -> AudioError:
+    return AudioError("the audio is gone", code="audio.missing")
 
 
 class HttpTransfers:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 from renderdispatch.errors import ObjectNotFoundError, StorageDeniedError
 from renderdispatch.messages import SignedPut
-from renderdispatch.plumbing.files import TEMPORARY, storage_error, storage_errors, write_file
+from renderdispatch.plumbing.files import TEMPORARY, rehearse, storage_error, storage_errors, write_file
 from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.keys import check_key
 
@@ -59,7 +59,11 @@ class Folder:
         return path
 
     def prepare(self) -> None:
-        """Make the folder for temporary files, and remove the files that dead writers left there; once."""
+        """Make the folder for temporary files, and remove the files that dead writers left there; once.
+
+        It is also found out here whether the file system can write a file once: an upload is signed before a render
+        begins, and would be refused after it.
+        """
         with self._lock:
             if self._prepared:
                 return
@@ -70,6 +74,7 @@ class Folder:
                     with suppress(FileNotFoundError):
                         if path.lstat().st_mtime < time.time() - _STALE_S:
                             path.unlink()
+            rehearse(temporary / "object", key="the storage's folder", only_if_absent=True)
             self._prepared = True
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:

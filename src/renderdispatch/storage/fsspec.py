@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -25,12 +25,16 @@ from renderdispatch import errors
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.files import CHUNK_BYTES, storage_error
+from renderdispatch.plumbing.local_urls import path_of
 from renderdispatch.plumbing.net import etag_of
 from renderdispatch.protocols import Locality, ObjectInfo
 from renderdispatch.storage.folder import Folder
 from renderdispatch.storage.keys import check_key
 from renderdispatch.storage.objects import ObjectStorage
 from renderdispatch.storage.signing import SignedUrls
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+"""The beginning of a URL, a chained one of fsspec's too."""
 
 
 class FsspecStorage(ObjectStorage):
@@ -51,7 +55,8 @@ class FsspecStorage(ObjectStorage):
     if the file system can sign.
 
     Args:
-        url: Of the folder: a path, or a URL that fsspec knows.
+        url: Of the folder: a path, or a URL that fsspec knows. In a `Path` no character has another meaning; text that
+            begins like a URL (``name:``) is one, and ``./name:`` a path.
         urls: Signs http URLs instead of ``file:`` URLs, which `renderdispatch.web.objects` serves. They expire, and
             reach as far as the server that serves them.
         storage_options: What fsspec's file system takes: credentials and the like.
@@ -62,8 +67,7 @@ class FsspecStorage(ObjectStorage):
     """
 
     def __init__(self, url: str | os.PathLike[str], *, urls: SignedUrls | None = None, **storage_options: Any) -> None:
-        system, root = _file_system(os.fspath(url), storage_options)
-        objects = Folder(Path(root)) if isinstance(system, LocalFileSystem) else _Remote(system, root)
+        objects = _objects(url, storage_options)
         super().__init__(objects, urls)
         self._where = objects.where
 
@@ -71,16 +75,47 @@ class FsspecStorage(ObjectStorage):
         return f"FsspecStorage({self._where!r})"
 
 
+def _objects(url: str | os.PathLike[str], options: dict[str, Any]) -> Folder | _Remote:
+    folder = _folder(url)
+    if folder is None:
+        system, root = _file_system(os.fspath(url), options)
+        if not isinstance(system, LocalFileSystem):
+            return _Remote(system, root)
+        folder = Path(root)
+    try:
+        return Folder(folder)
+    except FileNotFoundError:
+        message = "the folder of the storage is relative, and the working directory is gone; write an absolute path"
+        raise errors.ConfigurationError(message) from None
+
+
+def _folder(url: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of this machine that a path or a ``file:`` URL names; None for other URLs."""
+    if not isinstance(url, str):
+        return Path(url)
+    if url.startswith("file:"):  # as `Path.as_uri` quotes
+        path = url.removeprefix("file:").removeprefix("//")
+        return path_of(path.removeprefix("localhost") if path.startswith("localhost/") else path)
+    if _URL.match(url):
+        return None
+    try:
+        return Path(url).expanduser() if url.startswith("~") else Path(url)
+    except RuntimeError:
+        message = f"{url[:80]!r} names a user who has no home folder; write an absolute path"
+        raise errors.ConfigurationError(message) from None
+
+
 def _file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    if url.startswith("file:"):
-        url = unquote(url)  # as `Path.as_uri` quotes; fsspec takes it as it is
     protocol = url.partition(":")[0]
     try:
         system, root = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
     except ImportError as error:
         raise errors.MissingExtraError(f"{protocol}: URLs need a package that is not installed: {error}") from error
     except ValueError as error:
-        raise errors.ConfigurationError(f"fsspec cannot open a {protocol[:40]}: URL with these options") from error
+        message = (
+            f"fsspec cannot open a {protocol[:40]}: URL with these options; to name a folder so, write ./ before it"
+        )
+        raise errors.ConfigurationError(message) from error
     return system, str(root)
 
 

@@ -22,11 +22,13 @@ def check_key(key: str) -> str:
     """
     why = _objection(key)
     if why is not None:
-        raise StorageDeniedError(f"the key {key[:80]!a} is refused: {why}")
+        raise StorageDeniedError(f"the key {str(key)[:80]!a} is refused: {why}")
     return key
 
 
-def _objection(key: str) -> str | None:
+def _objection(key: object) -> str | None:
+    if not isinstance(key, str):
+        return f"it is a {type(key).__name__}, not a str"
     if not key:
         return "it is empty"
     try:
@@ -55,23 +57,25 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def check_expiry(expires_in: timedelta) -> timedelta:
+def check_expiry(expires_in: object) -> timedelta:
     """Return ``expires_in``.
 
     Raises:
         InvalidRequestError: It is not above 0 and at most 7 days.
     """
-    if not timedelta(0) < expires_in <= MAX_EXPIRY:
+    if not isinstance(expires_in, timedelta) or not timedelta(0) < expires_in <= MAX_EXPIRY:
         raise InvalidRequestError(f"a signed URL is valid for more than 0 and at most 7 days, not {expires_in}")
     return expires_in
 
 
-def check_put_size(size: int | None) -> int | None:
+def check_put_size(size: object) -> int | None:
     """Return ``size``, in bytes, of a signed upload.
 
     Raises:
         InvalidRequestError: It is negative, or above 5 GiB.
     """
-    if size is not None and not 0 <= size <= MAX_PUT_BYTES:
+    if size is None:
+        return None
+    if not isinstance(size, int) or not 0 <= size <= MAX_PUT_BYTES:
         raise InvalidRequestError(f"one upload has at most {MAX_PUT_BYTES} bytes, not {size}")
     return size

@@ -11,6 +11,9 @@ signature, they are pairs of name and value. The verifier takes method, key and 
 request that differs in any of them has another signature. ``base_url`` is the verifier's own setting, never the
 request's ``Host``, so a URL is valid only at the place that it was signed for. A secret is used as it is, as UTF-8.
 
+Nothing is signed as it is spelled. So a proxy, a mail program or an analytics tool may escape path and query anew, may
+reorder the parameters, and may add its own, which are ignored. Each parameter of this scheme occurs once.
+
 `renderdispatch.web.objects` serves such URLs.
 """
 
@@ -23,7 +26,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from renderdispatch.errors import ConfigurationError, StorageDeniedError
 from renderdispatch.messages import SignedPut
@@ -33,7 +36,12 @@ from renderdispatch.storage.keys import check_expiry, check_key, check_put_size
 
 MIN_SECRET_BYTES: Final = 24
 _SCHEME: Final = "renderdispatch-url-1"
-_QUERY: Final = re.compile(r"expires=([1-9][0-9]{0,11})&headers=([a-z.-]*)&signature=([0-9a-f]{64})", re.ASCII)
+_MAX_QUERY: Final = 8192
+_PARAMETERS: Final = {
+    "expires": re.compile(r"[1-9][0-9]{0,11}", re.ASCII),
+    "headers": re.compile(r"[a-z.-]*", re.ASCII),
+    "signature": re.compile(r"[0-9a-f]{64}", re.ASCII),
+}
 
 
 class SignedUrls:
@@ -102,11 +110,9 @@ class SignedUrls:
         Raises:
             StorageDeniedError: ``url.wrong-signature`` or ``url.expired``.
         """
-        found = _QUERY.fullmatch(query)
-        if found is None:
-            raise StorageDeniedError("the URL is not signed, or was changed", code="url.wrong-signature")
-        expires, names, signature = int(found[1]), found[2], found[3]
-        bound = {name: headers.get(name, "").strip() for name in names.split(".") if name}
+        found = _read_query(query)
+        expires, signature = int(found["expires"]), found["signature"]
+        bound = {name: headers.get(name, "").strip() for name in found["headers"].split(".") if name}
         signed = self._text(method, key, expires, bound)
         if not any(hmac.compare_digest(hmac.digest(s, signed, "sha256").hex(), signature) for s in self._secrets):
             signed_headers = ", ".join(bound) or "none"
@@ -123,6 +129,16 @@ class SignedUrls:
 
     def _text(self, method: str, key: str, expires: int, headers: Mapping[str, str]) -> bytes:
         return json.dumps([_SCHEME, self._base, method, key, expires, sorted(headers.items())]).encode()
+
+
+def _read_query(query: str) -> dict[str, str]:
+    """Return the parameters of this scheme, whatever their order and spelling; others are ignored."""
+    pairs = parse_qsl(query, keep_blank_values=True) if len(query) <= _MAX_QUERY else []
+    ours = [(name, value) for name, value in pairs if name in _PARAMETERS]
+    found = dict(ours)
+    if not len(found) == len(ours) == len(_PARAMETERS) or any(not _PARAMETERS[n].fullmatch(v) for n, v in ours):
+        raise StorageDeniedError("the URL is not signed, or was changed", code="url.wrong-signature")
+    return found
 
 
 def _check_base(url: str) -> str:

@@ -35,10 +35,12 @@ from renderdispatch import errors
 from renderdispatch.engine.records import check_protocol, dump_job, load_job, unreadable
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.plumbing.failures import Translation, translated
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.plumbing.files import obstacle
 from renderdispatch.plumbing.per_process import ForkGate, PerProcess
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.protocols import CLOCK_STEP, JobQuery, Page
+from renderdispatch.stores.database_errors import cause, driver_code, place_of, translation, unusable
 from renderdispatch.stores.pages import Place, check_limit, from_micros, micros, place, read_cursor, write_cursor
 
 _log: Final = logging.getLogger("renderdispatch.stores.sql")
@@ -259,8 +261,9 @@ class SqlJobStore:
     Nothing is opened before the first call; the folder of a SQLite file and the table are made then.
 
     Args:
-        url: As SQLAlchemy takes it: ``sqlite:///jobs.db``, ``postgresql+psycopg://user:password@host/name``. For SQLite
-            ``?timeout=5`` sets how many seconds a call waits for other writers (default 15).
+        url: A SQLite file's path, as a `Path`; or a URL, as SQLAlchemy takes it: ``sqlite:///jobs.db``,
+            ``postgresql+psycopg://user:password@host/name``. In a URL of SQLite ``?timeout=5`` sets how many seconds a
+            call waits for other writers (default 15).
         clock: Returns the time, aware and in UTC, in place of the database's.
 
     Raises:
@@ -268,13 +271,12 @@ class SqlJobStore:
         MissingExtraError: The database's driver is not installed.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, url: str | Path, *, clock: Callable[[], datetime] | None = None) -> None:
         self._url = _read_url(url)
         driver = self._url.get_dialect().import_dbapi()
-        self._where = self._url.set(query={}).render_as_string(hide_password=True)
         self._clock = clock
         self._create = _create_statement(self._url.get_backend_name())
-        self._errors = _translation(self._where, driver)
+        self._errors = translation(self._url, driver)
         self._compiled: dict[Any, Any] = {}
         self._left_alone: set[str] = set()
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
@@ -282,7 +284,7 @@ class SqlJobStore:
         self._gate = ForkGate(self.close)
 
     def __repr__(self) -> str:
-        return f"SqlJobStore({self._where!r})"
+        return f"SqlJobStore({place_of(self._url)!r})"
 
     # --- writing
 
@@ -410,7 +412,7 @@ class SqlJobStore:
         It is compiled once and runs on the driver's own connection, which takes half the time of an execution through
         Core. All values are integers and texts, which need no conversion.
         """
-        with self._gate.operation(), translated(self._errors, chain=_cause):
+        with self._gate.operation(), translated(self._errors, chain=cause):
             engine = self._engines.get()
             sql = self._compiled.get(statement)
             if sql is None:
@@ -424,21 +426,17 @@ class SqlJobStore:
         """Execute any other statement; return as `_step` does."""
         with (
             self._gate.operation(),
-            translated(self._errors, chain=_cause),
+            translated(self._errors, chain=cause),
             self._engines.get().connect() as connection,
         ):
             result = connection.execute(statement, values)
             return result.all() if result.returns_rows else [], result.rowcount
 
 
-def _cause(error: Exception) -> BaseException | None:
-    """Return the driver's error: the text of SQLAlchemy's quotes the statement."""
-    return None if isinstance(error, sa.exc.TimeoutError) else getattr(error, "orig", error)
-
-
-def _read_url(text: str) -> URL:
+def _read_url(text: str | Path) -> URL:
     try:
-        url = make_url(text)
+        # in a path, '?', '%' and '#' mean themselves
+        url = URL.create("sqlite", database=str(text)) if isinstance(text, Path) else make_url(text)
     except (sa.exc.ArgumentError, ValueError):
         hint = "sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/name"
         raise errors.ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
@@ -470,13 +468,21 @@ def _read_sqlite_url(url: URL) -> URL:
         timeout = -1.0
     if timeout < 0 or url.query.keys() - {"timeout"}:
         raise errors.ConfigurationError("the only option of a SQLite URL is a number of seconds, such as ?timeout=5")
-    return url.set(database=str(Path(url.database).absolute()), query={"timeout": str(timeout)})
+    try:
+        path = Path(url.database).absolute()
+    except FileNotFoundError:
+        message = "the path of the job store is relative, and the working directory is gone; write an absolute path"
+        raise errors.ConfigurationError(message) from None
+    return url.set(database=str(path), query={"timeout": str(timeout)})
 
 
 def _new_engine(url: URL) -> Engine:
     options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "hide_parameters": True}
     if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(str(url.database))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and not file.is_file():  # SQLite would take a pipe for a disk that fails
+            raise unusable(str(file), str(obstacle(file)))
         engine = sa.create_engine(url, **options)
         sa.event.listen(engine, "connect", _set_up_sqlite)
     else:
@@ -493,20 +499,45 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
+def _choose_journal(file: str, patience_s: float) -> None:
+    """Turn on the write-ahead log of a new database. Where that cannot be, a rollback journal serves.
+
+    The log needs memory that processes share by way of a file, which many file systems in user space do not have.
+    """
+    ours = "SELECT 1 FROM sqlite_schema WHERE name = ?"
+    try:
+        with closing(sqlite3.connect(file, timeout=patience_s)) as connection:
+            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+            if journal == "delete" and connection.execute(ours, (_jobs.name,)).fetchone():
+                return
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(ours, (_jobs.name,))
+    except sqlite3.OperationalError as error:
+        if not driver_code(error).startswith("SQLITE_IOERR_SHM"):
+            raise
+        with closing(sqlite3.connect(file, timeout=patience_s)) as alone:
+            alone.execute("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory
+            alone.execute("PRAGMA journal_mode = DELETE")
+
+
+_MET_ANOTHER: Final = frozenset({"SQLITE_BUSY", "23505", "42P07", "42710"})
+"""SQLite does not wait for the lock that begins a write-ahead log; PostgreSQL's IF NOT EXISTS is not atomic."""
+
+
 def _prepare(engine: Engine, *, patience_s: float) -> None:
     """Create the table unless it exists. Other processes may be doing the same."""
 
     def create() -> None:
+        if engine.dialect.name == "sqlite":
+            _choose_journal(str(engine.url.database), patience_s)
         with engine.connect() as connection:
-            if engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             connection.execute(CreateTable(_jobs, if_not_exists=True))
             _check_columns(connection)
             for index in _indexes(engine.dialect.name):
                 connection.execute(CreateIndex(index, if_not_exists=True))
 
     def trouble(error: Exception) -> Trouble:
-        return Trouble.FAILED if _driver_code(error) in _MET_ANOTHER else Trouble.FATAL
+        return Trouble.FAILED if driver_code(error) in _MET_ANOTHER else Trouble.FATAL
 
     retry(create, Backoff(patience_s=patience_s, pause_s=0.02, longest_pause_s=0.02), trouble=trouble)
 
@@ -518,69 +549,20 @@ def _check_columns(connection: Connection) -> None:
         ConfigurationError: Another version made the table, with other columns.
     """
     missing = _missing_columns(connection)
-    for name in sorted(missing & _ADDED):
+    if foreign := missing - _ADDED:
+        message = (
+            f"another version made the table {_jobs.name}: it has no column {', '.join(sorted(foreign))}. "
+            "Use another database, or drop the table if you no longer need its jobs"
+        )
+        raise errors.ConfigurationError(message)
+    for name in missing:
         try:
             connection.exec_driver_sql(f"ALTER TABLE {_jobs.name} ADD COLUMN {name} BIGINT")
         except sa.exc.DBAPIError:
             if name in _missing_columns(connection):  # else another process was faster
                 raise
-    if missing := missing - _ADDED:
-        message = (
-            f"another version made the table {_jobs.name}: it has no column {', '.join(sorted(missing))}. "
-            "Use another database, or drop the table if you no longer need its jobs"
-        )
-        raise errors.ConfigurationError(message)
 
 
 def _missing_columns(connection: Connection) -> set[str]:
     found = connection.execute(sa.select(sa.text("*")).select_from(_jobs).where(sa.false())).keys()
     return {column.name for column in _c} - set(found)
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-_MET_ANOTHER: Final = frozenset({"SQLITE_BUSY", "23505", "42P07", "42710"})
-"""SQLite does not wait for the lock that begins a write-ahead log; PostgreSQL's IF NOT EXISTS is not atomic."""
-
-_TROUBLES: Final = {
-    "SQLITE_BUSY": "others kept it locked for too long",
-    "SQLITE_LOCKED": "others kept it locked for too long",
-    "SQLITE_FULL": "no space is left on its disk",
-    "SQLITE_READONLY": "it cannot be written",
-    "SQLITE_CANTOPEN": "it cannot be opened",
-    "SQLITE_PERM": "it cannot be opened",
-    "SQLITE_IOERR": "its disk fails, or is full",
-    "SQLITE_CORRUPT": "the file is damaged",
-}
-
-
-def _translation(where: str, driver: Any) -> Translation:
-    """Return what the driver's errors become. Those that tell of a mistake in a statement stay as they are."""
-
-    def away(how: str) -> errors.RenderDispatchError:
-        return errors.StoreUnavailableError(f"the job store {where} {how}")
-
-    def unavailable(error: Exception) -> errors.RenderDispatchError:
-        code = _driver_code(error)
-        if code == "SQLITE_NOTADB":
-            return errors.ConfigurationError(f"{where} is a file, but not a SQLite database")
-        why = next((text for name, text in _TROUBLES.items() if code.startswith(name)), f"the driver says {code}")
-        return away(f"is away: {why}; try again")
-
-    kept = [errors.RenderDispatchError]
-    for module in (sa.exc, driver):
-        kept += [module.ProgrammingError, module.IntegrityError, module.DataError]
-    return {
-        **{kind: lambda error: error for kind in kept},
-        sa.exc.DBAPIError: unavailable,
-        driver.Error: unavailable,
-        sa.exc.TimeoutError: lambda _: away("does not answer: all connections are busy; try again"),
-        OSError: lambda error: away(f"cannot be opened: {error.strerror}"),
-    }
-
-
-def _driver_code(error: Exception) -> str:
-    """Return the driver's own code. It is safe to show; the driver's message may hold a part of the URL."""
-    origin = getattr(error, "orig", error)
-    code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
-    return code or type(origin).__name__

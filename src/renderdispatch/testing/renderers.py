@@ -115,7 +115,7 @@ def make_order(storage: StorageAdapter, *, audio: bytes = AUDIO, **changes: Any)
         put = storage.sign_put(key, expires_in=hour, content_type=content_type)
         return ObjectUrls(key=key, put=put, get=storage.sign_get(key, expires_in=hour))
 
-    song = layout.audio_key(prefix, f"audio-{token}", "song.wav")
+    song = layout.audio_key(prefix, layout.attempt_upload(token), "song.wav")
     storage.put(song, audio)
     fields = {
         "job_id": job_id,
