@@ -220,6 +220,17 @@ def test_many_threads_start_at_once(
     assert len({server.call(call).function_id for call in calls}) == 1
 
 
+def test_a_start_for_which_no_thread_can_be_started(
+    backend: ModalBackend, plain: Callable[..., RenderOrder], refuse_thread: Callable[[str], None]
+) -> None:
+    """Where no thread can be started, it is known that nothing was; the next start is."""
+    refuse_thread("renderdispatch-modal")
+    with pytest.raises(BackendError, match="was not started") as refused:
+        backend.start(plain(), on_event=Recorder())
+    assert (refused.value.retryable, refused.value.outcome_known) == (True, True)
+    assert backend.start(plain(params={"quirk": "number"}), on_event=Recorder()).id
+
+
 def test_from_a_running_event_loop(backend: ModalBackend, plain: Callable[..., RenderOrder]) -> None:
     """It can be called where an event loop runs, as in notebooks; it only blocks, as everywhere."""
 

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -127,6 +127,16 @@ def test_a_name_that_cannot_exist(client: Client) -> None:
     """A host name with a label that is too long is a host that cannot be reached."""
     with pytest.raises(NotSentError):
         client.request("GET", f"http://{'a' * 64}.example/")
+
+
+def test_a_name_for_which_no_thread_can_be_started(client: Client, refuse_thread: Callable[[str], None]) -> None:
+    """Where no thread can be started, it is known that nothing was sent, and the next request is."""
+    refuse_thread("renderdispatch-resolve")
+    with target(says(b"hello")) as host:
+        url = f"http://localhost:{host.port}/"
+        with pytest.raises(NotSentError):
+            client.request("GET", url)
+        assert client.request("GET", url).status == 200
 
 
 def test_a_body_is_read_up_to_a_bound(client: Client) -> None:

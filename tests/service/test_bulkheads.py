@@ -14,7 +14,7 @@ from renderdispatch import AudioUrl, JobStatus, RenderService, Stage
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.messages import Limits, RenderOrder
 from renderdispatch.plumbing.fetch import GuardedFetcher
-from renderdispatch.protocols import BackendCall, CallState, Locality, OnEvent, RenderBackend
+from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeClock, FakeRenderer, eventually
@@ -50,6 +50,19 @@ class Held(Remote):
         self._hold("cancel")
         super().cancel(call)
 
+    def close(self) -> None:
+        self._hold("close")
+
+
+class HeldSlots(Held):
+    """A far backend that computes how many orders it takes, and holds."""
+
+    @property
+    def slots(self) -> int | None:  # type: ignore[override]
+        """As many as there are."""
+        self._hold("slots")
+        return None
+
 
 class HeldAtHome(Held):
     """A third party's backend on this machine, whose calls hold."""
@@ -77,14 +90,14 @@ def serving(clock: FakeClock, slow: Held, other: RenderBackend) -> RenderService
 # --- backends
 
 
-@pytest.mark.parametrize("held", ["start", "poll", "cancel"])
+@pytest.mark.parametrize("held", ["start", "poll", "cancel", "slots"])
 def test_a_backend_that_hangs_holds_up_no_other(clock: FakeClock, home: InlineBackend, held: str) -> None:
     """While calls of one backend hang, in whatever method, the jobs of another one begin, complete and are cancelled."""
-    slow = Held(held)
+    slow = HeldSlots(held) if held == "slots" else Held(held)
     with serving(clock, slow, home) as service:
         try:
             handles = [service.submit(b"RIFF", scene="fake", backend="slow") for _ in range(12)]
-            if held != "start":
+            if held not in {"start", "slots"}:
                 eventually(lambda: all(handle.job.stage is Stage.DISPATCHED for handle in handles))
                 clock.advance(20 * SECOND)
                 service._engine.worker().wake_all()
@@ -114,6 +127,77 @@ def test_a_backend_of_this_machine_that_hangs_holds_up_no_other(clock: FakeClock
             assert service.submit(b"RIFF", scene="fake", backend="other").wait(timeout=30).status is JobStatus.COMPLETE
         finally:
             slow.let_go.set()
+
+
+def test_a_backend_that_computes_its_slots(clock: FakeClock) -> None:
+    """What a backend says of its slots in its own lane counts in the same round."""
+    backend = HeldSlots()
+    service = RenderService(MemoryJobStore(clock=clock), WorldStorage(), backend, worker=False)
+    service.submit(b"RIFF", scene="fake")
+    service.tick()
+    assert len(backend.orders) == 1
+
+
+def test_a_client_is_not_held_up_by_a_backend_that_hangs(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no worker runs, a poll of a job whose backend hangs returns; another job's poll brings its end."""
+    monkeypatch.setattr("renderdispatch.engine.reconcile._CLIENT_S", 0.2)
+    slow, other = Held("poll"), Remote()
+    service = RenderService(MemoryJobStore(clock=clock), WorldStorage(), {"slow": slow, "other": other}, worker=False)
+    try:
+        stuck, ended = (service.submit(b"RIFF", scene="fake", backend=name) for name in ("slow", "other"))
+        service._engine.worker().dispatcher.tick()
+        service._engine.worker().dispatcher.drain()
+        other.states["call-1"] = CallState(status=CallStatus.ENDED)
+        clock.advance(20 * SECOND)
+        assert stuck.poll().status is JobStatus.PROCESSING
+        assert slow.entered.acquire(timeout=30)
+        assert ended.poll().stage is Stage.RETRY_WAIT
+    finally:
+        slow.let_go.set()
+        service.close()
+
+
+def test_a_cancel_that_hangs_does_not_hold_close_up(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service closes in time though the backend of a job that was cancelled does not respond."""
+    for name in ("worker._CLOSE_S", "leases._STOP_S"):
+        monkeypatch.setattr(f"renderdispatch.engine.{name}", 0.2)
+    slow = HeldAtHome("cancel")
+    service = serving(clock, slow, Remote())
+    closing = threading.Thread(target=service.close, daemon=True)
+    try:
+        service.start()
+        stuck = service.submit(b"RIFF", scene="fake", backend="slow")
+        eventually(lambda: stuck.job.stage is Stage.DISPATCHED)
+        stuck.cancel()
+        assert slow.entered.acquire(timeout=30)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+    finally:
+        slow.let_go.set()
+
+
+def test_a_part_that_hangs_or_raises_at_close_holds_up_no_other(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every part that a service owns is closed, whatever the parts before it do."""
+    monkeypatch.setattr("renderdispatch.engine.runtime._CLOSE_S", 0.2)
+    closed: list[str] = []
+
+    class Last(MemoryJobStore):
+        def close(self) -> None:
+            closed.append("store")
+
+    class Broken(Remote):
+        def close(self) -> None:
+            raise OSError("it cannot be closed")
+
+    store, slow, broken = Last(clock=clock), Held("close"), Broken()
+    backends: dict[str, RenderBackend] = {"slow": slow, "broken": broken}
+    RenderService(store, WorldStorage(), backends, owned=[slow, broken, store]).close()
+    slow.let_go.set()
+    assert closed == ["store"]
+    assert "a Held is still closing" in caplog.text and "it cannot be closed" in caplog.text
 
 
 def test_orders_to_stop_do_not_wait_behind_questions(clock: FakeClock, home: InlineBackend) -> None:

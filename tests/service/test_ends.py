@@ -673,6 +673,18 @@ def test_the_deadline_of_a_queued_job() -> None:
     blocked.close()
 
 
+def test_processes_that_see_little_of_a_queued_job_do_not_keep_it_for_ever() -> None:
+    """A job that nobody takes ends also where each round is another process, which has seen none of its time."""
+    clock = FakeClock(datetime.now(UTC))
+    store, storage, full = MemoryJobStore(clock=clock), MemoryStorage(), Stuck()
+    full.slots = 0
+    waiting = RenderService(store, storage, full, worker=False).submit(b"RIFF", scene="fake")
+    for _ in range(14):
+        clock.advance(timedelta(hours=1))
+        RenderService(store, storage, full, worker=False).tick()
+    assert waiting.job.error is not None and waiting.job.error.code == "deadline.total"
+
+
 # --- leases
 
 

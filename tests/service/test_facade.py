@@ -610,10 +610,11 @@ def test_constructing_starts_no_thread() -> None:
     backend = InlineBackend({"fake": FakeRenderer()})
     service = RenderService(MemoryJobStore(), MemoryStorage(), backend)
     assert set(threading.enumerate()) <= before  # others may end meanwhile
-    for _ in range(2):
-        service.start()
-        started = [thread.name for thread in set(threading.enumerate()) - before]
-        assert {started.count(f"renderdispatch-{name}") for name in ("worker", "reconciler", "leases")} == {1}
+    service.start()
+    service.start()
+    names = ["renderdispatch-leases", "renderdispatch-reconciler", "renderdispatch-worker"]
+    started = [thread.name for thread in set(threading.enumerate()) - before]
+    assert sorted(name for name in started if name in names) == names  # those that work in lanes come and go
     service.close()
     service.close()
     assert set(threading.enumerate()) <= before

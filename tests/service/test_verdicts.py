@@ -247,6 +247,23 @@ def test_j6_a_lapsed_holder_that_delivered_has_delivered() -> None:
     assert (handle.job.status, handle.job.attempt_number) == (JobStatus.COMPLETE, 1)
 
 
+def test_j8_a_cancel_ends_what_a_lost_holder_left() -> None:
+    """A job whose holder is gone, and which waits for storage alone, is cancelled at once: nothing could confirm it."""
+    clock = FakeClock(datetime.now(UTC))
+    store, storage = MemoryJobStore(clock=clock), SilentStorage()
+    dead = RenderService(store, storage, Stuck(), worker=False)
+    handle = dead.submit(b"RIFF", scene="fake")
+    dead.tick()
+    storage.silent = True
+    alive = RenderService(store, storage, Stuck(), worker=False)
+    outlast_leases(alive, clock)
+    alive.tick()
+    assert not handle.job.ended and handle.job.attempts[0].verdict is not None
+    job = alive.cancel(handle.id)
+    assert (job.status, job.compute_stopped_at) == (JobStatus.CANCELLED, None)
+    assert job.owes_clean_up
+
+
 def test_j7_a_delivery_that_is_never_seen_ends_and_is_kept(world: World, storage: SilentStorage) -> None:
     """``finalizing`` ends an hour after the deadline as ``artifact.unseen``; its objects stay until `delete`."""
     job_id = world.submit(limits=LIMITS)

@@ -34,7 +34,7 @@ from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores import sql
 from renderdispatch.stores.database_errors import translation
-from renderdispatch.stores.sql import SqlJobStore, _columns
+from renderdispatch.stores.sql import SqlJobStore, _claims, _columns
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user
 
@@ -384,6 +384,16 @@ def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> N
     assert any(index in line for line in plans), plans
     assert not [line for line in plans if line.startswith("SCAN renderdispatch_jobs") and "INDEX" not in line], plans
     assert len([line for line in plans if "ORDER BY" in line]) == (index == "claimable"), plans
+
+
+def test_postgresql_finds_what_can_be_claimed_by_the_index() -> None:
+    """A claim uses neither EXISTS, for which PostgreSQL may read the table, nor IS NULL, behind which it sorts."""
+    from sqlalchemy.dialects import postgresql
+
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    for statement in _claims(2):
+        text = str(statement.compile(dialect=dialect))
+        assert "EXISTS" not in text and "machine IS NULL" not in text
 
 
 def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:

@@ -143,7 +143,11 @@ class _LoopThread:
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the process has as many threads as it may
+            self._loop.close()
+            raise ModalTrouble(error, sent=False) from error
 
     def run(self, work: Coroutine[Any, Any, _T], *, sent: bool) -> _T:
         """Run ``work`` on the loop and wait for it. It bounds each of its steps itself.

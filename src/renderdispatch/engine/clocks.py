@@ -78,6 +78,9 @@ class Clocks:
         passed = timedelta(seconds=self._monotonic() - then_s) - max(timedelta(0), since - then)
         return max(timedelta(0), passed if since <= now else timedelta(0))
 
+    def _watched_since(self, time: datetime) -> bool:
+        return any(step[0] <= time for step in self._steady)
+
     def behind(self, job: Job) -> timedelta | None:
         """Return by how much a job's deadlines are to move, because its time is not over though the clock says so.
 
@@ -87,7 +90,10 @@ class Clocks:
         spared = job.stage in WAITING if attempt is None else attempt.ended_at is None and self._holds(attempt.token)
         if self.shared or not spared or now <= job.finish_by:
             return None
-        left = job.request.limits.total_timeout - self.watched_for(job.created_at)
+        total = job.request.limits.total_timeout
+        if attempt is None and job.finish_by > job.created_at + total and not self._watched_since(job.created_at):
+            return None  # its deadline moved already: processes that each see little of its time must not move it on
+        left = total - self.watched_for(job.created_at)
         return now + left - job.finish_by if left > timedelta(0) else None
 
     def written_ahead(self, job: Job) -> timedelta | None:

@@ -50,6 +50,9 @@ _PASSED: Final = 100
 
 _CLAIM_PATIENCE_S: Final = 2.0
 
+_SLOTS_S: Final = 1.0
+"""How long a round waits until a backend says how many orders it takes; if it hangs, no later round waits for it."""
+
 
 @define(eq=False)
 class Dispatcher:
@@ -73,11 +76,18 @@ class Dispatcher:
     _passed: dict[str, dict[str, Job]] = field(factory=dict, init=False)
     """By backend: claimed jobs that could not be prepared yet. They stay reserved for a while."""
 
+    _slots: dict[str, int | None] = field(factory=dict, init=False)
+    """By backend: how many orders it takes at once, as it said last."""
+
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def tick(self) -> int:
         """Claim ready jobs while there is room for them; return how many were taken."""
-        return sum(self._serve(name) for name in self._parts.backends)
+        taken = 0
+        for name in self._parts.backends:
+            self._ask_slots(name)
+            taken += self._serve(name)
+        return taken
 
     def drain(self) -> None:
         """Wait until every job that was taken is dispatched, has failed, or waits for a slot."""
@@ -108,8 +118,23 @@ class Dispatcher:
         self._advance(name)
         return taken
 
+    def _ask_slots(self, name: str) -> None:
+        """Find out how many orders a backend takes at once. What a backend computes is asked for in its own lane.
+
+        While that hangs, what the backend said last counts.
+        """
+        backend, lane = self._parts.backends[name], self._lanes.ask[name]
+
+        def ask() -> None:
+            self._slots[name] = calls.slots(backend)
+
+        if not isinstance(getattr(type(backend), "slots", None), property):
+            ask()
+        elif lane.submit("slots", ask):
+            lane.wait_for("slots", _SLOTS_S)
+
     def _room(self, name: str) -> int:
-        slots = calls.slots(self._parts.backends[name])
+        slots = self._slots.get(name, 0)
         return _BATCH - self._lanes.start[name].pending if slots is None else slots - self._keeper.count(name)
 
     def _ready(self, backend: str, limit: int) -> list[Job]:

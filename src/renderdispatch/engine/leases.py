@@ -143,7 +143,7 @@ class LeaseKeeper:
     def _tell(self, held: Held) -> bool:
         """Have the backend's own thread tell it to stop; return whether one will, or need not."""
         lane = self._lanes.orders[held.backend]
-        return held.call is None or lane.submit(held.token, lambda: self.cancel(held))
+        return held.call is None or lane.submit(held.token, lambda: self.cancel(held)) or lane.has(held.token)
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""

@@ -24,6 +24,7 @@ from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.engine.clocks import Clocks
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
+from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter, walk
 
@@ -32,6 +33,8 @@ _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 _PAGE: Final = 100
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 _REMEMBERED: Final = 10_000
+_CLIENT_S: Final = 2.0
+"""How long a client waits for the check of its job."""
 
 
 @define
@@ -156,14 +159,20 @@ class Reconciler:
                 if self.clocks.lapsed(job):
                     yield job
 
-    def _hand_on(self, job: Job) -> None:
-        """Have the lanes of the job's backend do what may take long. What finds no room is due again later."""
+    def _hand_on(self, job: Job) -> list[Lane]:
+        """Have the lanes of the job's backend do what may take long; return those that do it.
+
+        What finds no room is due again later.
+        """
         if job.attempt is None or (job.ended and not job.owes_clean_up):
-            return
+            return []
         name = job.attempt.backend if job.attempt.backend in self._lanes.ask else ""
-        self._lanes.orders[name].submit(job.id, partial(self._checked, job, self._checks.orders))
         lane = self._lanes.bucket if job.stage is Stage.FINALIZING and not job.ended else self._lanes.ask[name]
-        lane.submit(job.id, partial(self._look, job.id))
+        works: dict[Lane, Callable[[], object]] = {
+            self._lanes.orders[name]: partial(self._checked, job, self._checks.orders),
+            lane: partial(self._look, job.id),
+        }
+        return [lane for lane, work in works.items() if lane.submit(job.id, work) or lane.has(job.id)]
 
     def _look(self, job_id: str) -> None:
         """Do what may take long, with the job as it is by now."""
@@ -181,11 +190,20 @@ class Reconciler:
         return self._monotonic()
 
     def reconcile_if_due(self, job: Job) -> Job:
-        """Reconcile one job that a client asks about, if it is due for a check; return it as it is then."""
+        """Reconcile one job that a client asks about, if it is due for a check; return it as it is then.
+
+        A backend or a bucket that hangs holds up the client for a moment only: its lanes go on.
+        """
         if not _is_due(job, self._store.now()) or not self._schedule.due(job, self._monotonic()):
             return job
         self._schedule.bound()
-        return self._store.get(job.id) if self.reconcile(job) else job
+        job = self._checked(job, self._checks.clock) or job
+        if not (lanes := self._hand_on(job)):  # no thread can be started, or the client alone keeps the deadlines
+            return self._store.get(job.id) if self.reconcile(job) else job
+        deadline = time.monotonic() + _CLIENT_S
+        for lane in lanes:
+            lane.wait_for(job.id, max(0.0, deadline - time.monotonic()))
+        return self._store.get(job.id)
 
     def reconcile(self, job: Job) -> bool:
         """Check one job; return whether it changed. What is away is tried again at a later check."""

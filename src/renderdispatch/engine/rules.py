@@ -202,10 +202,14 @@ def cancel_waiting(job: Job, event: events.CancelRequested, now: datetime) -> Jo
 
 
 def request_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
-    """Record the intent; the backend is told next (rule J8). A verdict needs no result any more: the cancel wins."""
+    """Record the intent; the backend is told next (rule J8). A verdict needs no result any more: the cancel wins.
+
+    If the attempt has stopped, or its holder is gone, nothing can confirm the cancel: the job ends now.
+    """
     attempt = _current(job)
-    if attempt.verdict is not None and attempt.stopped:
-        return evolve(_cancelled(job, now, stopped=True), cancel_requested_at=now)
+    gone = attempt.stopped or (attempt.local and attempt.lease_until is None)
+    if attempt.verdict is not None and gone:
+        return evolve(_cancelled(job, now, stopped=attempt.stopped), cancel_requested_at=now)
     job = _with_attempt(job, verdict=None, verdict_at=None, overdue_at=None)
     return evolve(job, cancel_requested_at=now, stage=Stage.CANCELLING)
 

@@ -10,10 +10,11 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from renderdispatch.engine import layout
-from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.parts import Closable, Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.interpreter import require_threads
+from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.per_process import PerProcess
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from renderdispatch.engine.worker import Worker
 
 _log: Final = logging.getLogger("renderdispatch.engine.worker")
+
+_CLOSE_S: Final = 60.0
+"""How long `close` waits for each part, which may be a third party's and hang."""
 
 
 class Engine:
@@ -126,7 +130,7 @@ class Engine:
         if (worker := self._worker.take()) is not None:
             worker.close()
         for part in self.parts.owned:
-            part.close()
+            _close(part)
 
     def _new_worker(self) -> Worker:
         from renderdispatch.engine.worker import Worker
@@ -144,3 +148,14 @@ class Engine:
     def _run_over(self, token: str) -> None:
         if (worker := self._worker.peek()) is not None:
             worker.run_over(token)
+
+
+def _close(part: Closable) -> None:
+    """Close a part. If it raises or hangs, that is logged: the parts after it are closed all the same."""
+    lane = Lane("renderdispatch-close", 1)
+    if not lane.submit("close", part.close):  # no thread can be started, perhaps because the process ends
+        part.close()
+    elif not lane.drain(_CLOSE_S):
+        _log.warning("a %s is still closing after %g s: it is left behind", type(part).__name__, _CLOSE_S)
+    lane.close()
+    lane.join(0.1)

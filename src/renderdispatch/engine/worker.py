@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +33,8 @@ _WIND_UP_S: Final = 0.05
 _RECONCILE_S: Final = 2.0
 _CLOSE_S: Final = 10.0
 """How long a closing worker waits for calls of backends and of storage that are in progress."""
+_JOIN_S: Final = 20.0
+"""How long it waits for its threads: longer than a locked SQLite database makes them wait. A store may hang."""
 _AWAY_S: Final = 5.0
 _AWAY: Final = Backoff(pause_s=1.0, longest_pause_s=_AWAY_S)
 
@@ -122,9 +125,10 @@ class Worker:
     def close(self) -> None:
         """Stop the threads, end local renders and hand their jobs back."""
         self._stop.request("the worker closes")
+        deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
         self.dispatcher.close()
         self.lanes.wind_up(_CLOSE_S)
         self.keeper.hand_back()

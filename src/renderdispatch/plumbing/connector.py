@@ -255,7 +255,10 @@ class Connector(httpcore.NetworkBackend):
             answers.put(found)
 
         exchange.begin(lambda: answers.put(()))
-        threading.Thread(target=work, name="renderdispatch-resolve", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="renderdispatch-resolve", daemon=True).start()
+        except RuntimeError:  # the process has as many threads as it may; nothing was sent
+            raise httpcore.ConnectError from None
         try:
             found = answers.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:

@@ -72,6 +72,16 @@ class Lane:
         with self._changed:
             return self._is_full()
 
+    def has(self, key: str) -> bool:
+        """Return whether the work with this key waits or is being done."""
+        with self._changed:
+            return key in self._keys
+
+    def wait_for(self, key: str, timeout_s: float) -> bool:
+        """Wait until the work with this key is done, if there is any; return whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: key not in self._keys, timeout_s)
+
     def ensure(self) -> bool:
         """See that there is a thread; return False if none can be started, or the lane is closed."""
         with self._changed:

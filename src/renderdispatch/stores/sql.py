@@ -75,9 +75,13 @@ _OURS: Final = _c.protocol <= PROTOCOL
 """Rows that no newer version wrote; such rows are left to that version."""
 
 
+_ANY_MACHINE: Final = sa.literal_column("''", sa.Text)
+_MACHINE: Final = sa.func.coalesce(_c.machine, _ANY_MACHINE)
+"""What a claim compares: PostgreSQL keeps the order of an index behind ``=``, but not behind ``IS NULL``."""
+
 _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "ready": ((_c.priority.desc(), _c.ready_at, _c.id), _c.ready_at.is_not(None)),
-    "claimable": ((_c.backend, _c.machine, _c.priority.desc(), _c.ready_at, _c.id), _CLAIMABLE),
+    "claimable": ((_c.backend, _MACHINE, _c.priority.desc(), _c.ready_at, _c.id), _CLAIMABLE),
     "waiting": ((_c.ready_at, _c.waits_since), _WAITING),
     "due": ((_c.due_at, _c.id), _c.due_at.is_not(None)),
     # counts by status read these two alone; an index that leads with the status would tempt SQLite away from them
@@ -173,7 +177,7 @@ _NOW: Final[sa.BindParameter[int]] = sa.bindparam("now")
 _LAST: Final = sa.select(_c.id, _c.waits_since).where(_WAITING).order_by(_c.ready_at.desc()).limit(20).subquery()
 _STEP: Final = CLOCK_STEP // timedelta(microseconds=1)
 _OVER: Final = (
-    sa.select(_c.id).where(_WAITING, _c.ready_at <= _NOW),
+    sa.select(_c.id).where(_WAITING, _c.ready_at <= _NOW).order_by(_c.ready_at),
     # written before the clock was set back (`SupportsClaim`): such a wait ends after all others
     sa.select(_LAST.c.id).where(_LAST.c.waits_since > _NOW + _STEP),
 )
@@ -192,14 +196,12 @@ def _claims(backends: int) -> tuple[Any, Any]:
     """Return what asks whether a claim for so many backends is worth a write, and the claim."""
     best: list[sa.Select[Any]] = []
     for number in range(backends):
-        for machine in (_c.machine.is_(None), _c.machine == sa.bindparam("for_machine", type_=sa.Text)):
-            here = sa.and_(_CLAIMABLE, _OURS, _c.backend == sa.bindparam(f"backend_{number}"), machine)
-            best.append(sa.select(_c.id, _c.priority, _c.ready_at).where(here))
+        for machine in (_ANY_MACHINE, sa.bindparam("for_machine", type_=sa.Text)):
+            here = sa.and_(_CLAIMABLE, _OURS, _c.backend == sa.bindparam(f"backend_{number}"), machine == _MACHINE)
+            best.append(sa.select(_c.id, _c.priority, _c.ready_at).where(here).order_by(*_ORDERS["ready"]))
     limit: sa.BindParameter[int] = sa.bindparam("limit")
     # a lock is left out where the database has no such thing
-    locked = [
-        each.order_by(*_ORDERS["ready"]).limit(limit).with_for_update(skip_locked=True).subquery() for each in best
-    ]
+    locked = [each.limit(limit).with_for_update(skip_locked=True).subquery() for each in best]
     found = sa.union_all(*(sa.select(each) for each in locked)).subquery()
     chosen = sa.select(found.c.id).order_by(found.c.priority.desc(), found.c.ready_at, found.c.id).limit(limit)
     claim = (
@@ -209,10 +211,15 @@ def _claims(backends: int) -> tuple[Any, Any]:
         .returning(*_RECORD, _c.priority, _c.was_ready_at)
     )
     worth = sa.select(
-        sa.or_(*(sa.exists(each) for each in best)).label("ready"),
-        sa.or_(*(sa.exists(each) for each in _OVER)).label("over"),
+        sa.or_(*map(_any, best)).label("ready"),
+        sa.or_(*map(_any, _OVER)).label("over"),
     )
     return worth, claim
+
+
+def _any(rows: sa.Select[Any]) -> sa.ColumnElement[bool]:
+    """Return whether there are rows. For EXISTS, PostgreSQL ignores the order, and may read the whole table."""
+    return rows.with_only_columns(rows.selected_columns.id).limit(1).scalar_subquery().is_not(None)
 
 
 def _conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
