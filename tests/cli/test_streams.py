@@ -69,6 +69,12 @@ def test_a_file_named_dash_can_be_named(cli: CommandLine, song: Path) -> None:
     assert is_video(cli.folder / "-.mp4")
 
 
+# root without its privileges
+UNREADABLE = (
+    """: > ../o.mp4; chmod 0 ../o.mp4; [ $(id -u) = 0 ] && less="setpriv --bounding-set -all --inh-caps -all" """
+)
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -82,8 +88,7 @@ def test_a_file_named_dash_can_be_named(cli: CommandLine, song: Path) -> None:
         ("$RD render song.wav -o videos/", "videos/ is a directory; name a file [output.directory]"),
         ("ln -s no/folder ../link.mp4; $RD render song.wav -o ../link.mp4", "to nothing; --force replaces it"),
         (
-            ": > ../o.mp4; chmod 0 ../o.mp4; [ $(id -u) = 0 ] && less='setpriv --bounding-set -all --inh-caps -all'; "
-            "$less $RD render song.wav -o ../o.mp4",
+            f"{UNREADABLE}; $less $RD render song.wav -o ../o.mp4",
             "../o.mp4 exists; --force replaces it [output.exists]",
         ),
         ("mkdir gone; cd gone; rmdir ../gone; $RD render ../folder/song.wav", "working directory is gone"),
