@@ -498,6 +498,9 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     storage = FsspecStorage(tmp_path / "file")
     with pytest.raises(StorageDeniedError, match=str(tmp_path / "file")):
         storage.put("key", b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(StorageDeniedError, match="link cannot be made: File exists"):
+        FsspecStorage(tmp_path / "link").put("key", b"x")
     if sys.platform != "linux":
         return
     with pytest.raises(StorageDeniedError, match="the folder /proc/renders cannot be made: No such file"):

@@ -71,7 +71,7 @@ class Folder:
                 temporary = self.root / TEMPORARY
                 try:
                     temporary.mkdir(parents=True, exist_ok=True)
-                except FileNotFoundError as error:  # as of /proc
+                except (FileNotFoundError, FileExistsError) as error:  # in /proc; or a link to nothing has its name
                     raise StorageDeniedError(f"the folder {self.root} cannot be made: {error.strerror}") from error
                 for path in temporary.iterdir():
                     with suppress(FileNotFoundError):
