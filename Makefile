@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .cache/venv-lowest
 # What uses each dependency, in a few minutes.
-LOWEST_TESTS := $(addprefix tests/, core render stores storage plumbing fetch web typing runner \
-  service/test_wiring.py service/test_async.py service/test_uploads.py cli/test_render.py cli/test_doctor_checks.py \
-  backends/test_inline_backend.py backends/test_local_backend.py backends/test_http_backend.py \
-  backends/test_modal_faults.py backends/test_modal_backend.py webhooks/test_receiver.py webhooks/test_sender.py \
-  r2/test_r2_storage.py r2/test_main_job.py r2/test_persistence.py examples/test_web_examples.py)
+LOWEST_TESTS := $(addprefix tests/, core fetch plumbing render runner/test_run_order.py storage stores/test_sql_store.py \
+  typing web backends/test_http_backend.py backends/test_local_backend.py backends/test_modal_backend.py \
+  backends/test_modal_faults.py cli/test_doctor_checks.py examples/test_web_examples.py \
+  r2/test_main_job.py r2/test_r2_storage.py service/test_async.py service/test_uploads.py service/test_wiring.py \
+  webhooks/test_receiver.py webhooks/test_sender.py)
 # Tests wait as much as they compute: three at a time keep two cores busy.
 JOBS ?= 3
 BIN := $(VENV)/bin
@@ -16,21 +16,25 @@ PYTEST ?= -m pytest
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-lowest test-long test-soak lint format typecheck contracts diagram bench clean
+.PHONY: help demo install install-lowest test test-lowest test-long test-soak lint format typecheck contracts diagram \
+  bench clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo  ## Compose a short piece of music, and render it to demo.mp4
 	$(BIN)/renderdispatch demo --output demo.mp4 --force
 
 install: $(VENV)/.dev  ## Install everything that the other commands need, into $(VENV)
 
-test: $(VENV)/.dev  ## Run the tests (a few minutes)
-	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist loadfile $(PYTEST_ARGS)
+install-lowest: $(LOWEST)/.lowest  ## Install the lowest versions that pyproject.toml allows, into $(LOWEST)
 
-test-lowest: $(LOWEST)/.lowest  ## Run some of the tests with the lowest versions that pyproject.toml allows
-	$(LOWEST)/bin/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal $(LOWEST_TESTS) $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## Run the tests (a few minutes)
+	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.lowest  ## Run the tests of each dependency with its lowest version
+	HYPOTHESIS_PROFILE=dev $(LOWEST)/bin/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal $(LOWEST_TESTS) \
+	  $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev  ## Run the tests that take longer, and a tenth of the longest (some minutes)
 	$(BIN)/python $(PYTEST) --numprocesses $(JOBS) --dist worksteal -m long $(PYTEST_ARGS)

@@ -67,12 +67,15 @@ def _user_home() -> Path:
 
 def _absolute(home: Path) -> Path:
     try:
+        os.fsencode(home)
         return home.expanduser().absolute()
+    except UnicodeEncodeError:
+        why = "the system has no such names"
     except RuntimeError:
         why = "that user has no home folder"
     except FileNotFoundError:
         why = "it is relative, and the working directory is gone"
-    raise ConfigurationError(f"the home {home} cannot be used: {why}; write an absolute path")
+    raise ConfigurationError(f"the home {str(home)!a} cannot be used: {why}; write an absolute path")
 
 
 class Settings(BaseSettings):
@@ -113,7 +116,24 @@ class Settings(BaseSettings):
         http_modal_secret: ``RENDERDISPATCH_HTTP_MODAL_SECRET``: belongs to it.
         http_keyed: ``RENDERDISPATCH_HTTP_KEYED``: whether the service can say what it started for a key, as
             `renderdispatch.web.renders` can.
+
+    Raises:
+        ConfigurationError: A value makes no sense, or (``configuration.unknown``) an argument is misspelt.
     """
+
+    if not TYPE_CHECKING:  # it would hide the names of the fields
+
+        def __init__(self, **values: Any) -> None:
+            known, code = type(self).model_fields, "configuration.unknown"
+            for name in values:
+                if name not in known and not name.startswith("_"):  # those are of pydantic-settings
+                    raise ConfigurationError(str(UnknownNameError.of("setting", name, known, code=code)), code=code)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                from renderdispatch.messages import describe_validation
+
+                raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
 
     model_config = SettingsConfigDict(
         env_prefix="RENDERDISPATCH_", env_ignore_empty=True, hide_input_in_errors=True, extra="ignore"
@@ -187,6 +207,8 @@ def local(home: str | Path | None = None, *, worker: bool = True) -> RenderServi
         ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense.
     """
     found = read_settings()
+    if not isinstance(home, str | Path | None):
+        raise ConfigurationError(f"the home is a path, not {type(home).__name__}")
     chosen = found.home if home is None else _absolute(Path(home))
     return _build(Settings.model_construct(**{**dict(found), **_EMBEDDED, "home": chosen, "worker": worker}))
 
@@ -202,6 +224,8 @@ def from_settings(settings: Settings | None = None, *, worker: bool | None = Non
         ConfigurationError: A setting makes no sense.
     """
     found = settings if settings is not None else read_settings()
+    if not isinstance(found, Settings):
+        raise ConfigurationError(f"from_settings takes Settings, not {type(found).__name__}")
     return _build(found if worker is None else found.model_copy(update={"worker": worker}))
 
 
@@ -212,12 +236,7 @@ def read_settings() -> Settings:
         ConfigurationError: A ``RENDERDISPATCH_...`` variable makes no sense, or is misspelt.
     """
     check_names(os.environ)
-    try:
-        return Settings()
-    except ValidationError as error:
-        from renderdispatch.messages import describe_validation
-
-        raise ConfigurationError(f"RENDERDISPATCH_... variables: {describe_validation(error)}") from None
+    return Settings()
 
 
 def check_names(environment: Mapping[str, str]) -> None:

@@ -75,7 +75,7 @@ def test_doctor_says_what_is_broken(cli: CommandLine, tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert ran.status == 1
-    assert "set RENDERDISPATCH_HOME to a folder that you can write to" in ran.out
+    assert "set RENDERDISPATCH_HOME to a folder that this user may write to" in ran.out
     assert "no such device" in ran.out
     assert "a second of sound became a video" in ran.out
     assert ran.err == ""

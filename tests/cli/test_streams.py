@@ -69,6 +69,12 @@ def test_a_file_named_dash_can_be_named(cli: CommandLine, song: Path) -> None:
     assert is_video(cli.folder / "-.mp4")
 
 
+# root without its privileges
+UNREADABLE = (
+    """: > ../o.mp4; chmod 0 ../o.mp4; [ $(id -u) = 0 ] && less="setpriv --bounding-set -all --inh-caps -all" """
+)
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -76,7 +82,15 @@ def test_a_file_named_dash_can_be_named(cli: CommandLine, song: Path) -> None:
         ("$RD render - -o out.mp4 < /dev/null", "the audio is empty [audio.empty]"),
         ("$RD render - -o out.mp4 <&-", "the audio is empty [audio.empty]"),
         ("$RD render song.wav -o - >&-", "stdout is closed; name a file with -o [output.denied]"),
+        ("$RD render song.wav -o - 1< song.wav", "stdout is open for reading alone; name a file with -o"),
         ("$RD render - -o song.wav -f < song.wav", "is the song itself"),
+        ("$RD render song.wav -o - >> song.wav", "stdout is the song itself; name another file with -o"),
+        ("$RD render song.wav -o videos/", "videos/ is a directory; name a file [output.directory]"),
+        ("ln -s no/folder ../link.mp4; $RD render song.wav -o ../link.mp4", "to nothing; --force replaces it"),
+        (
+            f"{UNREADABLE}; $less $RD render song.wav -o ../o.mp4",
+            "../o.mp4 exists; --force replaces it [output.exists]",
+        ),
         ("mkdir gone; cd gone; rmdir ../gone; $RD render ../folder/song.wav", "working directory is gone"),
     ],
 )
@@ -103,6 +117,17 @@ def test_a_terminal_is_neither_song_nor_video(cli: CommandLine, song: Path, argu
     assert f"{said} terminal; name a file" in error
     os.close(ours)
     os.close(theirs)
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_without_columns(cli: CommandLine, columns: str) -> None:
+    """Tables are printed however narrow a terminal says that it is."""
+    ours, theirs = pty.openpty()
+    environment = {**cli.environment, "TERM": "xterm", "COLUMNS": columns}
+    subprocess.run([*COMMAND, "scenes"], env=environment, stdout=theirs, check=True, timeout=30)
+    os.close(theirs)
+    assert b"A spectrum of glowing" in os.read(ours, 4096)
+    os.close(ours)
 
 
 def test_ctrl_c_ends_the_reading_of_a_pipe(cli: CommandLine) -> None:

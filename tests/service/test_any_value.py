@@ -28,15 +28,19 @@ from renderdispatch import (
     RenderService,
     StorageKey,
 )
+from renderdispatch.backends.http import HttpBackend
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.errors import UnknownNameError
 from renderdispatch.messages import StoredAudio
 from renderdispatch.plumbing.fetch import GuardedFetcher
+from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
+from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeRenderer, eventually
 from renderdispatch.webhooks import BearerVerifier, WebhookSigner, WebhookVerifier
+from renderdispatch.wiring import Settings, from_settings, local
 
 ANYTHING = st.one_of(
     st.none(),
@@ -279,6 +283,19 @@ PARTS: dict[str, Callable[[Any], object]] = {
     "the time of verifying": lambda value: WebhookVerifier(_SECRET).verify({}, b"", now=value),
     "a bearer token": BearerVerifier,
     "allowed hosts": lambda value: GuardedFetcher(allow_hosts=[value]),
+    "the home in settings": lambda value: Settings(home=value),
+    "the backends in settings": lambda value: Settings(backends=value),
+    "a lease in settings": lambda value: Settings(lease_s=value),
+    "the folder of a storage": FsspecStorage,
+    "the prefix of a list": lambda value: list(MemoryStorage().list(value)),
+    "the prefix of a deletion": lambda value: MemoryStorage().delete_prefix(value),
+    "a bucket": lambda value: R2Storage(value, account_id="a" * 32, access_key_id="id", secret_access_key="secret"),
+    "the prefix of a bucket": lambda value: R2Storage(
+        "bucket", account_id="a" * 32, access_key_id="id", secret_access_key="secret", prefix=value
+    ),
+    "an account": lambda value: R2Storage("bucket", account_id=value, access_key_id="id", secret_access_key="secret"),
+    "the URL of a render service": HttpBackend,
+    "the token of a render service": lambda value: HttpBackend("https://a.example", token=value),
 }
 
 
@@ -289,6 +306,22 @@ def test_any_value_of_a_part(part: str, value: Any) -> None:
     """What a service, a signer or a verifier cannot be made from is refused by an error of ours."""
     with suppress(RenderDispatchError):
         PARTS[part](value)
+
+
+@pytest.mark.parametrize("value", [5, b"home", ["home"], "\ud800"])
+def test_a_home_that_is_no_path(value: Any) -> None:
+    """`local` says what it takes."""
+    with pytest.raises(ConfigurationError, match="home"):
+        local(value, worker=False)
+
+
+def test_settings_that_are_none() -> None:
+    """`from_settings` takes nothing but settings, and `Settings` no argument that is misspelt."""
+    with pytest.raises(ConfigurationError, match="takes Settings, not dict"):
+        from_settings(cast("Settings", {"backends": "inline"}))
+    with pytest.raises(ConfigurationError, match="unknown setting 'bakends'; did you mean 'backends'") as misspelt:
+        Settings(bakends=("inline",))  # type: ignore[call-arg]
+    assert misspelt.value.code == "configuration.unknown"
 
 
 def test_a_text_in_the_place_of_a_list() -> None:

@@ -496,8 +496,15 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     """A storage whose folder is a file refuses to write, and has no objects."""
     (tmp_path / "file").write_bytes(b"x")
     storage = FsspecStorage(tmp_path / "file")
-    with pytest.raises(StorageDeniedError):
+    with pytest.raises(StorageDeniedError, match=str(tmp_path / "file")):
         storage.put("key", b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(StorageDeniedError, match="link cannot be made: File exists"):
+        FsspecStorage(tmp_path / "link").put("key", b"x")
+    if sys.platform != "linux":
+        return
+    with pytest.raises(StorageDeniedError, match="the folder /proc/renders cannot be made: No such file"):
+        FsspecStorage("/proc/renders").put("key", b"x")
     with pytest.raises(ObjectNotFoundError):
         storage.stat("key")
     assert list(storage.list("")) == []

@@ -33,7 +33,7 @@ from renderdispatch.testing import eventually
 from renderdispatch.web import fastapi, flask, webhook
 from renderdispatch.web.asgi import AsgiApp, Receive, asgi
 from renderdispatch.web.clients import BusyError, Pace, Room
-from renderdispatch.web.http import Handler, Request, Response
+from renderdispatch.web.http import Handler, IncompleteBodyError, Request, Response, SlowBodyError
 from renderdispatch.web.wsgi import paced, wsgi
 from tests.support.object_servers import KINDS, ObjectServer, Quiet, object_server
 
@@ -112,14 +112,16 @@ def test_silent_uploads_cost_only_themselves(server: ObjectServer, granted: str)
 
 
 def test_an_upload_beyond_the_room_may_come_again(server: ObjectServer) -> None:
-    """The third upload of one object at once is told when to repeat; it succeeds once the others have gone."""
+    """One upload too many of one object at once is told when to repeat; it succeeds once the others have gone."""
     urls = server.urls()
     put = urls.sign_put("jobs/x/song.wav", expires_in=_HOUR, content_type="audio/wav", size=3)
 
     def send() -> httpx.Response:
         return httpx.put(put.url, headers=put.headers, content=b"abc", trust_env=False, timeout=20)
 
-    with _begin(put), _begin(put):
+    with ExitStack() as silent:
+        for _ in range(16):
+            silent.enter_context(_begin(put))
         eventually(lambda: send().status_code != 200 and "SlowDown" in send().text)
         assert send().headers["retry-after"] == "5"
     eventually(lambda: send().status_code in {200, 412})
@@ -376,15 +378,62 @@ def test_a_form_of_fastapi_that_stalls() -> None:
 
 
 def test_a_form_of_flask_that_stalls() -> None:
-    """`install` has the connection cut; the application sees that the client has gone, and its thread is free."""
+    """`install` has the connection cut, and answers 408; the thread is free."""
     app = Flask(__name__)
-    app.wsgi_app = paced(app.wsgi_app, sends=_QUICK)  # type: ignore[assignment,method-assign]
-    flask.install(app, _service())
+    flask.install(app, _service(), sends=_QUICK)
 
     @app.post("/form")
     def form() -> str:
         return flask_request.form["a"]
 
     with _by_wsgiref(app) as port:
-        assert b" 400 " in _form(port, b"a=b").splitlines()[0]
+        assert b" 408 " in _form(port, b"a=b").splitlines()[0]
         assert _form(port, b"a=bcd").endswith(b"bcd")
+
+
+# --- applications that read a body as they like
+
+
+def _read_all(length: int | None, send: Callable[[socket.socket], object], *, ends: bool = True) -> bytes:
+    """Return what an application reads of a body.
+
+    Args:
+        length: What the client announces.
+        send: Sends the body.
+        ends: Whether the server ends the input, as gunicorn does.
+    """
+    theirs, ours = socket.socketpair()
+    with theirs, ours, ours.makefile("rb") as file:
+        announced = {} if length is None else {"CONTENT_LENGTH": str(length)}
+        environ = {"wsgi.input": file, "wsgi.input_terminated": ends, "gunicorn.socket": ours, **announced}
+        sender = threading.Thread(target=send, args=[theirs])
+        sender.start()
+        try:
+            (body,) = paced(lambda environ, _: [environ["wsgi.input"].read()], sends=_QUICK)(environ, lambda *_: None)
+        finally:
+            sender.join()
+    return body
+
+
+def _send_and_go(pieces: list[bytes], client: socket.socket) -> None:
+    for piece in pieces:
+        client.sendall(piece)
+        time.sleep(0.1)
+    client.shutdown(socket.SHUT_WR)
+
+
+def test_a_body_that_is_cut_off_is_no_body() -> None:
+    """What was read of an upload until its client was cut off, or went away, is never taken for the whole."""
+    with pytest.raises(SlowBodyError):
+        _read_all(5 << 30, lambda client: client.sendall(b"half of it"))
+    with pytest.raises(IncompleteBodyError) as gone:
+        _read_all(100_000, partial(_send_and_go, [b"half of it"]))
+    assert not isinstance(gone.value, SlowBodyError)
+
+
+def test_a_body_may_take_as_long_as_it_keeps_its_pace() -> None:
+    """The time that a client has does not end while it sends, whether it announced a length or not."""
+
+    assert len(_read_all(None, partial(_send_and_go, [bytes(1 << 18)] * 12))) == 12 << 18
+    lines = _read_all(8, lambda client: client.sendall(b"one\ntwo\nand what is of another request"), ends=False)
+    assert lines == b"one\ntwo\n"

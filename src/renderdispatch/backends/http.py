@@ -308,8 +308,10 @@ _MEANINGS: Final[Mapping[int, tuple[str, bool, bool, str]]] = {
 """By status: the code, whether to retry, whether the outcome of a start is known, and a hint for the message."""
 
 
-def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
+def _read_url(url: object, *, allow_http: bool) -> httpx.URL:
     """Return the URL if it may be used; a refused one is never quoted, because it may hold a secret."""
+    if not isinstance(url, str):
+        raise ConfigurationError(f"the URL of a render service is a str, not {type(url).__name__}")
     try:
         read = httpx.URL(url.strip())
         host = read.host
@@ -329,8 +331,8 @@ def _read_url(url: str, *, allow_http: bool) -> httpx.URL:
     raise ConfigurationError(f"the URL of a render service {why}")
 
 
-def _read_secret(name: str, value: str) -> str:
-    if _SECRET.fullmatch(value) is None:
+def _read_secret(name: str, value: object) -> str:
+    if not isinstance(value, str) or _SECRET.fullmatch(value) is None:
         raise ConfigurationError(f"{name} is 1 to 4096 visible ASCII characters; a line break at its end, perhaps?")
     return value
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from renderdispatch.jobs import Job
 
 _SHORT_ID: Final = 8
+_READABLE: Final = 60
 _UNBOUNDED: Final = 1000
 
 
@@ -137,7 +138,10 @@ def report(line: str | bytes, *, on_stderr: bool = False) -> None:
 
 
 def print_table(rows: Iterable[Sequence[object]], *headings: str) -> None:
-    """Write a table to stdout. If that is not a terminal, no line is folded or cut."""
+    """Write a table to stdout. If that is not a terminal, no line is folded or cut.
+
+    A terminal that says it has no columns, or next to none, gets some: its own folding is readable.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -147,8 +151,9 @@ def print_table(rows: Iterable[Sequence[object]], *headings: str) -> None:
     if not sys.stdout.isatty():
         for column in table.columns:
             column.no_wrap = True
-    width = None if sys.stdout.isatty() else _UNBOUNDED
-    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
+    shown = Console(highlight=False, markup=False, emoji=False)
+    shown.width = max(shown.width, _READABLE) if sys.stdout.isatty() else _UNBOUNDED
+    shown.print(table)
 
 
 # --- the log --------------------------------------------------------------------------------------

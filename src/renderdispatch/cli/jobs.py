@@ -12,7 +12,7 @@ import click
 
 from renderdispatch.cli import display
 from renderdispatch.cli.interrupts import Interrupts
-from renderdispatch.cli.options import json_option, seconds_reader
+from renderdispatch.cli.options import json_option, output_path, seconds_reader
 from renderdispatch.cli.rendering import cancel_and_wait, follow
 from renderdispatch.cli.targets import read_target
 from renderdispatch.errors import InvalidRequestError, JobNotFoundError
@@ -115,7 +115,7 @@ def retry(*, job_id: str, as_json: bool) -> None:
 
 @jobs.command()
 @_job_argument
-@click.option("-o", "--output", type=click.Path(), help="Default: the song's name, with .mp4. '-' is stdout.")
+@click.option("-o", "--output", type=output_path, help="Default: the song's name, with .mp4. '-' is stdout.")
 @click.option("-f", "--force", is_flag=True, help="Replace the output if it exists.")
 def save(*, job_id: str, output: str | None, force: bool) -> None:
     """Save the video of a complete job."""

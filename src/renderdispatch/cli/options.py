@@ -15,6 +15,9 @@ _T = TypeVar("_T")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _CENTURY_S: Final = 36525 * 86400
 
+output_path: Final = click.Path(readable=False)
+"""The ``type=`` of a file that is written: whether it may be is the question of `renderdispatch.cli.targets`."""
+
 json_option = click.option("as_json", "--json", is_flag=True, help="Print JSON, for scripts.")
 
 

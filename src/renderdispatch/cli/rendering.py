@@ -33,7 +33,7 @@ from renderdispatch.cli.display import (
 )
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
-from renderdispatch.cli.options import json_option, logging_options
+from renderdispatch.cli.options import json_option, logging_options, output_path
 from renderdispatch.cli.progress import ProgressBar
 from renderdispatch.cli.songs import STDIN, open_song, status_of
 from renderdispatch.cli.targets import Target, read_target
@@ -114,7 +114,7 @@ def _with_options(command: _F) -> _F:
 
 @click.command()
 @click.argument("song", type=click.Path(readable=False, allow_dash=True))
-@click.option("-o", "--output", type=click.Path(), help="Default: SONG's name, with .mp4. '-' is stdout.")
+@click.option("-o", "--output", type=output_path, help="Default: SONG's name, with .mp4. '-' is stdout.")
 @click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
 @click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
 @click.option(
@@ -142,7 +142,7 @@ def render(song: str, output: str | None, **options: Any) -> int:
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(), default="demo.mp4", show_default=True, help="'-' is stdout.")
+@click.option("-o", "--output", type=output_path, default="demo.mp4", show_default=True, help="'-' is stdout.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True, help="Length, in seconds.")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Another seed, another melody.")
 @_with_options

@@ -5,6 +5,7 @@ The last step is tried first: what cannot be written in the end is refused befor
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import sys
@@ -49,7 +50,13 @@ class Target(Protocol):
 
 
 def read_target(text: str, *, force: bool) -> Target:
-    """Return the target that a command line names; ``-`` is stdout."""
+    """Return the target that a command line names; ``-`` is stdout.
+
+    Raises:
+        InvalidRequestError: The name ends with a slash, as only a folder's does.
+    """
+    if text.endswith(os.sep):
+        raise errors.InvalidRequestError(f"{text} is a directory; name a file", code="output.directory")
     return StdoutTarget() if text in _NAMES_OF_STDOUT else FileTarget(Path(text), force)
 
 
@@ -80,6 +87,8 @@ class FileTarget:
             raise self._refused(f"cannot be written: {error.strerror}", "denied") from error
         if there is not None:
             self._check_existing(there, song)
+        elif self.path.is_symlink() and not self.force:
+            raise self._refused("is a symbolic link to nothing; --force replaces it", "exists")
         check_video_name(self.path)
         try:
             path = self.path.absolute()
@@ -121,13 +130,21 @@ class StdoutTarget:
 
     name: bytes = b"stdout"
 
-    def check(self, song: os.stat_result | None = None) -> None:  # noqa: ARG002 - the shell has opened what it names
-        """Refuse a terminal, and a stream that is closed."""
-        if sys.stdout.fileno() in streams.closed:
-            raise errors.InvalidRequestError("stdout is closed; name a file with -o", code="output.denied")
+    def check(self, song: os.stat_result | None = None) -> None:
+        """Refuse a terminal, the song, and a stream that is closed or cannot be written."""
+        stdout = sys.stdout.fileno()
+        if stdout in streams.closed:
+            raise self._refused("is closed; name a file with -o")
+        if fcntl.fcntl(stdout, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise self._refused("is open for reading alone; name a file with -o")
         if sys.stdout.isatty():
-            message = "stdout is a terminal; name a file with -o, or redirect stdout"
-            raise errors.InvalidRequestError(message, code="output.denied")
+            raise self._refused("is a terminal; name a file with -o, or redirect stdout")
+        there = os.fstat(stdout)
+        if song is not None and stat.S_ISREG(there.st_mode) and os.path.samestat(there, song):
+            raise self._refused("is the song itself; name another file with -o", "exists")
+
+    def _refused(self, why: str, code: str = "denied") -> errors.InvalidRequestError:
+        return errors.InvalidRequestError(f"stdout {why}", code=f"output.{code}")
 
     def take(self, service: RenderService, job_id: str) -> None:
         """Copy the finished video."""

@@ -46,7 +46,7 @@ _AHEAD: Final = 16
 """How many attempts of a backend may wait for a slot with their audio at hand, before no more are claimed."""
 
 _PASSED: Final = 100
-"""How many jobs of a backend are remembered because their audio cannot be brought yet."""
+"""How many jobs of a backend are remembered because they cannot be prepared yet."""
 
 _CLAIM_PATIENCE_S: Final = 2.0
 
@@ -74,7 +74,7 @@ class Dispatcher:
     """By backend: attempts whose audio is at hand, and that wait for a slot."""
 
     _passed: dict[str, dict[str, Job]] = field(factory=dict, init=False)
-    """By backend: claimed jobs whose audio could not be brought yet. They stay reserved for a while."""
+    """By backend: claimed jobs that could not be prepared yet. They stay reserved for a while."""
 
     _slots: dict[str, int | None] = field(factory=dict, init=False)
     """By backend: how many orders it takes at once, as it said last."""
@@ -108,7 +108,7 @@ class Dispatcher:
         taken = sum(self._take(job, name) for job in passed.values())
         for _ in range(_CLAIMS):
             room = self._room(name)
-            if room <= 0 or len(self._waiting.get(name, ())) >= _AHEAD or not self._lanes.start[name].ensure():
+            if room <= 0 or len(self._waiting.get(name, ())) >= _AHEAD:
                 break
             jobs = self._ready(name, min(room, _BATCH))
             taken += sum(self._take(job, name) for job in jobs)
@@ -143,11 +143,14 @@ class Dispatcher:
             return store.claim(limit=limit, reserve_for=self._keeper.lease, backends=[backend], machine=machine)
         query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
         now = store.now()
-        return list(islice((j for j in walk(store, query) if is_ready(j, now) and self._can_bring(j)), limit))
+        return list(
+            islice((j for j in walk(store, query) if is_ready(j, now) and self._can_prepare(j, backend)), limit)
+        )
 
-    def _can_bring(self, job: Job) -> bool:
+    def _can_prepare(self, job: Job, name: str) -> bool:
+        """Return whether there are threads for it, so that nothing is held that cannot go on."""
         lane = self._lane_of(job.audio or job.request.audio)
-        return lane is None or (not lane.full and lane.ensure())
+        return self._lanes.start[name].ensure() and (lane is None or (not lane.full and lane.ensure()))
 
     def _lane_of(self, source: Audio) -> Lane | None:
         """Return the lane that brings the audio; None if it is in storage."""
@@ -169,7 +172,7 @@ class Dispatcher:
                 return False
             if job.ended or store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
                 return False
-        if not self._can_bring(job):  # jobs behind it go first
+        if not self._can_prepare(job, name):  # jobs behind it go first
             passed = self._passed.setdefault(name, {})
             if len(passed) < _PASSED:
                 passed[job.id] = job

@@ -123,7 +123,8 @@ class Reconciler:
                 changed += found.revision != job.revision
                 if self._schedule.due(found, self._monotonic()):
                     self._hand_on(found)
-        self._lanes.tidy.submit("uploads", self._tidy_up)
+        if self._sweep.next_s <= self._monotonic():
+            self._lanes.tidy.submit("uploads", self._tidy_up)
         return changed
 
     def pause(self, longest_s: float) -> float:

@@ -67,14 +67,17 @@ class Folder:
         with self._lock:
             if self._prepared:
                 return
-            with storage_errors("the storage's folder"):
+            with storage_errors(str(self.root)):
                 temporary = self.root / TEMPORARY
-                temporary.mkdir(parents=True, exist_ok=True)
+                try:
+                    temporary.mkdir(parents=True, exist_ok=True)
+                except (FileNotFoundError, FileExistsError) as error:  # in /proc; or a link to nothing has its name
+                    raise StorageDeniedError(f"the folder {self.root} cannot be made: {error.strerror}") from error
                 for path in temporary.iterdir():
                     with suppress(FileNotFoundError):
                         if path.lstat().st_mtime < time.time() - _STALE_S:
                             path.unlink()
-            rehearse(temporary / "object", key="the storage's folder", only_if_absent=True)
+            rehearse(temporary / "object", key=str(self.root), only_if_absent=True)
             self._prepared = True
 
     def write(self, key: str, chunks: Iterator[bytes], *, if_absent: bool) -> ObjectInfo:

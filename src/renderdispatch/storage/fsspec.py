@@ -91,8 +91,13 @@ def _objects(url: str | os.PathLike[str], options: dict[str, Any]) -> Folder | _
 
 def _folder(url: str | os.PathLike[str]) -> Path | None:
     """Return the folder of this machine that a path or a ``file:`` URL names; None for other URLs."""
+    try:
+        text = os.fsdecode(url)
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        raise errors.ConfigurationError(f"{str(url)[:80]!a} names no folder; write a path or a URL") from None
     if not isinstance(url, str):
-        return Path(url)
+        return Path(text)
     if url.startswith("file:"):  # as `Path.as_uri` quotes
         path = url.removeprefix("file:").removeprefix("//")
         return path_of(path.removeprefix("localhost") if path.startswith("localhost/") else path)

@@ -50,8 +50,10 @@ def check_prefix(prefix: str) -> str:
     """Return the ``prefix`` of a deletion.
 
     Raises:
-        StorageDeniedError: It is empty.
+        StorageDeniedError: It is empty, or not a str.
     """
+    if not isinstance(prefix, str):
+        raise StorageDeniedError(f"a prefix is a str, not {type(prefix).__name__}")
     if not prefix:
         raise StorageDeniedError("an empty prefix would delete everything: name what to delete")
     return prefix

@@ -87,7 +87,7 @@ class ObjectStorage:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Iterate over the objects whose keys start with ``prefix``, sorted by key."""
-        return self._objects.list(prefix)
+        return self._objects.list(check_prefix(prefix) if prefix != "" else prefix)
 
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""

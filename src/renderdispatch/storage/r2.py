@@ -84,6 +84,10 @@ class R2Storage:
         stall_s: float = STALL_S,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        texts: dict[str, object] = {"bucket": bucket, "prefix": prefix, "account_id": account_id, "region": region}
+        for name, value in texts.items():
+            if not isinstance(value, str) and not (name == "account_id" and value is None):
+                raise errors.ConfigurationError(f"{name} is a str, not {type(value).__name__}")
         endpoint = Endpoint(
             url=check_endpoint(account_id=account_id, endpoint_url=endpoint_url, jurisdiction=jurisdiction),
             bucket=bucket,

@@ -556,18 +556,18 @@ def _check_columns(connection: Connection) -> None:
         ConfigurationError: Another version made the table, with other columns.
     """
     missing = _missing_columns(connection)
-    for name in sorted(missing & _ADDED):
+    if foreign := missing - _ADDED:
+        message = (
+            f"another version made the table {_jobs.name}: it has no column {', '.join(sorted(foreign))}. "
+            "Use another database, or drop the table if you no longer need its jobs"
+        )
+        raise errors.ConfigurationError(message, code="store.unusable")
+    for name in missing:
         try:
             connection.exec_driver_sql(f"ALTER TABLE {_jobs.name} ADD COLUMN {name} BIGINT")
         except sa.exc.DBAPIError:
             if name in _missing_columns(connection):  # else another process was faster
                 raise
-    if missing := missing - _ADDED:
-        message = (
-            f"another version made the table {_jobs.name}: it has no column {', '.join(sorted(missing))}. "
-            "Use another database, or drop the table if you no longer need its jobs"
-        )
-        raise errors.ConfigurationError(message, code="store.unusable")
 
 
 def _missing_columns(connection: Connection) -> set[str]:

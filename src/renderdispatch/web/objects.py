@@ -53,7 +53,7 @@ from renderdispatch.web.http import CHUNK_BYTES, IncompleteBodyError, Request, R
 from renderdispatch.web.wsgi import WsgiApp, wsgi
 
 _THREADS: Final = 64
-_EACH: Final = 2
+_LEAST_EACH: Final = 2
 """Uploads of one object at once: a client that tries again may do so before the server notices that it had gone."""
 _RANGE: Final = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 _ETAG: Final = re.compile(r'(W/)?"([^"]*)"')
@@ -92,7 +92,8 @@ class _Rooms:
 
     @classmethod
     def of(cls, uploads: int) -> _Rooms:
-        return cls(Room(uploads, each=_EACH), Room(uploads, each=_EACH))
+        each = max(_LEAST_EACH, uploads // 16)
+        return cls(Room(uploads, each=each), Room(uploads, each=each))
 
     def enter(self, key: str) -> AbstractContextManager[None]:
         return (self.browsers if key.startswith(UPLOADS) else self.renders).enter(key)

@@ -6,10 +6,13 @@ where the server shows its socket: gunicorn, Werkzeug and wsgiref do; waitress a
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from http import HTTPStatus
 from typing import Any, Final
+
+from typing_extensions import Buffer
 
 from renderdispatch.web.answers import unread
 from renderdispatch.web.clients import BusyError, Pace, Room, Waiting, downloads
@@ -73,13 +76,25 @@ def wsgi(
     return app
 
 
-def paced(app: WsgiApp, *, sends: Callable[[], Pace] = Pace) -> WsgiApp:
-    """Return an application whose clients are cut off when they send their bodies too slowly."""
+def paced(
+    app: WsgiApp,
+    *,
+    sends: Callable[[], Pace] = Pace,
+    raises: Callable[[IncompleteBodyError], Exception] = lambda error: error,
+) -> WsgiApp:
+    """Return an application whose clients are cut off when they send their bodies too slowly.
+
+    A body that ends too soon, for this or another reason, is never taken for a whole one: reading it raises.
+
+    Args:
+        app: The application.
+        sends: Makes the pace of a client.
+        raises: Returns what reading raises, for a framework that answers its own exceptions.
+    """
 
     def slow_clients_end(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        client = Waiting(environ, sends())
-        if client.ends:
-            environ["wsgi.input"] = _PacedInput(environ, client)
+        if Waiting(environ, sends()).ends:
+            environ["wsgi.input"] = io.BufferedReader(_PacedInput(environ, sends, raises))
         return app(environ, start_response)
 
     return slow_clients_end
@@ -175,35 +190,40 @@ class _Sent:
         self._response.close()
 
 
-class _PacedInput:
-    """The input of a request, as WSGI describes it, whose reads surely end."""
+class _PacedInput(io.RawIOBase):
+    """The input of a request, whose reads surely end. It ends where the body does, in any server."""
 
-    def __init__(self, environ: Environ, client: Waiting) -> None:
+    def __init__(
+        self, environ: Environ, pace: Callable[[], Pace], raises: Callable[[IncompleteBodyError], Exception]
+    ) -> None:
         self._input = environ["wsgi.input"]
-        self._client = client
-        self._length = parse_length(environ.get("CONTENT_LENGTH") or "0") or CHUNK_BYTES
-        self.fileno = getattr(self._input, "fileno", None)
+        self._body = _Body({**environ}, None, pace)
+        self._missing = parse_length(environ.get("CONTENT_LENGTH") or "0") or 0
+        self._raises = raises
+        self._piece = b""
 
-    def read(self, size: int = -1) -> bytes:
-        """Return so many bytes; all if the size is negative."""
-        return self._waited(self._input.read, size)
+    def readable(self) -> bool:
+        return True
 
-    def readline(self, size: int = -1) -> bytes:
-        """Return a line."""
-        return self._waited(self._input.readline, size)
+    def fileno(self) -> int:
+        """Return what shows the client's socket, where the server's input does."""
+        number: int = self._input.fileno()
+        return number
 
-    def readlines(self, hint: int = -1) -> list[bytes]:
-        """Return the lines."""
-        return list(self) if hint < 0 else [self.readline()]
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        if not self._piece:
+            self._piece = self._next()
+        size = min(len(view), len(self._piece))
+        view[:size], self._piece = self._piece[:size], self._piece[size:]
+        return size
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
-
-    def _waited(self, read: Callable[[int], bytes], size: int) -> bytes:
-        piece = b""
-        self._client.begin(self._length if size < 0 else size)
+    def _next(self) -> bytes:
         try:
-            piece = read(size)
-        finally:
-            self._client.end(len(piece))
+            piece = next(self._body, b"")
+        except IncompleteBodyError as error:
+            raise self._raises(error) from None
+        self._missing -= len(piece)
+        if self._missing > 0 and not piece:
+            raise self._raises(IncompleteBodyError())
         return piece
