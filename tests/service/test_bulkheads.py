@@ -84,6 +84,28 @@ def home() -> Iterator[InlineBackend]:
     backend.close()
 
 
+@pytest.mark.parametrize("held", ["start", "poll", "cancel"])
+def test_a_round_of_a_scheduler_ends_whatever_hangs(
+    held: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tick` leaves what hangs to its lane; jobs of other backends are dispatched, stopped and ended all the same."""
+    for module in ("worker", "reconcile"):
+        monkeypatch.setattr(f"renderdispatch.engine.{module}.TICK_S", 0.2)
+    slow, other = Held(held), Remote()
+    storage = WorldStorage()
+    service = RenderService(MemoryJobStore(clock=clock), storage, {"slow": slow, "other": other}, worker=False)
+    stuck, mine = (service.submit(b"RIFF", scene="fake", backend=name) for name in ("slow", "other"))
+    service.tick()
+    assert len(other.orders) == 1
+    for handle in (stuck, mine):
+        handle.cancel()
+    clock.advance(SECOND)
+    service.tick()
+    assert mine.job.status is JobStatus.CANCELLED
+    slow.let_go.set()
+    service.close()
+
+
 def serving(clock: FakeClock, slow: Held, other: RenderBackend) -> RenderService:
     storage = WorldStorage()
     return RenderService(MemoryJobStore(clock=clock), storage, {"slow": slow, "other": other})
@@ -196,7 +218,7 @@ def test_a_client_is_not_held_up_by_a_backend_that_hangs(clock: FakeClock, monke
     try:
         stuck, ended = (service.submit(b"RIFF", scene="fake", backend=name) for name in ("slow", "other"))
         service._engine.worker().dispatcher.tick()
-        service._engine.worker().dispatcher.drain()
+        service._engine.worker().dispatcher.drain(30)
         other.states["call-1"] = CallState(status=CallStatus.ENDED)
         clock.advance(20 * SECOND)
         assert stuck.poll().status is JobStatus.PROCESSING

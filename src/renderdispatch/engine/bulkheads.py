@@ -64,6 +64,10 @@ class Bulkheads:
 
         return cls(lanes("start", STARTS), lanes("ask", _ASKS), lanes("orders", _ORDERS))
 
+    def name_of(self, backend: str) -> str:
+        """Return under which name a backend has lanes here."""
+        return backend if backend in self.ask else ""
+
     def wind_up(self, timeout_s: float) -> None:
         """Let no more calls begin, and wait for those that are beginning; backends can still be asked and told."""
         _close([*self.start.values(), self.fetch, self.files], timeout_s)

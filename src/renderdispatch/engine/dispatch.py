@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -89,12 +90,13 @@ class Dispatcher:
             taken += self._serve(name)
         return taken
 
-    def drain(self) -> None:
-        """Wait until every job that was taken is dispatched, has failed, or waits for a slot."""
+    def drain(self, timeout_s: float) -> None:
+        """Wait until every job that was taken is dispatched, has failed, or waits for a slot; at most for so long."""
+        deadline = time.monotonic() + timeout_s
         lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values()]
-        while any(lane.pending for lane in lanes):
+        while any(lane.pending for lane in lanes) and time.monotonic() < deadline:
             for lane in lanes:
-                lane.drain()
+                lane.drain(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Give up the jobs that are being prepared, each at its next step, and take no more."""

@@ -183,8 +183,23 @@ class LeaseKeeper:
 
     def collect_soon(self) -> None:
         """Have `collect` done in the lane of each backend that has calls: none waits for another."""
-        for name in {held.backend for held in self._everything() if held.call is not None or held.released}:
+        for name in self._with_calls():
             self._lanes.ask[name].submit("collect", partial(self.collect, [name]))
+
+    def collect_now(self, timeout_s: float) -> None:
+        """Have `collect` done, and wait for it; a backend that hangs is left to its lane after a while."""
+        deadline = time.monotonic() + timeout_s
+        names = self._with_calls()
+        for name in names:
+            lane = self._lanes.ask[name]
+            if not lane.submit("collect", partial(self.collect, [name])) and not lane.has("collect"):
+                self.collect([name])  # no thread can be started
+        for name in names:
+            self._lanes.ask[name].wait_for("collect", max(0.0, deadline - time.monotonic()))
+
+    def _with_calls(self) -> set[str]:
+        """Return the backends with calls to collect."""
+        return {held.backend for held in self._everything() if held.call is not None or held.released}
 
     def hand_back(self) -> None:
         """Give up everything that is held: another worker may take it at once, and nothing computes here any more."""

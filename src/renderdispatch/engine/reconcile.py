@@ -33,6 +33,8 @@ _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 _PAGE: Final = 100
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 _REMEMBERED: Final = 10_000
+TICK_S: Final = 60.0
+"""How long a round that a scheduler asks for waits for backends and storage that hang."""
 _CLIENT_S: Final = 2.0
 """How long a client waits for the check of its job."""
 
@@ -103,14 +105,34 @@ class Reconciler:
         self._sweep = UploadSweep(self._storage, self._monotonic())
 
     def tick(self) -> int:
-        """Check every job that is due, here and now; return how many were changed."""
-        changed = 0
+        """Check every job that is due, to the end of each check; return how many were changed.
+
+        Deadlines come first. What hangs is left to its lane after a minute, so that a scheduler's next round can come.
+        """
+        changed: list[str] = []
+
+        def check(job: Job) -> None:
+            if self.reconcile(job):
+                changed.append(job.id)
+
+        begun: list[tuple[Lane, str]] = []
         for job in self._due():
-            whole = self._schedule.due(job, self._monotonic())
-            found = self._checked(job, self._checks.check if whole else self._checks.clock)
-            changed += found is not None and found.revision != job.revision
-        self._tidy_up()
-        return changed
+            found = self._checked(job, self._checks.clock) or job
+            if found.revision != job.revision:
+                changed.append(job.id)
+            if self._schedule.due(found, self._monotonic()):
+                begun.append((self._ask_lane(job), f"check {job.id}"))
+                lane, key = begun[-1]
+                if not lane.submit(key, partial(check, found)) and not lane.has(key):
+                    check(found)  # no thread can be started
+        if self._sweep.next_s <= self._monotonic():
+            begun.append((self._lanes.tidy, "uploads"))
+            if not self._lanes.tidy.submit("uploads", self._tidy_up) and not self._lanes.tidy.has("uploads"):
+                self._tidy_up()
+        deadline = time.monotonic() + TICK_S
+        for lane, key in begun:
+            lane.wait_for(key, max(0.0, deadline - time.monotonic()))
+        return len(set(changed))
 
     def round(self) -> int:
         """Enforce the deadlines and leases of every job that is due, and hand the rest of its check to the lanes.
@@ -166,7 +188,7 @@ class Reconciler:
         """
         if job.attempt is None or (job.ended and not job.owes_clean_up):
             return ()
-        name = job.attempt.backend if job.attempt.backend in self._lanes.ask else ""
+        name = self._lanes.name_of(job.attempt.backend)
         lanes = self._lanes.orders[name], self._lanes.ask[name], self._lanes.bucket, self._lanes.tidy
         told = lanes[0].submit(job.id, partial(self._checked, job, self._checks.orders))
         if job.ended:
@@ -176,6 +198,9 @@ class Reconciler:
         else:
             handed_on = self._then(lanes[1], job, self._checks.ask, self._look)
         return lanes if told or handed_on else ()
+
+    def _ask_lane(self, job: Job) -> Lane:
+        return self._lanes.ask[self._lanes.name_of("" if job.attempt is None else job.attempt.backend)]
 
     def _look(self, job: Job) -> bool:
         return self._then(self._lanes.bucket, job, self._checks.look, self._tidy)

@@ -20,7 +20,7 @@ from renderdispatch.engine.dispatch import Dispatcher
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
-from renderdispatch.engine.reconcile import Reconciler
+from renderdispatch.engine.reconcile import TICK_S, Reconciler
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.plumbing.retry import Backoff
 from renderdispatch.plumbing.stop import Stop
@@ -114,12 +114,15 @@ class Worker:
         self.wake_all()
 
     def tick(self) -> int:
-        """Take one round: dispatch what is ready, to the end of the dispatching, then reconcile."""
-        self.keeper.collect()
+        """Take one round: dispatch what is ready, to the end of the dispatching, then reconcile.
+
+        A backend, a bucket or a host of audio that hangs ends the wait for it after a while.
+        """
+        self.keeper.collect_now(TICK_S)
         taken = self.dispatcher.tick()
-        self.dispatcher.drain()
+        self.dispatcher.drain(TICK_S)
         self.keeper.tick()
-        self.keeper.collect()
+        self.keeper.collect_now(TICK_S)
         return taken + self.reconciler.tick()
 
     def close(self) -> None:
