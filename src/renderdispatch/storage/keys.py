@@ -46,17 +46,26 @@ def _objection(key: object) -> str | None:
     return None
 
 
-def check_prefix(prefix: str) -> str:
+def check_text(prefix: object) -> str:
+    """Return the ``prefix`` of a list, which may be empty.
+
+    Raises:
+        StorageDeniedError: It is not a str.
+    """
+    if not isinstance(prefix, str):
+        raise StorageDeniedError(f"a prefix is a str, not {type(prefix).__name__}")
+    return prefix
+
+
+def check_prefix(prefix: object) -> str:
     """Return the ``prefix`` of a deletion.
 
     Raises:
         StorageDeniedError: It is empty, or not a str.
     """
-    if not isinstance(prefix, str):
-        raise StorageDeniedError(f"a prefix is a str, not {type(prefix).__name__}")
-    if not prefix:
+    if not (text := check_text(prefix)):
         raise StorageDeniedError("an empty prefix would delete everything: name what to delete")
-    return prefix
+    return text
 
 
 def check_expiry(expires_in: object) -> timedelta:

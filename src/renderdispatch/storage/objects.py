@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from renderdispatch.messages import SignedPut
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.storage.keys import check_expiry, check_key, check_prefix, check_put_size
+from renderdispatch.storage.keys import check_expiry, check_key, check_prefix, check_put_size, check_text
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.storage.sources import chunks_of
 
@@ -87,7 +87,7 @@ class ObjectStorage:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Iterate over the objects whose keys start with ``prefix``, sorted by key."""
-        return self._objects.list(check_prefix(prefix) if prefix != "" else prefix)
+        return self._objects.list(check_text(prefix))
 
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
