@@ -48,6 +48,7 @@ class Attempt:
         claimed_at: When it began.
         holder: Who holds the lease; None if no holder is needed (remote, after dispatch).
         lease_until: When the lease lapses unless it is renewed, by the store's clock.
+        doubted: Since when a process that does not hold it waits for a renewal, on a clock that is never set.
         called: Whether the backend may have been called. Committed before the call (rule J2).
         call_id: The backend's id of the call; None while unknown.
         runs: The ids of the runs that checked in, oldest first. The last one owns the attempt.
@@ -74,6 +75,7 @@ class Attempt:
     claimed_at: datetime
     holder: str | None = None
     lease_until: datetime | None = None
+    doubted: str | None = None
     called: bool = False
     call_id: str | None = None
     runs: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from renderdispatch.engine.events import (
     ClockStepped,
     Dispatched,
     JobEvent,
+    LeaseDoubted,
     LeaseLapsed,
     LeaseRenewed,
     ResultFound,
@@ -177,6 +178,19 @@ def test_j13_a_renewed_lease_does_not_lapse() -> None:
     seen = _attempt(job).lease_until
     renewed = decide(job, LeaseRenewed(token="token-1", holder="worker", lease_until=seen + _MINUTE), _LATER).job
     assert decide(renewed, LeaseLapsed(token="token-1", lease_until=seen), _LATER).job is renewed
+
+
+def test_j13_a_renewal_ends_the_doubt() -> None:
+    """A lease is doubted once, as it is; a renewal forgets the doubt, and a lease that was renewed is not doubted."""
+    job = after(new_job(), [claimed(local=True), intended()])
+    seen = _attempt(job).lease_until
+    doubt = LeaseDoubted(token="token-1", lease_until=seen, seen="boot 1.000 30.000")
+    doubted = decide(job, doubt, _LATER).job
+    assert _attempt(doubted).doubted == "boot 1.000 30.000"
+    renewal = LeaseRenewed(token="token-1", holder="worker", lease_until=seen + _MINUTE)
+    renewed = decide(doubted, renewal, _LATER).job
+    assert _attempt(renewed).doubted is None
+    assert decide(renewed, doubt, _LATER).job is renewed
 
 
 def test_only_the_holder_renews() -> None:

@@ -719,6 +719,40 @@ def test_j13_a_lapsed_lease_is_taken_over() -> None:
     backend.close()
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["same start of the machine", "started anew"])
+def test_j13_rounds_that_are_processes_of_their_own_take_over(anew: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that starts a process for each round has later ones go on with what the first one saw.
+
+    What was seen before the machine was started anew counts no more.
+    """
+    clock, seconds = FakeClock(datetime.now(UTC)), [0.0]
+    store, storage = MemoryJobStore(clock=clock), MemoryStorage()
+    dead = RenderService(store, storage, Stuck(), worker=False)
+    handle = dead.submit(b"RIFF", scene="fake")
+    dead.tick()
+
+    def take_a_round() -> None:
+        with RenderService(store, storage, Stuck(), worker=False) as service:
+            keep_time(service, seconds)
+            service.tick()
+
+    clock.advance(31 * SECOND)
+    seconds[0] += 31
+    take_a_round()
+    assert handle.job.attempts[0].doubted is not None
+    if anew:
+        monkeypatch.setattr("renderdispatch.engine.clocks._boot", lambda: "another-one")
+        seconds[0] = 1.0
+        take_a_round()
+    for passed in (29, 2):
+        assert [attempt.ended_at for attempt in handle.job.attempts] == [None]
+        clock.advance(passed * SECOND)
+        seconds[0] += passed
+        take_a_round()
+    first = handle.job.attempts[0]
+    assert first.error is not None or first.verdict is not None
+
+
 def test_a_renewed_lease_is_not_taken() -> None:
     """A holder that ticks keeps its job, however long the render takes."""
     clock, seconds = FakeClock(datetime.now(UTC)), [0.0]

@@ -79,6 +79,12 @@ class Checks:
         due = decide(job, event, self._store.now()).verdict is Verdict.APPLIED  # else a commit would read the job again
         return self._commit(job, event) if due else job
 
+    def doubt(self, job: Job, *, seen: str) -> Job:
+        """Note for later processes since when the lease of the job's attempt is over by the clock."""
+        attempt = job.attempts[-1]
+        assert attempt.lease_until is not None
+        return self._commit(job, events.LeaseDoubted(token=attempt.token, lease_until=attempt.lease_until, seen=seen))
+
     def step(self, job: Job, *, by: timedelta) -> Job:
         """Move the deadlines along with the clock, which was set."""
         return self._commit(job, events.ClockStepped(by=by))

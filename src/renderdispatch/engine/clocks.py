@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Final
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from attrs import define, field
 
 from renderdispatch.engine.rules import WAITING
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.protocols import CLOCK_STEP, JobQuery, JobStore, SupportsServerTime
 
@@ -27,6 +30,21 @@ _LITTLE_S: Final = 0.25
 
 _STEPS: Final = 100
 """How many steps are remembered."""
+
+
+class _Doubt(NamedTuple):
+    """Since when a lease is doubted, on this machine's monotonic clock, and how long it is; seconds."""
+
+    since_s: float
+    lease_s: float
+
+
+@cache
+def _boot() -> str:
+    """Return which start of the machine this is, as far as the system tells."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return "-"
 
 
 @define(eq=False)
@@ -110,12 +128,41 @@ class Clocks:
         if self.shared:
             return self._store.now() > attempt.lease_until
         monotonic_s = self._monotonic()
+        if (doubt := self._doubt_of(attempt)) is not None and monotonic_s - doubt.since_s > doubt.lease_s:
+            return True
         revision, since_s = self._watched.get(job.id, (0, 0.0))
         if revision != job.revision:
             self._watched[job.id] = job.revision, monotonic_s
             return False
-        lease = max(self._lease, attempt.lease_until - job.updated_at)  # its holder's may be longer
-        return monotonic_s - since_s > lease.total_seconds()
+        return monotonic_s - since_s > self._lease_s(job, attempt.lease_until)
+
+    def doubt(self, job: Job) -> str | None:
+        """Return what to note of a lease that is over by the clock, for processes that come later; None: nothing.
+
+        All processes of a machine share its monotonic clock until the machine is started anew.
+        """
+        attempt = job.attempt
+        if attempt is None or attempt.lease_until is None or self.shared or self._holds(attempt.token):
+            return None
+        if self._store.now() <= attempt.lease_until or self._doubt_of(attempt) is not None:
+            return None
+        revision, since_s = self._watched.get(job.id, (0, 0.0))
+        if revision != job.revision:
+            since_s = self._monotonic()
+        return f"{_boot()} {since_s:.3f} {self._lease_s(job, attempt.lease_until):.3f}"
+
+    def _doubt_of(self, attempt: Attempt) -> _Doubt | None:
+        """Return since when the attempt's lease is doubted; None if it is not, by this machine's clock."""
+        boot, _, rest = (attempt.doubted or "").partition(" ")
+        with suppress(ValueError):
+            since_s, lease_s = map(float, rest.split())
+            if boot == _boot() and since_s <= self._monotonic():
+                return _Doubt(since_s, lease_s)
+        return None
+
+    def _lease_s(self, job: Job, lease_until: datetime) -> float:
+        """Return how long the lease is: its holder's may be longer than this process's."""
+        return max(self._lease, lease_until - job.updated_at).total_seconds()
 
     def may_judge(self, token: str) -> bool:
         """Return whether this process may end an attempt with a living lease: else the clock of its holder decides."""

@@ -97,6 +97,17 @@ class LeaseLapsed(AttemptEvent):
 
 
 @frozen(kw_only=True)
+class LeaseDoubted(AttemptEvent):
+    """By the clock the lease until ``lease_until`` is over; its holder has one more lease to renew it.
+
+    For processes that live too short to watch it for so long: ``seen`` tells a later one since when it is doubted.
+    """
+
+    lease_until: datetime
+    seen: str
+
+
+@frozen(kw_only=True)
 class CallMissing(AttemptEvent):
     """The backend is able to find calls, and this one does not exist."""
 

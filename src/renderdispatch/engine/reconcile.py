@@ -117,7 +117,9 @@ class Reconciler:
 
         begun: list[tuple[Lane, str]] = []
         for job in self._due():
-            found = self._checked(job, self._checks.clock) or job
+            seen = self.clocks.doubt(job)
+            noted = job if seen is None else self._checked(job, partial(self._checks.doubt, seen=seen))
+            found = self._checked(noted or job, self._checks.clock) or job
             if found.revision != job.revision:
                 changed.append(job.id)
             if self._schedule.due(found, self._monotonic()):

@@ -251,7 +251,14 @@ def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
     attempt = _current(job)
     if attempt.holder != event.holder or attempt.lease_until is None or event.lease_until == attempt.lease_until:
         return job
-    return _with_attempt(job, lease_until=event.lease_until)
+    return _with_attempt(job, lease_until=event.lease_until, doubted=None)
+
+
+def doubt(job: Job, event: events.LeaseDoubted, now: datetime) -> Job:
+    """Note since when the lease is doubted; a renewal clears it."""
+    if _current(job).lease_until != event.lease_until:
+        return job
+    return _with_attempt(job, doubted=event.seen)
 
 
 def advance(job: Job, event: events.StageEntered, now: datetime) -> Job:

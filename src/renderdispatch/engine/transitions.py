@@ -78,6 +78,7 @@ TABLE: Final = (
     Row(Failed, OUT, rules.run_failed, _RETRIED),
     Row(Failed, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     # the reconciler
+    Row(events.LeaseDoubted, ACTIVE | CANCELLING, rules.doubt),
     Row(events.LeaseLapsed, PREPARING, rules.lapse, _RETRIED),
     Row(events.LeaseLapsed, OUT, rules.lapse),
     Row(events.LeaseLapsed, CANCELLING, rules.lapse, _CANCELLED),
