@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import click
 
 from renderdispatch.cli.display import note
@@ -19,8 +21,9 @@ def worker(*, quiet: bool) -> None:
     Jobs that are not finished then go back to the queue.
     """
     settings = read_settings()
-    with Interrupts() as interrupts, from_settings(settings, worker=True) as service:
-        waiting = service.counts()[JobStatus.PENDING]  # a store that cannot be used is told now
+    with Interrupts() as interrupts, closing(from_settings(settings, worker=True)) as service:
+        waiting = service.counts()[JobStatus.PENDING]  # a store that cannot be used is told before the threads meet it
+        service.start()
         if not quiet:
             note(f"working for {settings.home}, {waiting} jobs are queued; Ctrl-C ends")
         interrupts.wait()
