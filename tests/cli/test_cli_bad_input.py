@@ -202,7 +202,7 @@ def test_a_renderer_that_dies_is_tried_again_and_then_fails(cli: CommandLine, so
 
 def test_a_full_disk_under_the_home_fails_the_job(cli: CommandLine, small_disk: Path) -> None:
     """The job fails as ``disk.full``, and nothing is written to the output."""
-    song = write_song(cli.folder / "big.wav", seconds=200)
+    song = write_song(cli.folder / "big.wav", seconds=160)
     ran = CommandLine(cli.folder, small_disk / "home", cli.plugins)("render", song, *SMALL)
     assert ran.status == 1
     assert ran.said_one_error().endswith(" [disk.full]")

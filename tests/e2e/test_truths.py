@@ -226,7 +226,7 @@ def test_h1_the_whole_chain(chain: Chain, song: Path, tmp_path: Path) -> None:
     assert answer["result"]["encodedBy"] == "libx264"
 
 
-@pytest.mark.parametrize("status", ["403", "500"])
+@pytest.mark.parametrize("status", ["403", pytest.param("500", marks=pytest.mark.long)])
 def test_h2_an_upload_that_fails_in_the_container_is_a_failed_job(
     chain: Chain, r2: LocalR2, song: Path, status: Literal["403", "500"]
 ) -> None:
