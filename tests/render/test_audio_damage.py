@@ -117,6 +117,12 @@ def test_a_wav_that_was_cut_off_says_so(tmp_path: Path) -> None:
     assert "about 2.00 s" in warning.message
 
 
+def test_a_duration_that_was_estimated_promises_nothing(tmp_path: Path) -> None:
+    """The header of an SWF does not tell how long its sound is; FFmpeg concludes it from the size."""
+    path = write(tmp_path / "a.swf", Track(sound=noise(20), codec="libmp3lame", rate=44_100))
+    assert not read(path)[1].warnings
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.aac", "aac"), ("a.opus", "libopus")])
 def test_a_file_whose_end_is_empty_says_so(tmp_path: Path, name: str, codec: str) -> None:
     """A download that was never finished ends in zeros."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -23,7 +23,7 @@ from renderdispatch.render.containers import open_container, select, tracks
 from renderdispatch.render.links import Window, parts_of
 from renderdispatch.render.mixing import Mixer, Samples, frame_of, resampled, samples_of
 from renderdispatch.render.streams import Decoded
-from renderdispatch.render.timeline import Notes, Placed, Timeline
+from renderdispatch.render.timeline import LOOKAHEAD, Notes, Placed, Timeline
 
 _PLAYABLE_RATES: Final = (44_100, 48_000)
 """The rates that every AAC player knows; other sources are resampled to the one that suits them."""
@@ -195,13 +195,12 @@ class SoundReader:
         seek_from_s = _SEEK_NOISE_FROM_S if self._track.has_noise else _SEEK_FROM_S
         if self._start < seek_from_s or len(self._parts) > 1 or not self._track.can_seek(self.source_rate):
             return timeline, chain([self._first], self._frames)
-        frames = self._track.frames()
         with suppress(av.FFmpegError):
-            self._track.seek(self._track.begins + self._start - _RUN_UP_S)
-            found = next(frames, None)
+            frames = self._track.frames_near(self._track.begins + self._start - _RUN_UP_S)
+            found = list(islice(frames, LOOKAHEAD))
             latest = self._begin - self.source_rate * _RUN_UP_S // 2
-            if found is not None and timeline.begin_at(found, first=self._first) <= latest:
-                return timeline, chain([found], frames)
+            if timeline.begin_at(found, first=self._first) <= latest:
+                return timeline, chain(found, frames)
         self._track = select(*self._container(self._stack, self._parts[0]), self._index)
         return Timeline(self.source_rate, self._track, self._notes), self._track.frames()
 

@@ -15,10 +15,17 @@ from av.container import InputContainer
 from renderdispatch.render.links import Window
 
 _RAW: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3"}
-"""The formats that are packets and nothing else. FFmpeg concludes their duration from the bit rate."""
+"""The formats that are packets and nothing else."""
 
 _LAST_SEEN: Final = {"mpeg", "mpegts", "ogg"}
-"""The formats whose duration FFmpeg takes from what stands last in the file."""
+"""The formats of pages, whose duration FFmpeg takes from what stands last in the file."""
+
+_MP4: Final = "mov,mp4,m4a,3gp,3g2,mj2"
+_TOLD: Final = {
+    *("aiff", "ape", "asf", "au", "avi", "caf", "dsf", "flac", "iff", "matroska,webm", "mpc", "mpc8", "mxf"),
+    *(_MP4, "sox", "tak", "tta", "w64", "wav", "wv", "xwma"),
+}
+"""The formats whose header tells. Of others FFmpeg concludes the duration from the bit rate and the size."""
 
 _LONG_TAGS: Final = (b"APETAGEX", b"LYRICSBEGIN")
 """Those that hold pictures, or long texts, behind the sound."""
@@ -37,11 +44,11 @@ def promised_s(container: InputContainer, stream: AudioStream, window: Window) -
     name = container.format.name
     if name == "mp3":
         return _counted_s(window.peek(0, 4096), stream.rate)
-    if name in _RAW | _LAST_SEEN:
+    if name not in _TOLD:
         return None
     if stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
-    if len(container.streams) > 1 or not container.duration or name == "flv":
+    if len(container.streams) > 1 or not container.duration:
         return None
     return Fraction(container.duration, av.time_base)
 

@@ -5,9 +5,10 @@ An error in the middle is not the end: reading goes on behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import dropwhile
 from typing import Final
 
 import av
@@ -31,6 +32,9 @@ _SOUGHT_EXACTLY: Final = {"aac", "flac", _MP4, "mp3", "ogg", "tta", "wv"}
 
 _TAGS: Final = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 """What tags begin with. They are in the middle where files were joined, and come as packets."""
+
+_PAGES_S: Final = 2
+"""As long as one page of an Ogg usually is, and more."""
 
 _RESUMABLE: Final = {"asf", "avi", "matroska,webm", _MP4}
 """The formats in which FFmpeg may lose its place, and finds it by a seek."""
@@ -129,13 +133,29 @@ class Track:
         assert self.stream.time_base is not None
         self.container.seek(int(time / self.stream.time_base), stream=self.stream)
 
+    def frames_near(self, time: Fraction) -> Iterator[Decoded]:
+        """Go to shortly before a time, and decode from there to the end.
+
+        Raises:
+            av.FFmpegError: The container cannot be sought in.
+            AudioError: As `frames`.
+        """
+        if self.container.format.name != "ogg":
+            self.seek(time)
+            return self.frames()
+        self.seek(time - _PAGES_S)
+        return self._decoded(_without_first_page(self._packets()))
+
     def frames(self) -> Iterator[Decoded]:
         """Decode from here to the end. What cannot be read or decoded is counted, and skipped.
 
         Raises:
             AudioError: The file cannot be read (``audio.unreadable``).
         """
-        for packet in self._packets():
+        return self._decoded(self._packets())
+
+    def _decoded(self, packets: Iterable[av.Packet[AudioStream]]) -> Iterator[Decoded]:
+        for packet in packets:
             try:
                 frames = packet.decode()
             except av.error.EOFError:
@@ -206,6 +226,13 @@ class Track:
     def _fail(self) -> None:
         self.failures += 1
         self.failed += 1
+
+
+def _without_first_page(packets: Iterable[av.Packet[AudioStream]]) -> Iterator[av.Packet[AudioStream]]:
+    """Leave out the page of an Ogg that a seek led to: only those behind it begin at a time that a page tells."""
+    packets = iter(packets)
+    page = next((packet.pos for packet in packets), None)
+    return dropwhile(lambda packet: packet.pos == page, packets)
 
 
 def codec_of(stream: AudioStream) -> str:

@@ -6,9 +6,10 @@ overlaps the later part is cut. Positions are whole samples, from the begin of w
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from math import inf
 from typing import Final
 
@@ -18,7 +19,7 @@ from av.audio.frame import AudioFrame
 from renderdispatch.messages import RenderWarning
 from renderdispatch.render.streams import Decoded, Track
 
-_LOOKAHEAD: Final = 8
+LOOKAHEAD: Final = 8
 """Frames whose timestamps must agree before one is believed: recorders that stamp on arrival have jitter."""
 
 _TOLERANCE_S: Final = 0.015
@@ -130,15 +131,18 @@ class Timeline:
     _jumped: bool = field(init=False, default=False)
     _zero: int | None = field(init=False, default=None)  # the sample on the container's clock that is at `begin`
 
-    def begin_at(self, found: Decoded, *, first: Decoded) -> int | float:
-        """Begin at a frame that a seek led to, and return its position: infinity if that is not known.
+    def begin_at(self, found: Sequence[Decoded], *, first: Decoded) -> int | float:
+        """Begin at frames that a seek led to, and return their position: infinity if that is not known.
 
         Args:
-            found: The frame.
+            found: The frames. Most must agree: single timestamps of Vorbis are off where its blocks change their size.
             first: The track's first frame.
         """
-        ahead, begin = self._ahead(found, 0), self._ahead(first, 0)
-        if ahead is None or begin is None:
+        before = accumulate((decoded.frame.samples for decoded in found), initial=0)
+        (ahead, agree), *_ = Counter(map(self._ahead, found, before)).most_common(1) or [(None, 0)]
+        begin = self._ahead(first, 0)
+        of_one_rate = all(decoded.frame.sample_rate == self.rate for decoded in found)
+        if ahead is None or begin is None or 2 * agree <= len(found) or not of_one_rate:
             return inf
         self._zero = self._zero_of(begin)
         self.end = self.begin + ahead - self._zero
@@ -258,7 +262,7 @@ def _windows(items: Iterator[_Timed]) -> Iterator[tuple[deque[_Timed], bool]]:
     window: deque[_Timed] = deque()
     for item in items:
         window.append(item)
-        if len(window) > _LOOKAHEAD:
+        if len(window) > LOOKAHEAD:
             yield window, True
             window.popleft()
     while window:
