@@ -653,7 +653,7 @@ _LOCKED_OUT = """
 """
 
 
-def test_no_permission(tmp_path: Path) -> None:
+def test_no_permission(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A file, its log or its folder that this user may not write stays so: the error says which it is."""
     locked = {"file": "jobs.db", "log": "jobs.db-shm", "folder": "", "below a folder": ""}
     for name, what in locked.items():
@@ -661,7 +661,7 @@ def test_no_permission(tmp_path: Path) -> None:
         if what:
             keeper = SqlJobStore(tmp_path / name / "jobs.db")
             keeper.create(make_job())
-            keeper._engines.take()  # as if it was killed: its log stays
+            request.addfinalizer(keeper.close)  # until then it is open, and its log stays
         (tmp_path / name / what).chmod(0o400 if what else 0o500)
     files = [str(tmp_path / name / ("sub" if "below" in name else "") / "jobs.db") for name in locked]
     command = [sys.executable, "-c", textwrap.dedent(_LOCKED_OUT), *files]
