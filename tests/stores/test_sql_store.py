@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -653,15 +654,17 @@ _LOCKED_OUT = """
 """
 
 
-def test_no_permission(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_no_permission(tmp_path: Path) -> None:
     """A file, its log or its folder that this user may not write stays so: the error says which it is."""
     locked = {"file": "jobs.db", "log": "jobs.db-shm", "folder": "", "below a folder": ""}
     for name, what in locked.items():
         (tmp_path / name).mkdir()
         if what:
-            keeper = SqlJobStore(tmp_path / name / "jobs.db")
-            keeper.create(make_job())
-            request.addfinalizer(keeper.close)  # until then it is open, and its log stays
+            with closing(SqlJobStore(tmp_path / "kept" / "jobs.db")) as keeper:
+                keeper.create(make_job())
+                shutil.copytree(
+                    tmp_path / "kept", tmp_path / name, dirs_exist_ok=True
+                )  # with the log, as a kill leaves it
         (tmp_path / name / what).chmod(0o400 if what else 0o500)
     files = [str(tmp_path / name / ("sub" if "below" in name else "") / "jobs.db") for name in locked]
     command = [sys.executable, "-c", textwrap.dedent(_LOCKED_OUT), *files]
