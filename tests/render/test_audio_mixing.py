@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,16 +11,17 @@ import numpy as np
 import pytest
 
 from renderdispatch.errors import AudioError
+from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.mixing import Mixer
 from tests.support.sounds import pitch, read
 
 RATE = 44_100
 
 
-def wav(path: Path, channels: int, seconds: float = 0.5) -> Path:
+def wav(path: Path, channels: int, seconds: float = 0.5, rate: int = RATE) -> Path:
     tone = 0.25 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE)) / RATE)
     with wave.open(str(path), "wb") as file:
-        file.setparams((channels, 2, RATE, 0, "NONE", "not compressed"))
+        file.setparams((channels, 2, rate, 0, "NONE", "not compressed"))
         file.writeframes(np.repeat((tone * 32_767).astype("<i2"), channels).tobytes())
     return path
 
@@ -61,3 +63,12 @@ def test_no_channel_of_an_unknown_layout_is_lost() -> None:
     )
     packed.sample_rate = RATE
     np.testing.assert_allclose(Mixer("stereo", RATE).mix(packed), np.full((2, 100), 0.45), atol=1e-6)
+
+
+def test_sound_of_ten_samples_a_second_comes_in_small_blocks(tmp_path: Path) -> None:
+    """Nine kilobytes of it are seven minutes: what a small file becomes is never in memory at once."""
+    path = wav(tmp_path / "a.wav", 1, 0.1, rate=10)
+    with SoundReader(path, start=Fraction(0), duration=None) as reader:
+        sizes = [block.shape[1] for block in reader.blocks()]
+    assert sum(sizes) == pytest.approx(441 * reader.rate, rel=1e-3)
+    assert max(sizes) < 5 * reader.rate

@@ -21,7 +21,7 @@ from renderdispatch.errors import AudioError
 from renderdispatch.messages import RenderWarning
 from renderdispatch.render.containers import open_container, select, tracks
 from renderdispatch.render.links import Window, parts_of
-from renderdispatch.render.mixing import Mixer, Samples, frame_of, resampled, samples_of
+from renderdispatch.render.mixing import Mixer, Samples, resampled, samples_of
 from renderdispatch.render.streams import Decoded
 from renderdispatch.render.timeline import LOOKAHEAD, Notes, Placed, Timeline
 
@@ -221,14 +221,14 @@ class SoundReader:
             if rate == self.source_rate:
                 yield from group
             else:
-                converted = resampled((d.frame for d in group), layout=self.layout, rate=self.source_rate)
+                blocks = map(Mixer(self.layout, rate).mix, (decoded.frame for decoded in group))
+                converted = resampled(blocks, layout=self.layout, source=rate, rate=self.source_rate)
                 yield from (Decoded(frame, None, Fraction(0)) for frame in converted)
 
     def _at_playable_rate(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
         if self.rate == self.source_rate:
             return blocks
-        frames = (frame_of(block, layout=self.layout, rate=self.source_rate) for block in blocks)
-        return (samples_of(frame) for frame in resampled(frames, layout=self.layout, rate=self.rate))
+        return map(samples_of, resampled(blocks, layout=self.layout, source=self.source_rate, rate=self.rate))
 
 
 def _in_blocks(pieces: Iterable[Samples]) -> Iterator[Samples]:

@@ -36,6 +36,10 @@ _TAIL: Final = 65_536
 _FRAGMENT: Final = 1_048_576
 """Bytes behind the end in which another fragment of an MP4 is looked for."""
 
+_SIZED: Final = {"avi", "caf", "w64", "wav"}
+"""The formats whose header tells their size in bytes, to which FFmpeg fits their duration where they are cut off."""
+
+_LARGEST: Final = 1 << 50
 _STREAMED_WAV: Final = 0x7FFF_0000
 
 
@@ -72,15 +76,32 @@ def lost_share(name: str, window: Window, read_to: int) -> Fraction:
     behind = window.size - read_to
     if not read_to:
         return Fraction(0)
-    if name == "wav":
-        return Fraction(_cut_off(window), read_to)
+    if name in _SIZED:
+        return Fraction(_cut_off(name, window), read_to)
     if behind < _TAIL or any(tag in window.peek(read_to, 4096) for tag in _LONG_TAGS):
         return Fraction(0)
     sound = name in _RAW | _LAST_SEEN or b"moof" in window.peek(read_to, _FRAGMENT)
     return Fraction(behind if sound else 0, read_to)
 
 
-def _cut_off(window: Window) -> int:
-    """Return how many bytes a WAV lacks by its header; that of a stream holds no true size."""
-    size = int.from_bytes(window.peek(4, 4), "little")
-    return max(size + 8 - window.size, 0) if size < _STREAMED_WAV else 0
+def _cut_off(name: str, window: Window) -> int:
+    """Return how many bytes a file lacks by its header; that of a stream holds no true size."""
+    if name == "w64":
+        size = int.from_bytes(window.peek(16, 8), "little")
+    elif name == "caf":
+        size = _end_of_caf(window)
+    else:
+        size = int.from_bytes(window.peek(4, 4), "little") + 8
+        size = size if size < _STREAMED_WAV else 0
+    return max(size - window.size, 0) if size < _LARGEST else 0
+
+
+def _end_of_caf(window: Window) -> int:
+    """Return where the chunk with the sound ends; 0 if it does not tell."""
+    at = 8
+    while len(header := window.peek(at, 12)) == 12:
+        size = int.from_bytes(header[4:], "big", signed=True)
+        if size < 0 or header[:4] == b"data":
+            return at + 12 + max(size, 0)
+        at += 12 + size
+    return 0

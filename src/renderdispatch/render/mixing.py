@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Final
 
 import av
 import numpy as np
@@ -15,6 +16,9 @@ from renderdispatch.errors import AudioError
 
 Samples = NDArray[np.float32]
 """(channels, samples) float32, full scale at 1."""
+
+_MOST: Final = 131_072
+"""Samples that are made at once: a thousand of a file with 10 samples a second become millions."""
 
 
 def frame_of(samples: Samples, *, layout: str, rate: int) -> AudioFrame:
@@ -86,19 +90,17 @@ class Mixer:
         self._resampler = AudioResampler("flt", None, self._rate)
 
 
-def resampled(frames: Iterable[AudioFrame], *, layout: str, rate: int) -> Iterator[AudioFrame]:
-    """Convert frames of one format to another rate and layout.
+def resampled(blocks: Iterable[Samples], *, layout: str, source: int, rate: int) -> Iterator[AudioFrame]:
+    """Convert blocks of ``source`` samples a second to another rate, in frames of a bounded size.
 
     Raises:
-        AudioError: FFmpeg cannot convert the format (``audio.unsupported``).
+        AudioError: FFmpeg cannot convert it (``audio.unsupported``).
     """
+    most = max(_MOST * source // rate, 1)
+    pieces = (block[:, at : at + most] for block in blocks for at in range(0, block.shape[1], most))
     resampler = AudioResampler("fltp", layout, rate)
-    for frame in chain(frames, [None]):
-        if frame is not None:
-            frame.pts = None
+    for piece in chain(pieces, [None]):
         try:
-            converted = resampler.resample(frame)
+            yield from resampler.resample(None if piece is None else frame_of(piece, layout=layout, rate=source))
         except (av.FFmpegError, ValueError) as error:
-            what = "" if frame is None else f" {frame.sample_rate} Hz and {frame.layout.nb_channels} channels"
-            raise AudioError(f"sound of{what} cannot be converted", code="audio.unsupported") from error
-        yield from converted
+            raise AudioError(f"sound of {source} Hz cannot be converted", code="audio.unsupported") from error
