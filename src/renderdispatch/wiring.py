@@ -308,6 +308,7 @@ def usable_home(settings: Settings) -> Path:
     if not home.is_absolute():
         raise ConfigurationError(f"this user has no home folder; {step}")
     exists = os.path.lexists(home)
+    # Never raises.
     why = ("it is not a folder" if exists else obstacle(home)) if not os.path.isdir(home) else None  # noqa: PTH112
     if why is not None:
         raise ConfigurationError(f"the home {home} cannot be used: {why}; {step}")

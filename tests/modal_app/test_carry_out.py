@@ -41,16 +41,6 @@ def store() -> Iterator[Objects]:
         yield store
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; every process that starts from here can be told by it."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return folder
-
-
 @contextmanager
 def thrown_in() -> Iterator[Callable[[], None]]:
     """Yield what throws `Cancelled` into the main thread, wherever that stands; once."""

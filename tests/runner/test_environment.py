@@ -36,16 +36,11 @@ SECRETS: Final = {
 """Under names that tell, that do not, and that begin like what a render needs."""
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; every process that starts from here can be told by it."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secrets are in this process's environment."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    return folder
 
 
 def held(pid: int, secrets: Iterable[str]) -> set[str]:

@@ -31,16 +31,6 @@ HANG: Final[dict[str, Any]] = {"params": {"hang": True}, "stall_timeout": SOON}
 EAT: Final[dict[str, Any]] = {"params": {"eat_mib": 1024}, "memory_mib": 256}
 
 
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; every process that starts from here can be told by it."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def scenes(tmp_path: Path) -> Iterator[None]:
     with registered_scenes(tmp_path / "scenes", GREEDY):

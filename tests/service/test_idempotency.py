@@ -93,12 +93,11 @@ def test_without_a_key_a_file_is_not_read(service: RenderService, tmp_path: Path
     assert hashes == ([None, known] if service._engine.parts.worker else [known, known])
 
 
+@pytest.mark.parametrize("service", [True], ids=["with a worker"], indirect=True)  # the other one stores it as it reads
 def test_a_file_that_grows_while_it_is_read(
     service: RenderService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changes while its content is compared is refused: nobody could say what was submitted."""
-    if not service._engine.parts.worker:
-        pytest.skip("the file is stored as it is read")
     song = tmp_path / "song.wav"
     song.write_bytes(SONG)
     opened = Path.open

@@ -136,7 +136,7 @@ class Connection:
             self._client = None  # it was closed elsewhere: the next request opens another one
         if result.error is not None:
             raise ModalTrouble(result.error, sent=sent)
-        return result.value  # type: ignore[return-value]
+        return result.value  # type: ignore[return-value]  # of the type that the caller named
 
     async def close(self) -> None:
         """Close the client, if this opened it."""
@@ -147,7 +147,7 @@ class Connection:
             await asyncio.to_thread(lambda: None)
         except RuntimeError:  # the interpreter shuts down, and the client with it: closed now, it prints a traceback
             return
-        leaving = client.__aexit__(None, None, None)  # type: ignore[no-untyped-call]
+        leaving = client.__aexit__(None, None, None)  # type: ignore[no-untyped-call]  # Modal's is not typed
         closing = asyncio.ensure_future(_caught(leaving))  # clients before 1.6.4 have no public `close`
         await asyncio.wait({closing}, timeout=2.0)
 

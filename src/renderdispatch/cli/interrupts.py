@@ -50,7 +50,7 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)  # type: ignore[arg-type]
+            signal.signal(number, before)  # type: ignore[arg-type]  # what `getsignal` returned
         os.close(self._woken)
         os.close(self._wake)
 

@@ -47,7 +47,7 @@ def open_song(name: str, interrupts: Interrupts) -> Iterator[Path | BinaryIO]:
         InvalidRequestError: It is a terminal, or a named pipe, whose writer may never come.
     """
     source = sys.stdin.fileno() if name == STDIN else name
-    if name == STDIN or (_OF_THIS_PROCESS.fullmatch(name) and os.path.exists(name)):  # noqa: PTH110
+    if name == STDIN or (_OF_THIS_PROCESS.fullmatch(name) and os.path.exists(name)):  # noqa: PTH110 - never raises
         with io.FileIO(source, closefd=name != STDIN) as file:
             if file.isatty():
                 message = f"{name} is a terminal; name a file, or pipe a song into this command"

@@ -42,10 +42,10 @@ def prepare() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-    raw = open(2, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    raw = open(2, "wb", buffering=0, closefd=False)  # noqa: SIM115 - for the life of the process
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     sys.stderr = _Forgiving(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True)
 

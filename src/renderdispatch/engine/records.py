@@ -28,6 +28,7 @@ def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any]) -> type
         default: Any = attribute.default
         if default is attrs.NOTHING:
             fields[attribute.name] = (hint, ...)
+        # Attrs types it as a function, and it is a class.
         elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             fields[attribute.name] = (hint, Field(default_factory=default.factory))
         else:

@@ -43,7 +43,7 @@ class RenderFailed(RenderError):
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message, code=error.code)
-        self.fault: FaultName = error.fault.value  # type: ignore[misc]
+        self.fault: FaultName = error.fault.value  # type: ignore[misc]  # elsewhere it belongs to the class
 
 
 def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> None:

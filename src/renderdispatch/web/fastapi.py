@@ -52,6 +52,7 @@ def install(app: FastAPI, service: RenderService, *, webhook: str = "/webhook") 
         app.add_exception_handler(kind, _refuse)
     app.add_exception_handler(_Refused, _refuse)
     if takes_webhooks(service):
+        # Starlette takes any ASGI application.
         app.add_route(webhook, asgi_app(service), name="webhook", include_in_schema=False)  # type: ignore[arg-type]
 
 

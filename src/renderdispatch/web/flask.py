@@ -40,6 +40,7 @@ def install(app: Flask, service: RenderService, *, webhook: str = "/webhook", se
         sends: Makes the pace of a client: by default 30 s without a byte are too slow, and less than 1 KiB a second.
     """
     app.before_request(service.start)
+    # Flask's own way to wrap an application.
     app.wsgi_app = paced(app.wsgi_app, sends=sends, raises=_cut_off)  # type: ignore[assignment,method-assign]
     for kind in ANSWERED:
         app.register_error_handler(kind, _refuse)

@@ -100,6 +100,7 @@ class Response:
         return list({**added, **self.headers}.items())
 
     def __iter__(self) -> Iterator[bytes]:
+        # Without content, the body is iterable.
         return iter(self.body if (content := self.content) is None else [content])  # type: ignore[arg-type]
 
     def close(self) -> None:

@@ -239,7 +239,7 @@ class StorageContract:
         """A string or chunks of text raise `TypeError`."""
         for source in ("a/path", iter(["text"]), io.StringIO("text")):
             with pytest.raises(TypeError):
-                storage.put("key", source)  # type: ignore[arg-type]
+                storage.put("key", source)  # type: ignore[arg-type]  # a wrong type is what is tested
         assert self._keys(storage) == []
 
     def test_a_missing_path_leaves_no_trace(self, storage: StorageAdapter, tmp_path: Path) -> None:

@@ -430,7 +430,7 @@ class JobStoreContract:
                     finish_by=now + (number % 5) * _SECOND,
                 )
             )
-        query = JobQuery(order=order, limit=1000)  # type: ignore[arg-type]
+        query = JobQuery(order=order, limit=1000)  # type: ignore[arg-type]  # any order is tested
         whole = _walk(store, query)
         assert len({job.id for job in whole}) == 23
         for limit in (1, 7, 22, 23, 24):

@@ -388,6 +388,7 @@ class Scheduler:
                 input_id=call.input_id,
                 input=call.input,
                 function_call_id=call.id,
+                # Protobuf's enumerations are numbers.
                 function_call_invocation_type=call.invocation_type,  # type: ignore[arg-type]
                 retry_count=call.retry_count,
             )

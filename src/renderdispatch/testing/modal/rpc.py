@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]  # protobuf has no types
 from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2

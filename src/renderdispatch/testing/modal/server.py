@@ -135,7 +135,7 @@ class LoopbackModal:
     def client(self) -> modal.Client:
         """Open a client of this server; it is closed with the server. It needs no environment variables."""
         client = modal.Client(self.url, api_pb2.CLIENT_TYPE_CLIENT, (self.token_id, self.token_secret))
-        client.__enter__()  # type: ignore[no-untyped-call]
+        client.__enter__()  # type: ignore[no-untyped-call]  # Modal's is not typed
         self._clients.append(client)
         return client
 
@@ -297,6 +297,7 @@ class LoopbackModal:
         Modal starts a crashed input again on another container, with the same ids.
         """
         for start in self._running(call_id):
+            # Mypy infers no lambda with a default.
             self._on_loop(lambda start=start: self._scheduler.kill(start.container, signal))  # type: ignore[misc]
 
     def kill_containers(self, *, signal: int = signal.SIGKILL) -> None:
