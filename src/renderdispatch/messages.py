@@ -329,6 +329,11 @@ def shorten(value: object, length: int) -> object:
     return value[: length - 3] + "..." if isinstance(value, str) and len(value) > length else value
 
 
+def _cut_to(length: int) -> pydantic.BeforeValidator:
+    """Return what cuts a text of a message to ``length``."""
+    return pydantic.BeforeValidator(lambda value: shorten(value, length))
+
+
 def _is_deeper(value: object, levels: int) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return levels < 0 or any(_is_deeper(item, levels - 1) for item in inner)
@@ -474,12 +479,7 @@ class RenderWarning(Message):
     """What a finished video lacks, such as damaged sound. ``code`` is stable; ``message`` is for people."""
 
     code: str = Field(max_length=100)
-    message: str
-
-    @pydantic.field_validator("message", mode="before")
-    @classmethod
-    def _shorten(cls, value: object) -> object:
-        return shorten(value, 400)
+    message: Annotated[str, _cut_to(400)]
 
 
 class RenderStats(VideoFacts):
@@ -511,19 +511,9 @@ class Artifact(RenderStats):
 class JobError(Message):
     """Why an attempt or a job failed. ``code`` is stable; ``message`` is for people."""
 
-    code: str = Field(max_length=200)
-    message: str = Field(max_length=2000)
+    code: Annotated[str, _cut_to(200)] = Field(max_length=200)
+    message: Annotated[str, _cut_to(2000)] = Field(max_length=2000)
     fault: FaultDomain
-
-    @pydantic.field_validator("code", mode="before")
-    @classmethod
-    def _shorten_code(cls, value: object) -> object:
-        return shorten(value, 200)
-
-    @pydantic.field_validator("message", mode="before")
-    @classmethod
-    def _shorten(cls, value: object) -> object:
-        return shorten(value, 2000)
 
 
 class _FromRun(Message):
