@@ -38,7 +38,7 @@ class Bulkheads:
         ask: By backend: asks how calls go.
         orders: By backend: tells calls to stop. It never waits behind a question.
         bucket: Looks for results and finished videos.
-        tidy: Removes what nobody needs any more.
+        tidy: Removes what is no longer needed.
         fetch: Fetches audio by URL.
         files: Copies local files.
     """

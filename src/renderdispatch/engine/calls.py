@@ -2,7 +2,7 @@
 
 Backends of third parties raise and return what they like. Every call of a backend in this package goes through here and
 raises nothing but `BackendError`, so that one backend's fault stays with its own jobs. What a backend raises without
-stating that the outcome is known leaves the outcome unknown (rule J2); so does a result that is none.
+stating that the outcome is known leaves the outcome unknown (rule J2). So does a result of another type.
 """
 
 from __future__ import annotations

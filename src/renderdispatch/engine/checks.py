@@ -42,7 +42,7 @@ _RECORD_ERRORS: Final = (
 
 @define(eq=False)
 class Checks:
-    """Finds out how one job stands, and commits it.
+    """Finds out the state of one job, and commits it.
 
     Each part returns the job as it is then. Storage or a backend that is away is logged, and asked at a later check.
     Every part raises `JobNotFoundError` if the job was deleted, and `StoreUnavailableError`.
@@ -203,7 +203,7 @@ class Checks:
 
 
 def _is_out(job: Job) -> bool:
-    """Return whether an attempt was called and runs, as far as its record says, and nobody else asks how it goes."""
+    """Return whether an attempt was called and runs, by its record, and no other process asks how it goes."""
     attempt = job.attempt
     if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
         return False

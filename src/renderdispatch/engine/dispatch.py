@@ -222,7 +222,7 @@ class Dispatcher:
         preparation.held.stop.on_request(self._wake)
 
     def _advance(self, name: str) -> None:
-        """Start what waits, while there are slots; end what is no longer wanted, without one."""
+        """Start waiting attempts while slots are free; end cancelled ones, which need no slot."""
         with self._lock:
             for preparation in tuple(self._waiting.get(name, ())):
                 held = preparation.held

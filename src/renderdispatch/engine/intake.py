@@ -70,7 +70,7 @@ def check_priority(priority: object) -> int:
 def whole(value: object) -> int | None:
     """Return the value as an `int` if it is an integer of any type, such as NumPy's; None for anything else."""
     try:
-        # What is no number raises TypeError.
+        # A value that is not a number raises TypeError.
         return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None

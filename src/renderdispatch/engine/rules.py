@@ -149,7 +149,7 @@ def infrastructure_error(code: str, message: str) -> messages.JobError:
 
 
 def _blamed(job: Job, error: messages.JobError) -> messages.JobError:
-    """Blame the scene where a second attempt stalls (rule J16): it is no machine that hangs twice."""
+    """Blame the scene where a second attempt stalls (rule J16): two machines do not hang at the same place."""
     before = {a.error.code for a in job.attempts if a.error is not None}
     if error.code == RenderStalled.code and RenderStalled.code in before:
         return error.model_copy(update={"fault": messages.FaultDomain.SCENE})

@@ -134,7 +134,7 @@ class Views:
             raise errors.ObjectNotFoundError(f"nothing is stored under {str(key)[:200]!r}")
         try:
             return self.parts.storage.open(key)
-        except errors.StorageDeniedError:  # what can be no object's key is nobody's object
+        except errors.StorageDeniedError:  # no object can have this key
             raise errors.ObjectNotFoundError(f"nothing may be read under {key[:200]!r}") from None
 
     def _signed(self, key: str) -> str:

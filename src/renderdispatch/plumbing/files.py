@@ -234,7 +234,7 @@ def _to_disk(descriptor: int) -> None:
 
 
 def publish(temporary: Path, target: Path, *, replace: bool) -> None:
-    """Give a whole file the name ``target`` in one step: nobody sees a part, or a moment without the file.
+    """Give a whole file the name ``target`` in one step: readers never see a part of it, nor a moment without it.
 
     Args:
         temporary: The file. Whether it still has this name afterwards is not promised.

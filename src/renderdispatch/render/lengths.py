@@ -18,7 +18,7 @@ _RAW: Final = {"aac", "ac3", "eac3", "dts", "loas", "mp3"}
 """The formats that are packets and nothing else."""
 
 _LAST_SEEN: Final = {"mpeg", "mpegts", "ogg"}
-"""The formats of pages, whose duration FFmpeg takes from what stands last in the file."""
+"""The formats of pages, whose duration FFmpeg takes from the last page of the file."""
 
 _MP4: Final = "mov,mp4,m4a,3gp,3g2,mj2"
 _TOLD: Final = {

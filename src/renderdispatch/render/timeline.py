@@ -180,7 +180,7 @@ class Timeline:
         return (2 * scaled + unit) // (2 * unit) - round(self.track.begins * self.rate) - before
 
     def _zero_of(self, ahead: int) -> int:
-        """Sound that leads begins at 0, whatever stands before it for its encoder; other sound begins when it says."""
+        """The earliest sound begins at 0, after its encoder's padding; other sound begins at its own time."""
         return ahead if self.track.leads and abs(ahead) < _PRIMING_S * self.rate else 0
 
     def _first_shift(self, window: deque[_Timed]) -> int:

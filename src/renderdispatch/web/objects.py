@@ -13,7 +13,7 @@ They answer as R2 does, so that development behaves like production:
 - 404: the object does not exist
 - 206 and 416: ranges
 - 304: the client has the object already
-- 408: an upload that stands still for half a minute, or falls below 1 KiB a second
+- 408: an upload that sends nothing for half a minute, or falls below 1 KiB a second
 - 411: an upload without a ``Content-Length``
 - 412: the object of a write-once upload exists already
 - 503: more uploads at once than there is room for, of all objects or (2) of this one; or the storage is away
