@@ -37,7 +37,7 @@ class Square(Scene):
     def __init__(self, params: SquareParams, *, width: int, height: int, fps: Fraction) -> None:
         self.colour = [int(params.colour[i : i + 2], 16) for i in (1, 3, 5)]
 
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
+    def paint(self, state: tuple[()], frame: Frame, canvas: Canvas) -> None:
         height, width, _ = canvas.shape
         half = int(frame.level * min(height, width) / 2)
         canvas[:] = 16

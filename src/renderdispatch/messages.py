@@ -37,6 +37,9 @@ MAX_JSON_DEPTH: Final = 64
 """Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
 
 MAX_AUDIO_TRACK: Final = 999
+MAX_TAG: Final = 200
+"""The most characters of a title or an artist."""
+
 MAX_WARNINGS: Final = 20
 
 DEFAULT_MEMORY_MIB: Final = 16_384
@@ -204,6 +207,7 @@ FrameRate = Annotated[
 ]
 
 Projection = Literal["flat", "360-mono", "360-stereo"]
+Quality = Literal["fast", "balanced", "quality"]
 
 
 class Output(Argument):
@@ -214,16 +218,19 @@ class Output(Argument):
         height: Pixels, even, 16 to 16384.
         fps: Frames a second, any rational number.
         projection: ``flat``, or equirectangular ``360-mono`` and ``360-stereo`` (top/bottom).
+        quality: How much time the encoder takes: ``fast``, ``balanced``, or ``quality`` for the best picture.
     """
 
     width: int = Field(default=1920, ge=16, le=16384, multiple_of=2)
     height: int = Field(default=1080, ge=16, le=16384, multiple_of=2)
     fps: FrameRate = Fraction(30)
     projection: Projection = "flat"
+    quality: Quality = "balanced"
 
 
 # built without validation, because this would build the model; the tests validate every preset
 PRESETS: Final[Mapping[str, Output]] = {
+    "flat-720p-landscape": Output.model_construct(width=1280, height=720),
     "flat-1080p-landscape": Output.model_construct(width=1920, height=1080),
     "flat-1080p-portrait": Output.model_construct(width=1080, height=1920),
     "flat-1080p-square": Output.model_construct(width=1080, height=1080),
@@ -363,6 +370,10 @@ class RenderRequest(Message):
         duration: Seconds of video; None: to the end of the audio.
         audio_track: Which of the file's audio streams is heard, from 0; None: the one that players choose.
         params: The scene's parameters, at most 2 KiB of JSON.
+        title: Of the song, for the video's tags; None: as the song's own tags say.
+        artist: As ``title``.
+        cover: The song's cover, a picture; None: the one in the song's tags, if there is one.
+        poster: Whether a JPEG is delivered beside the video.
         metadata: For the application, never read here; at most 4 KiB of JSON.
     """
 
@@ -374,6 +385,10 @@ class RenderRequest(Message):
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
     audio_track: int | None = Field(default=None, ge=0, le=MAX_AUDIO_TRACK)
+    title: str | None = Field(default=None, max_length=MAX_TAG)
+    artist: str | None = Field(default=None, max_length=MAX_TAG)
+    cover: Annotated[StoredAudio | LocalAudio, Field(discriminator="kind")] | None = None
+    poster: bool = False
     backend: str
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
@@ -404,6 +419,20 @@ class ObjectUrls(Message):
     get: str = Field(repr=False)
 
 
+class Asset(Message):
+    """A file that a scene needs beside the audio, such as the cover.
+
+    Args:
+        url: Where the runner gets it; blank in the order that renderers see.
+        size: Bytes.
+        path: Where the runner put it; None before that.
+    """
+
+    url: str = Field(repr=False)
+    size: int = Field(ge=0)
+    path: str | None = None
+
+
 class Callback(Message):
     """Where the GPU side reports, and the key of this one attempt. An application's URL may hold a secret."""
 
@@ -417,6 +446,9 @@ class RenderOrder(Message):
     ``local`` means that the order never left the machine, so that ``file:`` and ``memory:`` URLs may be used. ``token``
     fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
     ``audio_mtime_ns`` is set where ``audio_url`` names the submitted file itself, which may change while it is read.
+    Where there is a ``poster``, the renderer writes a JPEG beside its output, with the suffix ``.jpg``.
+    ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices refuse the order,
+    because their frames would differ. None declares nothing.
     """
 
     protocol: int = PROTOCOL
@@ -434,7 +466,12 @@ class RenderOrder(Message):
     start: float = 0.0
     duration: float | None = None
     audio_track: int | None = None
+    title: str | None = None
+    artist: str | None = None
+    cover: Asset | None = None
+    poster: ObjectUrls | None = None
     max_duration: float | None = None
+    device_class: str | None = None
     require_gpu: bool = False
     gpu: str | None = None
     stall_timeout: timedelta | None = None
@@ -447,7 +484,12 @@ class RenderOrder(Message):
     def without_secrets(self) -> Self:
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
         blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
-        return self.model_copy(update={"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None})
+        hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
+        if self.cover is not None:
+            hidden["cover"] = self.cover.model_copy(update={"url": ""})
+        if self.poster is not None:
+            hidden["poster"] = blank
+        return self.model_copy(update=hidden)
 
 
 # --- what the GPU side reports --------------------------------------------------------------------
@@ -487,10 +529,14 @@ class RenderStats(VideoFacts):
 
     Args:
         content_type: The media type of the file.
+        device_class: What drew the frames, such as ``cpu-x86-64``: devices of one class draw the same bytes.
+        picture_version: The version of whatever decides about the bytes: renderer, scenes and libraries.
         warnings: What the video lacks; the first `MAX_WARNINGS` are kept.
     """
 
     content_type: str = "video/mp4"
+    device_class: str | None = Field(default=None, max_length=100)
+    picture_version: str | None = Field(default=None, max_length=200)
     warnings: tuple[RenderWarning, ...] = ()
 
     @pydantic.field_validator("warnings")
@@ -506,6 +552,7 @@ class Artifact(RenderStats):
     bytes: int = Field(ge=0)
     etag: str | None = None
     sha256: str | None = None
+    poster_key: str | None = None
 
 
 class JobError(Message):
@@ -613,6 +660,7 @@ class PollResult(VideoFacts):
     video_key: str
     bytes: int
     sha256: str | None
+    poster_key: str | None = None
 
 
 class PollError(Message):
@@ -638,6 +686,7 @@ class PollResponse(Message):
     error: PollError | None = None
     warnings: tuple[RenderWarning, ...] = ()
     download_url: str | None = Field(default=None, repr=False)
+    poster_url: str | None = Field(default=None, repr=False)
     created_at: datetime
     updated_at: datetime
 

@@ -22,7 +22,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ from renderdispatch.render.features import Features
 from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.music import compose
 from renderdispatch.render.params import BarsParams
+from renderdispatch.render.picture import Picture
 from renderdispatch.render.scenes.bars import Bars
 from renderdispatch.render.video import Artist, draw_and_encode, read_sound
 
@@ -53,59 +55,43 @@ class Bench:
     def __init__(self, song: Path, folder: Path) -> None:
         self.song = song
         self.folder = folder
-        writer, features = self._begin()
+        writer, self.features = self._begin()
         writer.abandon()
-        with features:
-            artist = self._artist(features)
-            self.frames = len(features)
-            self.drawn = [artist.canvas() for _ in range(self.frames)]
-            for index, canvas in enumerate(self.drawn):
-                artist.draw(index, canvas)
+        self.frames = len(self.features)
+        self.drawn = list(self._pictures())
 
     def draw(self) -> Cost:
-        writer, features = self._begin()
-        writer.abandon()
-        with features:
-            artist = self._artist(features)
-            canvas = artist.canvas()
-
-            def run() -> None:
-                for index in range(self.frames):
-                    artist.draw(index, canvas)
-
-            return measured(run)
+        return measured(lambda: deque(self._pictures(), maxlen=0))
 
     def encode(self) -> Cost:
-        writer, features = self._begin()
-
-        def run() -> None:
-            for canvas in self.drawn:
-                writer.write_frame(writer.convert(canvas))
-            writer.close()
-
-        with features:
-            return measured(run)
+        return self._written(self.drawn)
 
     def sequential(self) -> Cost:
-        writer, features = self._begin()
-        artist = self._artist(features)
-        canvas = artist.canvas()
-
-        def run() -> None:
-            for index in range(self.frames):
-                artist.draw(index, canvas)
-                writer.write_frame(writer.convert(canvas))
-            writer.close()
-
-        with features:
-            return measured(run)
+        return self._written(self._pictures())
 
     def overlapped(self) -> Cost:
         writer, features = self._begin()
-        artist = self._artist(features)
 
         def run() -> None:
-            draw_and_encode(artist, writer, lambda done, total: None)
+            draw_and_encode(self._artist(), features, writer, lambda done, total: None)
+            writer.close()
+
+        with features:
+            return measured(run)
+
+    def _pictures(self) -> Iterator[Picture]:
+        artist = self._artist()
+        state = artist.start()
+        for frame in self.features:
+            state = artist.step(state, frame)
+            yield artist.draw(state, frame)
+
+    def _written(self, pictures: Iterable[Picture]) -> Cost:
+        writer, features = self._begin()
+
+        def run() -> None:
+            for picture in pictures:
+                writer.write_frame(picture.frame)
             writer.close()
 
         with features:
@@ -119,8 +105,8 @@ class Bench:
             path = self.folder / "features"
             return writer, read_sound(sound, writer, path, fps=PICTURE.fps, report=lambda done, total: None)
 
-    def _artist(self, features: Features) -> Artist:
-        return Artist(Bars, BarsParams(), PICTURE, features)
+    def _artist(self) -> Artist:
+        return Artist(Bars, BarsParams(), PICTURE)
 
 
 def measured(run: Callable[[], object]) -> Cost:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from renderdispatch.render import bars, radial, wave
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.music import compose
-from renderdispatch.render.scene import NumpyRenderer
-from renderdispatch.render.video import Artist
+from renderdispatch.render.scene import NumpyRenderer, Scene
 
 SCENES = [bars, wave, radial]
 Frames = Callable[..., list[NDArray[np.uint8]]]
@@ -41,10 +41,25 @@ def features(tmp_path: Path) -> Callable[[NDArray[np.float64]], Features]:
     return of
 
 
-def artist(renderer: NumpyRenderer, features: Features, width: int, height: int, **params: Any) -> Artist:
+def scene_of(renderer: NumpyRenderer, width: int, height: int, **params: Any) -> Scene[Any]:
     module, _, name = renderer.scene.partition(":")
-    scene = getattr(import_module(module), name)
-    return Artist(scene, renderer.params(**params), Output(width=width, height=height), features)
+    made: Scene[Any] = getattr(import_module(module), name)(
+        renderer.params(**params), width=width, height=height, fps=Fraction(30)
+    )
+    return made
+
+
+def paintings(scene: Scene[Any], features: Features, canvas: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Paint frame after frame over the same canvas."""
+    state = scene.start()
+    for frame in features:
+        state = scene.step(state, frame)
+        scene.paint(state, frame, canvas)
+        yield canvas
+
+
+def canvas_of(width: int, height: int, value: int = 0) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), value, np.uint8)
 
 
 @pytest.mark.parametrize("renderer", SCENES, ids=repr)
@@ -70,15 +85,10 @@ def test_silence_is_a_still_picture(
 ) -> None:
     """Every frame of silence is the same, and shows the shapes at rest, brighter than what is behind them."""
     with features(np.zeros(44_100)) as silence:
-        painter = artist(renderer, silence, 320, 180)
-        canvas = painter.canvas()
-        painter.draw(0, canvas)
-        first = canvas.copy()
-        assert int(first.max()) > 100
-        for number in range(1, len(silence)):
-            canvas[:] = 77
-            painter.draw(number, canvas)
-            np.testing.assert_array_equal(canvas, first)
+        painted = [picture.copy() for picture in paintings(scene_of(renderer, 320, 180), silence, canvas_of(320, 180))]
+    assert int(painted[0].max()) > 100
+    for picture in painted[1:]:
+        np.testing.assert_array_equal(picture, painted[0])
 
 
 @pytest.mark.parametrize("renderer", SCENES, ids=repr)
@@ -91,12 +101,9 @@ def test_every_size_is_painted_whole(
     """Any size and shape works, and no pixel keeps what the canvas held before."""
     loud = np.random.default_rng(3).normal(0, 0.3, 8820)
     with features(loud) as noise:
-        one, other = (artist(renderer, noise, width, height) for _ in range(2))
-        black, white = one.canvas(), one.canvas()
-        for number in range(len(noise)):
-            white[:] = 255
-            one.draw(number, black)
-            other.draw(number, white)
+        scene = scene_of(renderer, width, height)
+        over_black, over_white = (paintings(scene, noise, canvas_of(width, height, value)) for value in (0, 255))
+        for black, white in zip(over_black, over_white, strict=True):
             np.testing.assert_array_equal(black, white)
 
 
@@ -120,11 +127,8 @@ def test_parameters_change_the_picture(
     with features(loud) as noise:
 
         def last_frame(**params: Any) -> NDArray[np.uint8]:
-            painter = artist(renderer, noise, 320, 180, **params)
-            canvas = painter.canvas()
-            for number in range(20):
-                painter.draw(number, canvas)
-            return canvas
+            scene = scene_of(renderer, 320, 180, **params)
+            return list(islice(paintings(scene, noise, canvas_of(320, 180)), 20))[-1]
 
         usual = last_frame()
         for name in renderer.params.model_fields:

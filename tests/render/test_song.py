@@ -102,7 +102,7 @@ class Broken(Scene):
     def __init__(self, params: Any, *, width: int, height: int, fps: Any) -> None:
         pass
 
-    def draw(self, frame: Any, canvas: Any) -> None:
+    def paint(self, state: Any, frame: Any, canvas: Any) -> None:
         raise self.error
 
 

@@ -152,7 +152,7 @@ class Red(Scene):
     def __init__(self, params: RedParams, *, width: int, height: int, fps: Fraction) -> None:
         pass
 
-    def draw(self, frame: Any, canvas: Any) -> None:
+    def paint(self, state: Any, frame: Any, canvas: Any) -> None:
         if frame.index == self.fails_at:
             raise ZeroDivisionError("at last")
         canvas[:] = (255, 0, 0)

@@ -6,6 +6,7 @@ beat depend on all of it. They are kept in a file and read frame by frame, so th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -94,6 +95,10 @@ class Features:
     def __len__(self) -> int:
         """Return the number of frames."""
         return len(self.level)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Iterate over the frames, in order."""
+        return map(self.frame, range(len(self)))
 
     def close(self) -> None:
         """Close the file."""

@@ -17,11 +17,10 @@ import av
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from renderdispatch.messages import Output
 from renderdispatch.render.mixing import Samples, frame_of
-from renderdispatch.render.paint import Canvas
 
 ENCODER: Final = "libx264"
 _AUDIO_BIT_RATE: Final = 192_000
@@ -53,7 +52,6 @@ class Mp4Writer:
         self._frames = 0
         self._samples = 0
         self._waiting = self._spooled()
-        self._reformatter = VideoReformatter()
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         try:
             video = self._container.add_stream(ENCODER, rate=output.fps)
@@ -96,17 +94,6 @@ class Mp4Writer:
         """End the sound; frames may follow."""
         self._keep(self._sound.encode(None))
         self._spool.seek(0)
-
-    def convert(self, canvas: Canvas) -> VideoFrame:
-        """Convert a canvas for the encoder; it may be reused afterwards. Another thread may write meanwhile."""
-        return self._reformatter.reformat(
-            VideoFrame.from_numpy_buffer(canvas, format="rgb24"),
-            format="yuv420p",
-            src_colorspace=Colorspace.ITU709,
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
 
     def write_frame(self, frame: VideoFrame) -> None:
         """Encode the next frame."""

@@ -11,13 +11,10 @@ from typing import Final
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
-from numpy.typing import NDArray
 
 from renderdispatch.render.features import Floats
 from renderdispatch.render.params import LightParams
-
-Canvas = NDArray[np.uint8]
-"""The picture: (height, width, 3) uint8, RGB with full range. It holds an older frame: paint all of it."""
+from renderdispatch.render.picture import Canvas, Converter, Picture
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -62,6 +59,8 @@ class Backdrop:
         self.y: Final = _centres(rows, height)[:, None]
         self._params = params
         self._reformatter = VideoReformatter()
+        self._converter = Converter()
+        self._full = width, height
         # Hides the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
         self._noise = np.random.default_rng(1).random((rows, columns, 1), np.float32)
 
@@ -78,6 +77,14 @@ class Backdrop:
         self._glow = glow * np.float32(self._params.glow)
         self._pulse = glow * vignette**2 * hole * np.float32(pulse * self._params.pulse)
 
+    def picture(self, shine: Floats, pulse: float) -> Picture:
+        """Return a new picture; arguments are as of `paint`."""
+        return self._converter.from_rgb(self._small(shine, pulse), *self._full)
+
+    def _small(self, shine: Floats, pulse: float) -> Canvas:
+        light = self._night + shine[..., None] * self._glow + self._pulse * np.float32(pulse)
+        return np.clip(light + self._noise, 0, 255).astype(np.uint8)
+
     def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
         """Fill the canvas.
 
@@ -86,8 +93,7 @@ class Backdrop:
             pulse: How strong the light of the beat is.
             canvas: It is painted whole.
         """
-        light = self._night + shine[..., None] * self._glow + self._pulse * np.float32(pulse)
-        small = np.clip(light + self._noise, 0, 255).astype(np.uint8)
+        small = self._small(shine, pulse)
         height, width, _ = canvas.shape
         frame = VideoFrame.from_numpy_buffer(small, format="rgb24")
         # To planes: FFmpeg scales those three times faster than interleaved pixels.
@@ -102,25 +108,27 @@ def _centres(count: int, length: int) -> Floats:
 
 
 class Spring:
-    """Follows values that jump: up quickly, down slowly.
+    """How values follow others that jump: up quickly, down slowly.
 
     Args:
-        size: The number of values.
         rise_s: Seconds until 63 % of a rise are followed.
         fall_s: Seconds until 63 % of a fall are followed.
         frame_s: Seconds of a frame.
     """
 
-    def __init__(self, size: int, *, rise_s: float, fall_s: float, frame_s: float) -> None:
-        self.values: Floats = np.zeros(size, np.float32)
-        self._rise = np.float32(1 - np.exp(-frame_s / rise_s))
-        self._fall = np.float32(1 - np.exp(-frame_s / fall_s))
+    def __init__(self, *, rise_s: float, fall_s: float, frame_s: float) -> None:
+        self._rise = float(1 - np.exp(-frame_s / rise_s))
+        self._fall = float(1 - np.exp(-frame_s / fall_s))
 
-    def follow(self, target: Floats | float) -> Floats:
-        """Move towards the target for one frame and return the values."""
-        away = target - self.values
-        self.values = self.values + away * np.where(away > 0, self._rise, self._fall)
-        return self.values
+    def follow(self, values: Floats, target: Floats) -> Floats:
+        """Return the values one frame later, on their way to the target."""
+        away = target - values
+        return np.asarray(values + away * np.where(away > 0, np.float32(self._rise), np.float32(self._fall)))
+
+    def follow_one(self, value: float, target: float) -> float:
+        """Return one value one frame later."""
+        away = target - value
+        return value + away * (self._rise if away > 0 else self._fall)
 
 
 def softened(values: Floats, times: int = 1) -> Floats:

@@ -1,24 +1,36 @@
 """What does the author of a scene write, and what turns it into a renderer?
 
-A scene is a class with two methods. Its parameters are a `SceneParams`::
+A scene is a class. Its parameters are a `SceneParams`, and what it remembers from frame to frame is a `NamedTuple` of
+numbers and arrays::
 
-    class SquareParams(SceneParams):
+    class TrailParams(SceneParams):
         colour: Colour = Field(default="#ffffff", description="of the square")
 
 
-    class Square(Scene):
-        def __init__(self, params: SquareParams, *, width: int, height: int, fps: Fraction) -> None:
+    class TrailState(NamedTuple):
+        side: float
+
+
+    class Trail(Scene[TrailState]):
+        def __init__(self, params: TrailParams, *, width: int, height: int, fps: Fraction) -> None:
             self.colour = [int(params.colour[i : i + 2], 16) for i in (1, 3, 5)]
 
-        def draw(self, frame: Frame, canvas: Canvas) -> None:
-            side = int(frame.level * canvas.shape[0])
+        def start(self) -> TrailState:
+            return TrailState(side=0.0)
+
+        def step(self, state: TrailState, frame: Frame) -> TrailState:
+            return TrailState(side=max(frame.level, 0.9 * state.side))
+
+        def paint(self, state: TrailState, frame: Frame, canvas: Canvas) -> None:
+            side = int(state.side * canvas.shape[0])
             canvas[:] = 0
             canvas[:side, :side] = self.colour
 
 
-    square = NumpyRenderer("my_package.square:Square", SquareParams)
+    trail = NumpyRenderer("my_package.trail:Trail", TrailParams)
 
-``square`` is a `renderdispatch.protocols.Renderer`. Register it under the entry point ``renderdispatch.renderers``.
+``trail`` is a `renderdispatch.protocols.Renderer`. Register it under the entry point ``renderdispatch.renderers``. A
+scene that remembers nothing is a ``Scene``, and has ``paint`` alone.
 """
 
 from __future__ import annotations
@@ -28,9 +40,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, cast, runtime_checkable
 
 from pydantic import JsonValue
+from typing_extensions import TypeVar
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
 from renderdispatch.messages import RenderOrder, RenderStats
@@ -39,21 +52,65 @@ from renderdispatch.render.params import SceneParams, describe_params, read_para
 
 if TYPE_CHECKING:
     from renderdispatch.render.features import Frame
-    from renderdispatch.render.paint import Canvas as Canvas  # noqa: PLC0414 - authors import it from here
+    from renderdispatch.render.picture import Canvas as Canvas  # noqa: PLC0414 - authors import it from here
 
-__all__ = ["NumpyRenderer", "Scene", "SceneParams"]
+__all__ = ["NumpyRenderer", "Scene", "SceneParams", "SupportsCover"]
+
+S = TypeVar("S", bound=tuple[Any, ...], default=tuple[()])
+"""The state of a scene: a `NamedTuple` of numbers (int, float, bool) and NumPy arrays."""
 
 
-class Scene(ABC):
-    """Draws one frame after another, in order and in one thread."""
+class Scene(ABC, Generic[S]):
+    """Draws the frames of a video, each from the state that the frames before it led to.
+
+    State and drawing are apart, so that any frame can be drawn anywhere: ``step`` is called for each frame from the
+    first one on, and is cheap; ``paint`` is called for some frames, in any order, in any process. Both only depend on
+    their arguments and on what ``__init__`` made: no clock, no chance without a fixed seed, nothing kept in ``self``.
+    """
 
     @abstractmethod
     def __init__(self, params: Any, *, width: int, height: int, fps: Fraction) -> None:
-        """Prepare what all frames share. Sizes are in pixels; draw in fractions of them, so that the picture scales."""
+        """Prepare what all frames share; it never changes afterwards.
+
+        Args:
+            params: The checked parameters.
+            width: Columns of the canvas, in pixels; even. Draw in fractions of the size, so that the picture scales.
+            height: Rows of the canvas, in pixels; even.
+            fps: Frames a second.
+        """
+
+    def start(self) -> S:
+        """Return the state before the first frame: numbers and NumPy arrays, at most 256 KiB together."""
+        return cast("S", ())
+
+    def step(self, state: S, frame: Frame) -> S:
+        """Return the state at ``frame``, from the state at the frame before. Change nothing; copy what changes.
+
+        It should take at most 2 % of the time of ``paint``.
+        """
+        return state
 
     @abstractmethod
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
-        """Paint the frame over all of ``canvas``."""
+    def paint(self, state: S, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame over all of the canvas.
+
+        Args:
+            state: As `step` returned it for this very frame. Only read it.
+            frame: What the sound does during this frame; see `renderdispatch.render.features.Frame`.
+            canvas: (rows, columns, 3) uint8, RGB in full range. It holds an older picture.
+        """
+
+    def light(self, state: S, frame: Frame) -> float:
+        """Return how bright the scene shines at a frame, 0 to 1: the poster shows the brightest moment."""
+        return frame.level
+
+
+@runtime_checkable
+class SupportsCover(Protocol):
+    """A scene that has a place for the song's cover."""
+
+    def set_cover(self, cover: Canvas) -> None:
+        """Take the cover, before the first frame: (n, n, 3) uint8, RGB, n at most 1024. Not called if there is none."""
 
 
 class NumpyRenderer:
@@ -86,9 +143,6 @@ class NumpyRenderer:
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Write the video; see `renderdispatch.protocols.Renderer`.
 
-        ``360-mono`` and ``360-stereo`` show the flat picture on the equirectangular canvas, in stereo once for each
-        eye (top and bottom).
-
         Raises:
             MissingExtraError: NumPy or PyAV is not installed.
             AudioError: The audio cannot be used.
@@ -103,7 +157,7 @@ class NumpyRenderer:
                 raise MissingExtraError.of("rendering", "render") from error
             raise
         module, _, name = self.scene.partition(":")
-        scene: type[Scene] = getattr(import_module(module), name)
+        scene: type[Scene[Any]] = getattr(import_module(module), name)
         try:
             params = read_params(self.params, order.params)
         except InvalidRequestError as error:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import av
 import numpy as np
@@ -23,10 +23,10 @@ from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
-from renderdispatch.render.features import Analyser, Features
+from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
-from renderdispatch.render.paint import Canvas
 from renderdispatch.render.params import SceneParams
+from renderdispatch.render.picture import Converter, Picture, PlanarScene
 from renderdispatch.render.scene import Scene
 from renderdispatch.render.song import open_song, read_song
 
@@ -37,7 +37,7 @@ _AHEAD: Final = 2
 
 
 def render_video(
-    order: RenderOrder, audio: Path, output: Path, report: Report, *, scene: type[Scene], params: SceneParams
+    order: RenderOrder, audio: Path, output: Path, report: Report, *, scene: type[Scene[Any]], params: SceneParams
 ) -> RenderStats:
     """Render the order's range of ``audio`` to ``output``; see `renderdispatch.protocols.Renderer`.
 
@@ -53,8 +53,8 @@ def render_video(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features,
     ):
-        artist = Artist(scene, params, picture, features)
-        draw_and_encode(artist, writer, report)
+        artist = Artist(scene, params, picture)
+        draw_and_encode(artist, features, writer, report)
         writer.close()
         Path(folder, "video.mp4").replace(output)
         return RenderStats(
@@ -104,14 +104,14 @@ def read_sound(
         return analyser.finish(frames)
 
 
-def draw_and_encode(artist: Artist, writer: Mp4Writer, report: Report) -> None:
-    """Draw and convert each frame here, while another thread encodes the frames before it."""
-    canvas = artist.canvas()
+def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, report: Report) -> None:
+    """Draw each frame here, while another thread encodes the frames before it."""
+    state = artist.start()
     with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
-        for index in range(artist.frames):
-            artist.draw(index, canvas)
-            encoder.put(writer.convert(canvas))
-            report(index + 1, artist.frames)
+        for frame in features:
+            state = artist.step(state, frame)
+            encoder.put(artist.draw(state, frame).frame)
+            report(frame.index + 1, len(features))
 
 
 class Consumer(Generic[T]):
@@ -148,32 +148,44 @@ class Consumer(Generic[T]):
 
 
 class Artist:
-    """Draws the frames of an output with a scene, and places them as the projection demands."""
+    """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
-    def __init__(self, scene: type[Scene], params: SceneParams, output: Output, features: Features) -> None:
+    def __init__(self, scene: type[Scene[Any]], params: SceneParams, output: Output) -> None:
         self._output = output
-        self._features = features
-        self.frames: Final = len(features)
         self._eyes = 2 if output.projection == "360-stereo" else 1
         self._height = output.height // self._eyes
         with _blamed_on_the_scene("could not be set up"):
-            self._scene = scene(params, width=output.width, height=self._height, fps=output.fps)
+            self.scene: Final = scene(params, width=output.width, height=self._height, fps=output.fps)
+        self._canvas = np.zeros((output.height, output.width, 3), np.uint8)
+        self._converter = Converter()
 
-    def canvas(self) -> Canvas:
-        """Return a black canvas of the output's size."""
-        return np.zeros((self._output.height, self._output.width, 3), np.uint8)
+    def start(self) -> Any:
+        """Return the state before the first frame."""
+        with _blamed_on_the_scene("failed at its start"):
+            return self.scene.start()
 
-    def draw(self, index: int, canvas: Canvas) -> None:
-        """Paint frame ``index``.
+    def step(self, state: Any, frame: Frame) -> Any:
+        """Return the state at a frame, from the state at the frame before.
 
         Raises:
             SceneError: The scene raised an exception.
         """
-        frame = self._features.frame(index)
-        with _blamed_on_the_scene(f"failed at frame {index}"):
-            self._scene.draw(frame, canvas[: self._height])
+        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            return self.scene.step(state, frame)
+
+    def draw(self, state: Any, frame: Frame) -> Picture:
+        """Return a new picture of a frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            if isinstance(self.scene, PlanarScene) and self._eyes == 1:
+                return self.scene.picture(state, frame)
+            self.scene.paint(state, frame, self._canvas[: self._height])
         if self._eyes == 2:
-            canvas[self._height :] = canvas[: self._height]
+            self._canvas[self._height :] = self._canvas[: self._height]
+        return self._converter.from_rgb(self._canvas, self._output.width, self._output.height)
 
 
 def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:

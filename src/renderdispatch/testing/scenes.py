@@ -23,7 +23,7 @@ class Flash(Scene):
     def __init__(self, params: FlashParams, *, width: int, height: int, fps: Fraction) -> None:
         pass
 
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
+    def paint(self, state: tuple[()], frame: Frame, canvas: Canvas) -> None:
         """Fill the picture."""
         canvas[:] = round(255 * frame.level)
 

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from renderdispatch.render.features import Floats, Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep, softened, spectrum
+from renderdispatch.render.paint import Backdrop, Spring, gradient, smoothstep, softened, spectrum
 from renderdispatch.render.params import BarsParams
+from renderdispatch.render.picture import Canvas
 from renderdispatch.render.scene import Scene
 
 _PHASES: Final = 8
 """The number of positions between two rows of pixels for which rounded ends are kept."""
 
 
-class Bars(Scene):
+class BarsState(NamedTuple):
+    """Where the bars and their caps are, 0 (the floor) to 1 (the top).
+
+    Args:
+        light: How loud the music is, smoothed.
+        heights: (bars,) float32.
+        peaks: (bars,) float32, the caps.
+        falling: (bars,) float32, how fast the caps fall, in heights a second.
+    """
+
+    light: float
+    heights: Floats
+    peaks: Floats
+    falling: Floats
+
+
+class Bars(Scene[BarsState]):
     """Rounded bars with falling caps, surrounded by their light and reflected below."""
 
     def __init__(self, params: BarsParams, *, width: int, height: int, fps: Fraction) -> None:
@@ -33,12 +50,10 @@ class Bars(Scene):
         self.least = max(self.width * 0.55, 1.0)
 
         self.bands = np.linspace(0, 1, self.count)
-        self.heights = Spring(self.count, rise_s=0.02, fall_s=0.16, frame_s=frame_s)
-        self.peaks = np.zeros(self.count, np.float32)
-        self.falling = np.zeros(self.count, np.float32)
+        self.heights = Spring(rise_s=0.02, fall_s=0.16, frame_s=frame_s)
         self.gravity = np.float32(1.3 * frame_s)
         self.frame_s = np.float32(frame_s)
-        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
+        self.brightness = Spring(rise_s=0.03, fall_s=0.25, frame_s=frame_s)
 
         self.lit = self._lit(height)
         depth = min(height - self.floor, round(self.reach * 0.55))
@@ -62,16 +77,32 @@ class Bars(Scene):
         vignette = np.exp(-off)[..., None]
         self.backdrop.set_light(glow=colour, vignette=vignette, pulse=0.2)
 
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
-        """Paint a frame."""
-        light = float(self.light.follow(frame.level)[0])
+    def start(self) -> BarsState:
+        """Return bars and caps at rest."""
+        rest = np.zeros(self.count, np.float32)
+        return BarsState(0.0, rest, rest, rest)
+
+    def step(self, state: BarsState, frame: Frame) -> BarsState:
+        """Let the bars follow the spectrum; caps fall faster and faster until a bar lifts them again."""
+        light = self.brightness.follow_one(state.light, frame.level)
         loud = self.params.gain * (0.45 + 0.55 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
-        heights = self.heights.follow(spectrum(frame.bands, self.bands, loud))
-        self._paint_light(heights, light, frame.beat, canvas)
+        heights = self.heights.follow(state.heights, spectrum(frame.bands, self.bands, loud))
+        lifted = heights >= state.peaks
+        falling = np.where(lifted, 0, state.falling + self.gravity).astype(np.float32)
+        peaks = np.where(lifted, heights, np.maximum(state.peaks - falling * self.frame_s, heights))
+        return BarsState(light, heights, peaks, falling)
+
+    def light(self, state: BarsState, frame: Frame) -> float:
+        """Return how bright the scene shines."""
+        return state.light
+
+    def paint(self, state: BarsState, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame."""
+        self._paint_light(state.heights, state.light, frame.beat, canvas)
         bars = self._columns(canvas)
-        self._paint_bars(bars, self.floor - self.least - heights * (self.reach - self.least))
+        self._paint_bars(bars, self.floor - self.least - state.heights * (self.reach - self.least))
         if self.params.peaks:
-            self._paint_peaks(bars, heights)
+            self._paint_peaks(bars, state.peaks)
 
     def _columns(self, canvas: Canvas) -> Canvas:
         """Return the bars' own pixels of the canvas, without copying: (height, count, width, 3)."""
@@ -99,13 +130,9 @@ class Bars(Scene):
             np.maximum(below, self.reflected[:depth, bar], out=below)
         self._blend(bars, tops, self.cap)
 
-    def _paint_peaks(self, bars: Canvas, heights: Floats) -> None:
-        """Paint the caps: they fall faster and faster until a bar lifts them again."""
-        lifted = heights >= self.peaks
-        self.falling = np.where(lifted, 0, self.falling + self.gravity).astype(np.float32)
-        self.peaks = np.where(lifted, heights, np.maximum(self.peaks - self.falling * self.frame_s, heights))
+    def _paint_peaks(self, bars: Canvas, peaks: Floats) -> None:
         gap = self.peak.shape[1] + 0.35 * self.width
-        tops = np.maximum(self.floor - self.least - self.peaks * (self.reach - self.least) - gap, 0)
+        tops = np.maximum(self.floor - self.least - peaks * (self.reach - self.least) - gap, 0)
         self._blend(bars, tops, self.peak)
 
     def _blend(self, bars: Canvas, tops: Floats, masks: NDArray[np.int16]) -> None:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
 from renderdispatch.render.features import Floats, Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep, softened, spectrum
+from renderdispatch.render.paint import Backdrop, Spring, gradient, smoothstep, softened, spectrum
 from renderdispatch.render.params import RadialParams
+from renderdispatch.render.picture import Canvas
 from renderdispatch.render.scene import Scene
 
 
-class Radial(Scene):
+class RadialState(NamedTuple):
+    """Where the rays are.
+
+    Args:
+        light: How loud the music is, smoothed.
+        turn: How far the music has turned the rays, in turns.
+        heights: (rays,) float32, 0 to 1.
+    """
+
+    light: float
+    turn: float
+    heights: Floats
+
+
+class Radial(Scene[RadialState]):
     """Rounded rays around a ring; the music turns them.
 
     The place of each pixel (its ray, its distance) never changes, so a frame only compares the rays' lengths with it.
@@ -25,9 +41,8 @@ class Radial(Scene):
         self.inner = np.float32(0.2 * size)
         self.reach = np.float32(0.27 * size)
         self.count = max(min(params.bars, int(2 * np.pi * self.inner / 3)), 4)
-        self.heights = Spring(self.count, rise_s=0.02, fall_s=0.18, frame_s=frame_s)
-        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
-        self.turn = 0.0
+        self.heights = Spring(rise_s=0.02, fall_s=0.18, frame_s=frame_s)
+        self.brightness = Spring(rise_s=0.03, fall_s=0.25, frame_s=frame_s)
         self.turn_step = params.spin * frame_s / 60
         # The lowest note is at the bottom, the highest at the top, on both sides.
         self.around = np.arange(self.count) / self.count
@@ -43,15 +58,27 @@ class Radial(Scene):
         self.spread = np.float32(0.1 * size)
         self.ray = (np.arctan2(x, y) / (2 * np.pi) % 1 * self.count).astype(np.intp) % self.count
 
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
-        """Paint a frame."""
-        light = float(self.light.follow(frame.level)[0])
-        self.turn += self.turn_step * min(3 * light, 1.0)
+    def start(self) -> RadialState:
+        """Return rays at rest."""
+        return RadialState(0.0, 0.0, np.zeros(self.count, np.float32))
+
+    def step(self, state: RadialState, frame: Frame) -> RadialState:
+        """Let the rays follow the spectrum, and turn."""
+        light = self.brightness.follow_one(state.light, frame.level)
+        turn = state.turn + self.turn_step * min(3 * light, 1.0)
         loud = self.params.gain * (0.45 + 0.55 * light)
-        heights = self.heights.follow(spectrum(frame.bands, _mirrored(self.around + self.turn), loud))
-        self._paint_light(heights, light, frame.beat, canvas)
+        target = spectrum(frame.bands, _mirrored(self.around + turn), loud)
+        return RadialState(light, turn, self.heights.follow(state.heights, target))
+
+    def light(self, state: RadialState, frame: Frame) -> float:
+        """Return how bright the scene shines."""
+        return state.light
+
+    def paint(self, state: RadialState, frame: Frame, canvas: Canvas) -> None:
+        """Paint a frame."""
+        self._paint_light(state.heights, state.light, frame.beat, canvas)
         beat = 1 + 0.05 * self.params.pulse * frame.beat
-        self._paint_rays(canvas, heights, np.float32(self.inner * beat))
+        self._paint_rays(canvas, state.heights, np.float32(self.inner * beat))
 
     def _paint_light(self, heights: Floats, light: float, beat: float, canvas: Canvas) -> None:
         tall = softened(heights, 4)[self.ray]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from renderdispatch.render.features import Floats, Frame
-from renderdispatch.render.paint import Backdrop, Canvas, Spring, gradient, smoothstep
+from renderdispatch.render.paint import Backdrop, Spring, gradient, smoothstep
 from renderdispatch.render.params import WaveParams
+from renderdispatch.render.picture import Canvas
 from renderdispatch.render.scene import Scene
 
 _SHOWN: Final = 320
@@ -19,7 +19,19 @@ _STEEPEST: Final = 5.0
 """The most rows per column that a line rises, so that it stays a line."""
 
 
-class Wave(Scene):
+class WaveState(NamedTuple):
+    """What was drawn lately.
+
+    Args:
+        light: How loud the music is, smoothed.
+        lines: (frames, samples) float32, -1 to 1: the wave of this frame and of those before it, the oldest first.
+    """
+
+    light: float
+    lines: Floats
+
+
+class Wave(Scene[WaveState]):
     """The wave, held still where it rises, with echoes of earlier frames and light around it."""
 
     def __init__(self, params: WaveParams, *, width: int, height: int, fps: Fraction) -> None:
@@ -30,9 +42,8 @@ class Wave(Scene):
         self.reach = np.float32(min(height * 0.36, width * 0.4) * params.gain)
         size = min(width, height)
         self.thickness = max(size / 170 * params.thickness, 1.2)
-        self.light = Spring(1, rise_s=0.03, fall_s=0.25, frame_s=frame_s)
-        age = max(round(0.2 / frame_s), 2)
-        self.echoes: deque[Floats] = deque([np.full(width, self.middle)] * age, maxlen=age)
+        self.brightness = Spring(rise_s=0.03, fall_s=0.25, frame_s=frame_s)
+        self.age = max(round(0.2 / frame_s), 2)
 
         columns = np.arange(width, dtype=np.float32)
         across = columns / max(width - 1, 1)
@@ -51,19 +62,35 @@ class Wave(Scene):
         self.backdrop.set_light(glow=glow, vignette=vignette, pulse=0.22)
         self.spread = np.float32(size * 0.055)
 
-    def draw(self, frame: Frame, canvas: Canvas) -> None:
+    def start(self) -> WaveState:
+        """Return a wave at rest."""
+        return WaveState(0.0, np.zeros((self.age + 1, _SHOWN), np.float32))
+
+    def step(self, state: WaveState, frame: Frame) -> WaveState:
+        """Add the frame's wave."""
+        light = self.brightness.follow_one(state.light, frame.level)
+        return WaveState(light, np.concatenate([state.lines[1:], self._steadied(frame.wave, light)[None]]))
+
+    def light(self, state: WaveState, frame: Frame) -> float:
+        """Return how bright the scene shines."""
+        return state.light
+
+    def paint(self, state: WaveState, frame: Frame, canvas: Canvas) -> None:
         """Paint a frame."""
-        light = float(self.light.follow(frame.level)[0])
-        wave = self._steadied(frame.wave, light)
-        self._paint_light(wave, light, frame.beat, canvas)
-        for echo, strength in ((self.echoes[0], 0.16), (self.echoes[len(self.echoes) // 2], 0.3)):
-            self._paint_line(canvas, echo, self.colour, strength, self.thickness * 0.8)
-        self._paint_line(canvas, wave, self.colour, 0.45 + 0.3 * light, self.thickness * 2.2)
+        wave = self._rows(state.lines[-1])
+        self._paint_light(wave, state.light, frame.beat, canvas)
+        for echo, strength in ((state.lines[0], 0.16), (state.lines[self.age // 2], 0.3)):
+            self._paint_line(canvas, self._rows(echo), self.colour, strength, self.thickness * 0.8)
+        self._paint_line(canvas, wave, self.colour, 0.45 + 0.3 * state.light, self.thickness * 2.2)
         self._paint_line(canvas, wave, self.core, 0.95, self.thickness)
-        self.echoes.append(wave)
+
+    def _rows(self, line: Floats) -> Floats:
+        """Return the row of the line in each column."""
+        seen = np.interp(self.at, np.arange(_SHOWN), line).astype(np.float32)
+        return np.asarray(self.middle - seen * self.taper * self.reach)
 
     def _steadied(self, wave: Floats, light: float) -> Floats:
-        """Return the row of the line in each column. It begins where the smoothed wave rises most through 0."""
+        """Return the samples that are shown. They begin where the smoothed wave rises most through 0."""
         kernel = np.hanning(15).astype(np.float32)
         smooth = np.convolve(wave, kernel / kernel.sum(), mode="same").astype(np.float32)
         room = len(smooth) - _SHOWN
@@ -71,8 +98,7 @@ class Wave(Scene):
         slopes = np.where(rises, smooth[6 : room + 6] - smooth[:room], 0)
         start = int(np.argmax(slopes))
         loud = light / max(float(np.abs(smooth).max()), 0.03) if light > 0 else 0.0
-        seen = np.interp(self.at, np.arange(_SHOWN), smooth[start : start + _SHOWN]).astype(np.float32)
-        return np.asarray(self.middle - np.tanh(seen * np.float32(loud)) * self.taper * self.reach)
+        return np.asarray(np.tanh(smooth[start : start + _SHOWN] * np.float32(loud)))
 
     def _paint_light(self, wave: Floats, light: float, beat: float, canvas: Canvas) -> None:
         line = wave[self.small_columns]
