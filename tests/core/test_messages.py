@@ -418,6 +418,7 @@ def test_a_frame_rate_or_a_value_error(value: object) -> None:
 def test_presets() -> None:
     """The presets of the reference app keep their names and sizes, 30 frames a second."""
     assert {name: (preset.width, preset.height, preset.projection) for name, preset in PRESETS.items()} == {
+        "flat-720p-landscape": (1280, 720, "flat"),
         "flat-1080p-landscape": (1920, 1080, "flat"),
         "flat-1080p-portrait": (1080, 1920, "flat"),
         "flat-1080p-square": (1080, 1080, "flat"),
