@@ -163,11 +163,12 @@ def move_data(index: Box, at: int, *, before: int) -> None:
     """
     tables = [table for kind in (b"stco", b"co64") for table in index.find(*_SAMPLES, kind)]
     all_positions = [np.frombuffer(table.head, _number(table), offset=8).astype(np.int64) for table in tables]
+    narrow = [pair for pair in zip(tables, all_positions, strict=True) if pair[0].kind == b"stco"]
     by = before + len(index.pack()) - at
-    if max((int(positions.max(initial=0)) for positions in all_positions), default=0) + by >= 1 << 32:
-        for table, positions in zip(tables, all_positions, strict=True):
-            by += 4 * len(positions) if table.kind == b"stco" else 0
+    if max((int(positions.max(initial=0)) for _, positions in narrow), default=0) + by >= 1 << 32:
+        for table, positions in narrow:
             table.kind = b"co64"
+            by += 4 * len(positions)
     for table, positions in zip(tables, all_positions, strict=True):
         table.head = table.head[:8] + (positions + by).astype(_number(table)).tobytes()
 

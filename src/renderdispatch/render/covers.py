@@ -22,7 +22,7 @@ from renderdispatch.errors import InvalidRequestError
 SIDE: Final = 1024
 """The most pixels of a side of a cover."""
 
-MOST_BYTES: Final = 32 << 20
+MOST_BYTES: Final = 16 << 20
 _MOST_PIXELS: Final = 50_000_000
 """As of a telephone's camera. Decoded it takes up to 300 MB."""
 

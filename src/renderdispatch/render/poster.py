@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from renderdispatch.render.features import Frame
+from renderdispatch.render.picture import Converter, Picture
 
 _WINDOW_S: Final = Fraction(1, 2)
 _ENDS: Final = 0.05
@@ -54,8 +54,10 @@ class PosterMoment:
         return self._best[1:]
 
 
-def write_poster(path: Path, canvas: NDArray[np.uint8]) -> None:
-    """Write a JPEG of a picture, (rows, columns, 3) uint8 RGB, at most 1920 pixels on its longer side."""
+def write_poster(path: Path, picture: Picture) -> None:
+    """Write a JPEG of a picture, at most 1920 pixels on its longer side."""
+    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
+    Converter().to_rgb(picture, canvas)
     image = Image.fromarray(canvas)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     image.save(path, "JPEG", quality=90, optimize=True)

@@ -28,7 +28,7 @@ from renderdispatch.render.covers import Cover
 from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
-from renderdispatch.render.picture import Canvas, Converter, Picture, PlanarScene
+from renderdispatch.render.picture import Converter, Picture, PlanarScene
 from renderdispatch.render.poster import PosterMoment, write_poster
 from renderdispatch.render.scene import Scene, SupportsCover
 from renderdispatch.render.song import open_song, read_song
@@ -199,16 +199,18 @@ class Artist:
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
             return float(self.scene.light(state, frame))
 
-    def flat(self, state: Any, frame: Frame) -> Canvas:
-        """Return a frame as the scene itself draws it: (rows, columns, 3) uint8, RGB.
+    def flat(self, state: Any, frame: Frame) -> Picture:
+        """Return the scene's own picture of a frame: in a 360 video, what is on the screen.
 
         Raises:
             SceneError: The scene raised an exception.
         """
         canvas = np.zeros((self._height, self._output.width, 3), np.uint8)
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            if isinstance(self.scene, PlanarScene):
+                return self.scene.picture(state, frame)
             self.scene.paint(state, frame, canvas)
-        return canvas
+        return Converter().from_rgb(canvas, self._output.width, self._height)
 
     def draw(self, state: Any, frame: Frame) -> Picture:
         """Return a new picture of a frame.
