@@ -35,17 +35,23 @@ _CELLS: Final = 16, 9
 _ROOM: Final = 128, 64
 """Columns and rows of the small picture of the room."""
 
-_EDGE: Final = 0.6
-"""How bright the room is beside the screen, as a part of the screen's brightness there."""
+_SHINE: Final = 1.3
+"""How much of its light the screen sheds on a place that all of its patches are near to."""
 
 _BLUR: Final = 0.3
-"""How near to the screen its patches run into each other, in radians."""
+"""How far the light of a patch reaches at full strength, in radians: nearer patches run into each other."""
+
+_HALF: Final = 0.25
+"""A place that gets this part of the best lit place's light shows half of `_SHINE`."""
 
 _ONE: Final = 128
 """A factor of 1 between two 8-bit values: int16 holds their product."""
 
 _LIGHT_BITS: Final = 16
 """Of the factors between the light of a patch and of a place: int32 holds the sum of all products."""
+
+_EXACT: Final = 0x40000 | 0x80000
+"""FFmpeg's SWS_ACCURATE_RND and SWS_BITEXACT, which PyAV names since version 18: an even area stays even."""
 
 _DARK: Final = np.array([[16], [128], [128]], np.int32)
 """Black in the three planes."""
@@ -173,10 +179,10 @@ class _Warp:
 class _Room:
     """The room around the screen, without the screen.
 
-    It is computed small: each patch of the screen lights each place of the room, the less the further away it is on
-    the sphere, and all patches together light no place more than `_EDGE`. So what is beside the screen has its colours,
-    and what is behind the viewer has the mean of them, and is dark. Everything is a smooth function of the direction.
-    Pictures that are scaled from 16 bits are dithered by FFmpeg in a fixed pattern: gradients show no contours.
+    It is computed small: each patch of the screen lights each place of the room, the less the further apart they are on
+    the sphere. So a place beside the screen takes up the colours that are near, and shines; behind the viewer is a dark
+    mean of all. The light is a smooth function of the direction. FFmpeg dithers what it scales from 16 bits to 8, in a
+    fixed pattern, so that gradients show no contours.
 
     Args:
         width: Columns of the picture.
@@ -190,17 +196,17 @@ class _Room:
         columns, rows = _ROOM
         longitude = ((np.arange(columns) + 0.5) / columns - 0.5) * 2 * np.pi
         latitude = (0.5 - (np.arange(rows) + 0.5) / rows) * np.pi
-        # Scaling repeats the outer pixels at the borders. As these are the place where the borders meet, nothing jumps.
-        longitude[0] = longitude[-1] = np.pi
-        latitude[0], latitude[-1] = np.pi / 2, -np.pi / 2
+        # At the borders FFmpeg scales from two pixels, repeated. They show the very places where the borders meet.
+        longitude[:2] = longitude[-2:] = np.pi
+        latitude[:2], latitude[-2:] = np.pi / 2, -np.pi / 2
         places = _directions(longitude[None], np.tan(latitude)[:, None])
         across = ((np.arange(_CELLS[0]) + 0.5) / _CELLS[0] - 0.5) * 2 * np.pi * screen_width / width
         up = (0.5 - (np.arange(_CELLS[1]) + 0.5) / _CELLS[1]) * 2 * np.pi * screen_height / width
         patches = _directions(across[None], up[:, None])
         chord = 2 - 2 * np.einsum("pi,ci->pc", places, patches)
-        light = 1 / (chord + _BLUR**2) ** 2
+        light = 1 / (chord + _BLUR**2)
         total = light.sum(axis=1, keepdims=True)
-        self._light = np.round(light / (total + total.max() * 0.25) * _EDGE * 2**_LIGHT_BITS).astype(np.int32)
+        self._light = np.round(light / (total + total.max() * _HALF) * (_SHINE * 2**_LIGHT_BITS)).astype(np.int32)
         self._small = VideoFrame(columns, rows, "yuv444p16le")
         self._down = VideoReformatter()
         self._up = VideoReformatter()
@@ -228,7 +234,7 @@ class _Room:
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.MPEG,
             dst_color_range=ColorRange.MPEG,
-            interpolation=how,
+            interpolation=how | _EXACT,
             threads=1,
         )
 
