@@ -161,6 +161,16 @@ def test_a_black_screen_leaves_the_room_black() -> None:
     assert values == [{16}, {128}, {128}]
 
 
+def test_the_brightest_screen_leaves_no_range() -> None:
+    """Light and colours of the room stay within the limited range but for one step, whatever the screen shows."""
+    projection = projection_of(MONO)
+    luma, blue, red = planes(projection.place(plain(projection, luma=235, blue=16, red=240)))
+    assert luma.min() > 50
+    assert luma.max() <= 236
+    assert blue.min() >= 15
+    assert red.max() <= 241
+
+
 def test_the_light_in_the_room_has_no_contours() -> None:
     """Where the light changes by less than a level from pixel to pixel, both levels are mixed in fine steps."""
     projection = projection_of(MONO)

@@ -35,7 +35,7 @@ _CELLS: Final = 16, 9
 _ROOM: Final = 128, 64
 """Columns and rows of the small picture of the room."""
 
-_SHINE: Final = 1.3
+_SHINE: Final = 1.5
 """How much of its light the screen sheds on a place that all of its patches are near to."""
 
 _BLUR: Final = 0.3
@@ -55,6 +55,9 @@ _EXACT: Final = 0x40000 | 0x80000
 
 _DARK: Final = np.array([[16], [128], [128]], np.int32)
 """Black in the three planes."""
+
+_MOST: Final = np.array([[235], [240], [240]], np.int32)
+"""The most that the planes may hold in limited range; the least is 16."""
 
 
 class Projection(Protocol):
@@ -216,7 +219,7 @@ class _Room:
         patches = self._scaled(self._down, screen.frame, _CELLS, "yuv444p", Interpolation.AREA)
         colours = np.stack([np.asarray(plane, np.int32).ravel() for plane in _planes(Picture.of(patches))])
         light = np.einsum("kc,pc->kp", colours - _DARK, self._light)
-        values = (_DARK << 8) + (light >> (_LIGHT_BITS - 8))
+        values = np.clip((_DARK << 8) + (light >> (_LIGHT_BITS - 8)), 16 << 8, _MOST << 8)
         for plane, value in zip(self._small.planes, values, strict=True):
             into = np.frombuffer(memoryview(plane), np.uint16).reshape(_ROOM[1], -1)
             into[:, : _ROOM[0]] = value.reshape(_ROOM[1], _ROOM[0])
