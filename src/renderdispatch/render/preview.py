@@ -7,7 +7,6 @@ has there: features, springs and turns depend on what came before. Nothing else 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +19,10 @@ from PIL import Image
 from pydantic import JsonValue
 
 from renderdispatch.errors import InvalidRequestError, RenderError
-from renderdispatch.messages import Asset, Limits, ObjectUrls, Output, RenderOrder, SignedPut, read_output
+from renderdispatch.messages import Output, RenderOrder, read_output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
+from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture
@@ -30,7 +30,6 @@ from renderdispatch.render.scene import NumpyRenderer, Scene
 from renderdispatch.render.song import open_song
 from renderdispatch.render.video import Artist, read_sound
 
-_A_DAY: Final = timedelta(days=1)
 _JPEG_QUALITY: Final = 92
 
 
@@ -79,38 +78,11 @@ def preview(
         AudioError: The song cannot be used.
         SceneError: The scene failed, or does not accept the parameters.
     """
-    order = preview_order(
-        song, scene=repr(scene), params=params, output=read_output(output), start=start, duration=duration,
-        audio_track=audio_track, cover=cover,
-    )  # fmt: skip
+    request = {"params": params or {}, "output": read_output(output), "start": start, "duration": duration}
+    order = order_alone(song, cover=cover, scene=repr(scene), audio_track=audio_track, **request)
     drawn, checked = scene.load(order.params)
-    moment = draw_moment(order, song, lambda _done, _total: None, at=at, scene=drawn, params=checked)
+    moment = draw_moment(order, song, lambda _done, _total: None, at=check_moment(at), scene=drawn, params=checked)
     return to_image(moment.picture)
-
-
-def preview_order(
-    song: Path, *, scene: str, params: Mapping[str, JsonValue] | None = None, cover: Path | None = None, **fields: Any
-) -> RenderOrder:
-    """Return the order of a render that nobody waits for; ``fields`` are further ones of `RenderOrder`."""
-    blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
-    latest = datetime.now(UTC) + _A_DAY
-    return RenderOrder(
-        job_id="preview",
-        attempt=1,
-        token="",
-        audio_url="",
-        audio_size=song.stat().st_size,
-        video=blank,
-        result=blank,
-        scene=scene,
-        params=params or {},
-        cover=None if cover is None else Asset(url="", size=cover.stat().st_size, path=str(cover)),
-        max_duration=Limits().max_duration.total_seconds(),
-        start_by=latest,
-        finish_by=latest,
-        local=True,
-        **fields,
-    )
 
 
 def draw_moment(
@@ -139,10 +111,8 @@ def draw_moment(
 def _index_at(at: Fraction, order: RenderOrder, features: Features, duration: Fraction) -> int:
     start = Fraction(str(order.start))  # as it was written: 0.7 s is frame 21 of 30, not 20.99
     if not 0 <= at - start <= duration:
-        covered = f"{float(start):g} s to {float(start + duration):.6g} s"
-        raise InvalidRequestError(
-            f"the video shows {covered} of the song, which {float(at):g} s is outside of", code="preview.range"
-        )
+        covered = f"the video shows the song from {float(start):g} s to {float(start + duration):.6g} s"
+        raise InvalidRequestError(f"{covered}; {float(at):g} s is outside of it", code="preview.range")
     return min(int((at - start) * order.output.fps), len(features) - 1)
 
 

@@ -106,9 +106,7 @@ class InProcessRender:
         """
         renderer = self._renderer(order)
         with _kept_alive(order):
-            return with_preview(renderer, order.scene).preview(
-                order, audio, picture, _in_plain_numbers(report), at=at
-            )
+            return with_preview(renderer, order.scene).preview(order, audio, picture, _in_plain_numbers(report), at=at)
 
     def _renderer(self, order: RenderOrder) -> Renderer:
         renderer = self.renderers.get(order.scene) or find_renderer(order.scene)

@@ -53,7 +53,10 @@ def load_scene_file(file: SceneFile) -> Renderer:
     if found is None:
         names = [name for name, value in vars(module).items() if _is_scene(value, module)]
         known = f"it defines {', '.join(names)}" if names else "it defines no scene"
-        raise _unusable(f"{file.path.name} has no {file.name!r}; {known}" if file.name else f"{file}; {known}")
+        wrong = (
+            f"{file.path.name} has no {file.name!r}" if file.name else f"name a scene of {file.path.name}, file.py:NAME"
+        )
+        raise _unusable(f"{wrong}; {known}")
     try:
         if inspect.isclass(found):
             found = renderer_of(found) if issubclass(found, Scene) else found()
