@@ -92,11 +92,15 @@ class Submissions:
         """Submit a failed or cancelled job again; return the new job.
 
         Raises:
-            InvalidRequestError: The job did not fail, or its audio is gone.
+            InvalidRequestError: The job did not fail, its audio is gone, or its backend is not one of this service.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise errors.InvalidRequestError(message, code="job.not-retryable")
+        if job.request.backend not in self._parts.backends:
+            raise errors.UnknownNameError.of(
+                "backend", job.request.backend, self._parts.backends, code="backend.unknown"
+            )
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         request, audio = job.request, job.request.audio
         passing = (layout.prefix_of(job), layout.UPLOADS)  # what may go before the new job ends
