@@ -39,7 +39,14 @@ class Signer(Protocol):
 
 
 def make_order(
-    job: Job, audio: StoredAudio | LocalAudio, *, signer: Signer, now: datetime, callback: Callback | None, local: bool
+    job: Job,
+    audio: StoredAudio | LocalAudio,
+    *,
+    signer: Signer,
+    now: datetime,
+    callback: Callback | None,
+    local: bool,
+    device_class: str | None = None,
 ) -> RenderOrder:
     """Return the order of a job's current attempt.
 
@@ -50,6 +57,7 @@ def make_order(
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
         local: Whether it is rendered on this machine.
+        device_class: What the backend declares to draw with.
 
     Raises:
         InvalidRequestError: It is larger than any backend has to take.
@@ -84,6 +92,7 @@ def make_order(
         audio_track=request.audio_track,
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
+        device_class=device_class,
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
         stall_timeout=request.limits.stall_timeout,

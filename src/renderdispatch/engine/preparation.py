@@ -28,7 +28,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality
+from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -140,7 +140,15 @@ class Preparation:
         backend = parts.backends[self.held.backend]
         callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
-        return make_order(job, audio, signer=parts.storage, now=parts.store.now(), callback=callback, local=local)
+        return make_order(
+            job,
+            audio,
+            signer=parts.storage,
+            now=parts.store.now(),
+            callback=callback,
+            local=local,
+            device_class=backend.device_class if isinstance(backend, SupportsDeviceClass) else None,
+        )
 
     def _is_recorded(self, audio: StoredAudio) -> bool:
         """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
