@@ -11,9 +11,22 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from renderdispatch.render.features import BANDS, Floats, Frame
-from renderdispatch.render.paint import Backdrop, Spring, gradient, smoothstep
+from renderdispatch.render.paint import Backdrop, Spring, centres, gradient, smoothstep
 from renderdispatch.render.params import RadialParams
-from renderdispatch.render.picture import Canvas, Converter, Picture, PlanarScene, in_planes
+from renderdispatch.render.picture import (
+    FULL,
+    Canvas,
+    Converter,
+    Picture,
+    PlanarScene,
+    Plane,
+    Shade,
+    blend_at,
+    blended,
+    in_a_row,
+    pitches,
+    shades,
+)
 
 _BEAT: Final = 0.05
 """By how much of its radius the ring grows at a beat, with a pulse of 1."""
@@ -23,10 +36,6 @@ _SMALLEST: Final = 16
 """Rows and columns of a cover that FFmpeg is given at least."""
 _BAND: Final = 1 << 20
 """Pixels that are placed at a time, so that a large picture takes little memory."""
-
-
-_Masked = tuple[NDArray[np.uint16], NDArray[np.uint16], int]
-"""A plane of a disc, times how much it covers, 0 to 128; what it leaves uncovered; and how many pixels wide its are."""
 
 
 class RadialState(NamedTuple):
@@ -60,8 +69,8 @@ class Radial(PlanarScene[RadialState]):
         # The lowest note is at the bottom, the highest at the top, on both sides.
         self.around = np.arange(self.shape.count) / self.shape.count
         self.bands = np.linspace(0, 1, BANDS)
-        self.luma = _Layer(self.shape, params.colours, (0,), pixel=1)
-        self.chroma = _Layer(self.shape, params.colours, (1, 2), pixel=2)
+        self.luma = _Layer(self.shape, params.colours, slice(0, 1), pixel=1)
+        self.chroma = _Layer(self.shape, params.colours, slice(1, 3), pixel=2)
         self.discs: Sequence[_Disc] = ()
 
         self.backdrop = Backdrop(params, width, height)
@@ -200,12 +209,12 @@ class _Layer:
         pixel: How many pixels of the picture theirs are wide.
     """
 
-    def __init__(self, shape: _Shape, colours: Sequence[str], channels: tuple[int, ...], *, pixel: int) -> None:
+    def __init__(self, shape: _Shape, colours: Sequence[str], channels: slice, *, pixel: int) -> None:
         self._shape = shape
         self._pixel = np.float32(pixel)
         height, band = shape.height // pixel, max(_BAND * pixel // shape.width, 1)
         bands = [self._place(shape, top, min(top + band, height)) for top in range(0, height, band)]
-        rows, columns, turns, ray, near, far, side, radius = map(np.concatenate, zip(*bands, strict=True))
+        at, turns, ray, near, far, side, radius = map(np.concatenate, zip(*bands, strict=True))
 
         kept = np.flatnonzero(side)
         # The ray is the whole part, the distance the fraction: one search finds the ends of all rays.
@@ -215,17 +224,16 @@ class _Layer:
         self._keys = keys[order]
         kept = kept[order]
         self._near, self._far, self._side = near[kept], far[kept], side[kept]
-        colour = _planes(colours, turns[kept], (radius[kept] - shape.inner) / shape.reach[ray[kept]], channels)
-        self._rays = _Pixels(rows[kept], columns[kept], colour)
+        out = (radius[kept] - shape.inner) / shape.reach[ray[kept]]
+        self._rays = _Pixels(at[kept], _shades(colours, turns[kept], out, channels))
 
         room = shape.line + pixel
         rings = np.flatnonzero(np.abs(radius - (shape.inner - shape.gap)) < shape.inner * shape.beat + room)
         rings = rings[np.argsort(radius[rings], kind="stable")]
         self._ring_radius = radius[rings]
-        colour = _planes(colours, turns[rings], np.zeros(len(rings)), channels)
-        self._ring = _Pixels(rows[rings], columns[rings], colour)
+        self._ring = _Pixels(at[rings], _shades(colours, turns[rings], np.zeros(len(rings)), channels))
 
-    def draw(self, planes: Sequence[NDArray[np.uint8]], inner: float, outer: Floats) -> None:
+    def draw(self, planes: Sequence[Plane], inner: float, outer: Floats) -> None:
         """Draw rays from ``inner`` to ``outer`` (rays,), and the ring, over what the planes hold."""
         pixel = self._pixel
         rays = np.arange(len(outer))
@@ -243,16 +251,14 @@ class _Layer:
         ring_first, ring_end = np.searchsorted(self._ring_radius, (ring - half, ring + half))
         part = slice(ring_first, ring_end)
         cover = (np.float32(half) - np.abs(self._ring_radius[part] - np.float32(ring))) / pixel
-        cover = np.minimum(cover, min(self._shape.line / float(pixel), 1)) * np.float32(128)
+        cover = np.minimum(cover, min(self._shape.line / float(pixel), 1)) * np.float32(FULL)
         self._ring.blend(planes, part, cover)
 
     def _place(self, shape: _Shape, top: int, bottom: int) -> tuple[NDArray[Any], ...]:
         """Find the pixels of some rows that rays or ring may touch, and their place on them."""
         pixel = self._pixel
-        x = (np.arange(shape.width // int(pixel), dtype=np.float32) + np.float32(0.5)) * pixel - np.float32(
-            shape.width / 2
-        )
-        y = (np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)) * pixel - np.float32(shape.height / 2)
+        x = centres(shape.width // int(pixel), shape.width) - np.float32(shape.width / 2)
+        y = centres(shape.height // int(pixel), shape.height)[top:bottom, None] - np.float32(shape.height / 2)
         radius = np.hypot(x, y)
         grown = shape.inner * shape.beat + pixel
         from_, to = shape.inner - shape.gap - shape.line - pixel, shape.inner + shape.reach.max() + grown
@@ -266,28 +272,27 @@ class _Layer:
         # A round end is drawn as a straight one whose pixels count as further out, the more so at its sides.
         round_by = shape.half - np.sqrt(np.maximum(shape.half**2 - beside**2, 0))
         side[(radius > shape.inner + shape.reach[ray] + grown) | (radius < shape.inner - pixel)] = 0
-        places = (near_rows + top).astype(np.int32), near_columns.astype(np.int32)
-        return *places, angle, ray, radius - round_by, radius + round_by, side * np.float32(128), radius
+        at = (near_rows + top) * pitches(shape.width)[int(pixel) - 1] + near_columns
+        return at, angle, ray, radius - round_by, radius + round_by, side * np.float32(FULL), radius
 
 
 @frozen(eq=False)
 class _Pixels:
-    """Pixels of planes, and the colour that each may take."""
+    """Pixels of planes, and the shades that each may take.
 
-    rows: NDArray[np.int32]
-    columns: NDArray[np.int32]
-    colours: Sequence[NDArray[np.int16]]
+    Args:
+        at: (pixels,), as of `in_a_row`.
+        shades: (pixels,) for each plane.
+    """
 
-    def blend(self, planes: Sequence[NDArray[np.uint8]], which: NDArray[np.intp] | slice, cover: Floats) -> None:
-        """Blend the colour in at some of the pixels, which are covered by so much, 0 to 128."""
-        cover = cover.astype(np.int16)
-        (height, width), stride = planes[0].shape, planes[0].strides[0]
-        at = self.rows[which] * np.int32(stride) + self.columns[which]
-        for plane, colour in zip(planes, self.colours, strict=True):
-            # NumPy is several times faster with one index than with two.
-            flat = np.lib.stride_tricks.as_strided(plane, ((height - 1) * stride + width,), (1,))
-            under = flat[at].astype(np.int16)
-            flat[at] = under + (((colour[which] - under) * cover) >> 7)
+    at: NDArray[np.intp]
+    shades: Sequence[Shade]
+
+    def blend(self, planes: Sequence[Plane], which: NDArray[np.intp] | slice, cover: Floats) -> None:
+        """Blend the shade in at some of the pixels, which are covered by so much, 0 to `FULL`."""
+        at, whole = self.at[which], cover.astype(np.int16)
+        for plane, shade in zip(planes, self.shades, strict=True):
+            blend_at(in_a_row(plane), at, shade[which], whole)
 
 
 class _Disc:
@@ -299,33 +304,32 @@ class _Disc:
         self._left, self._top = max(self._left, 0), max(self._top, 0)
         size = min(2 * int(radius + 2), shape.width - self._left, shape.height - self._top) // 2 * 2
         picture = Converter().from_rgb(cover, size, size)
-        self._planes = [
-            self._masked(plane, radius, pixel, shape)
-            for plane, pixel in ((picture.luma, 1), (picture.blue, 2), (picture.red, 2))
-        ]
+        self._shades = [plane.astype(np.int16) for plane in picture.planes]
+        cover_of = {pixel: self._cover(shape, size, radius, pixel) for pixel in (1, 2)}
+        self._covers = cover_of[1], cover_of[2], cover_of[2]
 
     def draw(self, picture: Picture) -> None:
         """Draw the disc."""
-        for plane, (disc, around, pixel) in zip((picture.luma, picture.blue, picture.red), self._planes, strict=True):
+        for plane, shade, cover, pixel in zip(picture.planes, self._shades, self._covers, (1, 2, 2), strict=True):
             top, left = self._top // pixel, self._left // pixel
-            under = plane[top : top + len(disc), left : left + len(disc)]
-            under[:] = (under * around + disc) >> 7
+            under = plane[top : top + len(shade), left : left + len(shade)]
+            under[:] = blended(under, shade, cover)
 
-    def _masked(self, plane: NDArray[np.uint8], radius: float, pixel: int, shape: _Shape) -> _Masked:
+    def _cover(self, shape: _Shape, size: int, radius: float, pixel: int) -> NDArray[np.int16]:
+        """Return how much of its square's pixels the disc covers, 0 to `FULL`."""
         x, y = (
-            start + (np.arange(len(plane)) + 0.5) * pixel - length / 2
+            start + centres(size // pixel, size) - length / 2
             for start, length in ((self._left, shape.width), (self._top, shape.height))
         )
-        cover = np.clip((radius - np.hypot(x, y[:, None])) / pixel + 0.5, 0, 1)
-        inside = np.round(cover * 128).astype(np.uint16)
-        return plane * inside, 128 - inside, pixel
+        away = (radius - np.hypot(x, y[:, None])) / pixel + 0.5
+        return np.asarray(np.rint(np.clip(away, 0, 1) * FULL), np.int16)
 
 
-def _planes(colours: Sequence[str], turns: Floats, out: Floats, channels: tuple[int, ...]) -> list[NDArray[np.int16]]:
-    """Return the colour of rays at places, in some of the planes; they are lighter further ``out``, 0 to 1."""
+def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> Sequence[Shade]:
+    """Return the colours of rays at places, for some planes; they are lighter further ``out``, 0 to 1."""
     towards_white = (0.12 + 0.45 * np.clip(out, 0, 1) ** 1.5)[:, None]
-    colour = in_planes(gradient(colours, _mirrored(turns)) * (1 - towards_white) + 255 * towards_white)
-    return [np.round(colour[:, channel]).astype(np.int16) for channel in channels]
+    colour = gradient(colours, _mirrored(turns)) * (1 - towards_white) + 255 * towards_white
+    return list(shades(colour))[channels]
 
 
 def _softened(values: Floats, times: int = 1) -> Floats:
