@@ -291,7 +291,7 @@ def _check_extra(settings: Settings) -> None:
     from importlib.util import find_spec
 
     here = [name for name in settings.backends if name in _RENDER_HERE]
-    if here and not all(map(find_spec, ("numpy", "av"))):
+    if here and not all(map(find_spec, ("numpy", "av", "PIL"))):
         raise MissingExtraError.of(f"backend {here[0]!r}", "render")
 
 

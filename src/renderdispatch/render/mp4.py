@@ -1,7 +1,8 @@
 """How do pictures and sound become one mp4 file?
 
-H.264 by libx264 and AAC, both from time 0, the index before the data, BT.709 in limited range. The sound is encoded
-first, while the song is analysed, and kept in a spool file. Then its packets are interleaved with those of the video.
+H.264 by libx264 and AAC, both from time 0, BT.709 in limited range; `finish` then puts the index first. The sound is
+encoded first, while the song is analysed, and kept in a spool file. Then its packets are interleaved with those of the
+video.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Mp4Writer:
         self._frames = 0
         self._samples = 0
         self._waiting = self._spooled()
-        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._container = av.open(str(path), "w", format="mp4")
         try:
             video = self._container.add_stream(ENCODER, rate=output.fps)
             video.width, video.height, video.pix_fmt = output.width, output.height, "yuv420p"
@@ -116,7 +117,6 @@ class Mp4Writer:
         if self._spool.closed:
             return
         self._spool.close()
-        # First, so that FFmpeg does not rewrite the whole file to move the index to its front.
         self._path.unlink(missing_ok=True)
         with suppress(av.FFmpegError):
             self._container.close()

@@ -144,7 +144,8 @@ class NumpyRenderer:
         """Write the video; see `renderdispatch.protocols.Renderer`.
 
         Raises:
-            MissingExtraError: NumPy or PyAV is not installed.
+            MissingExtraError: NumPy, PyAV or Pillow is not installed.
+            InvalidRequestError: The order's cover cannot be used.
             AudioError: The audio cannot be used.
             SceneError: The scene raised an exception, or does not accept these parameters.
             RenderError: ``disk.full``, ``output.unwritable`` or ``encode.failed``.
@@ -153,7 +154,7 @@ class NumpyRenderer:
         try:
             from renderdispatch.render.video import render_video
         except ModuleNotFoundError as error:
-            if error.name in {"numpy", "av"}:
+            if error.name in {"numpy", "av", "PIL"}:
                 raise MissingExtraError.of("rendering", "render") from error
             raise
         module, _, name = self.scene.partition(":")

@@ -23,12 +23,16 @@ from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
+from renderdispatch.render.boxes import finish
+from renderdispatch.render.covers import Cover
 from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
-from renderdispatch.render.scene import Scene
+from renderdispatch.render.poster import PosterMoment, write_poster
+from renderdispatch.render.scene import Scene, SupportsCover
 from renderdispatch.render.song import open_song, read_song
+from renderdispatch.render.tags import describe_song
 
 T = TypeVar("T")
 
@@ -43,7 +47,7 @@ def render_video(
 
     Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
     """
-    picture = order.output
+    picture, song = order.output, describe_song(order, audio)
     with (
         translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
@@ -53,9 +57,14 @@ def render_video(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features,
     ):
-        artist = Artist(scene, params, picture)
-        draw_and_encode(artist, features, writer, report)
+        artist = Artist(scene, params, picture, cover=song.cover)
+        poster = None if order.poster is None else PosterMoment(len(features), picture.fps)
+        draw_and_encode(artist, features, writer, report, poster=poster)
         writer.close()
+        finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
+        if poster is not None:
+            write_poster(Path(folder, "poster.jpg"), artist.flat(*poster.best))
+            Path(folder, "poster.jpg").replace(output.with_suffix(".jpg"))
         Path(folder, "video.mp4").replace(output)
         return RenderStats(
             width=picture.width,
@@ -65,7 +74,7 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by="numpy",
             encoded_by=ENCODER,
-            warnings=sound.warnings,
+            warnings=(*sound.warnings, *song.warnings),
         )
 
 
@@ -79,7 +88,7 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
         return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
 
     with translated({av.FFmpegError: refused}, chain=True):
-        return Mp4Writer(folder / "video.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+        return Mp4Writer(folder / "raw.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
 
 
 def read_sound(
@@ -104,12 +113,16 @@ def read_sound(
         return analyser.finish(frames)
 
 
-def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, report: Report) -> None:
+def draw_and_encode(
+    artist: Artist, features: Features, writer: Mp4Writer, report: Report, *, poster: PosterMoment | None = None
+) -> None:
     """Draw each frame here, while another thread encodes the frames before it."""
     state = artist.start()
     with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
         for frame in features:
             state = artist.step(state, frame)
+            if poster is not None:
+                poster.see(state, frame, artist.light(state, frame))
             encoder.put(artist.draw(state, frame).frame)
             report(frame.index + 1, len(features))
 
@@ -150,12 +163,16 @@ class Consumer(Generic[T]):
 class Artist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
-    def __init__(self, scene: type[Scene[Any]], params: SceneParams, output: Output) -> None:
+    def __init__(
+        self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
+    ) -> None:
         self._output = output
         self._eyes = 2 if output.projection == "360-stereo" else 1
         self._height = output.height // self._eyes
         with _blamed_on_the_scene("could not be set up"):
             self.scene: Final = scene(params, width=output.width, height=self._height, fps=output.fps)
+            if cover is not None and isinstance(self.scene, SupportsCover):
+                self.scene.set_cover(cover.pixels)
         self._canvas = np.zeros((output.height, output.width, 3), np.uint8)
         self._converter = Converter()
 
@@ -172,6 +189,28 @@ class Artist:
         """
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
             return self.scene.step(state, frame)
+
+    def light(self, state: Any, frame: Frame) -> float:
+        """Return how bright the scene shines at a frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            return float(self.scene.light(state, frame))
+
+    def flat(self, state: Any, frame: Frame) -> Picture:
+        """Return the scene's own picture of a frame: in a 360 video, what is on the screen.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        canvas = np.zeros((self._height, self._output.width, 3), np.uint8)
+        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            if isinstance(self.scene, PlanarScene):
+                return self.scene.picture(state, frame)
+            self.scene.paint(state, frame, canvas)
+        return Converter().from_rgb(canvas, self._output.width, self._height)
 
     def draw(self, state: Any, frame: Frame) -> Picture:
         """Return a new picture of a frame.
