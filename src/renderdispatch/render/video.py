@@ -93,9 +93,17 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
 
 
 def read_sound(
-    sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report, longest_s: float | None = None
+    sound: SoundReader,
+    writer: Mp4Writer | None,
+    path: Path,
+    *,
+    fps: Fraction,
+    report: Report,
+    longest_s: float | None = None,
 ) -> Features:
     """Analyse and encode the song; return its features, which are kept in the file ``path``.
+
+    Without a ``writer``, nothing is encoded.
 
     Raises:
         AudioError: As of `read_song`; or the range is shorter than half a frame (``audio.too-short``).
@@ -104,9 +112,11 @@ def read_sound(
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
         for block in read_song(sound, longest_s=longest_s):
             analyser.feed(block)
-            writer.write_sound(block)
+            if writer is not None:
+                writer.write_sound(block)
             report(0, expected)
-        writer.finish_sound()
+        if writer is not None:
+            writer.finish_sound()
         frames = round(sound.duration * fps)
         if frames < 1:
             what = f"{float(sound.duration):g} s of audio is less than one frame at {fps} frames a second"
