@@ -76,7 +76,7 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
         if not isinstance(song, Path):
             with path.open("wb") as copy:
                 shutil.copyfileobj(song, copy)
-        yield Path(examine_file(path, "").path)
+        yield Path(examine_file(path, "", "audio").path)
 
 
 def status_of(name: str) -> os.stat_result | None:
