@@ -186,3 +186,22 @@ def test_drums_are_beats(tmp_path: Path) -> None:
         assert beat[stroke * 15 - 1 : stroke * 15 + 2].max() > 0.7
         assert beat[stroke * 15 - 4] < 0.4
     assert beat[3:13].max() < 0.2
+
+
+def test_faint_high_notes_are_seen_beside_loud_low_ones(tmp_path: Path) -> None:
+    """Each band is measured against what a song has there: 40 dB less at the top leave more than half of the height."""
+    times = np.arange(4 * RATE) / RATE
+    often = (times * 4 % 1) < 0.5
+    sound = 0.5 * np.sin(2 * np.pi * 110 * times) + 0.005 * often * np.sin(2 * np.pi * 9_000 * times)
+    with analysed(tmp_path / "features", sound, Fraction(30)) as features:
+        bands = np.stack([frame.bands for frame in features])
+    assert bands[:, :40].max() > 0.95
+    high = bands[:, 85:].max(axis=1)
+    assert high.max() > 0.5
+    assert high.min() < 0.2
+
+
+def test_all_bands_of_silence_are_0(tmp_path: Path) -> None:
+    """However far the bands of a song are raised, silence is not."""
+    with analysed(tmp_path / "features", np.zeros(RATE), Fraction(30)) as features:
+        assert all(not frame.bands.any() for frame in features)

@@ -39,7 +39,12 @@ _SMOOTHING: Final = 0.8
 _MIN_DB: Final = -100.0
 _MAX_DB: Final = -30.0
 _BAND_RANGE_DB: Final = 48.0
-"""A band that is further below the song's loudest one is dark."""
+"""A band that is further below its top is dark."""
+_EVENED: Final = 0.75
+"""How far the tops of the bands follow the song's own spectrum, so that rare high notes are seen beside the bass."""
+_MOST_EVENED_DB: Final = 32.0
+_NEIGHBOURS: Final = 8
+"""Bands on each side that share a top: single notes stand out."""
 _BAND_STEP_DB: Final = 0.5
 _LOWEST_HZ: Final = 45.0
 _HIGHEST_HZ: Final = 14_000.0
@@ -60,7 +65,8 @@ class Frame:
         level: Loudness, 0 (silence) to 1 (as loud as this song gets).
         beat: 1 on a strong onset, fading to 0 within about 0.4 s.
         bands: (96,) float32, 0 to 1: the spectrum from 45 Hz to 14 kHz. All bands span the same musical interval. They
-            are not smoothed over time. High notes are raised by 3 dB an octave, because music has less of them.
+            are not smoothed over time. Those that are faint in all of the song are raised by up to 24 dB: 1 is what
+            the loudest notes of about this height reach.
         wave: (512,) float32, -1 to 1: the wave in the 46 ms around the frame's middle, all channels together, at 11,025
             points a second. It is smoothed: half remains at 2.8 kHz, nothing above 5.5 kHz.
         texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode computes
@@ -86,7 +92,7 @@ class Features:
         fps: Frames a second.
         level: (frames,) float32, as in `Frame`.
         beat: (frames,) float32, as in `Frame`.
-        loudest_band_db: The level that is 1 in ``bands``.
+        tops_db: (96,) float32, the levels that are 1 in ``bands``.
         first: The index of the first frame.
         offset: Where in the file the record of the first frame begins. Each has `RECORD_BYTES`; the others follow.
     """
@@ -95,7 +101,7 @@ class Features:
     fps: Fraction
     level: NDArray[np.float32] = field(repr=False)
     beat: NDArray[np.float32] = field(repr=False)
-    loudest_band_db: float
+    tops_db: NDArray[np.float32] = field(repr=False)
     first: int = 0
     offset: int = 0
     _file: BinaryIO = field(init=False, repr=False, default=Factory(lambda self: self.path.open("rb"), takes_self=True))
@@ -143,7 +149,7 @@ class Features:
             time_s=float(index / self.fps),
             level=float(self.level[place]),
             beat=float(self.beat[place]),
-            bands=np.clip((db - np.float32(self.loudest_band_db - _BAND_RANGE_DB)) / np.float32(_BAND_RANGE_DB), 0, 1),
+            bands=np.clip((db - self.tops_db) / np.float32(_BAND_RANGE_DB) + 1, 0, 1),
             wave=record["wave"] / np.float32(_FULL_SCALE),
             texture=record["texture"],
         )
@@ -181,6 +187,8 @@ class Analyser:
         self._held_from = -self._half
         self._held = np.zeros((1, self._half), np.float32)  # silence before the song
         self._next = 0
+        self._counts = np.zeros((BANDS, 256), np.intp)
+        """How many frames had which level in each band."""
         self._measured: list[NDArray[np.float32]] = []  # (3, n): loudness, onsets and highest bands of n frames
 
     def __enter__(self) -> Self:
@@ -209,7 +217,7 @@ class Analyser:
             fps=self._fps,
             level=_level(rms),
             beat=_beat(flux, fps=float(self._fps)),
-            loudest_band_db=max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0),
+            tops_db=_tops_db(self._counts, max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0)),
         )
 
     def _hold(self, samples: Samples) -> None:
@@ -245,6 +253,8 @@ class Analyser:
         records["texture"][:, 1] = np.clip(np.floor(128 * (1 + shown)), 0, 255)
         bands = self._bands.db(magnitudes)
         records["bands"] = np.clip(bands / _BAND_STEP_DB + 255, 0, 255)
+        levels = records["bands"] + 256 * np.arange(BANDS)
+        self._counts += np.bincount(levels.ravel(), minlength=BANDS * 256).reshape(BANDS, 256)
         records["wave"] = np.rint(np.clip(self._resampler.wave(around), -1, 1) * _FULL_SCALE)
         self._file.write(records.tobytes())
         rms = [self._rms_of(frame) for frame in frames]
@@ -312,6 +322,22 @@ class _BandFilter:
         """Return (frames, bands) in dB from (frames, bins)."""
         gathered: Floats = np.add.reduceat(magnitudes[:, self._bins] * self._weights, self._starts, axis=1)
         return np.asarray(_db(gathered) + self._lift_db)
+
+
+def _tops_db(counts: NDArray[np.intp], loudest: float) -> NDArray[np.float32]:
+    """Return the tops of the bands: between the song's loudest level, and what each band reaches in 5 % of the frames.
+
+    Args:
+        counts: (bands, 256), how many frames had which stored level.
+        loudest: In dB.
+    """
+    seen = np.cumsum(counts, axis=1)
+    reached = np.argmax(seen * 20 >= seen[:, -1:] * 19, axis=1)
+    sums = np.cumsum(np.pad(reached, (_NEIGHBOURS + 1, _NEIGHBOURS), mode="edge"))
+    around = (sums[2 * _NEIGHBOURS + 1 :] - sums[: -2 * _NEIGHBOURS - 1]) / (2 * _NEIGHBOURS + 1)
+    below = loudest - (around - 255) * _BAND_STEP_DB
+    silence = -255 * _BAND_STEP_DB + _BAND_RANGE_DB
+    return np.asarray(np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence), np.float32)
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:

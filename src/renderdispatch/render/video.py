@@ -27,6 +27,7 @@ from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
+from renderdispatch.render.projection import projection_of
 from renderdispatch.render.scene import Scene
 from renderdispatch.render.song import open_song, read_song
 
@@ -151,12 +152,11 @@ class Artist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
     def __init__(self, scene: type[Scene[Any]], params: SceneParams, output: Output) -> None:
-        self._output = output
-        self._eyes = 2 if output.projection == "360-stereo" else 1
-        self._height = output.height // self._eyes
+        self._projection = projection_of(output)
+        width, height = self._projection.width, self._projection.height
         with _blamed_on_the_scene("could not be set up"):
-            self.scene: Final = scene(params, width=output.width, height=self._height, fps=output.fps)
-        self._canvas = np.zeros((output.height, output.width, 3), np.uint8)
+            self.scene: Final = scene(params, width=width, height=height, fps=output.fps)
+        self._canvas = np.zeros((height, width, 3), np.uint8)
         self._converter = Converter()
 
     def start(self) -> Any:
@@ -174,18 +174,25 @@ class Artist:
             return self.scene.step(state, frame)
 
     def draw(self, state: Any, frame: Frame) -> Picture:
-        """Return a new picture of a frame.
+        """Return a new picture of a frame, of the output's size.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        return self._projection.place(self.flat(state, frame))
+
+    def flat(self, state: Any, frame: Frame) -> Picture:
+        """Return the scene's own picture of a frame: in a 360 video, what is on the screen.
 
         Raises:
             SceneError: The scene raised an exception.
         """
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
-            if isinstance(self.scene, PlanarScene) and self._eyes == 1:
+            if isinstance(self.scene, PlanarScene):
                 return self.scene.picture(state, frame)
-            self.scene.paint(state, frame, self._canvas[: self._height])
-        if self._eyes == 2:
-            self._canvas[self._height :] = self._canvas[: self._height]
-        return self._converter.from_rgb(self._canvas, self._output.width, self._output.height)
+            self.scene.paint(state, frame, self._canvas)
+        height, width, _ = self._canvas.shape
+        return self._converter.from_rgb(self._canvas, width, height)
 
 
 def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:
