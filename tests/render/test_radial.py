@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from renderdispatch.render.features import BANDS, WAVE_POINTS, Frame
+from renderdispatch.render.features import BANDS, Frame
 from renderdispatch.render.params import RadialParams
 from renderdispatch.render.scene import SupportsCover
 from renderdispatch.render.scenes.radial import Radial, RadialState
@@ -21,10 +21,16 @@ def scene_of(width: int, height: int, **params: float) -> Radial:
 
 
 def frame_at(beat: float) -> Frame:
+    bands = np.zeros(BANDS, np.float32)
     return Frame(
-        index=0, time_s=0.0, level=0.5, beat=beat, bands=np.zeros(BANDS, np.float32),
-        wave=np.zeros(WAVE_POINTS, np.float32), texture=np.zeros((2, 512), np.uint8),
-    )  # fmt: skip
+        index=0,
+        time_s=0.0,
+        level=0.5,
+        beat=beat,
+        bands=bands,
+        wave=np.zeros(512, np.float32),
+        texture=np.zeros((2, 512), np.uint8),
+    )
 
 
 def painted(scene: Radial, *, heights: NDArray[np.floating] | float = 0.5, beat: float = 0.0) -> NDArray[np.int16]:
