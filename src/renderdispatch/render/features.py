@@ -335,7 +335,7 @@ def _tops_db(counts: NDArray[np.intp], loudest: float) -> NDArray[np.float32]:
     around = (sums[2 * _NEIGHBOURS + 1 :] - sums[: -2 * _NEIGHBOURS - 1]) / (2 * _NEIGHBOURS + 1)
     below = loudest - (around - 255) * _BAND_STEP_DB
     silence = -255 * _BAND_STEP_DB + _BAND_RANGE_DB
-    return np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence).astype(np.float32)
+    return np.asarray(np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence), np.float32)
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:

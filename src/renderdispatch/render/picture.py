@@ -40,7 +40,7 @@ _LUMA: Final = (0.2126, 0.7152, 0.0722)
 
 @frozen(eq=False)
 class Picture:
-    """A yuv420p picture of an even size. The planes are views of the frame, and may be written to.
+    """A picture in planes, usually yuv420p of an even size. The planes are views of the frame, and may be written to.
 
     Args:
         frame: The encoder's own frame.
@@ -143,6 +143,12 @@ class Converter:
             interpolation=Interpolation.BILINEAR,
             threads=1,
         )
+        return Picture.of(frame)
+
+    def scaled(self, picture: Picture, width: int, height: int) -> Picture:
+        """Return a picture as yuv420p, scaled bilinearly to a size."""
+        bilinear = Interpolation.BILINEAR
+        frame = self._reformatter.reformat(picture.frame, width, height, "yuv420p", interpolation=bilinear, threads=1)
         return Picture.of(frame)
 
     def to_rgb(self, picture: Picture, canvas: Canvas) -> None:
