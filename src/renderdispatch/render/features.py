@@ -50,6 +50,8 @@ _LOWEST_HZ: Final = 45.0
 _HIGHEST_HZ: Final = 14_000.0
 _QUIETEST: Final = 10 ** (-60 / 20)
 """Songs are scaled to their loudest part, but not those that stay below this level: they are noise."""
+_STEADY_DB: Final = 1.0
+"""The partials of a low note that is held rise and fall by up to this much, in the mean of all bands."""
 _BEAT_FADE_S: Final = 0.16
 
 
@@ -352,7 +354,7 @@ def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:
     reach = max(round(fps / 2), 1)
     sums = np.concatenate([[0.0], np.cumsum(np.pad(flux, reach, mode="edge"), dtype=np.float64)])
     around = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
-    onset = np.maximum(flux - 1.4 * around, 0)
+    onset = np.maximum(flux - 1.4 * around - _STEADY_DB, 0)
     strong = max(float(np.percentile(onset, 98)), float(onset.max()) / 4, 1.0)
     fade = float(np.exp(-1 / (fps * _BEAT_FADE_S)))
     beat = np.empty(len(flux), np.float32)
