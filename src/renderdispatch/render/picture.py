@@ -92,7 +92,7 @@ def in_a_row(plane: Plane) -> Plane:
     return np.lib.stride_tricks.as_strided(plane, ((rows - 1) * plane.strides[0] + columns,), (1,))
 
 
-def blended(under: Plane, shade: Shade, cover: NDArray[np.int16] | int) -> NDArray[np.int16]:
+def blended(under: Plane | Shade, shade: Shade, cover: NDArray[np.int16] | int) -> NDArray[np.int16]:
     """Return pixels that a shape covers, 0 to `FULL`, with a shade; shapes broadcast. All is in integers."""
     away = shade - under
     away *= cover
