@@ -22,7 +22,15 @@ def scene_of(width: int, height: int, **params: float) -> Radial:
 
 def frame_at(beat: float) -> Frame:
     bands = np.zeros(BANDS, np.float32)
-    return Frame(index=0, time_s=0.0, level=0.5, beat=beat, bands=bands, texture=np.zeros((2, 512), np.uint8))
+    return Frame(
+        index=0,
+        time_s=0.0,
+        level=0.5,
+        beat=beat,
+        bands=bands,
+        wave=np.zeros(512, np.float32),
+        texture=np.zeros((2, 512), np.uint8),
+    )
 
 
 def painted(scene: Radial, *, heights: NDArray[np.floating] | float = 0.5, beat: float = 0.0) -> NDArray[np.int16]:
