@@ -110,7 +110,7 @@ def blend_at(row: Plane, at: NDArray[np.intp], shade: Shade, cover: NDArray[np.i
         shade: (n,) or a number.
         cover: (n,), 0 to `FULL`.
     """
-    row[at] = blended(row[at], shade, cover)
+    row[at] = blended(row[at], shade, cover).astype(np.uint8)  # to cast while it is scattered takes twice as long
 
 
 def put_where(pixels: Plane, shown: Plane, where: Plane) -> None:
