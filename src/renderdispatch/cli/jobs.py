@@ -18,6 +18,7 @@ from renderdispatch.cli.targets import read_target
 from renderdispatch.errors import InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
+from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
 from renderdispatch.wiring import from_settings
 
@@ -107,7 +108,11 @@ def cancel(*, job_id: str, as_json: bool) -> None:
 def retry(*, job_id: str, as_json: bool) -> None:
     """Queue a failed or cancelled job again, as a new job."""
     with from_settings(worker=False) as service:
-        job = service.retry(_find(service, job_id).id).job
+        failed = _find(service, job_id)
+        if read_scene_file(failed.request.scene) is not None:
+            message = f"scene {failed.request.scene} is a file, which jobs do not keep; render it again with --scene"
+            raise InvalidRequestError(message, code="scene.file")
+        job = service.retry(failed.id).job
     _print(job, as_json=as_json)
     if not as_json:
         display.note("A worker will render it; 'renderdispatch worker' starts one.")
@@ -233,6 +238,8 @@ def _facts(job: Job) -> dict[str, object]:
         "scene": request.scene,
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
         "audio": display.audio_name(job),
+        "from": display.clock(request.start) if request.start else None,
+        "length": None if request.duration is None else display.length(request.duration),
         "output": f"{request.output.width}x{request.output.height}, {request.output.fps} fps",
         "created": f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "ended": job.ended_at and f"{job.ended_at:%Y-%m-%d %H:%M:%S} UTC",
@@ -242,6 +249,6 @@ def _facts(job: Job) -> dict[str, object]:
         from rich.filesize import decimal
 
         facts["warnings"] = "; ".join(f"{warning.message} [{warning.code}]" for warning in made.warnings) or None
-        facts["video"] = f"{decimal(made.bytes)}, {made.frames} frames, {made.duration_s:.2f} s"
+        facts["video"] = f"{decimal(made.bytes)}, {made.frames} frames, {display.length(made.duration_s)}"
         facts |= {"rendered by": made.rendered_by, "encoded by": made.encoded_by, "stored as": made.key}
     return facts

@@ -55,8 +55,8 @@ class Backdrop:
     def __init__(self, params: LightParams, width: int, height: int) -> None:
         scale = max((width * height / _SMALL_PIXELS) ** 0.5, 1.0)
         columns, rows = max(round(width / scale), 2), max(round(height / scale), 2)
-        self.x: Final = _centres(columns, width)
-        self.y: Final = _centres(rows, height)[:, None]
+        self.x: Final = centres(columns, width)
+        self.y: Final = centres(rows, height)[:, None]
         self._params = params
         self._reformatter = VideoReformatter()
         self._converter = Converter()
@@ -78,7 +78,7 @@ class Backdrop:
         self._pulse = glow * vignette**2 * hole * np.float32(pulse * self._params.pulse)
 
     def picture(self, shine: Floats, pulse: float) -> Picture:
-        """Return a new picture; arguments are as of `paint`."""
+        """Return a new picture, with the `pitches` of its width; arguments are as of `paint`."""
         return self._converter.from_rgb(self._small(shine, pulse), *self._full)
 
     def _small(self, shine: Floats, pulse: float) -> Canvas:
@@ -103,7 +103,11 @@ class Backdrop:
             canvas[..., channel] = rows[:, :width]
 
 
-def _centres(count: int, length: int) -> Floats:
+def centres(count: int, length: int) -> Floats:
+    """Return where ``count`` pixels are, in a picture that is ``length`` pixels long: (count,) float32.
+
+    Half as many pixels as the length are those of a plane of colour.
+    """
     return ((np.arange(count, dtype=np.float32) + 0.5) * (length / count)).astype(np.float32)
 
 

@@ -57,6 +57,8 @@ class ObjectStorage:
         urls: Signs http URLs in place of the objects' own, which `renderdispatch.web.objects` serves.
     """
 
+    names_files = True
+
     def __init__(self, objects: Objects, urls: SignedUrls | None) -> None:
         self._objects = objects
         self._urls = urls
@@ -100,13 +102,21 @@ class ObjectStorage:
             self._objects.delete(key)
         return len(doomed)
 
-    def sign_get(self, key: str, *, expires_in: timedelta) -> str:
-        """Return a URL that reads the object for a while."""
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object for a while; an http URL says the file's name."""
         if self._urls is not None:
-            return self._urls.sign_get(key, expires_in=expires_in)
+            return self._urls.sign_get(key, expires_in=expires_in, file_name=file_name)
         return self._objects.sign_get(check_key(key), check_expiry(expires_in))
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,  # noqa: ARG002 - the URL that reads says it
+    ) -> SignedPut:
         """Return a write-once upload."""
         if self._urls is not None and self._objects.writes_once:
             return self._urls.sign_put(key, expires_in=expires_in, content_type=content_type, size=size)
