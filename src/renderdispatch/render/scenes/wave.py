@@ -17,7 +17,9 @@ from renderdispatch.render.picture import FULL, Picture, PlanarScene, blended, i
 
 _SHOWN: Final = 128
 """Points of the wave that are shown, 12 ms. The others are room to find where the line of the frame before goes on."""
-_STEEPEST: Final = 16.0
+_LOUD: Final = 0.75
+"""A part with less than so much of the energy of the loudest part is quiet."""
+_STEEPEST: Final = 48.0
 """The most pixels across per pixel along that a line rises, so that it stays a line."""
 _CALM_S: Final = 0.035
 """Seconds until 63 % of a small change of the line's shape are followed."""
@@ -44,7 +46,7 @@ class Wave(PlanarScene[WaveState]):
         self.upright = height > width
         self.along, self.across = max(width, height), min(width, height)
         self.middle = np.float32(self.across / 2)
-        self.reach = np.float32(min(self.across * 0.46, self.along * 0.4) * params.gain)
+        self.reach = np.float32(self.across * 0.46 * params.gain)
         self.thickness = max(self.across / 170 * params.thickness, 1.2)
         self.brightness = Spring(rise_s=0.03, fall_s=0.25, frame_s=frame_s)
         self.pace = float(1 - np.exp(-frame_s / _CALM_S))
@@ -143,21 +145,22 @@ def _found(line: Floats, wave: Floats) -> tuple[float, float]:
     energy = sums[_SHOWN - 1 :].copy()
     energy[1:] -= sums[:-_SHOWN]
     parts = np.ndarray((len(energy), _SHOWN), wave.dtype, wave, strides=wave.strides * 2)  # they overlap; no copy
-    # A quiet part counts as a louder one: it would hide an attack.
-    off = np.maximum(energy, energy.max() / 2) - 2 * (parts * line).sum(axis=1)
+    # Among quiet parts the loudest counts as the nearest: the others would hide an attack.
+    off = np.abs(energy - _LOUD * energy.max()) - 2 * (parts * line).sum(axis=1)
     start = 2 + int(np.argmin(off[2:-2]))  # with points before and after it, to interpolate
     # The parabola through three differences tells where between two points the difference is smallest.
     left, least, right = off[start - 1 : start + 2].tolist()
     bend = left - 2 * least + right
     shift = min(max((left - right) / (2 * bend), -0.5), 0.5) if bend > 0 else 0.0
     square = float((line * line).sum())
-    unlike = (least + square) / (float(energy[start]) + square + 1e-9)
+    unlike = (least + _LOUD * float(energy.max()) + square) / (float(energy[start]) + square + 1e-9)
     return start + shift, min(max(unlike, 0.0), 1.0)
 
 
 def _covered(line: Floats, radius: float, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
     """Return the pixels that are less than ``radius`` from a line: along, across, and how far they are from it."""
-    slope = np.minimum(np.abs(np.gradient(line)), np.float32(_STEEPEST))
+    rises = np.pad(np.minimum(np.abs(np.diff(line)), np.float32(_STEEPEST)), 1, mode="edge")
+    slope = (rises[:-1] + rises[1:]) / 2  # not 0 at the tip of a high wave, where the line would have a gap
     stretch = np.sqrt(1 + slope * slope)
     first = np.clip(np.floor(line - radius * stretch).astype(np.intp), 0, size)
     last = np.clip(np.floor(line + radius * stretch).astype(np.intp) + 1, 0, size)
