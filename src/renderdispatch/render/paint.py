@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 
 from renderdispatch.render.features import BANDS, Floats
 from renderdispatch.render.params import LightParams
-from renderdispatch.render.picture import Canvas, Converter, Picture, in_planes
+from renderdispatch.render.picture import Converter, Picture, in_planes
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -92,10 +92,6 @@ class Backdrop:
         for plane, values, most in zip(self._small.planes, light, (235, 240, 240), strict=True):
             plane[:] = np.clip(values, 16, most, out=values)
         return self._converter.scaled(self._small, *self._full)
-
-    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
-        """Fill the canvas with the picture; arguments are as of `picture`."""
-        self._converter.to_rgb(self.picture(shine, pulse), canvas)
 
 
 def _apart(planes: Floats) -> Floats:

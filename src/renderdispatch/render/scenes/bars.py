@@ -210,9 +210,11 @@ class _Drawn:
         self._lit = [np.zeros((self._floor, bytes_a_row), np.uint8) for _ in lit[channels]]
         for light, shade in zip(self._lit, lit[channels], strict=True):
             light[:, :columns] = blended(dark, np.append(shade, shade[:, :1], axis=1)[:, bar], rounded)
-        self._mirrored = [light[::-1][:depth, :columns].astype(np.int16) for light in self._lit]
         self._fade = fade
-        self._faded = [blended(dark, light, fade).astype(np.uint8) for light in self._mirrored[: 2 - scale]]
+        mirrored = [light[::-1][:depth, :columns] for light in self._lit]
+        if scale == 1:
+            mirrored = [blended(dark, light.astype(np.int16), fade).astype(np.uint8) for light in mirrored]
+        self._mirrored = mirrored
 
     def draw(self, planes: Sequence[Plane], tops: Floats, peaks: Floats | None) -> None:
         """Draw bars from ``tops`` (in rows and fractions of them) to the floor, their reflections and their caps."""
@@ -236,11 +238,11 @@ class _Drawn:
         depth = min(int(heights.max()), len(self._fade))
         under = [plane[self._floor : self._floor + depth] for plane in planes]
         shown = self._rows[:depth] < np.append(heights, np.int16(0))[self._bar]
-        if self._scale == 1:  # quicker than to blend, and four times as many pixels as a colour has
-            np.maximum(under[0], self._faded[0][:depth] & np.negative(shown.view(np.uint8)), out=under[0])
-            return
         for pixels, mirrored in zip(under, self._mirrored, strict=True):
-            pixels[:] = blended(pixels, mirrored[:depth], shown * self._fade[:depth])
+            if self._scale == 1:  # the brighter one: quicker than to blend, and most pixels are here
+                np.maximum(pixels, mirrored[:depth] & np.negative(shown.view(np.uint8)), out=pixels)
+            else:
+                pixels[:] = blended(pixels, mirrored[:depth].astype(np.int16), shown * self._fade[:depth])
 
 
 def _columns(row: Row, columns: int, scale: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
