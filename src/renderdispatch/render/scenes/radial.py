@@ -30,11 +30,11 @@ from renderdispatch.render.picture import (
 
 _BEAT: Final = 0.05
 """By how much of its radius the ring grows at a beat, with a pulse of 1."""
-_DISCS: Final = 12
+_DISCS: Final = 8
 """The most sizes of the cover that are kept for the growth at a beat."""
 _SMALLEST: Final = 16
 """Rows and columns of a cover that FFmpeg is given at least."""
-_BAND: Final = 1 << 20
+_BAND: Final = 1 << 18
 """Pixels that are placed at a time, so that a large picture takes little memory."""
 
 
@@ -216,8 +216,8 @@ class _Layer:
         self._shape = shape
         self._pixel = pixel
         height, band = shape.height // pixel, max(_BAND * pixel // shape.width, 1)
-        bands = [self._place(shape, top, min(top + band, height)) for top in range(0, height, band)]
-        at, turns, ray, near, far, side, radius = map(np.concatenate, zip(*bands, strict=True))
+        bands = [self._place(top, min(top + band, height), colours, channels) for top in range(0, height, band)]
+        at, ray, near, far, side, radius, *shade = map(np.concatenate, zip(*bands, strict=True))
 
         self._rays = []
         # The ray is the whole part, the distance the fraction: one search finds the ends of all rays.
@@ -225,15 +225,13 @@ class _Layer:
         for part in (side == FULL, (side > 0) & (side < FULL)):
             kept = np.flatnonzero(part)
             kept = kept[np.argsort(keys[kept], kind="stable")]
-            out = (radius[kept] - shape.inner) / shape.reach[ray[kept]]
-            drawn = _Pixels(at[kept], _shades(colours, turns[kept], out, channels))
-            self._rays.append(_Rays(shape, pixel, keys[kept], near[kept], far[kept], side[kept], drawn))
+            pixels = _Pixels(at[kept], [values[kept] for values in shade])
+            self._rays.append(_Rays(shape, pixel, keys[kept], near[kept], far[kept], side[kept], pixels))
 
-        room = shape.line + pixel
-        kept = np.flatnonzero(np.abs(radius - (shape.inner - shape.gap)) < shape.inner * shape.beat + room)
+        kept = np.flatnonzero(self._near_ring(radius))
         kept = kept[np.argsort(radius[kept], kind="stable")]
         self._ring_radius = radius[kept]
-        self._ring = _Pixels(at[kept], _shades(colours, turns[kept], np.zeros(len(kept)), channels))
+        self._ring = _Pixels(at[kept], [values[kept] for values in shade])
 
     def draw(self, planes: Sequence[Plane], inner: float, outer: Floats) -> None:
         """Draw rays from ``inner`` to ``outer`` (rays,), and the ring, over what the planes hold."""
@@ -246,26 +244,36 @@ class _Layer:
         cover = np.minimum((half - away) / self._pixel, min(self._shape.line / self._pixel, 1)) * FULL
         self._ring.blend(rows, part, cover.astype(np.int16))
 
-    def _place(self, shape: _Shape, top: int, bottom: int) -> tuple[NDArray[Any], ...]:
-        """Find the pixels of some rows that rays or ring may touch, and their place on them."""
-        pixel = self._pixel
+    def _near_ring(self, radius: Floats) -> NDArray[np.bool_]:
+        shape = self._shape
+        room = shape.line + self._pixel
+        return (radius > shape.inner - shape.gap - room) & (radius < shape.inner * (1 + shape.beat) - shape.gap + room)
+
+    def _place(self, top: int, bottom: int, colours: Sequence[str], channels: slice) -> list[NDArray[Any]]:
+        """Find the pixels of some rows that rays or ring may touch, their place on them, and their shades."""
+        shape, pixel = self._shape, self._pixel
         x = centres(shape.width // pixel, shape.width) - np.float32(shape.width / 2)
         y = centres(shape.height // pixel, shape.height)[top:bottom, None] - np.float32(shape.height / 2)
         radius = np.hypot(x, y)
         grown = shape.inner * shape.beat + pixel
-        from_, to = shape.inner - shape.gap - shape.line - pixel, shape.inner + shape.reach.max() + grown
-        near_rows, near_columns = np.nonzero((radius > from_) & (radius < to))
-        radius = radius[near_rows, near_columns]
-        angle = np.arctan2(x[near_columns], y[near_rows, 0]) / np.float32(2 * np.pi) % 1
-        nearest = np.round(angle * shape.count)
-        beside = np.abs(np.sin((angle - nearest / np.float32(shape.count)) * np.float32(2 * np.pi))) * radius
+        near = radius < shape.inner + shape.reach.max() + grown
+        near &= radius > shape.inner - shape.gap - shape.line - pixel
+        rows, columns = np.nonzero(near)
+        radius = radius[rows, columns]
+        turns = np.arctan2(x[columns], y[rows, 0]) / np.float32(2 * np.pi) % 1
+        nearest = np.round(turns * shape.count)
+        beside = np.abs(np.sin((turns - nearest / np.float32(shape.count)) * np.float32(2 * np.pi))) * radius
         ray = nearest.astype(np.int32) % shape.count
+        out = (radius - np.float32(shape.inner)) / shape.reach[ray]
         side = np.clip((shape.half - beside) / pixel + 0.5, 0, min(2 * shape.half / pixel, 1))
+        side[(radius > shape.inner + shape.reach[ray] + grown) | (radius < shape.inner - pixel)] = 0
         # A round end is drawn as a straight one whose pixels count as further out, the more so at its sides.
         round_by = shape.half - np.sqrt(np.maximum(shape.half**2 - beside**2, 0))
-        side[(radius > shape.inner + shape.reach[ray] + grown) | (radius < shape.inner - pixel)] = 0
-        at = (near_rows + top) * pitches(shape.width)[pixel - 1] + near_columns
-        return at, angle, ray, radius - round_by, radius + round_by, np.rint(side * FULL).astype(np.int16), radius
+        at = (rows + top) * pitches(shape.width)[pixel - 1] + columns
+        cover = np.rint(side * FULL).astype(np.int16)
+        kept = (cover > 0) | self._near_ring(radius)
+        placed = [values[kept] for values in (at, ray, radius - round_by, radius + round_by, cover, radius)]
+        return placed + _shades(colours, turns[kept], out[kept], channels)
 
 
 @frozen(eq=False)
@@ -373,7 +381,7 @@ class _Disc:
         return np.asarray(np.rint(np.clip(away, 0, 1) * FULL), np.int16)
 
 
-def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> Sequence[Shade]:
+def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> list[Shade]:
     """Return the colours of rays at places, for some planes; they are lighter further ``out``, 0 to 1."""
     towards_white = (0.12 + 0.45 * np.clip(out, 0, 1) ** 1.5)[:, None]
     colour = gradient(colours, _mirrored(turns)) * (1 - towards_white) + 255 * towards_white
