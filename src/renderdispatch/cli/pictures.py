@@ -96,6 +96,12 @@ _RANGE: Final = (
         help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
     ),
 )
+cover_option: Final = click.option(
+    "--cover",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="A picture for scenes that show the cover, and for the video's tags. Default: the one in SONG's tags.",
+)
 quality_option: Final = click.option(
     "--quality", type=click.Choice(get_args(Quality)), help="How much time the encoder takes. Default: balanced."
 )
