@@ -1,7 +1,7 @@
 """Which song is it: title, artist and cover, by the order or else by the song's own tags?
 
-Tags are only ever a bonus: a song whose tags are broken is rendered without them. FFmpeg has read them already when it
-opens a song, and passes pictures on without a look at them; ID3v2 is read here, because FFmpeg does not know all of it.
+A song whose tags are broken is rendered without them. FFmpeg reads the tags of most formats when it opens a song, and
+passes pictures on as they are. ID3v2 is read here: FFmpeg does not know all of it, and unpacks pictures of any size.
 """
 
 from __future__ import annotations
