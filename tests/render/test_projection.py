@@ -132,14 +132,14 @@ def test_behind_the_viewer_is_no_seam(output: Output) -> None:
         steps = np.abs(np.diff(plane.astype(int), axis=1, append=plane[:, :1])).mean(axis=0)
         assert steps[-1] <= steps[~screen][:-1].max()
         assert np.abs(plane[:, 0].astype(int) - plane[:, -1]).max() <= 1
+        assert np.ptp(plane) > 50
 
 
 def test_each_pole_is_one_colour() -> None:
-    """All columns meet at the poles: they differ there by no more than the dither."""
+    """All columns meet at the poles, and have one colour there."""
     projection = projection_of(MONO)
     for plane in planes(projection.place(colourful(projection))):
-        assert np.ptp(plane[:4]) <= 1
-        assert np.ptp(plane[-4:]) <= 1
+        assert np.ptp(plane[:4]) == np.ptp(plane[-4:]) == 0
 
 
 def test_the_screen_lights_the_room_with_its_colours() -> None:
@@ -172,13 +172,12 @@ def test_the_brightest_screen_leaves_no_range() -> None:
 
 
 def test_the_light_in_the_room_has_no_contours() -> None:
-    """Where the light changes by less than a level from pixel to pixel, both levels are mixed in fine steps."""
+    """Where the light changes slowly, the two nearest levels are mixed, so that areas have the levels between."""
     projection = projection_of(MONO)
-    dim = projection.place(plain(projection, luma=40)).luma[:256]
-    means = dim.reshape(32, 8, -1, 8).mean(axis=(1, 3))
-    assert np.ptp(means) > 2
-    assert np.abs(np.diff(means, axis=1)).max() < 0.6
-    assert np.count_nonzero(means % 1) > 0.8 * means.size
+    dim = projection.place(plain(projection, luma=20)).luma[64:320]
+    means = dim.reshape(4, 64, -1, 64).mean(axis=(1, 3))
+    assert np.ptp(means) > 1
+    assert np.count_nonzero(np.abs(means - means.round()) > 0.02) > 0.8 * means.size
 
 
 def test_the_same_picture_is_placed_in_the_same_way() -> None:

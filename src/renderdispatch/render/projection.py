@@ -7,7 +7,7 @@ and rows latitudes, with the middle of the screen in the middle.
 
 from __future__ import annotations
 
-from typing import Final, Protocol, assert_never
+from typing import Final, Protocol, TypeVar, assert_never
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -19,6 +19,7 @@ from renderdispatch.render.features import Floats
 from renderdispatch.render.picture import Picture
 
 Plane = NDArray[np.uint8]
+T = TypeVar("T", np.uint8, np.uint16)
 
 _SCREEN_TURNS: Final = 0.3
 """How much of the circle around the viewer the screen takes: 108 degrees."""
@@ -43,6 +44,9 @@ _BLUR: Final = 0.3
 
 _HALF: Final = 0.25
 """A place that gets this part of the best lit place's light shows half of `_SHINE`."""
+
+_GRAIN: Final = 16
+"""The pixels of a grain, in each direction."""
 
 _ONE: Final = 128
 """A factor of 1 between two 8-bit values: int16 holds their product."""
@@ -184,8 +188,10 @@ class _Room:
 
     It is computed small: each patch of the screen lights each place of the room, the less the further apart they are on
     the sphere. So a place beside the screen takes up the colours that are near, and shines; behind the viewer is a dark
-    mean of all. The light is a smooth function of the direction. FFmpeg dithers what it scales from 16 bits to 8, in a
-    fixed pattern, so that gradients show no contours.
+    mean of all. The light is a smooth function of the direction.
+
+    In 8 bits such a gradient has contours. Grains that never move hide them. Finer ones, or a dither of single pixels,
+    take the encoder a quarter more time, and it smooths much of them away.
 
     Args:
         width: Columns of the picture.
@@ -211,25 +217,32 @@ class _Room:
         total = light.sum(axis=1, keepdims=True)
         self._light = np.round(light / (total + total.max() * _HALF) * (_SHINE * 2**_LIGHT_BITS)).astype(np.int32)
         self._small = VideoFrame(columns, rows, "yuv444p16le")
-        self._down = VideoReformatter()
-        self._up = VideoReformatter()
+        self._grainy = VideoFrame(max(width // _GRAIN, columns), max(height // _GRAIN, rows), "yuv444p")
+        self._grain = np.random.default_rng(1).integers(0, 256, (3, self._grainy.height, self._grainy.width), np.uint16)
+        # As above: each pole is one place, and so is each pair of ends of a row.
+        self._grain[:, :2] = self._grain[:, -2:] = 128
+        self._grain[..., -2:] = self._grain[..., 1::-1]
+        self._scalers = [VideoReformatter() for _ in range(3)]
 
     def picture(self, screen: Picture) -> Picture:
         """Return a new picture of the room that the screen lights."""
-        patches = self._scaled(self._down, screen.frame, _CELLS, "yuv444p", Interpolation.AREA)
-        colours = np.stack([np.asarray(plane, np.int32).ravel() for plane in _planes(Picture.of(patches))])
+        patches = self._scaled(0, screen.frame, _CELLS, "yuv444p", Interpolation.AREA)
+        colours = np.stack([plane.ravel() for plane in _values(patches, np.uint8)]).astype(np.int32)
         light = np.einsum("kc,pc->kp", colours - _DARK, self._light)
         values = np.clip((_DARK << 8) + (light >> (_LIGHT_BITS - 8)), 16 << 8, _MOST << 8)
-        for plane, value in zip(self._small.planes, values, strict=True):
-            into = np.frombuffer(memoryview(plane), np.uint16).reshape(_ROOM[1], -1)
-            into[:, : _ROOM[0]] = value.reshape(_ROOM[1], _ROOM[0])
-        return Picture.of(self._scaled(self._up, self._small, self._size, "yuv420p", Interpolation.BICUBIC))
+        for plane, value in zip(_values(self._small, np.uint16), values, strict=True):
+            plane[:] = value.reshape(plane.shape)
+        size = self._grainy.width, self._grainy.height
+        smooth = self._scaled(1, self._small, size, "yuv444p16le", Interpolation.BICUBIC)
+        grains = zip(_values(self._grainy, np.uint8), _values(smooth, np.uint16), self._grain, strict=True)
+        for into, even, grain in grains:
+            into[:] = (even + grain) >> 8
+        return Picture.of(self._scaled(2, self._grainy, self._size, "yuv420p", Interpolation.BICUBIC))
 
-    @staticmethod
     def _scaled(
-        scaler: VideoReformatter, frame: VideoFrame, size: tuple[int, int], kind: str, how: Interpolation
+        self, scaler: int, frame: VideoFrame, size: tuple[int, int], kind: str, how: Interpolation
     ) -> VideoFrame:
-        return scaler.reformat(
+        return self._scalers[scaler].reformat(
             frame,
             *size,
             kind,
@@ -240,6 +253,13 @@ class _Room:
             interpolation=how | _EXACT,
             threads=1,
         )
+
+
+def _values(frame: VideoFrame, kind: type[T]) -> list[NDArray[T]]:
+    """Return the planes of a yuv444p frame, without copying: (rows, columns) each."""
+    return [
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes
+    ]
 
 
 def _directions(longitude: Floats, tangent: Floats) -> Floats:
