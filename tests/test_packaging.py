@@ -18,7 +18,7 @@ from renderdispatch import AsyncJobHandle, AsyncRenderService, JobHandle, Render
 from renderdispatch.cli import main
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"s3fs", "modal", "sqlalchemy", "av", "numpy", "httpx"}
+HEAVY = {"s3fs", "modal", "sqlalchemy", "av", "numpy", "PIL", "httpx"}
 
 
 def _loaded_by(code: str, heavy: set[str] = HEAVY) -> set[str]:

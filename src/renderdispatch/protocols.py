@@ -292,6 +292,33 @@ class StorageAdapter(Protocol):
         """Release what the storage opened. A second call does nothing."""
 
 
+@runtime_checkable
+class SupportsFileNames(Protocol):
+    """A storage whose signed URLs can say under which name browsers save an object, whatever its key is.
+
+    Which of the two says it is the storage's own matter: a bucket keeps the name with the object when it is uploaded, a
+    server of files takes it from the URL that reads. So give it to both. A name is one part of a path: text without
+    slashes and control characters, of at most 255 bytes.
+    """
+
+    names_files: bool
+    """Whether it does. Subclasses that override one of the methods without ``file_name`` set this to False."""
+
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object, as `StorageAdapter.sign_get`."""
+
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,
+    ) -> messages.SignedPut:
+        """Return a write-once upload, as `StorageAdapter.sign_put`."""
+
+
 # --- backends -------------------------------------------------------------------------------------
 
 
@@ -412,6 +439,28 @@ class Renderer(Protocol):
             AudioError: The sound cannot be used, or is longer than ``order.max_duration`` (``audio.too-long``).
             SceneError: The scene or its parameters are at fault. Any other exception is treated as this one.
             RenderStopped: Raised by ``report``; let it pass. Nothing needs to be kept.
+        """
+
+
+@runtime_checkable
+class SupportsPreview(Protocol):
+    """A renderer that can draw one frame of a video without drawing the others."""
+
+    def preview(
+        self, order: messages.RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None
+    ) -> int:
+        """Write the frame that a render of this order would show, as PNG or JPEG; return its index.
+
+        Args:
+            order: As of `Renderer.render`, and so are ``audio`` and ``report``.
+            audio: The song.
+            picture: The file; its suffix says what it holds.
+            report: Call it while the audio is read and until the frame is reached.
+            at: Seconds into the audio, as ``order.start``; None is the brightest moment.
+
+        Raises:
+            InvalidRequestError: ``preview.range``: the order's range does not hold the moment.
+            RenderDispatchError: As of `Renderer.render`.
         """
 
 

@@ -262,7 +262,7 @@ def test_requirements_are_those_of_the_extras() -> None:
     """The base always, an extra when it is named, and nothing else."""
     base = requirements_of()
     assert {"attrs", "pydantic", "httpx"} <= base
-    assert not base & {"numpy", "av", "modal", "pytest"}
-    assert requirements_of("render") - base == {"numpy", "av"}
+    assert not base & {"numpy", "av", "pillow", "modal", "pytest"}
+    assert requirements_of("render") - base == {"numpy", "av", "pillow"}
     assert requirements_of("modal") - base == {"modal"}
     assert not any("extra" in requirement for requirement in pip_requirements("render", "r2", "modal", "postgres"))

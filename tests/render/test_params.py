@@ -80,14 +80,14 @@ def test_importing_the_renderers_loads_neither_numpy_nor_av() -> None:
     script = (
         "import sys, renderdispatch.render as r\n"
         "r.bars.check_params({'bars': 8}); r.wave.describe_params()\n"
-        "assert not {'numpy', 'av'} & set(sys.modules)\n"
+        "assert not {'numpy', 'av', 'PIL'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("missing", ["numpy", "av"])
+@pytest.mark.parametrize("missing", ["numpy", "av", "PIL"])
 def test_a_missing_extra_is_named(missing: str) -> None:
-    """Rendering without NumPy or PyAV says what to install."""
+    """Rendering without NumPy, PyAV or Pillow says what to install."""
     script = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from pathlib import Path\n"

@@ -294,7 +294,7 @@ def test_a_user_who_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["local", "inline"])
-@pytest.mark.parametrize("missing", ["av", "numpy"])
+@pytest.mark.parametrize("missing", ["av", "numpy", "PIL"])
 def test_without_the_render_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, missing: str) -> None:
     """A process that would render is refused at once, with what to install; one that only submits is not."""
     monkeypatch.setitem(sys.modules, missing, None)

@@ -43,7 +43,7 @@ from renderdispatch.wiring import (
     usable_home,
 )
 
-_NEEDED: Final = {"render": ("numpy", "av"), "cli": ("click", "rich")}
+_NEEDED: Final = {"render": ("numpy", "av", "PIL"), "cli": ("click", "rich")}
 _HERE: Final = ("local", "inline")
 """The backends that render on this machine."""
 _LOW_DISK_BYTES: Final = 2 << 30

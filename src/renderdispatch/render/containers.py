@@ -17,7 +17,8 @@ from renderdispatch.render.lengths import promised_s
 from renderdispatch.render.links import Window
 from renderdispatch.render.streams import Track, codec_of
 
-_ANY_TAGS: Final[dict[str, Any]] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_NEW: Final = int(av.__version__.split(".")[0]) >= 19
+_ANY_TAGS: Final[dict[str, Any]] = {} if _NEW else {"metadata_errors": "surrogateescape"}
 """Old songs have titles that are not UTF-8. PyAV 19 reads them, and no longer has this argument."""
 
 _FIRST_PACKETS: Final = 200

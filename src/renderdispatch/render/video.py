@@ -23,13 +23,17 @@ from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
+from renderdispatch.render.boxes import finish
+from renderdispatch.render.covers import Cover
 from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
+from renderdispatch.render.poster import PosterMoment, write_poster
 from renderdispatch.render.projection import projection_of
-from renderdispatch.render.scene import Scene
+from renderdispatch.render.scene import Scene, SupportsCover
 from renderdispatch.render.song import open_song, read_song
+from renderdispatch.render.tags import describe_song
 
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ def render_video(
 
     Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
     """
-    picture = order.output
+    picture, song = order.output, describe_song(order, audio)
     with (
         translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
@@ -54,9 +58,14 @@ def render_video(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features,
     ):
-        artist = Artist(scene, params, picture)
-        draw_and_encode(artist, features, writer, report)
+        artist = Artist(scene, params, picture, cover=song.cover)
+        poster = None if order.poster is None else PosterMoment(len(features), picture.fps)
+        draw_and_encode(artist, features, writer, report, poster=poster)
         writer.close()
+        finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
+        if poster is not None:
+            write_poster(Path(folder, "poster.jpg"), artist.flat(*poster.best))
+            Path(folder, "poster.jpg").replace(output.with_suffix(".jpg"))
         Path(folder, "video.mp4").replace(output)
         return RenderStats(
             width=picture.width,
@@ -66,7 +75,7 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by="numpy",
             encoded_by=ENCODER,
-            warnings=sound.warnings,
+            warnings=(*sound.warnings, *song.warnings),
         )
 
 
@@ -80,13 +89,21 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
         return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
 
     with translated({av.FFmpegError: refused}, chain=True):
-        return Mp4Writer(folder / "video.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+        return Mp4Writer(folder / "raw.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
 
 
 def read_sound(
-    sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report, longest_s: float | None = None
+    sound: SoundReader,
+    writer: Mp4Writer | None,
+    path: Path,
+    *,
+    fps: Fraction,
+    report: Report,
+    longest_s: float | None = None,
 ) -> Features:
     """Analyse and encode the song; return its features, which are kept in the file ``path``.
+
+    Without a ``writer``, nothing is encoded.
 
     Raises:
         AudioError: As of `read_song`; or the range is shorter than half a frame (``audio.too-short``).
@@ -95,9 +112,11 @@ def read_sound(
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
         for block in read_song(sound, longest_s=longest_s):
             analyser.feed(block)
-            writer.write_sound(block)
+            if writer is not None:
+                writer.write_sound(block)
             report(0, expected)
-        writer.finish_sound()
+        if writer is not None:
+            writer.finish_sound()
         frames = round(sound.duration * fps)
         if frames < 1:
             what = f"{float(sound.duration):g} s of audio is less than one frame at {fps} frames a second"
@@ -105,12 +124,16 @@ def read_sound(
         return analyser.finish(frames)
 
 
-def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, report: Report) -> None:
+def draw_and_encode(
+    artist: Artist, features: Features, writer: Mp4Writer, report: Report, *, poster: PosterMoment | None = None
+) -> None:
     """Draw each frame here, while another thread encodes the frames before it."""
     state = artist.start()
     with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
         for frame in features:
             state = artist.step(state, frame)
+            if poster is not None:
+                poster.see(state, frame, artist.light(state, frame))
             encoder.put(artist.draw(state, frame).frame)
             report(frame.index + 1, len(features))
 
@@ -151,11 +174,15 @@ class Consumer(Generic[T]):
 class Artist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
-    def __init__(self, scene: type[Scene[Any]], params: SceneParams, output: Output) -> None:
+    def __init__(
+        self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
+    ) -> None:
         self._projection = projection_of(output)
         width, height = self._projection.width, self._projection.height
         with _blamed_on_the_scene("could not be set up"):
             self.scene: Final = scene(params, width=width, height=height, fps=output.fps)
+            if cover is not None and isinstance(self.scene, SupportsCover):
+                self.scene.set_cover(cover.pixels)
         self._canvas = np.zeros((height, width, 3), np.uint8)
         self._converter = Converter()
 
@@ -172,6 +199,15 @@ class Artist:
         """
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
             return self.scene.step(state, frame)
+
+    def light(self, state: Any, frame: Frame) -> float:
+        """Return how bright the scene shines at a frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
+            return float(self.scene.light(state, frame))
 
     def draw(self, state: Any, frame: Frame) -> Picture:
         """Return a new picture of a frame, of the output's size.

@@ -1,0 +1,151 @@
+"""How does a picture file become a cover: square, upright, RGB, of a size that scenes can use?
+
+Files come from strangers. Their formats, bytes, pixels and scans are limited before anything is decoded, and a cover
+that is passed on is encoded anew.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from attrs import field, frozen
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from renderdispatch.errors import InvalidRequestError
+
+SIDE: Final = 1024
+"""The most pixels of a side of a cover."""
+
+MOST_BYTES: Final = 16 << 20
+_MOST_PIXELS: Final = 25_000_000
+_MOST_PIXELS_OF_JPEG: Final = 50_000_000
+"""As of a telephone's camera. To decode this many takes 310 MiB of memory, of other formats up to 390."""
+
+_MOST_SCANS: Final = 50
+"""Of a progressive JPEG, which has about ten; each takes as long as decoding the picture."""
+
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_SCALABLE: Final = frozenset({"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"})
+_ORIENTATION: Final = 0x0112
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations, and how such a picture is turned (CIPA DC-008, 4.6.4)."""
+
+
+@frozen(eq=False)
+class Cover:
+    """A cover.
+
+    Args:
+        pixels: (n, n, 3) uint8, RGB; n is at most `SIDE`.
+        is_animated: Whether the file holds more pictures; this is the first.
+    """
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    is_animated: bool = False
+
+    def to_jpeg(self) -> bytes:
+        """Return a JPEG of the cover, without anything else that the file held."""
+        return to_jpeg(self.pixels)
+
+
+def to_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a JPEG of a picture: (rows, columns, 3) uint8, RGB."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90, optimize=True)
+    return file.getvalue()
+
+
+def read_cover(source: Path | bytes) -> Cover:
+    """Read a cover: the square in the middle of a picture, scaled down if it is large, over black where it is clear.
+
+    Raises:
+        InvalidRequestError: ``cover.unreadable``; ``cover.invalid``: it is broken, or not a JPEG, PNG, WebP, GIF or
+            BMP; ``cover.too-large``: in bytes or in pixels.
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    if len(data) > MOST_BYTES:
+        raise _too_large(f"more than {MOST_BYTES >> 20} MiB")
+    with _blamed_on_the_picture(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        is_jpeg = image.format in {"JPEG", "MPO"}
+        most = _MOST_PIXELS_OF_JPEG if is_jpeg else _MOST_PIXELS
+        if image.width * image.height > most:
+            raise _too_large(f"{image.width}x{image.height}, more than {most // 1_000_000} megapixels")
+        if is_jpeg and data.count(b"\xff\xda") > _MOST_SCANS:
+            raise _too_large(f"a JPEG of more than {_MOST_SCANS} scans")
+        is_animated = False
+        with suppress(Exception):  # the first picture may be good where the others are not
+            is_animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at a fraction of its size
+        image.load()
+        turn = None
+        with suppress(Exception):  # it is a picture even if its EXIF is broken
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        square = _square(image)
+        pixels = np.array(square if turn is None else square.transpose(turn))
+    return Cover(pixels, is_animated=is_animated)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequestError(f"the cover cannot be read: {error.strerror}", code="cover.unreadable") from error
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """Return the square in the middle, in RGB, scaled down to `SIDE`."""
+    if image.mode not in _SCALABLE or "transparency" in image.info:
+        image = _in_eight_bits(image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    to, part = (min(side, SIDE),) * 2, (left, top, left + side, top + side)
+    square = _in_eight_bits(image.resize(to, Image.Resampling.LANCZOS, box=part, reducing_gap=3.0))
+    if square.mode == "RGBA":
+        square = Image.alpha_composite(Image.new("RGBA", to, (0, 0, 0, 255)), square).convert("RGB")
+    return square
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, or RGBA if parts of it are clear."""
+    if image.mode.startswith("I"):  # greys of 16 bits
+        greys = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(greys).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+@contextmanager
+def _blamed_on_the_picture() -> Iterator[None]:
+    """Raise an `InvalidRequestError` in the place of any other exception: many are Pillow's for broken files."""
+    try:
+        yield
+    except InvalidRequestError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("too many pixels") from error
+    except UnidentifiedImageError as error:
+        message = "the cover is not a JPEG, PNG, WebP, GIF or BMP picture"
+        raise InvalidRequestError(message, code="cover.invalid") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        message = f"the cover cannot be decoded: {type(error).__name__}: {error}"
+        raise InvalidRequestError(message, code="cover.invalid") from error
+
+
+def _too_large(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"the cover is too large: {what}; use a smaller picture", code="cover.too-large")

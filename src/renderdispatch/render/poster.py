@@ -1,0 +1,65 @@
+"""Which moment of a video is on its poster?
+
+The brightest half second, by the scene's light, without the fades at both ends. While the video is drawn, the best
+moment so far is kept; it is drawn again at the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from renderdispatch.render.features import Frame
+from renderdispatch.render.picture import Converter, Picture
+
+_WINDOW_S: Final = Fraction(1, 2)
+_ENDS: Final = 0.05
+"""The share of the video at each end that is left out."""
+
+_LONGEST_SIDE: Final = 1920
+
+
+class PosterMoment:
+    """Finds the moment for the poster among frames that come in order.
+
+    Args:
+        frames: How many frames come.
+        fps: Frames a second.
+    """
+
+    def __init__(self, frames: int, fps: Fraction) -> None:
+        self._window = deque[tuple[float, Any, Frame]](maxlen=max(round(fps * _WINDOW_S), 1))
+        self._first, self._last = _ENDS * frames, (1 - _ENDS) * frames
+        self._best: tuple[tuple[bool, float], Any, Frame] | None = None
+
+    def see(self, state: Any, frame: Frame, light: float) -> None:
+        """Take the next frame, its state and its light."""
+        if not self._first <= frame.index < self._last:
+            self._best = self._best or ((False, 0.0), state, frame)  # of a video of a few frames
+            return
+        window = self._window
+        window.append((light, state, frame))
+        rank = len(window) == window.maxlen, sum(light for light, *_ in window) / len(window)
+        if self._best is None or rank > self._best[0]:
+            _, state, frame = window[len(window) // 2]
+            self._best = rank, state, frame
+
+    @property
+    def best(self) -> tuple[Any, Frame]:
+        """The state and the frame of the moment."""
+        assert self._best is not None
+        return self._best[1:]
+
+
+def write_poster(path: Path, picture: Picture) -> None:
+    """Write a JPEG of a picture, at most 1920 pixels on its longer side."""
+    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
+    Converter().to_rgb(picture, canvas)
+    image = Image.fromarray(canvas)
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.save(path, "JPEG", quality=90, optimize=True)
