@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from renderdispatch.messages import Output
 from renderdispatch.render.features import Floats
-from renderdispatch.render.picture import Picture
+from renderdispatch.render.picture import FULL, Picture, Plane, blended
 
-Plane = NDArray[np.uint8]
 T = TypeVar("T", np.uint8, np.uint16)
 
 _SCREEN_TURNS: Final = 0.3
@@ -47,9 +46,6 @@ _HALF: Final = 0.25
 
 _GRAIN: Final = 16
 """The pixels of a grain, in each direction."""
-
-_ONE: Final = 128
-"""A factor of 1 between two 8-bit values: int16 holds their product."""
 
 _LIGHT_BITS: Final = 16
 """Of the factors between the light of a patch and of a place: int32 holds the sum of all products."""
@@ -127,18 +123,14 @@ class _Sphere:
             picture = room
         else:
             picture = Picture.empty(*self._size)
-            for plane, of_room in zip(_planes(picture), _planes(room), strict=True):
+            for plane, of_room in zip(picture.planes, room.planes, strict=True):
                 plane[: len(of_room)] = of_room
                 plane[-len(of_room) :] = of_room
-        for warp, plane, screen, size in zip(self._planes, _planes(picture), _planes(flat), (1, 2, 2), strict=True):
+        for warp, plane, screen, size in zip(self._planes, picture.planes, flat.planes, (1, 2, 2), strict=True):
             shown = warp.rows_of(screen)
             for top, left in self._eyes:
                 warp.place(shown, plane[top // size :, left // size :])
         return picture
-
-
-def _planes(picture: Picture) -> tuple[Plane, ...]:
-    return picture.luma, picture.blue, picture.red
 
 
 class _Warp:
@@ -161,17 +153,17 @@ class _Warp:
         self._top = int(seen[0])
         at = at[seen]
         above = np.floor(at - 0.5)
-        self._weight = np.round((at - 0.5 - above) * _ONE).astype(np.int16)[:, None]
+        self._weight = np.round((at - 0.5 - above) * FULL).astype(np.int16)[:, None]
         self._above = np.clip(above, 0, height - 1).astype(np.intp)
         self._below = np.minimum(above + 1, height - 1).astype(np.intp)
         soft = max(width / 300, 1.0)
         down, across = _ramp(at, height, soft), _ramp(np.arange(width) + 0.5, width, soft)
-        self._cover = np.round(down[:, None] * across * _ONE).astype(np.int16)
+        self._cover = np.round(down[:, None] * across * FULL).astype(np.int16)
         self._rows, self._columns = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
 
     def rows_of(self, screen: Plane) -> Plane:
         """Return the rows that the viewer sees: (rows, width) uint8."""
-        return _blended(screen[self._above], screen[self._below], self._weight)
+        return _mixed(screen[self._above], screen[self._below], self._weight)
 
     def place(self, shown: Plane, plane: Plane) -> None:
         """Put those rows into an eye's plane, whose first column is the screen's first one. The edges are soft."""
@@ -179,8 +171,8 @@ class _Warp:
         into = plane[self._top : self._top + rows, :columns]
         above, beside = into[self._rows], into[:, self._columns]
         into[:] = shown
-        into[self._rows] = _blended(above, shown[self._rows], self._cover[self._rows])
-        into[:, self._columns] = _blended(beside, shown[:, self._columns], self._cover[:, self._columns])
+        into[self._rows] = _mixed(above, shown[self._rows], self._cover[self._rows])
+        into[:, self._columns] = _mixed(beside, shown[:, self._columns], self._cover[:, self._columns])
 
 
 class _Room:
@@ -274,11 +266,6 @@ def _ramp(at: Floats, length: int, soft: float) -> Floats:
     return np.asarray(np.clip(np.minimum(at, length - at) / soft, 0, 1))
 
 
-def _blended(one: Plane, other: Plane, part: NDArray[np.int16]) -> Plane:
-    """Return ``one`` with a part of ``other``: 0 to `_ONE`."""
-    away = np.subtract(other, one, dtype=np.int16)
-    away *= part
-    away += _ONE // 2
-    away >>= _ONE.bit_length() - 1
-    away += one
-    return away.astype(np.uint8)
+def _mixed(one: Plane, other: Plane, part: NDArray[np.int16]) -> Plane:
+    """Return ``one`` with a part of ``other``, 0 to `FULL`."""
+    return blended(one, other.astype(np.int16), part).astype(np.uint8)
