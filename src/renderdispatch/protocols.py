@@ -443,6 +443,28 @@ class Renderer(Protocol):
 
 
 @runtime_checkable
+class SupportsPreview(Protocol):
+    """A renderer that can draw one frame of a video without drawing the others."""
+
+    def preview(
+        self, order: messages.RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None
+    ) -> int:
+        """Write the frame that a render of this order would show, as PNG or JPEG; return its index.
+
+        Args:
+            order: As of `Renderer.render`, and so are ``audio`` and ``report``.
+            audio: The song.
+            picture: The file; its suffix says what it holds.
+            report: Call it while the audio is read and until the frame is reached.
+            at: Seconds into the audio, as ``order.start``; None is the brightest moment.
+
+        Raises:
+            InvalidRequestError: ``preview.range``: the order's range does not hold the moment.
+            RenderDispatchError: As of `Renderer.render`.
+        """
+
+
+@runtime_checkable
 class SupportsParams(Protocol):
     """A renderer that checks and describes its parameters."""
 

@@ -213,12 +213,18 @@ def local(home: str | Path | None = None, *, worker: bool = True) -> RenderServi
     return _build(Settings.model_construct(**{**dict(found), **_EMBEDDED, "home": chosen, "worker": worker}))
 
 
-def from_settings(settings: Settings | None = None, *, worker: bool | None = None) -> RenderService:
+def from_settings(
+    settings: Settings | None = None,
+    *,
+    worker: bool | None = None,
+    backends: Mapping[str, RenderBackend] | None = None,
+) -> RenderService:
     """Return the service that the environment describes; see `Settings` for the variables.
 
     Args:
         settings: In place of the environment.
         worker: Whether this process works in the background; None is what the settings say.
+        backends: In place of those that the settings name. The service closes them.
 
     Raises:
         ConfigurationError: A setting makes no sense.
@@ -226,7 +232,7 @@ def from_settings(settings: Settings | None = None, *, worker: bool | None = Non
     found = settings if settings is not None else read_settings()
     if not isinstance(found, Settings):
         raise ConfigurationError(f"from_settings takes Settings, not {type(found).__name__}")
-    return _build(found if worker is None else found.model_copy(update={"worker": worker}))
+    return _build(found if worker is None else found.model_copy(update={"worker": worker}), backends)
 
 
 def read_settings() -> Settings:
@@ -265,14 +271,15 @@ def check_names(environment: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{name[:80]} is not a setting; {hint}", code="configuration.unknown")
 
 
-def _build(settings: Settings) -> RenderService:
+def _build(settings: Settings, backends: Mapping[str, RenderBackend] | None = None) -> RenderService:
     from renderdispatch.service import RenderService
 
     if settings.worker:
         _check_extra(settings)
         require_threads()
     storage, store = open_storage(settings), open_store(settings)
-    backends = {name: open_backend(name, settings) for name in settings.backends}
+    if backends is None:
+        backends = {name: open_backend(name, settings) for name in settings.backends}
     return RenderService(
         store,
         storage,

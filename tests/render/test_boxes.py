@@ -187,7 +187,7 @@ def test_a_box_that_is_read_is_written_as_it_was(raw: Path) -> None:
 def test_a_file_that_is_not_whole_is_refused(raw: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     """A file without its index, or cut off, is not finished."""
     raw.write_bytes(spoil(raw.read_bytes()))
-    with pytest.raises(ValueError, match="mp4 file|ends in a box"):
+    with pytest.raises(ValueError, match=r"mp4 file|ends in a box"):
         finish(raw, tmp_path / "video.mp4")
 
 

@@ -1,4 +1,4 @@
-"""Does a long song need more memory than a short one?"""
+"""Does a long song need more memory than a short one, and how much does the largest picture need?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from renderdispatch.messages import RenderOrder
+from renderdispatch.messages import PRESETS, Limits, RenderOrder
 
 _RENDER = r"""
 import re, resource, sys
@@ -26,6 +26,13 @@ else:
 """
 
 
+def peak_kib(song: Path, order: RenderOrder) -> int:
+    """Return the peak of the memory of a process that renders the song."""
+    command = [sys.executable, "-c", _RENDER, str(song), str(song.with_name("video.mp4"))]
+    done = subprocess.run(command, input=order.model_dump_json().encode(), check=True, capture_output=True)
+    return int(done.stdout)
+
+
 @pytest.mark.long
 def test_ten_minutes_need_little_more_than_half_a_minute(
     tmp_path: Path, write_wav: Callable[..., Path], order: Callable[..., RenderOrder]
@@ -35,8 +42,17 @@ def test_ten_minutes_need_little_more_than_half_a_minute(
     for seconds in (30, 600):
         sound = np.random.default_rng(3).normal(0, 0.1, (2, seconds * 44_100)).clip(-1, 1)
         song = write_wav(tmp_path / f"{seconds}.wav", sound)
-        command = [sys.executable, "-c", _RENDER, str(song), str(tmp_path / "video.mp4")]
-        done = subprocess.run(command, input=order().model_dump_json().encode(), check=True, capture_output=True)
-        peaks_kib.append(int(done.stdout))
+        peaks_kib.append(peak_kib(song, order()))
     print(peaks_kib)
     assert peaks_kib[1] - peaks_kib[0] <= 80 * 1024
+
+
+@pytest.mark.long
+def test_the_largest_preset_needs_a_third_of_what_it_may(
+    tmp_path: Path, write_wav: Callable[..., Path], order: Callable[..., RenderOrder]
+) -> None:
+    """8192x8192 takes 5 GiB, most of it for the pictures that the encoder looks ahead: by 28 frames it has them all."""
+    sound = np.random.default_rng(3).normal(0, 0.1, 28 * 44_100 // 30).clip(-1, 1)
+    peak = peak_kib(write_wav(tmp_path / "a.wav", sound), order(output=PRESETS["360-stereo-8k"]))
+    print(peak)
+    assert peak < Limits().memory_mib * 1024 * 0.35

@@ -222,7 +222,7 @@ def test_a_scene_without_a_poster(storage: MemoryStorage) -> None:
         (StorageKey("../front.jpg"), "cover.denied"),
         (StorageKey("uploads/20200101/" + "0" * 32), "cover.expired"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: repr(value).partition(" object")[0][:30],
 )
 @pytest.mark.parametrize("worker", [True, False])
 def test_what_cannot_be_a_cover(cover: Any, code: str, worker: bool, storage: MemoryStorage) -> None:

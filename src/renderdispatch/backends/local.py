@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.protocols import BackendCall, Locality, OnEvent
 from renderdispatch.runner.environment import for_the_runner
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
+from renderdispatch.runner.renderers import load_renderer
 from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.local")
@@ -35,6 +37,8 @@ class LocalGpuBackend(ThreadBackend):
         slots: Renders at once; ``auto`` is one.
         report: How renders report: over a pipe, or by webhook as in the cloud, which takes a service with a
             ``webhook_url`` that reaches this machine. Whatever the webhook loses, `poll` knows.
+        renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
+            ``"/folder/file.py:name"``. They are imported here, to check parameters, and in the process that renders.
 
     Raises:
         ConfigurationError: ``slots`` makes no sense, or no program of this Python is found to start renders with.
@@ -42,16 +46,24 @@ class LocalGpuBackend(ThreadBackend):
 
     locality = Locality.MACHINE
 
-    def __init__(self, slots: int | Literal["auto"] = "auto", *, report: Literal["pipe", "webhook"] = "pipe") -> None:
+    def __init__(
+        self,
+        slots: int | Literal["auto"] = "auto",
+        *,
+        report: Literal["pipe", "webhook"] = "pipe",
+        renderers: Mapping[str, str] | None = None,
+    ) -> None:
         if slots != "auto" and slots < 1:
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
         interpreter()  # where Python is embedded, no render could ever start: say so now
-        super().__init__(1 if slots == "auto" else slots)
+        self._where = dict(renderers or {})
+        found = {name: load_renderer(name, where) for name, where in self._where.items()}
+        super().__init__(1 if slots == "auto" else slots, found)
         self.reports_by_webhook = report == "webhook"
 
     def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
-        return self._executor.start(_Run(order, None if order.callback is not None else on_event))
+        return self._executor.start(_Run(order, None if order.callback is not None else on_event, self._where))
 
 
 class _Run(ThreadTask):
@@ -59,11 +71,13 @@ class _Run(ThreadTask):
 
     Args:
         on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
+        renderers: Where scenes are that are not registered.
     """
 
-    def __init__(self, order: messages.RenderOrder, on_event: OnEvent | None) -> None:
+    def __init__(self, order: messages.RenderOrder, on_event: OnEvent | None, renderers: Mapping[str, str]) -> None:
         super().__init__(self._follow, self._tell)
         self._order = order
+        self._renderers = renderers
         self._on_event = on_event
         self._telling = threading.Lock()
 
@@ -77,7 +91,8 @@ class _Run(ThreadTask):
             raise BackendError(f"the render process cannot be started: {error}", retryable=False) from error
         self._kill = threading.Timer(_STOP_S, self._process.kill)
         self._kill.daemon = True
-        self._process.write_line(for_the_runner(self._order, os.environ))  # before any cancel can write its line
+        # before any cancel can write its line
+        self._process.write_line(for_the_runner(self._order, os.environ, self._renderers))
         try:
             return super().begin(queued_as)
         except BackendError:

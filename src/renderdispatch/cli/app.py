@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "doctor": ("doctor", "Check that this machine can render."),
     "jobs": ("jobs", "List, follow, cancel, save and delete the jobs of this home."),
     "modal": ("modal", "Deploy the render function to Modal, and check it."),
+    "preview": ("preview", "Show one frame of a video before it is rendered."),
     "render": ("rendering", "Render SONG to a video."),
     "scenes": ("scenes", "List the scenes, or show the parameters of one."),
     "worker": ("worker", "Render the jobs of this home until Ctrl-C or SIGTERM."),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHORT_ID: Final = 8
 _READABLE: Final = 60
+_MINUTE_S: Final = 60
 _UNBOUNDED: Final = 1000
 
 
@@ -116,6 +117,20 @@ def print_warnings(job: Job) -> None:
     """Write to stderr what the video of a job lacks, one line for each warning."""
     for warning in job.artifact.warnings if job.artifact is not None else ():
         note(f"renderdispatch: warning: {' '.join(warning.message.split())} [{warning.code}]")
+
+
+def clock(seconds: float) -> str:
+    """Return a time in a song for people: ``0:09.5``, ``1:05``, ``1:02:03``."""
+    tenths = round(10 * seconds)
+    minutes, rest = divmod(tenths, 10 * _MINUTE_S)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{rest // 10:02}" if rest % 10 == 0 else f"{rest / 10:04.1f}"
+    return f"{hours}:{minutes:02}:{shown}" if hours else f"{minutes}:{shown}"
+
+
+def length(seconds: float) -> str:
+    """Return how long something lasts, for people: ``9.5 s``, ``1:05``, ``1:02:03``."""
+    return f"{seconds:.1f} s" if seconds < _MINUTE_S else clock(round(seconds))
 
 
 def short(job_id: str) -> str:

@@ -41,6 +41,32 @@ class Frames:
         return f"{done}/{total} frames, {task.speed:.0f}/s, {timedelta(seconds=task.time_remaining)} left"
 
 
+class PictureBar(ExitStack):
+    """Draws how far a preview is. Draws only on a terminal.
+
+    Args:
+        quiet: Draw nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__()
+        self._draw: Callable[..., None] | None = None
+        if quiet or not sys.stderr.isatty():
+            return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+        progress = Progress(*columns, console=console(), transient=True)
+        self._draw = partial(progress.update, progress.add_task("starting", total=None))
+        self.enter_context(progress)
+
+    def show(self, frames: int, total: int) -> None:
+        """Draw how many frames the scene was stepped through; with 0, the song is being read."""
+        if self._draw is not None and total:
+            what = "stepping through the song" if frames else "reading the song"
+            self._draw(description=what, completed=frames, total=total if frames else None)
+
+
 class ProgressBar(ExitStack):
     """Draws a job as it moves: stage, percent, frames a second and time left. Draws only on a terminal.
 

@@ -6,8 +6,6 @@ the same home), and shown by ``renderdispatch jobs``. The command waits for it, 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 import time
@@ -18,11 +16,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from renderdispatch import errors
 from renderdispatch.cli.display import (
     artifact_as_json,
+    length,
     note,
     print_warnings,
     report,
@@ -33,71 +32,47 @@ from renderdispatch.cli.display import (
 )
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
-from renderdispatch.cli.options import json_option, logging_options, output_path
+from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
+from renderdispatch.cli.pictures import (
+    ChosenScene,
+    checked,
+    cover_option,
+    picture_options,
+    quality_option,
+    range_options,
+    read_picture,
+)
 from renderdispatch.cli.progress import ProgressBar
 from renderdispatch.cli.songs import STDIN, open_song, status_of
 from renderdispatch.cli.targets import Target, read_target
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
-from renderdispatch.messages import (
-    MAX_AUDIO_TRACK,
-    PRESETS,
-    JobStatus,
-    Limits,
-    Message,
-    Output,
-    describe_validation,
-    read_output,
-)
+from renderdispatch.messages import JobStatus, Limits
 from renderdispatch.service import JobHandle, RenderService
-from renderdispatch.wiring import from_settings
 
 _CANCEL_S: Final = 5.0
 """How long an interrupted render may take to stop computing."""
 
 _CLEAN_UP_S: Final = 1.0
+_DEMO_S: Final = (1, 600)
 
 _PRIORITY: Final = 10
 """Somebody waits for this job, so it goes before jobs that were left in the queue."""
 
 _F = TypeVar("_F", bound=Callable[..., object])
-_M = TypeVar("_M", bound=Message)
 
 
 # --- the commands ---------------------------------------------------------------------------------
 
 
-def _read_size(text: str) -> tuple[int, int]:
-    width, times, height = text.lower().partition("x")
-    if not (times and width.isdecimal() and height.isdecimal() and len(text) <= 20):
-        raise click.BadParameter(f"{text[:80]!r} is not a size; write WIDTHxHEIGHT, such as 1280x720.")
-    return int(width), int(height)
-
-
-def _read_param(text: str) -> tuple[str, JsonValue]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise click.BadParameter(f"{text[:80]!r} is not a parameter; write NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):
-        return name, value  # a word needs no quotes
-
-
 _OPTIONS: Final = (
-    click.option("--scene", default="bars", show_default=True, metavar="NAME", help="See 'renderdispatch scenes'."),
+    picture_options,
+    quality_option,
+    click.option("--title", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
+    click.option("--artist", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
+    cover_option,
     click.option(
-        "--preset", default="flat-1080p-landscape", show_default=True, metavar="NAME", help=", ".join(PRESETS)
-    ),
-    click.option("--size", type=_read_size, metavar="WIDTHxHEIGHT", help="Pixels, even numbers, such as 1280x720."),
-    click.option("--fps", metavar="RATE", help="Frames a second: 30, 29.97, 30000/1001."),
-    click.option(
-        "params",
-        "--set",
-        multiple=True,
-        type=_read_param,
-        metavar="NAME=VALUE",
-        help="A parameter of the scene; see 'renderdispatch scenes NAME'.",
+        "--poster", is_flag=True, help="Also write a JPEG of the brightest moment: the output's name, with .jpg."
     ),
     click.option("--backend", metavar="NAME", help="Where to render."),
     click.option("--require-gpu", is_flag=True, help="Fail if there is no GPU, instead of drawing on the CPU."),
@@ -115,15 +90,8 @@ def _with_options(command: _F) -> _F:
 @click.command()
 @click.argument("song", type=click.Path(readable=False, allow_dash=True))
 @click.option("-o", "--output", type=output_path, help="Default: SONG's name, with .mp4. '-' is stdout.")
-@click.option("--start", type=float, default=0.0, metavar="SECONDS", help="Where in the song the video begins.")
-@click.option("--duration", type=float, metavar="SECONDS", help="Default: to the end of the song.")
-@click.option(
-    "--audio-track",
-    type=click.IntRange(0, MAX_AUDIO_TRACK),
-    metavar="NUMBER",
-    help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
-)
-@click.option("--max-duration", type=float, metavar="SECONDS", help="Refuse a longer video. Default: 14400, 4 hours.")
+@range_options
+@click.option("--max-duration", type=read_time, metavar="TIME", help="Refuse a longer video. Default: 4:00:00.")
 @_with_options
 def render(song: str, output: str | None, **options: Any) -> int:
     """Render SONG to a video.
@@ -143,13 +111,15 @@ def render(song: str, output: str | None, **options: Any) -> int:
 
 @click.command()
 @click.option("-o", "--output", type=output_path, default="demo.mp4", show_default=True, help="'-' is stdout.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=20.0, show_default=True, help="Length, in seconds.")
+@click.option(
+    "--seconds", type=read_time, default="20", show_default=True, metavar="TIME", help="Length, 1 s to 10:00."
+)
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Another seed, another melody.")
 @_with_options
 def demo(output: str, *, seconds: float, seed: int, **options: Any) -> int:
     """Compose a short piece of music, and render it."""
-    if math.isnan(seconds):  # click's ranges let it pass
-        raise click.BadParameter("'nan' is not a length.", param_hint="--seconds")
+    if not _DEMO_S[0] <= seconds <= _DEMO_S[1]:
+        raise click.BadParameter("a demo takes 1 s to 10:00.", param_hint="--seconds")
     try:
         from renderdispatch.render.music import compose
     except ModuleNotFoundError as error:
@@ -169,9 +139,13 @@ def _make(
     output: str,
     interrupts: Interrupts,
     *,
+    scene: str,
+    backend: str | None,
     preset: str,
     size: tuple[int, int] | None,
     fps: str | None,
+    quality: str | None,
+    poster: bool,
     params: list[tuple[str, JsonValue]],
     force: bool,
     as_json: bool,
@@ -184,19 +158,31 @@ def _make(
     job: Job | None = None
     target = read_target(output, force=force)
     try:
-        target.check(status_of(song))
-        picture = _picture(preset, size, fps)
-        limits = _checked(Limits, {} if max_duration is None else {"max_duration": max_duration})
-        fields = {"output": picture, "params": dict(params), "limits": limits, "priority": _PRIORITY, **request}
-        with closing(from_settings(worker=True)) as service:  # its worker starts with the submit, and so with this job
+        targets = [target, target.poster] if poster else [target]
+        for each in targets:
+            each.check(status_of(song))
+        picture = read_picture(preset, size, fps, quality)
+        chosen = ChosenScene.named(scene)
+        bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
+        limits = checked(Limits, bounds if chosen.where is None else {**bounds, "max_attempts": 1})
+        service, where = chosen.open_service(backend)
+        with closing(service):  # its worker starts with the submit, and so with this job
+            fields: dict[str, Any] = {
+                "scene": chosen.name,
+                "output": picture,
+                "params": dict(params),
+                "limits": limits,
+                **where,
+            }
             with open_song(song, interrupts) as audio:
-                handle = service.submit(audio, **fields)
+                handle = service.submit(audio, poster=poster, priority=_PRIORITY, **fields, **request)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
-                _save(service, job.id, target, interrupts)
+                for each in targets:
+                    _save(service, job.id, each, interrupts)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, job=job, on_stderr=target.result_on_stderr)
     except Interrupted:
@@ -205,7 +191,7 @@ def _make(
         _report_interrupted(job, as_json=as_json, quiet=quiet, on_stderr=target.result_on_stderr)
         return interrupts.exit_status
     assert job is not None
-    _report_done(job, target, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
+    _report_done(job, *targets, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -251,37 +237,30 @@ def _save(service: RenderService, job_id: str, target: Target, interrupts: Inter
         raise errors.StorageError(message, code=getattr(error, "code", None)) from error
 
 
-def _picture(preset: str, size: tuple[int, int] | None, fps: str | None) -> Output:
-    changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
-    if fps is not None:
-        changes["fps"] = fps
-    return _checked(Output, {**dict(read_output(preset)), **changes})
-
-
-def _checked(model: type[_M], fields: dict[str, object]) -> _M:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise errors.InvalidRequestError(describe_validation(error)) from None
-
-
 # --- the last line --------------------------------------------------------------------------------
 
 
-def _report_done(job: Job, target: Target, *, seconds: float, as_json: bool, quiet: bool) -> None:
+def _report_done(job: Job, target: Target, *posters: Target, seconds: float, as_json: bool, quiet: bool) -> None:
     made = job.artifact
     assert made is not None
     if as_json:
-        output = "-" if target.result_on_stderr else str(Path(os.fsdecode(target.name)).absolute())
-        more = {"output": output, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
+        output = "-" if target.result_on_stderr else _absolute(target)
+        beside = {"poster": _absolute(posters[0])} if posters else {}
+        more = {"output": output, **beside, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
         result = result_as_json(job, **more, warnings=warnings_as_json(job))
         report_json(result, on_stderr=target.result_on_stderr)
     elif not quiet:
         print_warnings(job)
         picture = f"{made.width}x{made.height}, {float(made.fps):g} fps, {made.frames} frames"
         name = click.format_filename(target.name)
-        line = f"{name}: {picture}, {made.duration_s:.1f} s of music in {seconds:.1f} s"
+        line = f"{name}: {picture}, {length(made.duration_s)} of music in {length(seconds)}"
         report(line, on_stderr=target.result_on_stderr)
+        for poster in posters:
+            report(f"{click.format_filename(poster.name)}: the poster")
+
+
+def _absolute(target: Target) -> str:
+    return str(Path(os.fsdecode(target.name)).absolute())
 
 
 def _report_interrupted(job: Job | None, *, as_json: bool, quiet: bool, on_stderr: bool) -> None:

@@ -1,4 +1,4 @@
-"""What can be drawn, and with which parameters?"""
+"""What can be drawn, with which parameters, and how does it look?"""
 
 from __future__ import annotations
 
@@ -8,32 +8,52 @@ import click
 from attrs import asdict
 
 from renderdispatch.cli.display import print_json, print_table
-from renderdispatch.cli.options import json_option
+from renderdispatch.cli.interrupts import Interrupts
+from renderdispatch.cli.options import json_option, output_path
+from renderdispatch.cli.pictures import ChosenScene
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.protocols import Renderer, SupportsParams
-from renderdispatch.runner.renderers import find_renderer, scene_names
+from renderdispatch.runner.renderers import scene_names
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option(
+    "--preview",
+    "folder",
+    type=output_path,
+    metavar="DIR",
+    help="Draw each scene, or the one that is named, to DIR/NAME.png over the demo's music.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace pictures that exist.")
 @json_option
-def scenes(*, name: str | None, as_json: bool) -> None:
-    """List the scenes, or show the parameters of one."""
+def scenes(*, name: str | None, folder: str | None, force: bool, as_json: bool) -> int:
+    """List the scenes, or show the parameters of one.
+
+    NAME may also be file.py:NAME, a scene in a file of yours.
+    """
+    if folder is not None:
+        from renderdispatch.cli.preview import draw_scenes
+
+        with Interrupts() as interrupts:
+            return draw_scenes(name, folder, interrupts, force=force, as_json=as_json)
     if name is not None:
-        _show(name, find_renderer(name), as_json=as_json)
+        _show(name, ChosenScene.named(name).load(), as_json=as_json)
     elif as_json:
         for known in scene_names():
             print_json({"name": known, "summary": _summary(known)})
     else:
         print_table([(known, _summary(known)) for known in scene_names()])
+    return 0
 
 
 def _show(name: str, renderer: Renderer, *, as_json: bool) -> None:
     params = list(renderer.describe_params()) if isinstance(renderer, SupportsParams) else []
+    summary = _first_line(renderer)
     if as_json:
-        print_json({"name": name, "summary": _summary(name), "params": [asdict(param) for param in params]})
+        print_json({"name": name, "summary": summary, "params": [asdict(param) for param in params]})
         return
-    click.echo(f"{name}: {_summary(name)}")
+    click.echo(f"{name}: {summary}" if summary else name)
     if params:
         rows = [(param.name, param.type, param.default, param.help) for param in params]
         print_table(rows, "PARAMETER", "TYPE", "DEFAULT", "MEANING")
@@ -44,7 +64,10 @@ def _show(name: str, renderer: Renderer, *, as_json: bool) -> None:
 def _summary(name: str) -> str:
     """Return the first line of the renderer's docstring, or why the scene cannot be used."""
     try:
-        renderer = find_renderer(name)
+        return _first_line(ChosenScene(name).load())
     except RenderDispatchError as error:
         return f"(cannot be used: {error})"
+
+
+def _first_line(renderer: Renderer) -> str:
     return (inspect.getdoc(renderer) or "").partition("\n")[0]

@@ -8,16 +8,19 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, Final
 
 from typing_extensions import Buffer
 
 from renderdispatch.cli.interrupts import Interrupts
+from renderdispatch.engine.audio import examine_file
 from renderdispatch.errors import InvalidRequestError
 
 STDIN: Final = "-"
@@ -59,6 +62,21 @@ def open_song(name: str, interrupts: Interrupts) -> Iterator[Path | BinaryIO]:
             message = f"{name} is a named pipe; write: renderdispatch render - < {name}"
             raise InvalidRequestError(message, code="audio.invalid")
         yield Path(name)
+
+
+@contextmanager
+def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
+    """Yield the song as a file, as `open_song` would open it; a pipe is read to its end first.
+
+    Raises:
+        InvalidRequestError: It cannot be read.
+    """
+    with open_song(name, interrupts) as song, TemporaryDirectory(prefix="renderdispatch-song-") as folder:
+        path = song if isinstance(song, Path) else Path(folder, "song")
+        if not isinstance(song, Path):
+            with path.open("wb") as copy:
+                shutil.copyfileobj(song, copy)
+        yield Path(examine_file(path, "", "audio").path)
 
 
 def status_of(name: str) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""Where does a command put the video, and can it go there?
+"""Where does a command put a video or a picture, and can it go there?
 
 The last step is tried first: what cannot be written in the end is refused before anything is rendered.
 """
@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,7 +18,7 @@ from attrs import frozen
 from renderdispatch import errors
 from renderdispatch.cli import streams
 from renderdispatch.engine.views import check_video_name
-from renderdispatch.plumbing.files import CHUNK_BYTES, rehearse
+from renderdispatch.plumbing.files import CHUNK_BYTES, rehearse, write_file
 from renderdispatch.service import RenderService
 
 STDOUT: Final = "-"
@@ -25,7 +26,7 @@ _NAMES_OF_STDOUT: Final = frozenset({STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/
 
 
 class Target(Protocol):
-    """Where a video goes."""
+    """Where a video or a picture goes."""
 
     @property
     def name(self) -> bytes:
@@ -36,7 +37,7 @@ class Target(Protocol):
         """Whether stdout is taken, so that a command says elsewhere how it ended."""
 
     def check(self, song: os.stat_result | None = None) -> None:
-        """Find out whether a video can be written, without leaving a trace.
+        """Find out whether it can be written, without leaving a trace.
 
         Args:
             song: Of the file that is rendered; it is never replaced.
@@ -48,16 +49,39 @@ class Target(Protocol):
     def take(self, service: RenderService, job_id: str) -> None:
         """Write the finished video. Raises an `OSError` of the library or of the system."""
 
+    def put(self, content: bytes) -> None:
+        """Write a picture. Raises as `take`."""
 
-def read_target(text: str, *, force: bool) -> Target:
+    @property
+    def poster(self) -> Target:
+        """Where the poster of the video goes: beside it. Raises `InvalidRequestError` if there is no such place."""
+
+
+def read_target(text: str, *, force: bool, check_name: Callable[[Path], None] = check_video_name) -> Target:
     """Return the target that a command line names; ``-`` is stdout.
+
+    Args:
+        text: The name.
+        force: Replace a file.
+        check_name: Raises `InvalidRequestError` for a name that says another kind of file.
 
     Raises:
         InvalidRequestError: The name ends with a slash, as only a folder's does.
     """
     if text.endswith(os.sep):
         raise errors.InvalidRequestError(f"{text} is a directory; name a file", code="output.directory")
-    return StdoutTarget() if text in _NAMES_OF_STDOUT else FileTarget(Path(text), force)
+    return StdoutTarget() if text in _NAMES_OF_STDOUT else FileTarget(Path(text), force, check_name)
+
+
+def check_picture_name(path: Path) -> None:
+    """Check that a name says PNG or JPEG.
+
+    Raises:
+        InvalidRequestError: ``output.kind``.
+    """
+    if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        message = f"{path} would hold a picture; name it {path.with_suffix('.png').name}, or .jpg"
+        raise errors.InvalidRequestError(message, code="output.kind")
 
 
 @frozen
@@ -66,10 +90,12 @@ class FileTarget:
 
     Args:
         force: Replace a regular file. A directory, a device or a pipe is never replaced.
+        check_name: See `read_target`.
     """
 
     path: Path
     force: bool
+    check_name: Callable[[Path], None] = check_video_name
     result_on_stderr: bool = False
 
     @property
@@ -89,7 +115,7 @@ class FileTarget:
             self._check_existing(there, song)
         elif self.path.is_symlink() and not self.force:
             raise self._refused("is a symbolic link to nothing; --force replaces it", "exists")
-        check_video_name(self.path)
+        self.check_name(self.path)
         try:
             path = self.path.absolute()
         except FileNotFoundError as error:
@@ -121,6 +147,22 @@ class FileTarget:
         """Write the finished video, whole or not at all."""
         service.save(job_id, self.path, overwrite=self.force)
 
+    def put(self, content: bytes) -> None:
+        """Write the picture, whole or not at all."""
+        write_file(self.path, [content], key=str(self.path), only_if_absent=not self.force)
+
+    @property
+    def poster(self) -> Target:
+        """The file with the same name, and ``.jpg``."""
+        name = self.path.stem if self.path.suffix.lower() in {".mp4", ".m4v"} else self.path.name
+        return _PosterTarget(self.path.with_name(f"{name}.jpg"), self.force, check_picture_name)
+
+
+class _PosterTarget(FileTarget):
+    def take(self, service: RenderService, job_id: str) -> None:
+        """Write the poster of the finished video."""
+        service.save_poster(job_id, self.path, overwrite=self.force)
+
 
 @frozen
 class StdoutTarget:
@@ -151,3 +193,13 @@ class StdoutTarget:
         with service.open_video(job_id) as video, open(sys.stdout.fileno(), "wb", closefd=False) as out:
             while chunk := video.read(CHUNK_BYTES):
                 out.write(chunk)
+
+    def put(self, content: bytes) -> None:
+        """Write the picture."""
+        with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+            out.write(content)
+
+    @property
+    def poster(self) -> Target:
+        """Nowhere."""
+        raise self._refused("has room for the video alone; with --poster, name a file with -o", "kind")

@@ -130,11 +130,16 @@ class Submissions:
         """Submit a failed or cancelled job again; return the new job.
 
         Raises:
-            InvalidRequestError: The job did not fail, or its audio or cover is gone.
+            InvalidRequestError: The job did not fail, its audio or cover is gone,
+                or its backend is not one of this service.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise errors.InvalidRequestError(message, code="job.not-retryable")
+        if job.request.backend not in self._parts.backends:
+            raise errors.UnknownNameError.of(
+                "backend", job.request.backend, self._parts.backends, code="backend.unknown"
+            )
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
         try:

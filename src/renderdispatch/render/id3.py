@@ -14,7 +14,10 @@ from typing import BinaryIO, Final
 from attrs import frozen
 
 _MOST_BYTES: Final = 32 << 20
-"""What is behind this is not read, and frames are not unpacked to more."""
+"""What is behind this is not read."""
+
+_MOST_UNPACKED: Final = 17 << 20
+"""More than the largest cover that is used."""
 
 _MOST_FRAMES: Final = 1000
 _MOST_TEXT_BYTES: Final = 4096
@@ -101,7 +104,7 @@ def _plain(content: bytes, flags: int, version: int, *, unsynchronised: bool) ->
         content = _synchronised(content)
     if flags & packed:
         try:
-            return zlib.decompressobj().decompress(content, _MOST_BYTES)
+            return zlib.decompressobj().decompress(content, _MOST_UNPACKED)
         except zlib.error:
             return b""
     return content

@@ -3,6 +3,9 @@
 H.264 by libx264 and AAC, both from time 0, BT.709 in limited range; `finish` then puts the index first. The sound is
 encoded first, while the song is analysed, and kept in a spool file. Then its packets are interleaved with those of the
 video.
+
+The same frames give the same bytes on every machine: whatever FFmpeg and libx264 choose by the number of cores or by
+the processor is set here, and the file holds no time and no settings.
 """
 
 from __future__ import annotations
@@ -11,22 +14,49 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import av
+from av.bitstream import BitStreamFilterContext
+from av.codec.context import Flags
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from renderdispatch.messages import Output
+from renderdispatch.messages import Output, Quality
 from renderdispatch.render.mixing import Samples, frame_of
 
 ENCODER: Final = "libx264"
 _AUDIO_BIT_RATE: Final = 192_000
 _RECORD: Final = struct.Struct("<Iqqq")
 """The size, pts, dts and duration of a spooled packet; times are in samples."""
+
+_FRAME_THREADS: Final = ((1920 * 1088, 8), (4096 * 2304, 6))
+"""How many threads encode a frame each, by the most pixels of the picture. Each takes 10 to 75 MiB."""
+
+_SLICES: Final = 8
+"""The threads that share each frame of a larger picture, whose frames take 190 MiB each at 8192x8192."""
+
+_LOOKAHEAD_OF_LARGE: Final = 5
+
+
+class _Preset(NamedTuple):
+    """A preset of libx264, with how many frames it looks ahead, and the constant rate factor: less is better."""
+
+    name: str
+    lookahead: int
+    crf: float
+
+
+_PRESETS: Final[dict[Quality, _Preset]] = {
+    "fast": _Preset("superfast", 0, 21),
+    "balanced": _Preset("veryfast", 10, 19),
+    "quality": _Preset("medium", 40, 17),
+}
 
 
 class Mp4Writer:
@@ -53,15 +83,13 @@ class Mp4Writer:
         self._frames = 0
         self._samples = 0
         self._waiting = self._spooled()
-        self._container = av.open(str(path), "w", format="mp4")
+        self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         try:
             video = self._container.add_stream(ENCODER, rate=output.fps)
             video.width, video.height, video.pix_fmt = output.width, output.height, "yuv420p"
             video.time_base = video.codec_context.time_base = self._frame_time
-            video.options = {"preset": "veryfast", "crf": "19"}
             context = video.codec_context
-            # Threads share a frame. If each had its own, an 8K video would take 100 MB for every thread.
-            context.thread_type = "SLICE"
+            _set_coding(context, output)
             # Players can jump to every fourth second, whatever the frame rate.
             context.gop_size = max(round(4 * output.fps), 1)
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
@@ -70,9 +98,13 @@ class Mp4Writer:
             # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
             # not, takes half the time, and is as close to the original at this bit rate.
             sound.options = {"aac_coder": "fast"}
+            sound.codec_context.thread_count = 1
+            sound.codec_context.flags |= Flags.bitexact
             sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
             self._video, self._sound = video, sound
             self._container.start_encoding()
+            # libx264 writes its version and settings, with the number of threads, into a SEI unit.
+            self._without_sei = BitStreamFilterContext("filter_units=remove_types=6", video)
             self._spool = spool.open("w+b")
         except BaseException:
             self._container.close()
@@ -100,13 +132,11 @@ class Mp4Writer:
         """Encode the next frame."""
         frame.pts, frame.time_base = self._frames, self._frame_time
         self._frames += 1
-        for packet in self._video.encode(frame):
-            self._mux(packet)
+        self._mux(self._video.encode(frame))
 
     def close(self) -> None:
         """Complete the file."""
-        for packet in self._video.encode(None):
-            self._mux(packet)
+        self._mux(self._video.encode(None))
         for packet in self._waiting:
             self._container.mux(packet)
         self._spool.close()
@@ -121,17 +151,19 @@ class Mp4Writer:
         with suppress(av.FFmpegError):
             self._container.close()
 
-    def _mux(self, packet: Packet[Stream]) -> None:
-        """Write a packet of the video after the sound that is heard before it."""
-        assert packet.dts is not None
-        packet.duration = 1  # libx264 does not set it, and the last frame would have none
-        until = packet.dts * packet.time_base
-        while (waiting := next(self._waiting, None)) is not None:
-            assert waiting.pts is not None
-            self._container.mux(waiting)
-            if waiting.pts * self._sample_time >= until:
-                break
-        self._container.mux(packet)
+    def _mux(self, packets: Iterable[Packet[Stream]]) -> None:
+        """Write packets of the video, each after the sound that is heard before it."""
+        for packet in chain.from_iterable(map(self._without_sei.filter, packets)):
+            assert packet.dts is not None
+            packet.stream = self._video
+            packet.duration = 1  # libx264 does not set it, and the last frame would have none
+            until = packet.dts * packet.time_base
+            while (waiting := next(self._waiting, None)) is not None:
+                assert waiting.pts is not None
+                self._container.mux(waiting)
+                if waiting.pts * self._sample_time >= until:
+                    break
+            self._container.mux(packet)
 
     def _keep(self, packets: Iterable[Packet[Stream]]) -> None:
         for packet in packets:
@@ -146,3 +178,18 @@ class Mp4Writer:
             packet.pts, packet.dts, packet.duration = pts, dts, duration
             packet.is_keyframe = True
             yield packet
+
+
+def _set_coding(context: VideoCodecContext, output: Output) -> None:
+    """Choose libx264's settings by the output alone, so that they are the same on every machine."""
+    preset, pixels = _PRESETS[output.quality], output.width * output.height
+    threads = next((threads for most, threads in _FRAME_THREADS if pixels <= most), None)
+    lookahead = preset.lookahead if threads is not None else min(preset.lookahead, _LOOKAHEAD_OF_LARGE)
+    own = {"cpu-independent": 1, "rc-lookahead": lookahead, "sync-lookahead": 0 if threads is None else 4}
+    context.options = {
+        "preset": preset.name,
+        "crf": str(preset.crf),
+        "x264-params": ":".join(f"{name}={value}" for name, value in own.items()),
+    }
+    context.thread_type = "SLICE" if threads is None else "FRAME"
+    context.thread_count = _SLICES if threads is None else threads

@@ -39,12 +39,14 @@ class PosterMoment:
 
     def see(self, state: Any, frame: Frame, light: float) -> None:
         """Take the next frame, its state and its light."""
+        if not self._first <= frame.index < self._last:
+            self._best = self._best or ((False, 0.0), state, frame)  # of a video of a few frames
+            return
         window = self._window
         window.append((light, state, frame))
-        _, state, frame = window[len(window) // 2]
-        fits = len(window) == window.maxlen and self._first <= frame.index < self._last
-        rank = fits, sum(light for light, *_ in window) / len(window)
+        rank = len(window) == window.maxlen, sum(light for light, *_ in window) / len(window)
         if self._best is None or rank > self._best[0]:
+            _, state, frame = window[len(window) // 2]
             self._best = rank, state, frame
 
     @property

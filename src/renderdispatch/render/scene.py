@@ -36,9 +36,11 @@ scene that remembers nothing is a ``Scene``, and has ``paint`` alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, cast, runtime_checkable
 
@@ -151,16 +153,50 @@ class NumpyRenderer:
             RenderError: ``disk.full``, ``output.unwritable`` or ``encode.failed``.
             RenderStopped: As raised by ``report``.
         """
-        try:
+        with _extra_is_named():
             from renderdispatch.render.video import render_video
-        except ModuleNotFoundError as error:
-            if error.name in {"numpy", "av", "PIL"}:
-                raise MissingExtraError.of("rendering", "render") from error
-            raise
+        scene, params = self.load(order.params)
+        return render_video(order, audio, output, report, scene=scene, params=params)
+
+    def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
+        """Write one frame; see `renderdispatch.protocols.SupportsPreview`. Raises as `render` does."""
+        with _extra_is_named():
+            from renderdispatch.render.preview import draw_moment, save_picture
+        scene, params = self.load(order.params)
+        moment = draw_moment(order, audio, report, at=at, scene=scene, params=params)
+        save_picture(moment.picture, picture)
+        return moment.index
+
+    def load(self, params: Mapping[str, JsonValue]) -> tuple[type[Scene[Any]], SceneParams]:
+        """Return the class of the scene, which is imported, and its checked parameters.
+
+        Raises:
+            SceneError: The scene does not accept these parameters.
+        """
         module, _, name = self.scene.partition(":")
         scene: type[Scene[Any]] = getattr(import_module(module), name)
         try:
-            params = read_params(self.params, order.params)
+            return scene, read_params(self.params, params)
         except InvalidRequestError as error:
             raise SceneError(str(error), code=error.code) from error
-        return render_video(order, audio, output, report, scene=scene, params=params)
+
+
+def renderer_of(scene: type[Scene[Any]]) -> NumpyRenderer:
+    """Return the renderer of a scene's class, whose parameters are what its first argument is annotated with."""
+    module = import_module(scene.__module__)
+    (annotation, *_) = (given.annotation for given in signature(scene).parameters.values())
+    model = getattr(module, annotation, None) if isinstance(annotation, str) else annotation
+    params = model if isinstance(model, type) and issubclass(model, SceneParams) else SceneParams
+    about = (scene.__doc__ or "").strip().partition("\n")[0]
+    return NumpyRenderer(f"{scene.__module__}:{scene.__qualname__}", params, about=about)
+
+
+@contextmanager
+def _extra_is_named() -> Iterator[None]:
+    """Say which extra holds a library that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in {"numpy", "av", "PIL"}:
+            raise MissingExtraError.of("rendering", "render") from error
+        raise

@@ -30,6 +30,7 @@ from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
 from renderdispatch.render.poster import PosterMoment, write_poster
+from renderdispatch.render.projection import projection_of
 from renderdispatch.render.scene import Scene, SupportsCover
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
@@ -92,9 +93,17 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
 
 
 def read_sound(
-    sound: SoundReader, writer: Mp4Writer, path: Path, *, fps: Fraction, report: Report, longest_s: float | None = None
+    sound: SoundReader,
+    writer: Mp4Writer | None,
+    path: Path,
+    *,
+    fps: Fraction,
+    report: Report,
+    longest_s: float | None = None,
 ) -> Features:
     """Analyse and encode the song; return its features, which are kept in the file ``path``.
+
+    Without a ``writer``, nothing is encoded.
 
     Raises:
         AudioError: As of `read_song`; or the range is shorter than half a frame (``audio.too-short``).
@@ -103,9 +112,11 @@ def read_sound(
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
         for block in read_song(sound, longest_s=longest_s):
             analyser.feed(block)
-            writer.write_sound(block)
+            if writer is not None:
+                writer.write_sound(block)
             report(0, expected)
-        writer.finish_sound()
+        if writer is not None:
+            writer.finish_sound()
         frames = round(sound.duration * fps)
         if frames < 1:
             what = f"{float(sound.duration):g} s of audio is less than one frame at {fps} frames a second"
@@ -166,14 +177,13 @@ class Artist:
     def __init__(
         self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
     ) -> None:
-        self._output = output
-        self._eyes = 2 if output.projection == "360-stereo" else 1
-        self._height = output.height // self._eyes
+        self._projection = projection_of(output)
+        width, height = self._projection.width, self._projection.height
         with _blamed_on_the_scene("could not be set up"):
-            self.scene: Final = scene(params, width=output.width, height=self._height, fps=output.fps)
+            self.scene: Final = scene(params, width=width, height=height, fps=output.fps)
             if cover is not None and isinstance(self.scene, SupportsCover):
                 self.scene.set_cover(cover.pixels)
-        self._canvas = np.zeros((output.height, output.width, 3), np.uint8)
+        self._canvas = np.zeros((height, width, 3), np.uint8)
         self._converter = Converter()
 
     def start(self) -> Any:
@@ -199,32 +209,26 @@ class Artist:
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
             return float(self.scene.light(state, frame))
 
+    def draw(self, state: Any, frame: Frame) -> Picture:
+        """Return a new picture of a frame, of the output's size.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        return self._projection.place(self.flat(state, frame))
+
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.
 
         Raises:
             SceneError: The scene raised an exception.
         """
-        canvas = np.zeros((self._height, self._output.width, 3), np.uint8)
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
             if isinstance(self.scene, PlanarScene):
                 return self.scene.picture(state, frame)
-            self.scene.paint(state, frame, canvas)
-        return Converter().from_rgb(canvas, self._output.width, self._height)
-
-    def draw(self, state: Any, frame: Frame) -> Picture:
-        """Return a new picture of a frame.
-
-        Raises:
-            SceneError: The scene raised an exception.
-        """
-        with _blamed_on_the_scene(f"failed at frame {frame.index}"):
-            if isinstance(self.scene, PlanarScene) and self._eyes == 1:
-                return self.scene.picture(state, frame)
-            self.scene.paint(state, frame, self._canvas[: self._height])
-        if self._eyes == 2:
-            self._canvas[self._height :] = self._canvas[: self._height]
-        return self._converter.from_rgb(self._canvas, self._output.width, self._output.height)
+            self.scene.paint(state, frame, self._canvas)
+        height, width, _ = self._canvas.shape
+        return self._converter.from_rgb(self._canvas, width, height)
 
 
 def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from renderdispatch.errors import RenderError
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.runner.environment import proxies_of
+from renderdispatch.runner.environment import proxies_of, renderers_of
 from renderdispatch.runner.process import events_pipe, has_parent
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.reporting import reporting_by, told_to_stop
@@ -94,6 +94,7 @@ def main() -> int:
             sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
             return 2
         os.environ |= proxies_of(line)
+        render.renderers |= renderers_of(line)
         with contextlib.suppress(RenderError, OSError):  # the render meets it again, and reports it
             render.prepare(order.scene)
         return 0 if isinstance(_run(order, stdin, render), Completed) else 1

@@ -12,16 +12,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from attrs import field, frozen
 
-from renderdispatch.errors import FaultName, GpuUnavailableError, RenderError, RenderStalled, SceneError
+from renderdispatch.errors import (
+    FaultName,
+    GpuUnavailableError,
+    InvalidRequestError,
+    RenderError,
+    RenderStalled,
+    SceneError,
+)
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
-from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams
+from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams, SupportsPreview
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
@@ -59,6 +66,18 @@ def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> N
         raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here")
 
 
+def with_preview(renderer: Renderer, scene: str) -> SupportsPreview:
+    """Return the renderer if it can draw a single frame.
+
+    Raises:
+        InvalidRequestError: ``preview.unsupported``.
+    """
+    if isinstance(renderer, SupportsPreview):
+        return renderer
+    message = f"scene {scene!r} has no preview; render a second of it: --start 0:30 --duration 1"
+    raise InvalidRequestError(message, code="preview.unsupported")
+
+
 @frozen
 class InProcessRender:
     """Renders in this very process.
@@ -70,18 +89,38 @@ class InProcessRender:
     renderers: Mapping[str, Renderer] = field(factory=dict)
 
     def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
-        check_renderer(renderer, order)
-        try:
-            with checked(renderer, order, audio, report) as reported:
-                stats = renderer.render(order, audio, output, _in_plain_numbers(reported))
-        except SystemExit as error:  # the scene must not end the process that hosts it
-            raise SceneError(f"scene {order.scene!r} tried to exit the process (status {error.code!r})") from error
+        renderer = self._renderer(order)
+        with _kept_alive(order), checked(renderer, order, audio, report) as reported:
+            stats = renderer.render(order, audio, output, _in_plain_numbers(reported))
         if not isinstance(stats, RenderStats):
             raise SceneError(f"scene {order.scene!r} returned {type(stats).__name__}, not RenderStats")
         if not output.is_file():
             raise SceneError(f"scene {order.scene!r} wrote no video")
         return stats
+
+    def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
+        """Draw one frame; see `SupportsPreview`.
+
+        Raises:
+            InvalidRequestError: ``preview.unsupported``: the scene cannot draw a single frame.
+        """
+        renderer = self._renderer(order)
+        with _kept_alive(order):
+            return with_preview(renderer, order.scene).preview(order, audio, picture, _in_plain_numbers(report), at=at)
+
+    def _renderer(self, order: RenderOrder) -> Renderer:
+        renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
+        check_renderer(renderer, order)
+        return renderer
+
+
+@contextlib.contextmanager
+def _kept_alive(order: RenderOrder) -> Iterator[None]:
+    """Keep the scene from ending the process that hosts it."""
+    try:
+        yield
+    except SystemExit as error:
+        raise SceneError(f"scene {order.scene!r} tried to exit the process (status {error.code!r})") from error
 
 
 def _in_plain_numbers(report: Report) -> Report:
@@ -107,12 +146,19 @@ class _Scene(Message):
     where: str | None
 
 
+class _Still(Message):
+    """One frame is wanted, and no video."""
+
+    at: float | None
+
+
 class _Task(Message):
     """The second line."""
 
     order: RenderOrder
     audio: Path
     output: Path
+    still: _Still | None = None
 
 
 class _News(Message):
@@ -121,6 +167,7 @@ class _News(Message):
     frames: int = 0
     total: int = 0
     stats: RenderStats | None = None
+    shown: int | None = None
     error: JobError | None = None
 
 
@@ -130,11 +177,12 @@ class SupervisedRender:
     Leaving the context manager ends a process that was started ahead and never used.
 
     Args:
-        renderers: Scenes beside those that are registered, each as ``"package.module:name"``, imported there.
+        renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
+            ``"/folder/file.py:name"``, imported there.
     """
 
     def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
-        self._renderers = dict(renderers or {})
+        self.renderers = dict(renderers or {})
         self._forked: SupervisedProcess | None = None
         self._prepared: SupervisedProcess | None = None
 
@@ -167,7 +215,7 @@ class SupervisedRender:
             if is_disk_full(failure):
                 raise
             raise RenderError(f"the render process cannot be started: {failure}", code="renderer.died") from failure
-        process.write_line(_Scene(name=scene, where=self._renderers.get(scene)).model_dump_json())
+        process.write_line(_Scene(name=scene, where=self.renderers.get(scene)).model_dump_json())
         self._prepared = process
         return process
 
@@ -178,21 +226,34 @@ class SupervisedRender:
             RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started;
                 ``render.stalled`` or ``memory.full`` when it was ended because of the order's limits.
         """
+        news = self._carry_out(_Task(order=order, audio=audio, output=output), report)
+        assert news.stats is not None
+        return news.stats
+
+    def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
+        """Draw one frame, under the same limits; see `SupportsPreview`. Raises what a render raises."""
+        news = self._carry_out(_Task(order=order, audio=audio, output=picture, still=_Still(at=at)), report)
+        assert news.shown is not None
+        return news.shown
+
+    def _carry_out(self, task: _Task, report: Report) -> _News:
+        """Return the last news of a task, which is not an error."""
+        order = task.order
         process = self._prepared or self.prepare(order.scene)
         finished = False
         try:
-            process.write_line(_Task(order=order, audio=audio, output=output).model_dump_json())
+            process.write_line(task.model_dump_json())
             news = _News()
-            guard = _Guard(order, process.pid, counts=order.scene in SHIPPED and order.scene not in self._renderers)
+            guard = _Guard(order, process.pid, counts=order.scene in SHIPPED and order.scene not in self.renderers)
             while (line := process.read_line(_CHECK_EVERY_S)) != b"":
                 if line is not None:
                     news = _News.model_validate_json(line)
                     guard.stalls.heard(news.frames, news.total, now=time.monotonic())
-                finished = news.stats is not None or news.error is not None
                 if news.error is not None:
+                    finished = True
                     raise RenderFailed(news.error)
-                if news.stats is not None:
-                    return news.stats
+                if finished := news.stats is not None or news.shown is not None:
+                    return news
                 guard.check(news.frames)
                 report(news.frames, news.total)
             how = describe_exit(process.end(wait_s=1), process.log)
@@ -267,14 +328,20 @@ def child_main() -> None:
         task = _Task.model_validate_json(line)
         try:
             own = own or {scene.name: _renderer_of(scene)}
-            stats = InProcessRender(own)(task.order, task.audio, task.output, report)
+            answer = _carried_out(InProcessRender(own), task, report)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a scene raises is answered, asyncio's cancel included
             traceback.print_exc()  # for the log; the one line of the error is for people
             send(_News(error=job_error(error, otherwise=FaultDomain.SCENE)))
         else:
-            send(_News(stats=stats))
+            send(answer)
+
+
+def _carried_out(host: InProcessRender, task: _Task, report: Report) -> _News:
+    if task.still is None:
+        return _News(stats=host(task.order, task.audio, task.output, report))
+    return _News(shown=host.preview(task.order, task.audio, task.output, report, at=task.still.at))
 
 
 def _renderer_of(scene: _Scene) -> Renderer:

@@ -14,6 +14,7 @@ from typing import Final
 
 from renderdispatch.errors import ConfigurationError, RenderDispatchError, UnknownNameError
 from renderdispatch.protocols import Renderer
+from renderdispatch.runner.scene_files import load_scene_file, read_scene_file
 
 GROUP: Final = "renderdispatch.renderers"
 
@@ -50,17 +51,23 @@ def find_renderer(scene: str) -> Renderer:
         ConfigurationError: The scene is registered, but cannot be imported or is not a renderer.
     """
     point = _registered().get(scene)
+    if point is None and read_scene_file(scene) is not None:
+        message = f"{scene[:200]!r} is a scene file; only commands such as 'renderdispatch render --scene' take those"
+        raise UnknownNameError(message, code="scene.unknown")
     if point is None:
         raise UnknownNameError.of("scene", scene, scene_names(), code="scene.unknown")
     return load_renderer(scene, point.value)
 
 
 def load_renderer(scene: str, where: str) -> Renderer:
-    """Return the renderer that is defined at ``"package.module:name"``.
+    """Return the renderer that is defined at ``"package.module:name"``, or in a file ``"/folder/file.py:name"``.
 
     Raises:
         ConfigurationError: It cannot be imported, or is not a renderer.
+        InvalidRequestError: The file cannot be used; see `load_scene_file`.
     """
+    if (file := read_scene_file(where)) is not None and file.path.is_absolute():
+        return load_scene_file(file)
     point = EntryPoint(scene, where, GROUP)
     try:
         found = point.load()

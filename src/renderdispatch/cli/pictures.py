@@ -1,0 +1,197 @@
+"""Which picture does a command line ask for: scene, parameters, size, range?
+
+`render`, `demo` and `preview` share these options.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args
+
+import click
+from attrs import frozen
+from pydantic import JsonValue, ValidationError
+
+from renderdispatch import errors
+from renderdispatch.backends.local import LocalGpuBackend
+from renderdispatch.cli.options import read_time
+from renderdispatch.messages import (
+    MAX_AUDIO_TRACK,
+    PRESETS,
+    Message,
+    Output,
+    Quality,
+    describe_validation,
+    read_output,
+)
+from renderdispatch.protocols import Renderer
+from renderdispatch.runner.renderers import find_renderer, load_renderer
+from renderdispatch.runner.scene_files import read_scene_file
+from renderdispatch.service import RenderService
+from renderdispatch.wiring import from_settings
+
+_F = TypeVar("_F", bound=Callable[..., object])
+_M = TypeVar("_M", bound=Message)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    width, times, height = text.lower().partition("x")
+    if not (times and width.isdecimal() and height.isdecimal() and len(text) <= 20):
+        raise click.BadParameter(f"{text[:80]!r} is not a size; write WIDTHxHEIGHT, such as 1280x720.")
+    return int(width), int(height)
+
+
+def _read_param(text: str) -> tuple[str, JsonValue]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"{text[:80]!r} is not a parameter; write NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value  # a word needs no quotes
+
+
+_PICTURE: Final = (
+    click.option(
+        "--scene",
+        default="bars",
+        show_default=True,
+        metavar="NAME",
+        help="See 'renderdispatch scenes'; or file.py:NAME, a scene in a file of yours.",
+    ),
+    click.option(
+        "--preset", default="flat-1080p-landscape", show_default=True, metavar="NAME", help=", ".join(PRESETS)
+    ),
+    click.option("--size", type=_read_size, metavar="WIDTHxHEIGHT", help="Pixels, even numbers, such as 1280x720."),
+    click.option("--fps", metavar="RATE", help="Frames a second: 30, 29.97, 30000/1001."),
+    click.option(
+        "params",
+        "--set",
+        multiple=True,
+        type=_read_param,
+        metavar="NAME=VALUE",
+        help="A parameter of the scene; see 'renderdispatch scenes NAME'.",
+    ),
+)
+_RANGE: Final = (
+    click.option(
+        "--start",
+        type=read_time,
+        default="0",
+        metavar="TIME",
+        help="Where in the song the video begins: seconds, m:ss or h:mm:ss, such as 90, 1:30 or 1:30.5.",
+    ),
+    click.option("--duration", type=read_time, metavar="TIME", help="Default: to the end of the song."),
+    click.option(
+        "--audio-track",
+        type=click.IntRange(0, MAX_AUDIO_TRACK),
+        metavar="NUMBER",
+        help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
+    ),
+)
+cover_option: Final = click.option(
+    "--cover",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="A picture for scenes that show the cover, and for the video's tags. Default: the one in SONG's tags.",
+)
+quality_option: Final = click.option(
+    "--quality", type=click.Choice(get_args(Quality)), help="How much time the encoder takes. Default: balanced."
+)
+
+
+def picture_options(command: _F) -> _F:
+    """Add the options that say what is drawn."""
+    return _with(_PICTURE, command)
+
+
+def range_options(command: _F) -> _F:
+    """Add the options that say what of the song is heard."""
+    return _with(_RANGE, command)
+
+
+def _with(options: tuple[Callable[[Any], Any], ...], command: _F) -> _F:
+    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def read_picture(
+    preset: str, size: tuple[int, int] | None = None, fps: str | None = None, quality: str | None = None
+) -> Output:
+    """Return the output that the options describe.
+
+    Raises:
+        InvalidRequestError: A value makes no sense.
+    """
+    changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
+    more = {"fps": fps, "quality": quality}
+    changes |= {name: value for name, value in more.items() if value is not None}
+    return checked(Output, {**dict(read_output(preset)), **changes})
+
+
+def checked(model: type[_M], fields: Mapping[str, object]) -> _M:
+    """Return a message with these fields. Raises `InvalidRequestError`."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise errors.InvalidRequestError(describe_validation(error)) from None
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+@frozen
+class ChosenScene:
+    """A registered scene, or one in a file.
+
+    Args:
+        name: What a job records.
+        where: ``/folder/file.py:name``; None for a registered scene.
+    """
+
+    name: str
+    where: str | None = None
+
+    @classmethod
+    def named(cls, text: str) -> ChosenScene:
+        """Return the scene that a command line names."""
+        file = read_scene_file(text)
+        return cls(text) if file is None else cls(file.short, f"{file.path.absolute()}:{file.name}")
+
+    def load(self) -> Renderer:
+        """Return the renderer. A file is imported in this process, as Python would run it.
+
+        Raises:
+            InvalidRequestError: There is no such scene, or the file cannot be used.
+        """
+        return find_renderer(self.name) if self.where is None else load_renderer(self.name, self.where)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The table with which a process that renders finds the file; empty for a registered scene."""
+        return {} if self.where is None else {self.name: self.where}
+
+    def open_service(self, backend: str | None) -> tuple[RenderService, dict[str, object]]:
+        """Return a service that renders this scene, and what a request for it says.
+
+        A file is drawn by this process alone: the job names a backend that no other process has, so that no worker
+        takes what it could not find, and is tried once, so that it ends where this process was killed.
+
+        Raises:
+            InvalidRequestError: A file cannot be drawn by the backend that was asked for.
+            ConfigurationError: The settings make no sense.
+        """
+        if self.where is None:
+            return from_settings(worker=True), {"backend": backend}
+        if backend not in {None, "local"}:
+            message = f"a scene file is drawn on this machine, not by backend {backend!r}; leave --backend out"
+            raise errors.InvalidRequestError(message, code="scene.file")
+        ours = f"command-{Path(self.where).stem[:20]}-{uuid.uuid4().hex[:8]}"
+        service = from_settings(worker=True, backends={ours: LocalGpuBackend(renderers=self.files)})
+        return service, {"backend": ours}

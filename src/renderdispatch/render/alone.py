@@ -1,0 +1,74 @@
+"""What is the order of a render that no job asked for?
+
+A preview is drawn by the order that a job with the same request would get, without what delivers a video.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from renderdispatch.errors import InvalidRequestError
+from renderdispatch.messages import (
+    Asset,
+    ObjectUrls,
+    RenderOrder,
+    RenderRequest,
+    SignedPut,
+    StoredAudio,
+    describe_validation,
+)
+
+_LIFE: Final = timedelta(days=1)
+
+
+def order_alone(song: Path, *, cover: Path | None = None, **fields: Any) -> RenderOrder:
+    """Return the order.
+
+    Args:
+        song: The file; it exists.
+        cover: A picture; it exists too.
+        fields: Further ones of `RenderRequest`.
+
+    Raises:
+        InvalidRequestError: A field is wrong.
+    """
+    nothing = StoredAudio(key="", size=0)
+    try:
+        request = RenderRequest(audio=nothing, backend="", **fields)
+    except ValidationError as error:
+        raise InvalidRequestError(describe_validation(error)) from None
+    blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
+    latest = datetime.now(UTC) + _LIFE
+    shared = RenderRequest.model_fields.keys() & RenderOrder.model_fields.keys() - {"cover", "poster"}
+    return RenderOrder(
+        **{name: getattr(request, name) for name in shared},
+        job_id="alone",
+        attempt=1,
+        token="",
+        audio_url="",
+        audio_size=song.stat().st_size,
+        video=blank,
+        result=blank,
+        cover=None if cover is None else Asset(url="", size=cover.stat().st_size, path=str(cover)),
+        max_duration=request.limits.max_duration.total_seconds(),
+        memory_mib=request.limits.memory_mib,
+        start_by=latest,
+        finish_by=latest,
+        local=True,
+    )
+
+
+def check_moment(at: float | None) -> float | None:
+    """Return a moment of the song in seconds; None is the brightest one.
+
+    Raises:
+        InvalidRequestError: ``preview.range``: no song has it.
+    """
+    if at is not None and not (math.isfinite(at) and at >= 0):
+        raise InvalidRequestError(f"at: seconds into the song, 0 or more, not {at:g}", code="preview.range")
+    return at
