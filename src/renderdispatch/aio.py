@@ -76,6 +76,7 @@ class AsyncRenderService:
     counts = _awaited(RenderService.counts)
     download_url = _awaited(RenderService.download_url)
     poster_url = _awaited(RenderService.poster_url)
+    file_name = _awaited(RenderService.file_name)
     save = _awaited(RenderService.save)
     save_poster = _awaited(RenderService.save_poster)
     handle_webhook = _awaited(RenderService.handle_webhook)
@@ -111,6 +112,7 @@ class AsyncJobHandle:
     retry = _handled(JobHandle.retry)
     download_url = _awaited(JobHandle.download_url)
     poster_url = _awaited(JobHandle.poster_url)
+    file_name = _awaited(JobHandle.file_name)
     save = _awaited(JobHandle.save)
     save_poster = _awaited(JobHandle.save_poster)
     _reconciled = _awaited(JobHandle._reconciled)  # noqa: SLF001 - its twin

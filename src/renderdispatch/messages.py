@@ -344,9 +344,15 @@ def _cut_to(length: int) -> pydantic.BeforeValidator:
 
 
 def _clean_tag(value: object) -> object:
-    """Return a title or an artist on one line, without control characters; None for a blank one."""
+    """Return a title or an artist on one line, without control characters; None for a blank one.
+
+    Raises:
+        ValueError: It is not text.
+    """
+    if value is None:
+        return None
     if not isinstance(value, str):
-        return value
+        raise ValueError("must be text")  # noqa: TRY004 - pydantic's validators raise this one
     return " ".join("".join(" " if unicodedata.category(c) in _NOT_IN_TAGS else c for c in value).split()) or None
 
 
@@ -430,11 +436,11 @@ class SignedPut(Message):
 
 
 class ObjectUrls(Message):
-    """URLs for one of the objects that the GPU side writes."""
+    """URLs for one of the objects that the GPU side writes; ``get`` is blank for one that no run reads, the poster."""
 
     key: str
     put: SignedPut
-    get: str = Field(repr=False)
+    get: str = Field(default="", repr=False)
 
 
 class Asset(Message):
@@ -503,7 +509,7 @@ class RenderOrder(Message):
 
     def without_secrets(self) -> Self:
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
-        blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
+        blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
         if self.cover is not None:
             hidden["cover"] = self.cover.model_copy(update={"url": ""})

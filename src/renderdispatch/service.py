@@ -287,6 +287,13 @@ class RenderService:
         """
         return self._views.poster_url(self.get(job_id))
 
+    def file_name(self, job_id: str) -> str:
+        """Return the song's name, as a safe name of a file: ``Artist - Title.mp4``, else that of the audio's file.
+
+        `save` uses it, and so do the signed URLs of `R2Storage` and of `renderdispatch.web.objects`.
+        """
+        return self._views.file_name(self.get(job_id))
+
     def save(self, job_id: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the finished video to a file, which appears whole or not at all; return its path.
 
@@ -456,6 +463,10 @@ class JobHandle:
     def poster_url(self) -> str:
         """Return a URL of the poster, as `RenderService.poster_url`."""
         return self._service.poster_url(self.id)
+
+    def file_name(self) -> str:
+        """Return the song's name, as `RenderService.file_name`."""
+        return self._service.file_name(self.id)
 
     def save(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the finished video to a file, as `RenderService.save`."""

@@ -253,13 +253,9 @@ def test_what_is_no_picture(
     """Files and objects are refused by their size and first bytes, wherever they would be read."""
     cover.write_bytes(data)
     storage.put("front.jpg", data)
-    for submit in (
-        lambda: idle.submit(b"RIFF", scene="fake", cover=cover),
-        lambda: service.submit(b"RIFF", scene="fake", cover=cover),
-        lambda: idle.submit(b"RIFF", scene="fake", cover=StorageKey("front.jpg")),
-    ):
+    for submitted, given in ((idle, cover), (service, cover), (idle, StorageKey("front.jpg"))):
         with pytest.raises(InvalidRequestError) as refused:
-            submit()
+            submitted.submit(b"RIFF", scene="fake", cover=given)
         assert refused.value.code == code
     assert stored(idle) == ["front.jpg"]
 

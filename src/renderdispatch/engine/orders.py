@@ -69,20 +69,29 @@ def make_order(
     attempt = job.attempts[-1]
     request = job.request
 
+    def put(key: str, content_type: str, suffix: str | None) -> SignedPut:
+        if suffix is None or not (isinstance(signer, SupportsFileNames) and signer.names_files):
+            return signer.sign_put(key, expires_in=expires_in, content_type=content_type)
+        name = names.file_name(request, audio, suffix=suffix)
+        return signer.sign_put(key, expires_in=expires_in, content_type=content_type, file_name=name)
+
     def urls(key: str, content_type: str, suffix: str | None = None) -> ObjectUrls:
-        if suffix is not None and isinstance(signer, SupportsFileNames) and signer.names_files:
-            name = names.file_name(request, audio, suffix=suffix)
-            put = signer.sign_put(key, expires_in=expires_in, content_type=content_type, file_name=name)
-        else:
-            put = signer.sign_put(key, expires_in=expires_in, content_type=content_type)
-        return ObjectUrls(key=key, put=put, get=signer.sign_get(key, expires_in=expires_in))
+        get = signer.sign_get(key, expires_in=expires_in)
+        return ObjectUrls(key=key, put=put(key, content_type, suffix), get=get)
+
+    def pictures(*, named: bool) -> dict[str, ObjectUrls]:
+        found = {"video": urls(layout.video_key(prefix, attempt.token), "video/mp4", ".mp4" if named else None)}
+        if request.poster:
+            key = layout.poster_key(prefix, attempt.token)
+            found["poster"] = ObjectUrls(key=key, put=put(key, "image/jpeg", ".jpg" if named else None))
+        return found
 
     def asset(file: StoredAudio | LocalAudio) -> Asset:
         if isinstance(file, LocalAudio):
             return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns)
         return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size)
 
-    song = asset(audio)
+    song, uploads = asset(audio), pictures(named=True)
     order = RenderOrder(
         job_id=job.id,
         attempt=attempt.number,
@@ -90,7 +99,8 @@ def make_order(
         audio_url=song.url,
         audio_size=song.size,
         audio_mtime_ns=song.mtime_ns,
-        video=urls(layout.video_key(prefix, attempt.token), "video/mp4", ".mp4"),
+        video=uploads["video"],
+        poster=uploads.get("poster"),
         result=urls(layout.result_key(prefix, attempt.token), "application/json"),
         scene=request.scene,
         params=request.params,
@@ -101,7 +111,6 @@ def make_order(
         title=request.title,
         artist=request.artist,
         cover=None if cover is None else asset(cover),
-        poster=urls(layout.poster_key(prefix, attempt.token), "image/jpeg", ".jpg") if request.poster else None,
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         require_gpu=request.require_gpu,
@@ -113,8 +122,9 @@ def make_order(
         callback=callback,
         local=local,
     )
-    size = len(order.model_dump_json())
-    if size > MAX_ORDER_BYTES:
+    if _size(order) > MAX_ORDER_BYTES:  # long names are the least that is needed
+        order = order.model_copy(update=pictures(named=False))
+    if (size := _size(order)) > MAX_ORDER_BYTES:
         message = (
             f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: "
             "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
@@ -122,6 +132,10 @@ def make_order(
         )
         raise InvalidRequestError(message, code="order.too-large")
     return order
+
+
+def _size(order: RenderOrder) -> int:
+    return len(order.model_dump_json().encode())
 
 
 def file_url(file: LocalAudio) -> str:

@@ -118,6 +118,10 @@ class Views:
         """Open the finished video for reading. Raises `JobNotCompleteError`."""
         return self.parts.storage.open(_artifact_of(job).key)
 
+    def file_name(self, job: Job) -> str:
+        """Return the name under which the video is saved."""
+        return file_name(job.request)
+
     def save(self, job: Job, path: object, *, overwrite: bool) -> Path:
         """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
         target = _target(path, file_name(job.request))

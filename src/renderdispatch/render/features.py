@@ -50,6 +50,8 @@ _LOWEST_HZ: Final = 45.0
 _HIGHEST_HZ: Final = 14_000.0
 _QUIETEST: Final = 10 ** (-60 / 20)
 """Songs are scaled to their loudest part, but not those that stay below this level: they are noise."""
+_STEADY_DB: Final = 1.0
+"""The partials of a low note that is held rise and fall by up to this much, in the mean of all bands."""
 _BEAT_FADE_S: Final = 0.16
 
 
@@ -335,7 +337,7 @@ def _tops_db(counts: NDArray[np.intp], loudest: float) -> NDArray[np.float32]:
     around = (sums[2 * _NEIGHBOURS + 1 :] - sums[: -2 * _NEIGHBOURS - 1]) / (2 * _NEIGHBOURS + 1)
     below = loudest - (around - 255) * _BAND_STEP_DB
     silence = -255 * _BAND_STEP_DB + _BAND_RANGE_DB
-    return np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence).astype(np.float32)
+    return np.asarray(np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence), np.float32)
 
 
 def _level(rms: Floats) -> NDArray[np.float32]:
@@ -352,7 +354,7 @@ def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:
     reach = max(round(fps / 2), 1)
     sums = np.concatenate([[0.0], np.cumsum(np.pad(flux, reach, mode="edge"), dtype=np.float64)])
     around = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
-    onset = np.maximum(flux - 1.4 * around, 0)
+    onset = np.maximum(flux - 1.4 * around - _STEADY_DB, 0)
     strong = max(float(np.percentile(onset, 98)), float(onset.max()) / 4, 1.0)
     fade = float(np.exp(-1 / (fps * _BEAT_FADE_S)))
     beat = np.empty(len(flux), np.float32)

@@ -10,11 +10,10 @@ from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
-from renderdispatch.render.features import Floats
+from renderdispatch.render.features import BANDS, Floats
 from renderdispatch.render.params import LightParams
-from renderdispatch.render.picture import Canvas, Converter, Picture
+from renderdispatch.render.picture import Canvas, Converter, Picture, in_planes
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -58,49 +57,50 @@ class Backdrop:
         self.x: Final = centres(columns, width)
         self.y: Final = centres(rows, height)[:, None]
         self._params = params
-        self._reformatter = VideoReformatter()
-        self._converter = Converter()
         self._full = width, height
+        self._small = Picture.of(VideoFrame(columns, rows, "yuv444p"))
+        self._converter = Converter()
         # Hides the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
-        self._noise = np.random.default_rng(1).random((rows, columns, 1), np.float32)
+        self._noise = np.random.default_rng(1).random((3, rows, columns), np.float32)
 
     def set_light(self, *, glow: Floats, vignette: Floats, pulse: float, hole: Floats | float = 1) -> None:
         """Set what the light of all frames is made of.
 
         Args:
-            glow: The colour of the glow.
+            glow: The colour of the glow, (w, 3) or (h, w, 3).
             vignette: (h, w, 1), how bright the background is.
             pulse: How much light a beat adds where the background is bright.
             hole: (h, w, 1), how much of that light each place shows.
         """
-        self._night = rgb(self._params.background) * (0.35 + 0.65 * vignette)
-        self._glow = glow * np.float32(self._params.glow)
-        self._pulse = glow * vignette**2 * hole * np.float32(pulse * self._params.pulse)
+        dark = in_planes(np.zeros(3))
+        night = in_planes(rgb(self._params.background) * (0.35 + 0.65 * vignette))
+        flash = in_planes(glow * vignette**2 * hole * (pulse * self._params.pulse)) - dark
+        self._night = _apart(night) + self._noise
+        self._pulse = _apart(flash)
+        self._glow = _apart(np.broadcast_to((in_planes(glow) - dark) * np.float32(self._params.glow), night.shape))
 
     def picture(self, shine: Floats, pulse: float) -> Picture:
-        """Return a new picture, with the `pitches` of its width; arguments are as of `paint`."""
-        return self._converter.from_rgb(self._small(shine, pulse), *self._full)
-
-    def _small(self, shine: Floats, pulse: float) -> Canvas:
-        light = self._night + shine[..., None] * self._glow + self._pulse * np.float32(pulse)
-        return np.clip(light + self._noise, 0, 255).astype(np.uint8)
-
-    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
-        """Fill the canvas.
+        """Return a new picture, with the `pitches` of its width.
 
         Args:
             shine: (h, w), how strongly each place glows.
             pulse: How strong the light of the beat is.
-            canvas: It is painted whole.
         """
-        small = self._small(shine, pulse)
-        height, width, _ = canvas.shape
-        frame = VideoFrame.from_numpy_buffer(small, format="rgb24")
-        # To planes: FFmpeg scales those three times faster than interleaved pixels.
-        large = self._reformatter.reformat(frame, width, height, "gbrp", interpolation=Interpolation.BILINEAR)
-        for channel, plane in zip((1, 2, 0), large.planes, strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-            canvas[..., channel] = rows[:, :width]
+        light = self._glow * shine
+        light += self._night
+        light += self._pulse * np.float32(pulse)
+        for plane, values, most in zip(self._small.planes, light, (235, 240, 240), strict=True):
+            plane[:] = np.clip(values, 16, most, out=values)
+        return self._converter.scaled(self._small, *self._full)
+
+    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
+        """Fill the canvas with the picture; arguments are as of `picture`."""
+        self._converter.to_rgb(self.picture(shine, pulse), canvas)
+
+
+def _apart(planes: Floats) -> Floats:
+    """Return (..., 3) as (3, ...) float32."""
+    return np.ascontiguousarray(np.moveaxis(planes, -1, 0), np.float32)
 
 
 def centres(count: int, length: int) -> Floats:
@@ -138,12 +138,35 @@ class Spring:
 def softened(values: Floats, times: int = 1) -> Floats:
     """Return each value blended with its two neighbours, so many times."""
     for _ in range(times):
-        padded = np.pad(values, 1, mode="edge")
-        values = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+        wide = np.concatenate([values[:1], values, values[-1:]])
+        values = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) * np.float32(0.25)
     return values
 
 
-def spectrum(bands: Floats, at: Floats, loudness: float) -> Floats:
-    """Return the heights, 0 to 1, of bars at the places ``at`` of a frame's bands; places are 0 to 1."""
-    values = np.interp(at, np.linspace(0, 1, len(bands)), bands).astype(np.float32)
-    return np.asarray(np.clip(softened(values) ** 1.7 * loudness, 0, 1))
+def contrasted(values: Floats, strength: float, reach: int = 5) -> Floats:
+    """Return values further away from the mean of those around them, ``reach`` on each side; 0 to 1."""
+    wide = np.concatenate([np.repeat(values[:1], reach + 1), values, np.repeat(values[-1:], reach)])
+    sums = np.cumsum(wide)
+    mean = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) * np.float32(1 / (2 * reach + 1))
+    return np.asarray(np.clip(values + (values - mean) * np.float32(strength), 0, 1))
+
+
+class Spectrum:
+    """Reads the heights of bars from the bands of a frame.
+
+    Args:
+        at: Where the bars are in the spectrum, 0 to 1.
+    """
+
+    def __init__(self, at: Floats) -> None:
+        place = at * (BANDS - 1)
+        self._low = np.minimum(place.astype(np.intp), BANDS - 2)
+        self._part = (place - self._low).astype(np.float32)
+
+    def heights(self, bands: Floats, loudness: float) -> Floats:
+        """Return the heights, 0 to 1. Notes stand out from those around them."""
+        low = bands[self._low]
+        seen = contrasted(softened(low + (bands[self._low + 1] - low) * self._part), 0.7)
+        # A power of 1.75 by square roots alone, which are the same on every machine.
+        root = np.sqrt(seen)
+        return np.asarray(np.clip(seen * root * np.sqrt(root) * np.float32(loudness), 0, 1))

@@ -40,7 +40,7 @@ _LUMA: Final = (0.2126, 0.7152, 0.0722)
 
 @frozen(eq=False)
 class Picture:
-    """A yuv420p picture of an even size. The planes are views of the frame, and may be written to.
+    """A picture in planes, usually yuv420p of an even size. The planes are views of the frame, and may be written to.
 
     Args:
         frame: The encoder's own frame.
@@ -92,7 +92,7 @@ def in_a_row(plane: Plane) -> Plane:
     return np.lib.stride_tricks.as_strided(plane, ((rows - 1) * plane.strides[0] + columns,), (1,))
 
 
-def blended(under: Plane, shade: Shade, cover: NDArray[np.int16] | int) -> NDArray[np.int16]:
+def blended(under: Plane | Shade, shade: Shade, cover: NDArray[np.int16] | int) -> NDArray[np.int16]:
     """Return pixels that a shape covers, 0 to `FULL`, with a shade; shapes broadcast. All is in integers."""
     away = shade - under
     away *= cover
@@ -110,7 +110,7 @@ def blend_at(row: Plane, at: NDArray[np.intp], shade: Shade, cover: NDArray[np.i
         shade: (n,) or a number.
         cover: (n,), 0 to `FULL`.
     """
-    row[at] = blended(row[at], shade, cover)
+    row[at] = blended(row[at], shade, cover).astype(np.uint8)  # to cast while it is scattered takes twice as long
 
 
 def put_where(pixels: Plane, shown: Plane, where: Plane) -> None:
@@ -143,6 +143,12 @@ class Converter:
             interpolation=Interpolation.BILINEAR,
             threads=1,
         )
+        return Picture.of(frame)
+
+    def scaled(self, picture: Picture, width: int, height: int) -> Picture:
+        """Return a picture as yuv420p, scaled bilinearly to a size."""
+        bilinear = Interpolation.BILINEAR
+        frame = self._reformatter.reformat(picture.frame, width, height, "yuv420p", interpolation=bilinear, threads=1)
         return Picture.of(frame)
 
     def to_rgb(self, picture: Picture, canvas: Canvas) -> None:

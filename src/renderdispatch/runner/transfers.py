@@ -178,7 +178,7 @@ class HttpTransfers:
         """Close the connections."""
         self._client.close()
 
-    def download(self, url: str, into: Path, *, size: int, moved: Moved, what: Input) -> Path:
+    def download(self, url: str, into: Path, *, size: int, moved: Moved, what: Input = "audio") -> Path:
         """Download; after a broken connection only the rest is asked for."""
         into.write_bytes(b"")
         self._retry(
@@ -189,7 +189,7 @@ class HttpTransfers:
         )
         return into
 
-    def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product) -> str | None:
+    def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product = "video") -> str | None:
         """Upload with exactly the signed headers and the length."""
         return self._retry(lambda: self._put(put, path, moved), f"{what}.upload", f"upload the {what}")
 

@@ -235,14 +235,12 @@ class R2Storage:
 
     # --- signing
 
-    def sign_get(
-        self,
-        key: str,
-        *,
-        expires_in: timedelta,
-        file_name: str | None = None,  # noqa: ARG002 - the object keeps the name of its upload
-    ) -> str:
-        """Return a URL that reads the object for a while; below ``public_url``, for ever. Sends nothing."""
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object for a while; below ``public_url``, for ever. Sends nothing.
+
+        The object keeps the name that its upload said.
+        """
+        keys.check_file_name(file_name)
         path, expires_s = self._path(key), _seconds(expires_in)
         if self._public_url is not None:
             return f"{self._public_url}/{quote(path, safe='/')}"

@@ -30,11 +30,11 @@ from renderdispatch.render.picture import (
 
 _BEAT: Final = 0.05
 """By how much of its radius the ring grows at a beat, with a pulse of 1."""
-_DISCS: Final = 12
+_DISCS: Final = 8
 """The most sizes of the cover that are kept for the growth at a beat."""
 _SMALLEST: Final = 16
 """Rows and columns of a cover that FFmpeg is given at least."""
-_BAND: Final = 1 << 20
+_BAND: Final = 1 << 18
 """Pixels that are placed at a time, so that a large picture takes little memory."""
 
 
@@ -192,6 +192,11 @@ class _Shape:
         """The length of a ray in silence, which makes it round."""
         return 2 * self.half
 
+    @property
+    def around(self) -> float:
+        """More than any distance in the picture."""
+        return 2.0 * (self.width + self.height)
+
     def disc_radius(self, *, beat: float) -> float:
         """Return the radius of the disc at a beat, 0 to 1."""
         return max(self.inner * (1 + self.beat * beat) - self.gap - self.line / 2 - self.gap / 2, 1.0)
@@ -199,8 +204,6 @@ class _Shape:
 
 class _Layer:
     """Draws rays and ring in planes of one size.
-
-    The pixels of rays are sorted by ray, and then by distance; those of the ring by distance.
 
     Args:
         shape: Where everything is.
@@ -211,69 +214,66 @@ class _Layer:
 
     def __init__(self, shape: _Shape, colours: Sequence[str], channels: slice, *, pixel: int) -> None:
         self._shape = shape
-        self._pixel = np.float32(pixel)
+        self._pixel = pixel
         height, band = shape.height // pixel, max(_BAND * pixel // shape.width, 1)
-        bands = [self._place(shape, top, min(top + band, height)) for top in range(0, height, band)]
-        at, turns, ray, near, far, side, radius = map(np.concatenate, zip(*bands, strict=True))
+        bands = [self._place(top, min(top + band, height), colours, channels) for top in range(0, height, band)]
+        at, ray, near, far, side, radius, *shade = map(np.concatenate, zip(*bands, strict=True))
 
-        kept = np.flatnonzero(side)
+        self._rays = []
         # The ray is the whole part, the distance the fraction: one search finds the ends of all rays.
-        self._scale = 1 / (2.0 * (shape.width + shape.height))
-        keys = ray[kept] + far[kept] * self._scale
-        order = np.argsort(keys, kind="stable")
-        self._keys = keys[order]
-        kept = kept[order]
-        self._near, self._far, self._side = near[kept], far[kept], side[kept]
-        out = (radius[kept] - shape.inner) / shape.reach[ray[kept]]
-        self._rays = _Pixels(at[kept], _shades(colours, turns[kept], out, channels))
+        keys = ray + far / shape.around
+        for part in (side == FULL, (side > 0) & (side < FULL)):
+            kept = np.flatnonzero(part)
+            kept = kept[np.argsort(keys[kept], kind="stable")]
+            pixels = _Pixels(at[kept], [values[kept] for values in shade])
+            self._rays.append(_Rays(shape, pixel, keys[kept], near[kept], far[kept], side[kept], pixels))
 
-        room = shape.line + pixel
-        rings = np.flatnonzero(np.abs(radius - (shape.inner - shape.gap)) < shape.inner * shape.beat + room)
-        rings = rings[np.argsort(radius[rings], kind="stable")]
-        self._ring_radius = radius[rings]
-        self._ring = _Pixels(at[rings], _shades(colours, turns[rings], np.zeros(len(rings)), channels))
+        kept = np.flatnonzero(self._near_ring(radius))
+        kept = kept[np.argsort(radius[kept], kind="stable")]
+        self._ring_radius = radius[kept]
+        self._ring = _Pixels(at[kept], [values[kept] for values in shade])
 
     def draw(self, planes: Sequence[Plane], inner: float, outer: Floats) -> None:
         """Draw rays from ``inner`` to ``outer`` (rays,), and the ring, over what the planes hold."""
-        pixel = self._pixel
-        rays = np.arange(len(outer))
-        first, end = np.searchsorted(
-            self._keys, [rays + (inner - pixel / 2) * self._scale, rays + (outer + pixel / 2) * self._scale]
-        )
-        lengths = end - first
-        ends = np.cumsum(lengths)
-        which = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
-        cover = np.minimum(np.repeat(outer, lengths) - self._far[which], self._near[which] - np.float32(inner))
-        cover = np.clip(cover / pixel + np.float32(0.5), 0, 1) * self._side[which]
-        self._rays.blend(planes, which, cover)
+        rows = [in_a_row(plane) for plane in planes]
+        for rays in self._rays:
+            rays.draw(rows, inner, outer)
+        ring, half = inner - self._shape.gap, (self._shape.line + self._pixel) / 2
+        part = slice(*np.searchsorted(self._ring_radius, (ring - half, ring + half)))
+        away = np.abs(self._ring_radius[part] - np.float32(ring))
+        cover = np.minimum((half - away) / self._pixel, min(self._shape.line / self._pixel, 1)) * FULL
+        self._ring.blend(rows, part, cover.astype(np.int16))
 
-        ring, half = inner - self._shape.gap, (self._shape.line + pixel) / 2
-        ring_first, ring_end = np.searchsorted(self._ring_radius, (ring - half, ring + half))
-        part = slice(ring_first, ring_end)
-        cover = (np.float32(half) - np.abs(self._ring_radius[part] - np.float32(ring))) / pixel
-        cover = np.minimum(cover, min(self._shape.line / float(pixel), 1)) * np.float32(FULL)
-        self._ring.blend(planes, part, cover)
+    def _near_ring(self, radius: Floats) -> NDArray[np.bool_]:
+        shape = self._shape
+        room = shape.line + self._pixel
+        return (radius > shape.inner - shape.gap - room) & (radius < shape.inner * (1 + shape.beat) - shape.gap + room)
 
-    def _place(self, shape: _Shape, top: int, bottom: int) -> tuple[NDArray[Any], ...]:
-        """Find the pixels of some rows that rays or ring may touch, and their place on them."""
-        pixel = self._pixel
-        x = centres(shape.width // int(pixel), shape.width) - np.float32(shape.width / 2)
-        y = centres(shape.height // int(pixel), shape.height)[top:bottom, None] - np.float32(shape.height / 2)
+    def _place(self, top: int, bottom: int, colours: Sequence[str], channels: slice) -> list[NDArray[Any]]:
+        """Find the pixels of some rows that rays or ring may touch, their place on them, and their shades."""
+        shape, pixel = self._shape, self._pixel
+        x = centres(shape.width // pixel, shape.width) - np.float32(shape.width / 2)
+        y = centres(shape.height // pixel, shape.height)[top:bottom, None] - np.float32(shape.height / 2)
         radius = np.hypot(x, y)
         grown = shape.inner * shape.beat + pixel
-        from_, to = shape.inner - shape.gap - shape.line - pixel, shape.inner + shape.reach.max() + grown
-        near_rows, near_columns = np.nonzero((radius > from_) & (radius < to))
-        radius = radius[near_rows, near_columns]
-        angle = np.arctan2(x[near_columns], y[near_rows, 0]) / np.float32(2 * np.pi) % 1
-        nearest = np.round(angle * shape.count)
-        beside = np.abs(np.sin((angle - nearest / np.float32(shape.count)) * np.float32(2 * np.pi))) * radius
+        near = radius < shape.inner + shape.reach.max() + grown
+        near &= radius > shape.inner - shape.gap - shape.line - pixel
+        rows, columns = np.nonzero(near)
+        radius = radius[rows, columns]
+        turns = np.arctan2(x[columns], y[rows, 0]) / np.float32(2 * np.pi) % 1
+        nearest = np.round(turns * shape.count)
+        beside = np.abs(np.sin((turns - nearest / np.float32(shape.count)) * np.float32(2 * np.pi))) * radius
         ray = nearest.astype(np.int32) % shape.count
-        side = np.clip((shape.half - beside) / pixel + np.float32(0.5), 0, min(2 * shape.half / float(pixel), 1))
+        out = (radius - np.float32(shape.inner)) / shape.reach[ray]
+        side = np.clip((shape.half - beside) / pixel + 0.5, 0, min(2 * shape.half / pixel, 1))
+        side[(radius > shape.inner + shape.reach[ray] + grown) | (radius < shape.inner - pixel)] = 0
         # A round end is drawn as a straight one whose pixels count as further out, the more so at its sides.
         round_by = shape.half - np.sqrt(np.maximum(shape.half**2 - beside**2, 0))
-        side[(radius > shape.inner + shape.reach[ray] + grown) | (radius < shape.inner - pixel)] = 0
-        at = (near_rows + top) * pitches(shape.width)[int(pixel) - 1] + near_columns
-        return at, angle, ray, radius - round_by, radius + round_by, side * np.float32(FULL), radius
+        at = (rows + top) * pitches(shape.width)[pixel - 1] + columns
+        cover = np.rint(side * FULL).astype(np.int16)
+        kept = (cover > 0) | self._near_ring(radius)
+        placed = [values[kept] for values in (at, ray, radius - round_by, radius + round_by, cover, radius)]
+        return placed + _shades(colours, turns[kept], out[kept], channels)
 
 
 @frozen(eq=False)
@@ -288,11 +288,67 @@ class _Pixels:
     at: NDArray[np.intp]
     shades: Sequence[Shade]
 
-    def blend(self, planes: Sequence[Plane], which: NDArray[np.intp] | slice, cover: Floats) -> None:
+    def blend(self, rows: Sequence[Plane], which: NDArray[np.intp] | slice, cover: NDArray[np.int16]) -> None:
         """Blend the shade in at some of the pixels, which are covered by so much, 0 to `FULL`."""
-        at, whole = self.at[which], cover.astype(np.int16)
-        for plane, shade in zip(planes, self.shades, strict=True):
-            blend_at(in_a_row(plane), at, shade[which], whole)
+        at = self.at[which]
+        for row, shade in zip(rows, self.shades, strict=True):
+            blend_at(row, at, shade[which], cover)
+
+    def put(self, rows: Sequence[Plane], which: NDArray[np.intp]) -> None:
+        """Show the shade at some of the pixels."""
+        at = self.at[which]
+        for row, shade in zip(rows, self.shades, strict=True):
+            row[at] = shade[which].astype(np.uint8)
+
+
+@frozen(eq=False)
+class _Rays:
+    """Pixels that rays may cover: those of their sides, or those between.
+
+    Args:
+        shape: Where the rays are.
+        pixel: How many pixels of the picture these are wide.
+        keys: (pixels,), the ray plus the part that ``far`` is of `_Shape.around`; sorted.
+        near: (pixels,), the distance at which a ray must begin to cover a pixel by half.
+        far: (pixels,), the distance at which a ray must end to cover a pixel by half; more than ``near`` because
+            both ends are round.
+        side: (pixels,) int16, how much of the pixel an endless ray covers, 0 to `FULL`: all by `FULL`, or none.
+        pixels: What is drawn.
+    """
+
+    shape: _Shape
+    pixel: int
+    keys: Floats
+    near: Floats
+    far: Floats
+    side: NDArray[np.int16]
+    pixels: _Pixels
+
+    def draw(self, rows: Sequence[Plane], inner: float, outer: Floats) -> None:
+        """Draw the rays. What their ends leave uncovered takes a calculation; what is between the ends does not."""
+        half, rays = self.pixel / 2, np.arange(len(outer))
+        begin = np.full(len(outer), inner)
+        bounds = np.stack([begin - half, begin + 2 * self.shape.half + half, outer - half, outer + half])
+        first, head, tail, end = np.searchsorted(self.keys, rays + bounds / self.shape.around)
+        head = np.minimum(head, tail)
+
+        between = _runs(head, tail)
+        if len(self.side) and self.side[0] == FULL:
+            self.pixels.put(rows, between)
+        else:
+            self.pixels.blend(rows, between, self.side[between])
+
+        ends = _runs(np.concatenate((first, tail)), np.concatenate((head, end)))
+        until = np.repeat(np.concatenate((outer, outer)), np.concatenate((head - first, end - tail)))
+        length = np.minimum(until - self.far[ends], self.near[ends] - np.float32(inner))
+        cover = np.clip(length / self.pixel + np.float32(0.5), 0, 1) * self.side[ends]
+        self.pixels.blend(rows, ends, cover.astype(np.int16))
+
+
+def _runs(first: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return all whole numbers from each ``first`` to before its ``end``, one run after the other."""
+    lengths = end - first
+    return np.asarray(np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths))
 
 
 class _Disc:
@@ -325,7 +381,7 @@ class _Disc:
         return np.asarray(np.rint(np.clip(away, 0, 1) * FULL), np.int16)
 
 
-def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> Sequence[Shade]:
+def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> list[Shade]:
     """Return the colours of rays at places, for some planes; they are lighter further ``out``, 0 to 1."""
     towards_white = (0.12 + 0.45 * np.clip(out, 0, 1) ** 1.5)[:, None]
     colour = gradient(colours, _mirrored(turns)) * (1 - towards_white) + 255 * towards_white

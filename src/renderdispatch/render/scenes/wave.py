@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from math import floor
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from renderdispatch.render.features import WAVE_POINTS, Floats, Frame
+from renderdispatch.render.features import Floats, Frame
 from renderdispatch.render.paint import Backdrop, Spring, gradient, smoothstep
 from renderdispatch.render.params import WaveParams
-from renderdispatch.render.picture import Picture, PlanarScene, in_planes
+from renderdispatch.render.picture import FULL, Picture, PlanarScene, blended, in_a_row, shades
 
 _SHOWN: Final = 128
-"""Points of the wave that are shown, 12 ms. The others leave room to find where the line of the frame before goes on."""
-_STARTS: Final = slice(2, WAVE_POINTS - _SHOWN - 2)
-"""The points where the line can begin: there are points before and after it to interpolate."""
-_STEEPEST: Final = 16.0
+"""Points of the wave that are shown, 12 ms. The others are room to find where the line of the frame before goes on."""
+_LOUD: Final = 0.75
+"""A part with less than so much of the energy of the loudest part is quiet."""
+_STEEPEST: Final = 48.0
 """The most pixels across per pixel along that a line rises, so that it stays a line."""
 _CALM_S: Final = 0.035
 """Seconds until 63 % of a small change of the line's shape are followed."""
@@ -44,7 +46,7 @@ class Wave(PlanarScene[WaveState]):
         self.upright = height > width
         self.along, self.across = max(width, height), min(width, height)
         self.middle = np.float32(self.across / 2)
-        self.reach = np.float32(min(self.across * 0.46, self.along * 0.4) * params.gain)
+        self.reach = np.float32(self.across * 0.46 * params.gain)
         self.thickness = max(self.across / 170 * params.thickness, 1.2)
         self.brightness = Spring(rise_s=0.03, fall_s=0.25, frame_s=frame_s)
         self.pace = float(1 - np.exp(-frame_s / _CALM_S))
@@ -54,8 +56,8 @@ class Wave(PlanarScene[WaveState]):
         self.taper = np.sin(np.pi * place) ** np.float32(1.2)
         self.curve = _Curve(place * (_SHOWN - 1))
         colour = gradient(params.colours, place)
-        self.colour = in_planes(colour)
-        self.core = in_planes(colour * 0.35 + 255 * 0.65)
+        self.colour = shades(colour)
+        self.core = shades(colour * 0.35 + 255 * 0.65)
 
         self.backdrop = Backdrop(params, width, height)
         x, y = self.backdrop.x, self.backdrop.y
@@ -91,27 +93,13 @@ class Wave(PlanarScene[WaveState]):
         return picture
 
     def _continued(self, last: Floats, wave: Floats, light: float) -> Floats:
-        """Return the part of the wave that differs least from the line before, blended with it if it is alike."""
-        loud = light / max(float(np.abs(wave).max()), 0.01)
-        shaped = np.tanh(wave * (1.4 * loud))
-        # Sums over the parts that begin at each point, by the convolution theorem: last * part, and part squared.
-        known = np.zeros((3, WAVE_POINTS))
-        known[0], known[1], known[2, :_SHOWN] = shaped, shaped**2, last
-        spectra = np.fft.rfft(known)
-        alike, energy = np.fft.irfft(spectra[:2] * np.stack([spectra[2], _ONES]).conj(), WAVE_POINTS)
-        # A part that is much quieter than others would hide an attack.
-        off = energy - 2 * alike + np.where(energy < energy[_STARTS].max() / 2, np.float64(WAVE_POINTS), 0)
-        start = _STARTS.start + int(np.argmin(off[_STARTS]))
-        left, here, right = off[start - 1 : start + 2]
-        bend = left - 2 * here + right
-        shift = min(max((left - right) / (2 * bend), -0.5), 0.5) if bend > 0 else 0.0
-        if shift < 0:
-            start, shift = start - 1, shift + 1
-        part = _between(*(shaped[start + k : start + k + _SHOWN] for k in (-1, 0, 1, 2)), shift)
-        both = energy[start] + float((last * last).sum())
-        unlike = min(max((both - 2 * alike[start]) / both, 0), 1) if both > 0 else 0.0
-        pace = self.pace + (1 - self.pace) * unlike
-        return np.asarray(last + (part - last) * pace, np.float32)
+        """Return the part of the wave that differs least from the line before, blended with it if they are alike."""
+        loud = 1.4 * light / max(float(np.abs(wave).max()), 0.01)
+        shaped = np.tanh(wave * np.float32(loud))
+        begin, unlike = _found(last, shaped)
+        first = floor(begin)
+        part = _blend([shaped[first + k : first + k + _SHOWN] for k in (-1, 0, 1, 2)], _weights(begin - first))
+        return last + (part - last) * np.float32(self.pace + (1 - self.pace) * unlike)
 
     def _places(self, line: Floats) -> Floats:
         """Return where the line is across, in pixels, at each pixel along."""
@@ -136,22 +124,43 @@ class Wave(PlanarScene[WaveState]):
             core: How strongly the line itself does.
         """
         half = line.reshape(-1, 2).mean(axis=1) / 2
-        for planes, scale, at in (([picture.luma], 1, line), ([picture.blue, picture.red], 2, half)):
+        for scale, at, channels in ((1, line, slice(1)), (2, half, slice(1, 3))):
             wide, thin = self.thickness * 1.5 / scale, self.thickness / scale / 2 + 0.5
             along, across, away = _covered(at, max(wide, thin), self.across // scale)
-            soft = np.maximum(1 - away / np.float32(wide), 0) ** 2 * np.float32(halo)
-            sharp = np.clip(np.float32(thin) - away, 0, 1) * np.float32(core)
-            soft *= 1 - sharp
-            under = 1 - soft - sharp
-            for channel, plane in enumerate(planes, start=scale - 1):
-                pixels = plane.T if self.upright else plane
-                colour, bright = self.colour[::scale, channel][along], self.core[::scale, channel][along]
-                pixels[across, along] = pixels[across, along] * under + (colour * soft + bright * sharp + 0.5)
+            soft = (np.maximum(1 - away / np.float32(wide), 0) ** 2 * np.float32(halo * FULL)).astype(np.int16)
+            sharp = (np.clip(np.float32(thin) - away, 0, 1) * np.float32(core * FULL)).astype(np.int16)
+            for plane, colour, bright in zip(
+                picture.planes[channels], self.colour[channels], self.core[channels], strict=True
+            ):
+                pitch, row = plane.strides[0], in_a_row(plane)
+                place = along * pitch + across if self.upright else across * pitch + along
+                shaded = blended(row[place], colour[::scale][along], soft)
+                row[place] = blended(shaded, bright[::scale][along], sharp)
+
+
+def _found(line: Floats, wave: Floats) -> tuple[float, float]:
+    """Return where in the wave the part begins that differs least from a line, and how much it differs, 0 to 1."""
+    # The difference of each part, |part|^2 - 2 part * line, without |line|^2, which is the same for all.
+    sums = np.cumsum(wave * wave, dtype=np.float64)
+    energy = sums[_SHOWN - 1 :].copy()
+    energy[1:] -= sums[:-_SHOWN]
+    parts = np.ndarray((len(energy), _SHOWN), wave.dtype, wave, strides=wave.strides * 2)  # they overlap; no copy
+    # Among quiet parts the loudest counts as the nearest: the others would hide an attack.
+    off = np.abs(energy - _LOUD * energy.max()) - 2 * (parts * line).sum(axis=1)
+    start = 2 + int(np.argmin(off[2:-2]))  # with points before and after it, to interpolate
+    # The parabola through three differences tells where between two points the difference is smallest.
+    left, least, right = off[start - 1 : start + 2].tolist()
+    bend = left - 2 * least + right
+    shift = min(max((left - right) / (2 * bend), -0.5), 0.5) if bend > 0 else 0.0
+    square = float((line * line).sum())
+    unlike = (least + _LOUD * float(energy.max()) + square) / (float(energy[start]) + square + 1e-9)
+    return start + shift, min(max(unlike, 0.0), 1.0)
 
 
 def _covered(line: Floats, radius: float, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
     """Return the pixels that are less than ``radius`` from a line: along, across, and how far they are from it."""
-    slope = np.minimum(np.abs(np.gradient(line)), np.float32(_STEEPEST)) if len(line) > 1 else np.zeros_like(line)
+    rises = np.pad(np.minimum(np.abs(np.diff(line)), np.float32(_STEEPEST)), 1, mode="edge")
+    slope = (rises[:-1] + rises[1:]) / 2  # not 0 at the tip of a high wave, where the line would have a gap
     stretch = np.sqrt(1 + slope * slope)
     first = np.clip(np.floor(line - radius * stretch).astype(np.intp), 0, size)
     last = np.clip(np.floor(line + radius * stretch).astype(np.intp) + 1, 0, size)
@@ -162,23 +171,30 @@ def _covered(line: Floats, radius: float, size: int) -> tuple[NDArray[np.intp], 
     return along, across, away
 
 
-_ONES: Final = np.fft.rfft(np.arange(WAVE_POINTS) < _SHOWN)
+def _weights(at: Floats | float) -> tuple[Floats | float, ...]:
+    """Return how much each of four points counts at a place between the second (0) and the third (1): Catmull-Rom."""
+    square, cube = at * at, at * at * at
+    return (
+        square - (cube + at) / 2,
+        1 + (3 * cube - 5 * square) / 2,
+        (4 * square + at - 3 * cube) / 2,
+        (cube - square) / 2,
+    )
 
 
-def _between(before: Floats, left: Floats, right: Floats, after: Floats, at: Floats | float) -> Floats:
-    """Return the value between ``left`` (0) and ``right`` (1) of the smooth curve through four points: Catmull-Rom."""
-    bend = 2 * before - 5 * left + 4 * right - after + at * (3 * (left - right) + after - before)
-    return np.asarray(left + at / 2 * (right - before + at * bend))
+def _blend(points: Sequence[Floats], weights: Sequence[Floats | float]) -> Floats:
+    return np.asarray(sum(point * weight for point, weight in zip(points, weights, strict=True)))
 
 
 class _Curve:
     """Draws smooth curves through points, at places in units of points."""
 
     def __init__(self, places: Floats) -> None:
-        self._left = np.floor(places).astype(np.intp)
-        self._at = (places - self._left).astype(np.float32)
+        left = np.floor(places).astype(np.intp)
+        self._points = [left + k for k in range(4)]
+        self._weights = _weights((places - left).astype(np.float32))
 
     def through(self, points: Floats) -> Floats:
         """Return the curve at the places."""
         padded = np.pad(points, (1, 2), mode="edge")
-        return _between(*(padded[self._left + k] for k in range(4)), self._at)
+        return _blend([padded[at] for at in self._points], self._weights)
