@@ -57,7 +57,7 @@ def test_a_worker_of_the_home_does_not_take_it(cli: CommandLine, song: Path, tra
     """It has not the file: the job is for the command that has it, and ends with it."""
     command = cli.start("render", "song.wav", *SMALL, "--scene", f"{trail}:Slow")
     try:
-        job_id = cli.wait_for(stage="rendering")
+        cli.wait_for(stage="rendering")
     finally:
         command.kill()
         command.communicate()
