@@ -98,6 +98,29 @@ def test_ctrl_c_ends_a_preview(cli: CommandLine, song: Path) -> None:
     assert not (cli.folder / "frame.png").exists()
 
 
+def test_a_preview_that_crashes_is_said(cli: CommandLine, song: Path) -> None:
+    """It takes nothing with it: it is drawn in a process of its own."""
+    (cli.folder / "crash.py").write_text(
+        "import os\n\n\n"
+        "class Crash:\n"
+        "    def render(self, order, audio, output, report): ...\n\n"
+        "    def preview(self, order, audio, picture, report, *, at):\n"
+        "        os._exit(3)\n"
+    )
+    ran = cli("preview", song, "--scene", "crash.py:Crash")
+    assert ran.status == 1
+    assert ran.said_one_error().endswith("the render process exited with status 3 [renderer.died]")
+
+
+def test_a_scene_is_shown(cli: CommandLine) -> None:
+    """The one that is named, to a folder that need not exist."""
+    ran = cli("scenes", "bars", "--preview", "new/pictures", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert json.loads(ran.out)["output"] == str(cli.folder / "new" / "pictures" / "bars.png")
+    assert cli("scenes", "slow", "--preview", "new").said_one_error().endswith("[preview.unsupported]")
+
+
+@pytest.mark.long  # draws all scenes
 def test_each_scene_is_shown(cli: CommandLine) -> None:
     """A folder gets a picture of each scene that can be drawn by the frame; the others are named."""
     ran = cli("scenes", "--preview", "pictures")

@@ -229,9 +229,17 @@ def test_the_table_of_commands_is_true() -> None:
         assert (command.name, command.get_short_help_str(limit=200)) == (name, summary)
 
 
-@pytest.mark.parametrize(("words", "found"), [("renderdispatch jo", "jobs"), ("renderdispatch jobs wa", "watch")])
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("renderdispatch jo", "jobs"),
+        ("renderdispatch jobs wa", "watch"),
+        ("renderdispatch preview --scene rad", "radial"),
+        ("renderdispatch render --preset flat-7", "flat-720p-landscape"),
+    ],
+)
 def test_shells_complete_commands(cli: CommandLine, words: str, found: str) -> None:
-    """The names of commands, and of commands of commands."""
+    """The names of commands and of commands of commands, of scenes and presets."""
     position = str(len(words.split()) - 1)
     asked = {"_RENDERDISPATCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
     script = Path(sys.executable).with_name("renderdispatch")
