@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from av.video.frame import VideoFrame
 
-from renderdispatch.render.features import BANDS, Floats
+from renderdispatch.render.features import Floats
 from renderdispatch.render.params import LightParams
 from renderdispatch.render.picture import Converter, Picture, in_planes
 
@@ -129,42 +129,3 @@ class Spring:
         """Return one value one frame later."""
         away = target - value
         return value + away * (self._rise if away > 0 else self._fall)
-
-
-def softened(values: Floats, times: int = 1) -> Floats:
-    """Return each value blended with its two neighbours, so many times."""
-    for _ in range(times):
-        wide = np.concatenate([values[:1], values, values[-1:]])
-        values = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) * np.float32(0.25)
-    return values
-
-
-def contrasted(values: Floats, strength: float, reach: int = 5) -> Floats:
-    """Return values further away from the mean of those around them, ``reach`` on each side, but none below 0."""
-    wide = np.concatenate([np.repeat(values[:1], reach + 1), values, np.repeat(values[-1:], reach)])
-    sums = np.cumsum(wide)
-    mean = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) * np.float32(1 / (2 * reach + 1))
-    return np.asarray(np.maximum(values + (values - mean) * np.float32(strength), 0))
-
-
-class Spectrum:
-    """Reads the heights of bars from the bands of a frame.
-
-    Args:
-        at: Where the bars are in the spectrum, 0 to 1.
-    """
-
-    def __init__(self, at: Floats) -> None:
-        place = at * (BANDS - 1)
-        self._low = np.minimum(place.astype(np.intp), BANDS - 2)
-        self._part = (place - self._low).astype(np.float32)
-
-    def heights(self, bands: Floats, loudness: float) -> Floats:
-        """Return the heights, 0 to 1, which none reaches. Notes stand out from those around them."""
-        low = bands[self._low]
-        seen = contrasted(softened(low + (bands[self._low + 1] - low) * self._part), 0.7)
-        # A power of 1.75, and then a soft limit, by square roots alone: they are the same on every machine.
-        root = np.sqrt(seen)
-        height = seen * root * np.sqrt(root) * np.float32(loudness)
-        square = height * height
-        return np.asarray(height / np.sqrt(np.sqrt(1 + square * square)))
