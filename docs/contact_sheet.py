@@ -61,7 +61,7 @@ def shapes() -> dict[str, Shape]:
     return {
         "landscape": Shape(Output(width=1280, height=720), width=320, songs=1),
         "portrait": Shape(Output(width=720, height=1280), width=144, songs=3),
-        "square": Shape(Output(width=960, height=960), width=156, songs=3),
+        "square": Shape(Output(width=720, height=720), width=156, songs=3),
         "360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=400, songs=1),
     }
 
@@ -109,7 +109,7 @@ def sheet(shape: Shape, songs: dict[str, Features], cover: Cover | None) -> Imag
 
 def shrunk(picture: Picture, shape: Shape) -> Image.Image:
     """Return a picture in its size on the sheet."""
-    return to_image(picture).resize((shape.width, shape.height), Image.Resampling.LANCZOS)
+    return to_image(picture).resize((shape.width, shape.height), Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def arguments() -> argparse.Namespace:
