@@ -144,11 +144,11 @@ def softened(values: Floats, times: int = 1) -> Floats:
 
 
 def contrasted(values: Floats, strength: float, reach: int = 5) -> Floats:
-    """Return values further away from the mean of those around them, ``reach`` on each side; 0 to 1."""
+    """Return values further away from the mean of those around them, ``reach`` on each side, but none below 0."""
     wide = np.concatenate([np.repeat(values[:1], reach + 1), values, np.repeat(values[-1:], reach)])
     sums = np.cumsum(wide)
     mean = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) * np.float32(1 / (2 * reach + 1))
-    return np.asarray(np.clip(values + (values - mean) * np.float32(strength), 0, 1))
+    return np.asarray(np.maximum(values + (values - mean) * np.float32(strength), 0))
 
 
 class Spectrum:
@@ -164,9 +164,11 @@ class Spectrum:
         self._part = (place - self._low).astype(np.float32)
 
     def heights(self, bands: Floats, loudness: float) -> Floats:
-        """Return the heights, 0 to 1. Notes stand out from those around them."""
+        """Return the heights, 0 to 1, which none reaches. Notes stand out from those around them."""
         low = bands[self._low]
         seen = contrasted(softened(low + (bands[self._low + 1] - low) * self._part), 0.7)
-        # A power of 1.75 by square roots alone, which are the same on every machine.
+        # A power of 1.75, and then a soft limit, by square roots alone: they are the same on every machine.
         root = np.sqrt(seen)
-        return np.asarray(np.clip(seen * root * np.sqrt(root) * np.float32(loudness), 0, 1))
+        height = seen * root * np.sqrt(root) * np.float32(loudness)
+        square = height * height
+        return np.asarray(height / np.sqrt(np.sqrt(1 + square * square)))

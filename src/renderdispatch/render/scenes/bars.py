@@ -139,7 +139,7 @@ class Bars(PlanarScene[BarsState]):
     def step(self, state: BarsState, frame: Frame) -> BarsState:
         """Let the bars follow the spectrum; caps fall faster and faster until a bar lifts them again."""
         light = self.brightness.follow_one(state.light, frame.level)
-        loud = self.params.gain * (0.45 + 0.5 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
+        loud = self.params.gain * (0.5 + 0.6 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
         heights = self.heights.follow(state.heights, self.spectrum.heights(frame.bands, loud))
         lifted = heights >= state.peaks
         falling = np.where(lifted, np.float32(0), state.falling + self.gravity)
