@@ -117,15 +117,15 @@ class Spring:
     """
 
     def __init__(self, *, rise_s: float, fall_s: float, frame_s: float) -> None:
-        self._rise = float(1 - np.exp(-frame_s / rise_s))
-        self._fall = float(1 - np.exp(-frame_s / fall_s))
+        # Rounded, because the last bit of `exp` depends on the processor.
+        self._rise, self._fall = (np.float32(1 - np.exp(-frame_s / seconds)) for seconds in (rise_s, fall_s))
 
     def follow(self, values: Floats, target: Floats) -> Floats:
         """Return the values one frame later, on their way to the target."""
         away = target - values
-        return np.asarray(values + away * np.where(away > 0, np.float32(self._rise), np.float32(self._fall)))
+        return np.asarray(values + away * np.where(away > 0, self._rise, self._fall))
 
     def follow_one(self, value: float, target: float) -> float:
         """Return one value one frame later."""
         away = target - value
-        return value + away * (self._rise if away > 0 else self._fall)
+        return value + away * float(self._rise if away > 0 else self._fall)

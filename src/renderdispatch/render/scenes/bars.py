@@ -122,18 +122,19 @@ class Bars(PlanarScene[BarsState]):
         self.peak_gap = np.float32(max(round(row.width * 0.3), 2) + 1 + 0.35 * row.width)
 
         self.backdrop = Backdrop(params, width, height)
-        x, y = self.backdrop.x, self.backdrop.y
-        spread = np.float32(0.11 * min(width, height))
+        # In float64, so that what is left in float32 does not depend on how a processor computes `exp`.
+        x, y = self.backdrop.x.astype(np.float64), self.backdrop.y.astype(np.float64)
+        spread = 0.11 * min(width, height)
         middles = row.lefts + row.width / 2
         self.above = np.maximum(row.floor - y, 0).astype(np.float32)
         self.below = (2.5 * np.maximum(y - row.floor, 0)).astype(np.float32)
-        near, far = (np.exp(-(((x - middles[:, None]) / spread / width) ** 2)) for width in (0.35, 0.9))
+        near, far = (np.exp(-(((x - middles[:, None]) / spread / wide) ** 2)) for wide in (0.35, 0.9))
         self.near = (near / np.maximum(near.sum(axis=0), 1e-6)).astype(np.float32)
         self.far = (far / far.sum(axis=0).max()).astype(np.float32)
-        self.spread = 1 / spread
+        self.spread = np.float32(1 / spread)
         glow = gradient(params.colours, np.clip((x - row.left) / (row.count * row.pitch), 0, 1))
         off = ((x / width - 0.5) / 0.75) ** 2 + ((y - row.floor) / height / 0.8) ** 2
-        self.backdrop.set_light(glow=glow, vignette=np.exp(-off)[..., None], pulse=0.2)
+        self.backdrop.set_light(glow=glow, vignette=np.exp(-off)[..., None].astype(np.float32), pulse=0.2)
 
     def start(self) -> BarsState:
         """Return bars and caps at rest."""
