@@ -59,8 +59,8 @@ contracts: $(VENV)/.dev  ## Check which modules import which
 diagram: $(VENV)/.dev  ## Draw the diagram of a job's stages in docs/explanation/design.md
 	$(BIN)/python docs/state_diagram.py
 
-contact-sheet: $(VENV)/.dev  ## Draw the pictures of docs/gallery.md: make contact-sheet SONGS="one.ogg two.ogg three.ogg"
-	$(BIN)/python docs/contact_sheet.py $(SONGS) --output docs/images
+contact-sheet: $(VENV)/.dev  ## Draw the pictures of docs/gallery.md, over three SONGS="one.ogg two.ogg three.ogg"
+	$(BIN)/python docs/contact_sheet.py $(SONGS) --cover docs/images/cover.jpg --output docs/images
 
 bench: $(VENV)/.dev  ## Measure rendering
 	$(BIN)/python tests/benchmarks/render.py $(BENCH_ARGS)

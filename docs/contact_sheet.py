@@ -11,21 +11,22 @@ import argparse
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-import numpy as np
 from attrs import frozen
 from PIL import Image, ImageDraw
 
 from renderdispatch.messages import Output
 from renderdispatch.render import bars, radial, wave
 from renderdispatch.render.audio import SoundReader
+from renderdispatch.render.covers import Cover, read_cover
 from renderdispatch.render.features import Analyser, Features
-from renderdispatch.render.picture import Canvas, Converter, Picture
-from renderdispatch.render.scene import NumpyRenderer, SupportsCover
+from renderdispatch.render.picture import Picture
+from renderdispatch.render.preview import to_image
+from renderdispatch.render.scene import NumpyRenderer
+from renderdispatch.render.tags import read_tags
 from renderdispatch.render.video import Artist
 
 SCENES: Final = {"bars": bars, "wave": wave, "radial": radial}
@@ -60,7 +61,7 @@ def shapes() -> dict[str, Shape]:
     return {
         "landscape": Shape(Output(width=1280, height=720), width=320, songs=1),
         "portrait": Shape(Output(width=720, height=1280), width=144, songs=3),
-        "square": Shape(Output(width=960, height=960), width=156, songs=3),
+        "square": Shape(Output(width=720, height=720), width=156, songs=3),
         "360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=400, songs=1),
     }
 
@@ -77,12 +78,9 @@ def read(song: Path, folder: Path) -> Features:
         return analyser.finish(max(round(sound.duration * fps), 1))
 
 
-def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Canvas | None) -> Iterator[Picture]:
+def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Cover | None) -> Iterator[Picture]:
     """Yield the pictures of the moments."""
-    module, _, name = renderer.scene.partition(":")
-    artist = Artist(getattr(import_module(module), name), renderer.params(), output)
-    if cover is not None and isinstance(artist.scene, SupportsCover):
-        artist.scene.set_cover(cover)
+    artist = Artist(*renderer.load({}), output, cover=cover)
     state = artist.start()
     wanted = {int(moment * len(features)) for moment in MOMENTS}
     for frame in features:
@@ -91,7 +89,7 @@ def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Can
             yield artist.draw(state, frame)
 
 
-def sheet(shape: Shape, songs: dict[str, Features], cover: Canvas | None) -> Image.Image:
+def sheet(shape: Shape, songs: dict[str, Features], cover: Cover | None) -> Image.Image:
     """Return the sheet of a shape: a row, or a part of one, for each scene and song. The first song has the cover."""
     rows = [(scene, part) for scene in SCENES for part in range(0, len(songs), shape.songs)]
     across, down = shape.width + MARGIN, shape.height + MARGIN + TITLE
@@ -111,9 +109,7 @@ def sheet(shape: Shape, songs: dict[str, Features], cover: Canvas | None) -> Ima
 
 def shrunk(picture: Picture, shape: Shape) -> Image.Image:
     """Return a picture in its size on the sheet."""
-    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
-    Converter().to_rgb(picture, canvas)
-    return Image.fromarray(canvas).resize((shape.width, shape.height), Image.Resampling.LANCZOS)
+    return to_image(picture).resize((shape.width, shape.height), Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def arguments() -> argparse.Namespace:
@@ -121,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw every scene over songs, in each shape of picture.")
     parser.add_argument("songs", nargs=3, type=Path, metavar="SONG", help="three pieces of music")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder of the JPEGs")
-    parser.add_argument("--cover", type=Path, metavar="PICTURE", help="a square picture, the cover of the first song")
+    parser.add_argument("--cover", type=Path, metavar="PICTURE", help="the cover of the first song")
     parser.add_argument("--shape", action="append", choices=shapes(), help="draw only this one; can be repeated")
     return parser.parse_args()
 
@@ -129,11 +125,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Write the sheets."""
     options = arguments()
-    cover = None
-    if options.cover:
-        cover = np.asarray(Image.open(options.cover).convert("RGB").resize((512, 512)))
+    cover = read_cover(options.cover) if options.cover else None
     with TemporaryDirectory() as folder:
-        songs = {song.stem: read(song, Path(folder)) for song in options.songs}
+        songs = {read_tags(song).title or song.stem: read(song, Path(folder)) for song in options.songs}
         for name, shape in shapes().items():
             if not options.shape or name in options.shape:
                 drawn = sheet(shape, songs, cover)

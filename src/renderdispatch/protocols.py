@@ -411,6 +411,18 @@ class SupportsCheck(Protocol):
 
 
 @runtime_checkable
+class SupportsDeviceClass(Protocol):
+    """A backend that knows which devices draw for it. Those of one class make the same bytes of the same order."""
+
+    @property
+    def device_class(self) -> str | None:
+        """Their class, such as ``cpu-x86-64``; None if it is not sure.
+
+        It goes into every order. A scene of NumPy that finds itself on another device fails with ``device.mismatch``.
+        """
+
+
+@runtime_checkable
 class SupportsWebhook(Protocol):
     """A local backend whose runs can report to the order's callback, as those of remote backends always do."""
 

@@ -110,12 +110,14 @@ class Settings(BaseSettings):
         modal_function: ``RENDERDISPATCH_MODAL_FUNCTION``: the name of its function.
         modal_environment: ``RENDERDISPATCH_MODAL_ENVIRONMENT``: the Modal environment. Default: Modal's own.
         modal_version: ``RENDERDISPATCH_MODAL_VERSION``: the only deployed version that is used. Default: the newest.
+        modal_device_class: ``RENDERDISPATCH_MODAL_DEVICE_CLASS``: what its containers draw on, such as ``cpu-x86-64``.
         http_url: ``RENDERDISPATCH_HTTP_URL``: the render service that backend ``http`` renders with; it needs this.
         http_token: ``RENDERDISPATCH_HTTP_TOKEN``: the Bearer token that the service wants.
         http_modal_key: ``RENDERDISPATCH_HTTP_MODAL_KEY``: of a Modal proxy token, where it is a Modal web endpoint.
         http_modal_secret: ``RENDERDISPATCH_HTTP_MODAL_SECRET``: belongs to it.
         http_keyed: ``RENDERDISPATCH_HTTP_KEYED``: whether the service can say what it started for a key, as
             `renderdispatch.web.renders` can.
+        http_device_class: ``RENDERDISPATCH_HTTP_DEVICE_CLASS``: what it draws on, such as ``cpu-x86-64``.
 
     Raises:
         ConfigurationError: A value makes no sense, or (``configuration.unknown``) an argument is misspelt.
@@ -164,11 +166,13 @@ class Settings(BaseSettings):
     modal_function: str = "render"
     modal_environment: str | None = None
     modal_version: int | None = None
+    modal_device_class: str | None = None
     http_url: str | None = None
     http_token: SecretStr | None = None
     http_modal_key: SecretStr | None = None
     http_modal_secret: SecretStr | None = None
     http_keyed: bool = False
+    http_device_class: str | None = None
 
     @model_validator(mode="before")
     @classmethod

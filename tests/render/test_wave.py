@@ -20,7 +20,7 @@ from renderdispatch.render.scenes.wave import Wave
 from renderdispatch.render.snapshots import dump_state
 
 RATE = 44_100
-TONES = [(shape, hz) for shape in ("sine", "saw") for hz in (55, 110, 220, 440, 1000)]
+TONES = [(shape, hz, 30) for shape in ("sine", "saw") for hz in (55, 110, 220, 440, 1000)]
 Sound = NDArray[np.float64]
 
 
@@ -68,12 +68,13 @@ def lines(features: Features) -> list[Floats]:
 
 def changes(features: Features, scene: type[Wave]) -> float:
     """Return by how much neighbouring frames differ, once the tone has begun."""
-    lumas = [picture.luma.astype(int) for index, picture in pictures(features, scene=scene) if index >= 10]
+    lumas = [
+        picture.luma.astype(int) for index, picture in pictures(features, scene=scene, size=(240, 136)) if index >= 10
+    ]
     return float(np.mean([np.abs(one - other).mean() for one, other in pairwise(lumas)]))
 
 
-@pytest.mark.parametrize(("shape", "hz"), TONES)
-@pytest.mark.parametrize("fps", [30, 60])
+@pytest.mark.parametrize(("shape", "hz", "fps"), [*TONES, ("saw", 55, 60), ("sine", 440, 60)])
 def test_a_held_tone_is_a_still_line(analysed: Callable[..., Features], shape: str, hz: int, fps: int) -> None:
     """Neighbouring frames differ by less than a fifth of what they would if the line did not go on."""
     features = analysed(tone(shape, hz, seconds=20 / fps + 0.2), fps)

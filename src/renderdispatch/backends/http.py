@@ -128,6 +128,8 @@ class HttpBackend:
         allow_http: Whether a plain http URL of another machine is accepted. Credentials and signed URLs then travel in
             the clear: for a network that is encrypted underneath.
         ssl_context: Judges certificates, for a service with its own authority.
+        device_class: What NumPy's scenes are drawn on there, such as ``cpu-x86-64``; None if it is not sure. A run that
+            finds another device fails with ``device.mismatch``.
 
     Raises:
         ConfigurationError: The URL may not be used, or a secret cannot be sent in a header.
@@ -146,6 +148,7 @@ class HttpBackend:
         slots: int | None = None,
         allow_http: bool = False,
         ssl_context: ssl.SSLContext | None = None,
+        device_class: str | None = None,
     ) -> None:
         self._url = _read_url(url, allow_http=allow_http)
         if (modal_key is None) != (modal_secret is None):
@@ -160,6 +163,7 @@ class HttpBackend:
         headers = {named[name]: f"Bearer {value}" if name == "token" else value for name, value in secrets.items()}
         headers["Accept"] = "application/json"
         self.slots = slots
+        self.device_class = device_class
         self._secrets = tuple(secrets.values())
         self._closed = False
         total_s = timeout.total_seconds()

@@ -7,6 +7,7 @@ else there is `LocalGpuBackend`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from renderdispatch.backends.executor import ThreadBackend, ThreadTask
@@ -33,6 +34,13 @@ class InlineBackend(ThreadBackend):
     ) -> None:
         super().__init__(slots, renderers)
         self._pace = pace or Pace()
+
+    @property
+    def device_class(self) -> str | None:
+        """That of this process, which may have imported NumPy already."""
+        from renderdispatch.render.device import declared_class, device_class
+
+        return device_class() if "numpy" in sys.modules else declared_class()
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a thread."""

@@ -61,6 +61,13 @@ class LocalGpuBackend(ThreadBackend):
         super().__init__(1 if slots == "auto" else slots, found)
         self.reports_by_webhook = report == "webhook"
 
+    @property
+    def device_class(self) -> str | None:
+        """That of the render processes."""
+        from renderdispatch.render.device import declared_class
+
+        return declared_class()
+
     def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own."""
         return self._executor.start(_Run(order, None if order.callback is not None else on_event, self._where))

@@ -48,6 +48,8 @@ class ModalBackend:
         answer_timeout: How long Modal may take to respond, once connected.
         cancel_grace: How long a call has to obey a cancel. A call that is cancelled again later has its container taken
             away; a container renders one order at a time.
+        device_class: What NumPy's scenes are drawn on there, such as ``cpu-x86-64``; None if it is not sure. A run that
+            finds another device fails with ``device.mismatch``.
 
     Raises:
         ConfigurationError: Only half of a token was given, or a time is not positive.
@@ -71,6 +73,7 @@ class ModalBackend:
         connect_timeout: timedelta = timedelta(seconds=10),
         answer_timeout: timedelta = timedelta(seconds=20),
         cancel_grace: timedelta = timedelta(seconds=10),
+        device_class: str | None = None,
     ) -> None:
         if importlib.util.find_spec("modal") is None:
             raise MissingExtraError.of("ModalBackend", "modal")
@@ -89,6 +92,7 @@ class ModalBackend:
             answer_s=answer_timeout.total_seconds(),
             cancel_grace_s=cancel_grace.total_seconds(),
         )
+        self.device_class = device_class
         self._gpu = gpu
         self._margin = timeout_margin
         self._closed = False

@@ -49,6 +49,7 @@ def make_order(
     now: datetime,
     callback: Callback | None,
     local: bool,
+    device_class: str | None = None,
 ) -> RenderOrder:
     """Return the order of a job's current attempt.
 
@@ -60,6 +61,7 @@ def make_order(
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
         local: Whether it is rendered on this machine.
+        device_class: What the backend declares to draw with.
 
     Raises:
         InvalidRequestError: It is larger than any backend has to take.
@@ -113,6 +115,7 @@ def make_order(
         cover=None if cover is None else asset(cover),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
+        device_class=device_class,
         require_gpu=request.require_gpu,
         gpu=request.limits.gpu,
         stall_timeout=request.limits.stall_timeout,

@@ -29,7 +29,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality
+from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -176,6 +176,7 @@ class Preparation:
             now=parts.store.now(),
             callback=callback,
             local=local,
+            device_class=backend.device_class if isinstance(backend, SupportsDeviceClass) else None,
         )
 
     def _is_recorded(self, audio: StoredAudio) -> bool:

@@ -53,7 +53,7 @@ class _Preset(NamedTuple):
 
 
 _PRESETS: Final[dict[Quality, _Preset]] = {
-    "fast": _Preset("superfast", 0, 21),
+    "fast": _Preset("superfast", 0, 22),
     "balanced": _Preset("veryfast", 10, 19),
     "quality": _Preset("medium", 40, 17),
 }

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from av.video.frame import VideoFrame
 
-from renderdispatch.render.features import BANDS, Floats
+from renderdispatch.render.features import Floats
 from renderdispatch.render.params import LightParams
-from renderdispatch.render.picture import Canvas, Converter, Picture, in_planes
+from renderdispatch.render.picture import Converter, Picture, in_planes
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -93,10 +93,6 @@ class Backdrop:
             plane[:] = np.clip(values, 16, most, out=values)
         return self._converter.scaled(self._small, *self._full)
 
-    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
-        """Fill the canvas with the picture; arguments are as of `picture`."""
-        self._converter.to_rgb(self.picture(shine, pulse), canvas)
-
 
 def _apart(planes: Floats) -> Floats:
     """Return (..., 3) as (3, ...) float32."""
@@ -133,40 +129,3 @@ class Spring:
         """Return one value one frame later."""
         away = target - value
         return value + away * (self._rise if away > 0 else self._fall)
-
-
-def softened(values: Floats, times: int = 1) -> Floats:
-    """Return each value blended with its two neighbours, so many times."""
-    for _ in range(times):
-        wide = np.concatenate([values[:1], values, values[-1:]])
-        values = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) * np.float32(0.25)
-    return values
-
-
-def contrasted(values: Floats, strength: float, reach: int = 5) -> Floats:
-    """Return values further away from the mean of those around them, ``reach`` on each side; 0 to 1."""
-    wide = np.concatenate([np.repeat(values[:1], reach + 1), values, np.repeat(values[-1:], reach)])
-    sums = np.cumsum(wide)
-    mean = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) * np.float32(1 / (2 * reach + 1))
-    return np.asarray(np.clip(values + (values - mean) * np.float32(strength), 0, 1))
-
-
-class Spectrum:
-    """Reads the heights of bars from the bands of a frame.
-
-    Args:
-        at: Where the bars are in the spectrum, 0 to 1.
-    """
-
-    def __init__(self, at: Floats) -> None:
-        place = at * (BANDS - 1)
-        self._low = np.minimum(place.astype(np.intp), BANDS - 2)
-        self._part = (place - self._low).astype(np.float32)
-
-    def heights(self, bands: Floats, loudness: float) -> Floats:
-        """Return the heights, 0 to 1. Notes stand out from those around them."""
-        low = bands[self._low]
-        seen = contrasted(softened(low + (bands[self._low + 1] - low) * self._part), 0.7)
-        # A power of 1.75 by square roots alone, which are the same on every machine.
-        root = np.sqrt(seen)
-        return np.asarray(np.clip(seen * root * np.sqrt(root) * np.float32(loudness), 0, 1))

@@ -50,6 +50,7 @@ from typing_extensions import TypeVar
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
 from renderdispatch.messages import RenderOrder, RenderStats
 from renderdispatch.protocols import ParamInfo, Report
+from renderdispatch.render.device import numpy_held
 from renderdispatch.render.params import SceneParams, describe_params, read_params
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class NumpyRenderer:
             InvalidRequestError: The order's cover cannot be used.
             AudioError: The audio cannot be used.
             SceneError: The scene raised an exception, or does not accept these parameters.
-            RenderError: ``disk.full``, ``output.unwritable`` or ``encode.failed``.
+            RenderError: ``disk.full``, ``output.unwritable``, ``encode.failed`` or ``device.mismatch``.
             RenderStopped: As raised by ``report``.
         """
         with _extra_is_named():
@@ -193,9 +194,10 @@ def renderer_of(scene: type[Scene[Any]]) -> NumpyRenderer:
 
 @contextmanager
 def _extra_is_named() -> Iterator[None]:
-    """Say which extra holds a library that is missing."""
+    """Say which extra holds a library that is missing. NumPy is imported at one level of instructions."""
     try:
-        yield
+        with numpy_held():
+            yield
     except ModuleNotFoundError as error:
         if error.name in {"numpy", "av", "PIL"}:
             raise MissingExtraError.of("rendering", "render") from error

@@ -1,7 +1,7 @@
 """How do a scene and a song become a video?
 
-The song is decoded once, and analysed and encoded meanwhile. Then frame after frame is drawn, and encoded in another
-thread.
+The song is decoded once, and analysed and encoded meanwhile. Then frame after frame is drawn. Encoding has a thread of
+its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
 from renderdispatch.render.covers import Cover
+from renderdispatch.render.device import check_device, picture_version
 from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.params import SceneParams
@@ -38,7 +39,7 @@ from renderdispatch.render.tags import describe_song
 T = TypeVar("T")
 
 _AHEAD: Final = 2
-"""Frames that may wait for the encoder: enough that neither side waits for a slow frame of the other."""
+"""What may wait for the encoder: enough that neither side waits for a slow frame of the other."""
 
 
 def render_video(
@@ -48,6 +49,7 @@ def render_video(
 
     Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
     """
+    device_class = check_device(order.device_class)
     picture, song = order.output, describe_song(order, audio)
     with (
         translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
@@ -75,6 +77,8 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by="numpy",
             encoded_by=ENCODER,
+            device_class=device_class,
+            picture_version=picture_version(),
             warnings=(*sound.warnings, *song.warnings),
         )
 
@@ -109,12 +113,13 @@ def read_sound(
         AudioError: As of `read_song`; or the range is shorter than half a frame (``audio.too-short``).
     """
     expected = max(round(sound.expected_s * fps), 1)
+    encode = (lambda _: None) if writer is None else writer.write_sound
     with Analyser(path, rate=sound.rate, fps=fps) as analyser:
-        for block in read_song(sound, longest_s=longest_s):
-            analyser.feed(block)
-            if writer is not None:
-                writer.write_sound(block)
-            report(0, expected)
+        with Consumer(encode, ahead=_AHEAD) as encoder:
+            for block in read_song(sound, longest_s=longest_s):
+                encoder.put(block)
+                analyser.feed(block)
+                report(0, expected)
         if writer is not None:
             writer.finish_sound()
         frames = round(sound.duration * fps)

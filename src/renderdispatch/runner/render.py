@@ -301,7 +301,9 @@ class _Guard:
 
 def child_main() -> None:
     """Render one task: read it from stdin, answer over the events descriptor."""
-    with events_pipe() as events:
+    from renderdispatch.render.device import numpy_held
+
+    with events_pipe() as events, numpy_held():
         lock = threading.Lock()
         last, done = 0.0, False
 

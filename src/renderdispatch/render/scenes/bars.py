@@ -10,8 +10,8 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from renderdispatch.render.features import Floats, Frame
-from renderdispatch.render.paint import Backdrop, Spectrum, Spring, gradient
+from renderdispatch.render.features import BANDS, Floats, Frame
+from renderdispatch.render.paint import Backdrop, Spring, gradient
 from renderdispatch.render.params import BarsParams
 from renderdispatch.render.picture import (
     FULL,
@@ -33,6 +33,10 @@ _PHASES: Final = 8
 
 _HIGHEST: Final = 0.95
 """Where the last bar is in the spectrum: at 10 kHz. Most songs have little above it."""
+_AROUND: Final = 5
+"""The number of bars on each side that a bar stands out from."""
+_CONTRAST: Final = 0.7
+"""How far bars are moved away from the mean of those around them."""
 
 
 class BarsState(NamedTuple):
@@ -105,7 +109,7 @@ class Bars(PlanarScene[BarsState]):
         self.params = params
         frame_s = float(1 / fps)
         self.row = row = Row.of(params.bars, width, height)
-        self.spectrum = Spectrum(np.linspace(0, _HIGHEST, row.count))
+        self.spectrum = _Spectrum(np.linspace(0, _HIGHEST, row.count))
         self.heights = Spring(rise_s=0.02, fall_s=0.16, frame_s=frame_s)
         self.gravity = np.float32(1.3 * frame_s)
         self.frame_s = np.float32(frame_s)
@@ -139,7 +143,7 @@ class Bars(PlanarScene[BarsState]):
     def step(self, state: BarsState, frame: Frame) -> BarsState:
         """Let the bars follow the spectrum; caps fall faster and faster until a bar lifts them again."""
         light = self.brightness.follow_one(state.light, frame.level)
-        loud = self.params.gain * (0.45 + 0.5 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
+        loud = self.params.gain * (0.6 + 0.8 * light) * (1 + 0.12 * self.params.pulse * frame.beat)
         heights = self.heights.follow(state.heights, self.spectrum.heights(frame.bands, loud))
         lifted = heights >= state.peaks
         falling = np.where(lifted, np.float32(0), state.falling + self.gravity)
@@ -210,9 +214,11 @@ class _Drawn:
         self._lit = [np.zeros((self._floor, bytes_a_row), np.uint8) for _ in lit[channels]]
         for light, shade in zip(self._lit, lit[channels], strict=True):
             light[:, :columns] = blended(dark, np.append(shade, shade[:, :1], axis=1)[:, bar], rounded)
-        self._mirrored = [light[::-1][:depth, :columns].astype(np.int16) for light in self._lit]
         self._fade = fade
-        self._faded = [blended(dark, light, fade).astype(np.uint8) for light in self._mirrored[: 2 - scale]]
+        mirrored = [light[::-1][:depth, :columns] for light in self._lit]
+        if scale == 1:
+            mirrored = [blended(dark, light.astype(np.int16), fade).astype(np.uint8) for light in mirrored]
+        self._mirrored = mirrored
 
     def draw(self, planes: Sequence[Plane], tops: Floats, peaks: Floats | None) -> None:
         """Draw bars from ``tops`` (in rows and fractions of them) to the floor, their reflections and their caps."""
@@ -236,11 +242,11 @@ class _Drawn:
         depth = min(int(heights.max()), len(self._fade))
         under = [plane[self._floor : self._floor + depth] for plane in planes]
         shown = self._rows[:depth] < np.append(heights, np.int16(0))[self._bar]
-        if self._scale == 1:  # quicker than to blend, and four times as many pixels as a colour has
-            np.maximum(under[0], self._faded[0][:depth] & np.negative(shown.view(np.uint8)), out=under[0])
-            return
         for pixels, mirrored in zip(under, self._mirrored, strict=True):
-            pixels[:] = blended(pixels, mirrored[:depth], shown * self._fade[:depth])
+            if self._scale == 1:  # the brighter one: quicker than to blend, and most pixels are here
+                np.maximum(pixels, mirrored[:depth] & np.negative(shown.view(np.uint8)), out=pixels)
+            else:
+                pixels[:] = blended(pixels, mirrored[:depth].astype(np.int16), shown * self._fade[:depth])
 
 
 def _columns(row: Row, columns: int, scale: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -299,3 +305,36 @@ class _Stamp:
         cover = self._covers[self._bars, phase].ravel()
         for row, light in zip(rows, lit, strict=True):
             blend_at(row, at, light.reshape(-1)[at].astype(np.int16), cover)
+
+
+class _Spectrum:
+    """Reads the heights of bars from the bands of a frame. Notes stand out from those around them.
+
+    Args:
+        at: Where the bars are in the spectrum, 0 to 1.
+    """
+
+    def __init__(self, at: Floats) -> None:
+        place = at * (BANDS - 1)
+        away = np.abs(place[:, None] - np.arange(BANDS))
+        bar = np.arange(len(at))
+        apart = np.abs(bar[:, None] - bar)
+        soft = np.where(apart < 2, 2 - apart, 0) * 1.0
+        around = (apart <= _AROUND) * 1.0
+        soft, around = (each / each.sum(axis=1, keepdims=True) for each in (soft, around))
+        shown = (1 + _CONTRAST) * np.eye(len(at)) - _CONTRAST * around
+        # Products with a few tens of values: `dot` would take BLAS, whose sums depend on the machine.
+        blended = _product(_product(shown, soft), np.maximum(1 - away, 0))
+        self._weights = np.ascontiguousarray(blended.T, np.float32)
+
+    def heights(self, bands: Floats, loudness: float) -> Floats:
+        """Return the heights, 0 to 1, which none reaches."""
+        seen = np.maximum((self._weights * bands[:, None]).sum(axis=0), 0)
+        height = seen * seen
+        height *= np.float32(loudness)
+        # A soft limit of operations that are the same on every machine.
+        return np.asarray(height / np.sqrt(height * height + 1))
+
+
+def _product(left: Floats, right: Floats) -> Floats:
+    return np.asarray((left[:, :, None] * right[None]).sum(axis=1))

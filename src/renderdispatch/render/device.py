@@ -1,0 +1,147 @@
+"""Which devices draw the same bytes, and with which versions?
+
+A backend declares the *class* of the devices that it draws on, and the process that draws compares (`check_device`).
+All of the class ``cpu-x86-64`` draw the same bytes: x86-64 with AVX2 and FMA, where NumPy uses nothing newer. These two
+decide how FFmpeg's decoders, its AAC encoder and the C library round. AVX-512 changes NumPy alone, which is why
+`numpy_held` switches it off there; libx264 and swscale are exact. A class that ends with ``-unheld`` promises nothing.
+
+Bytes also depend on the *picture version*: `PICTURES`, which rises with every change of the scenes' pictures and of the
+encoder's settings, and the versions of the libraries that take part.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from renderdispatch.errors import RenderError
+
+PICTURES: Final = 2
+"""The version of the scenes and of the encoder's settings."""
+
+HELD_CPU: Final = "cpu-x86-64"
+UNHELD: Final = "-unheld"
+
+_DISABLE: Final = "NPY_DISABLE_CPU_FEATURES"
+_OF_OTHERS: Final = ("NPY_ENABLE_CPU_FEATURES", "OPENBLAS_CORETYPE")
+_AVX512: Final = "F CD _KNL _KNM _SKX _CLX _CNL _ICL _SPR"
+_BEYOND: Final = (*(f"AVX512{name}" for name in _AVX512.split()), "X86_V4")
+"""What NumPy is to leave alone, by the names of all its versions; a name that it does not know is only a warning."""
+
+_UP_TO_AVX2: Final = "SSE SSE2 SSE3 SSSE3 SSE41 POPCNT SSE42 AVX F16C FMA3 AVX2"
+_LEVEL: Final = {*_UP_TO_AVX2.split(), "X86_V2", "X86_V3"}
+"""What NumPy uses in the class, by the names of all its versions."""
+
+_KNOWN_NUMPY: Final = (2, 5)
+"""NumPy from here on may know newer instructions; see `declared_class`."""
+
+
+@contextmanager
+def numpy_held() -> Iterator[None]:
+    """Within the block, NumPy is imported at the level of `HELD_CPU`, whatever the environment says.
+
+    This does nothing if it is imported already, and nothing on other processors than x86-64.
+    """
+    if "numpy" in sys.modules or not _is_x86():
+        yield
+        return
+    before = {name: os.environ.pop(name, None) for name in (_DISABLE, *_OF_OTHERS)}
+    os.environ[_DISABLE] = " ".join(_BEYOND)
+    try:
+        with warnings.catch_warnings():
+            # Of features that this version does not know, or that this processor does not have.
+            warnings.filterwarnings("ignore", ".*NPY_DISABLE_CPU_FEATURES", ImportWarning)
+            yield
+    finally:
+        del os.environ[_DISABLE]
+        os.environ |= {name: value for name, value in before.items() if value is not None}
+
+
+def class_of_numpy(baseline: Iterable[str], dispatched: Iterable[str], features: dict[str, bool]) -> str:
+    """Return the class of an x86-64 machine.
+
+    Args:
+        baseline: What NumPy was built for.
+        dispatched: What else it uses where there is it.
+        features: By name, whether NumPy found it and may use it.
+    """
+    known = {*baseline, *dispatched}
+    used = {name for name in known if features.get(name, False)}
+    return HELD_CPU if used == known & _LEVEL else HELD_CPU + UNHELD
+
+
+@cache
+def device_class() -> str:
+    """Return the class of this machine and of the NumPy that this process has imported."""
+    if not _is_x86():
+        return f"cpu-{platform.machine().lower()}{UNHELD}"
+    with numpy_held():
+        import numpy as np
+
+    core = "core" if np.__version__.startswith("1.") else "_core"
+    numpy = sys.modules[f"numpy.{core}._multiarray_umath"]
+    return class_of_numpy(numpy.__cpu_baseline__, numpy.__cpu_dispatch__, numpy.__cpu_features__)
+
+
+@cache
+def declared_class() -> str | None:
+    """Return the class of the processes that will render on this machine; None if that is not sure.
+
+    NumPy is not imported for this. So of a version that is newer than those that were tried, it is not sure.
+    """
+    with suppress(PackageNotFoundError, OSError, ValueError):
+        numpy = tuple(int(part) for part in version("numpy").split(".")[:2])
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+        if _is_x86() and numpy < _KNOWN_NUMPY and {"avx2", "fma"} <= set(flags):
+            return HELD_CPU
+    return None
+
+
+def check_device(declared: str | None) -> str:
+    """Return the class of this machine, if it is the declared one.
+
+    Args:
+        declared: As of an order; None fits every machine.
+
+    Raises:
+        RenderError: ``device.mismatch``: its bytes would not be those that were asked for.
+    """
+    actual = device_class()
+    if declared in {None, actual}:
+        return actual
+    message = (
+        f"the order is for devices of the class {declared!r}, and this one is {actual!r}: "
+        "declare the class that the backend really has, or None"
+    )
+    raise RenderError(message, code="device.mismatch")
+
+
+@cache
+def picture_version() -> str:
+    """Return what decides about the bytes on a device of one class, such as ``2+numpy-2.4.6+av-18.1.0+...``."""
+    import av
+
+    libraries = {name: _version(name) for name in ("numpy", "av")}
+    libraries["ffmpeg"] = av.ffmpeg_version_info
+    libraries["pillow"] = _version("pillow")
+    libraries["libc"] = platform.libc_ver()[1]
+    return "+".join([str(PICTURES), *(f"{name}-{found}" for name, found in libraries.items() if found)])[:200]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in {"x86_64", "amd64"}
