@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install install-lowest test test-lowest test-long test-soak lint format typecheck contracts diagram \
-  bench clean
+  contact-sheet bench clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ contracts: $(VENV)/.dev  ## Check which modules import which
 
 diagram: $(VENV)/.dev  ## Draw the diagram of a job's stages in docs/explanation/design.md
 	$(BIN)/python docs/state_diagram.py
+
+contact-sheet: $(VENV)/.dev  ## Draw the pictures of docs/gallery.md, over three SONGS="one.ogg two.ogg three.ogg"
+	$(BIN)/python docs/contact_sheet.py $(SONGS) --cover docs/images/cover.jpg --output docs/images
 
 bench: $(VENV)/.dev  ## Measure rendering
 	$(BIN)/python tests/benchmarks/render.py $(BENCH_ARGS)

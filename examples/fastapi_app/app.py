@@ -1,7 +1,7 @@
 """Render over HTTP with FastAPI: run ``uvicorn app:app`` and open http://127.0.0.1:8000/."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -28,21 +28,24 @@ async def submit(
     output: Annotated[str, Form()] = "flat-1080p-landscape",
     params: Annotated[Json[dict[str, JsonValue]] | None, Form()] = None,
     duration: Annotated[float | None, Form()] = None,
+    title: Annotated[str | None, Form()] = None,
+    artist: Annotated[str | None, Form()] = None,
+    poster: Annotated[bool, Form()] = False,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> dict[str, str]:
     """Submit a job; the response comes before anything is rendered."""
-    handle = await renders.submit(
-        audio.file, scene=scene, output=output, params=params, duration=duration, idempotency_key=idempotency_key
-    )
+    song: dict[str, Any] = {"title": title, "artist": artist, "duration": duration, "idempotency_key": idempotency_key}
+    handle = await renders.submit(audio.file, scene=scene, output=output, params=params, poster=poster, **song)
     return {"jobId": handle.id, "status": "pending"}
 
 
 @app.get("/jobs/{job_id}")
 async def poll(job_id: str, request: Request) -> Response:
-    """Return the progress of the job, and the URL of its video once it is complete."""
+    """Return the progress of the job, and the URLs of its video and poster once it is complete."""
     found = await renders.poll(job_id)
-    if found.download_url is not None and found.download_url.startswith("file:"):  # a folder of this server
-        found = found.model_copy(update={"download_url": str(request.url_for("video", job_id=job_id))})
+    for name, what in (("download_url", "video"), ("poster_url", "poster")):
+        if (getattr(found, name) or "").startswith("file:"):  # a folder of this server
+            found = found.model_copy(update={name: str(request.url_for("send", job_id=job_id, what=what))})
     return Response(found.to_json(), media_type="application/json")
 
 
@@ -53,13 +56,14 @@ async def cancel(job_id: str, request: Request) -> Response:
     return await poll(job_id, request)
 
 
-@app.get("/jobs/{job_id}/video")
-async def video(job_id: str) -> Response:
-    """Send the finished video, or redirect to it."""
-    url = urlsplit(await renders.download_url(job_id))
-    if url.scheme == "file":
-        return FileResponse(url2pathname(url.path), media_type="video/mp4")
-    return RedirectResponse(url.geturl())
+@app.get("/jobs/{job_id}/{what}")
+async def send(job_id: str, what: Literal["video", "poster"]) -> Response:
+    """Send the finished video or its poster, or redirect there."""
+    url = urlsplit(await (renders.download_url(job_id) if what == "video" else renders.poster_url(job_id)))
+    if url.scheme != "file":
+        return RedirectResponse(url.geturl())
+    name = Path(await renders.file_name(job_id)).stem + Path(url.path).suffix
+    return FileResponse(url2pathname(url.path), filename=name, content_disposition_type="inline")
 
 
 @app.exception_handler(RequestValidationError)

@@ -8,7 +8,6 @@ from urllib.request import url2pathname
 from flask import Flask, Response, redirect, request, send_file, url_for
 from pydantic import BaseModel, Json, JsonValue, ValidationError
 from werkzeug.exceptions import BadRequestKeyError, HTTPException
-from werkzeug.wrappers import Response as AnyResponse
 
 import renderdispatch
 from renderdispatch.web.flask import install
@@ -27,25 +26,27 @@ class Form(BaseModel):
     output: str = "flat-1080p-landscape"
     params: Json[dict[str, JsonValue]] | None = None
     duration: float | None = None
-    audio_track: int | None = None
+    title: str | None = None
+    artist: str | None = None
+    poster: bool = False
 
 
 @app.post("/jobs")
 def submit() -> tuple[dict[str, str], int]:
     """Submit a job; the response comes before anything is rendered."""
     form = Form.model_validate({name: value for name, value in request.form.items() if value})
-    audio = request.files["audio"].stream
     key = request.headers.get("Idempotency-Key")
-    handle = service.submit(audio, **dict(form), idempotency_key=key)
+    handle = service.submit(request.files["audio"].stream, **dict(form), idempotency_key=key)
     return {"jobId": handle.id, "status": "pending"}, 202
 
 
 @app.get("/jobs/<job_id>")
 def poll(job_id: str) -> Response:
-    """Return the progress of the job, and the URL of its video once it is complete."""
+    """Return the progress of the job, and the URLs of its video and poster once it is complete."""
     found = service.poll(job_id)
-    if found.download_url is not None and found.download_url.startswith("file:"):  # a folder of this server
-        found = found.model_copy(update={"download_url": url_for("video", job_id=job_id, _external=True)})
+    for name, what in (("download_url", "video"), ("poster_url", "poster")):
+        if (getattr(found, name) or "").startswith("file:"):  # a folder of this server
+            found = found.model_copy(update={name: url_for("send", job_id=job_id, what=what, _external=True)})
     return Response(found.to_json(), mimetype="application/json")
 
 
@@ -56,11 +57,12 @@ def cancel(job_id: str) -> Response:
     return poll(job_id)
 
 
-@app.get("/jobs/<job_id>/video")
-def video(job_id: str) -> AnyResponse:
-    """Send the finished video, or redirect to it."""
-    url = urlsplit(service.download_url(job_id))
-    return send_file(url2pathname(url.path)) if url.scheme == "file" else redirect(url.geturl())
+@app.get("/jobs/<job_id>/<any(video, poster):what>")
+def send(job_id: str, what: str) -> Any:
+    """Send the finished video or its poster, or redirect there."""
+    url = urlsplit(service.download_url(job_id) if what == "video" else service.poster_url(job_id))
+    name = service.file_name(job_id).removesuffix("mp4") + url.path.rpartition(".")[2]
+    return send_file(url2pathname(url.path), download_name=name) if url.scheme == "file" else redirect(url.geturl())
 
 
 @app.errorhandler(ValidationError)

@@ -75,7 +75,10 @@ class AsyncRenderService:
     jobs = _awaited(RenderService.jobs)
     counts = _awaited(RenderService.counts)
     download_url = _awaited(RenderService.download_url)
+    poster_url = _awaited(RenderService.poster_url)
+    file_name = _awaited(RenderService.file_name)
     save = _awaited(RenderService.save)
+    save_poster = _awaited(RenderService.save_poster)
     handle_webhook = _awaited(RenderService.handle_webhook)
     webhook_counts = _awaited(RenderService.webhook_counts)
     cancel = _awaited(RenderService.cancel)
@@ -108,7 +111,10 @@ class AsyncJobHandle:
     cancel = _awaited(JobHandle.cancel)
     retry = _handled(JobHandle.retry)
     download_url = _awaited(JobHandle.download_url)
+    poster_url = _awaited(JobHandle.poster_url)
+    file_name = _awaited(JobHandle.file_name)
     save = _awaited(JobHandle.save)
+    save_poster = _awaited(JobHandle.save_poster)
     _reconciled = _awaited(JobHandle._reconciled)  # noqa: SLF001 - its twin
 
     async def job(self) -> Job:

@@ -126,6 +126,7 @@ class Job:
         finish_by: When it fails unless it has ended.
         audio: The audio in storage; None before it is stored.
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
+        cover: The stored copy of a cover that is a file; None before it is stored. It is kept until the job is deleted.
         compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
         finalizing_at: When a delivery was reported; None before that.
         revision: Rises by one at each write; set by the store.
@@ -148,6 +149,7 @@ class Job:
     progress: float = 0.0
     audio: messages.StoredAudio | None = None
     audio_clean_up: CleanUp = CleanUp.NONE
+    cover: messages.StoredAudio | None = None
     attempts: tuple[Attempt, ...] = ()
     error: messages.JobError | None = None
     artifact: messages.Artifact | None = None
@@ -175,9 +177,9 @@ class Job:
 
     @property
     def machine(self) -> str | None:
-        """The only machine whose workers may claim this job, because its audio is a file there; None: any machine."""
-        audio = self.request.audio
-        return audio.machine if isinstance(audio, messages.LocalAudio) and self.audio is None else None
+        """The only machine whose workers may claim this job: its audio or cover is a file there. None: any machine."""
+        needed = (self.audio or self.request.audio, self.cover or self.request.cover)
+        return next((file.machine for file in needed if isinstance(file, messages.LocalAudio)), None)
 
     @property
     def owes_clean_up(self) -> bool:

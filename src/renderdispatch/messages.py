@@ -8,6 +8,7 @@ Secrets (tokens, keys, signed URLs) are kept out of every ``repr``, and validati
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -270,12 +271,13 @@ class Limits(Argument):
 
 
 class StoredAudio(Message):
-    """Audio in object storage."""
+    """Audio in object storage; ``name`` is that of the file which it came from, where the key does not say it."""
 
     kind: Literal["stored"] = "stored"
     key: str
     size: int = Field(ge=0)
     sha256: str | None = None
+    name: str | None = None
 
 
 class LocalAudio(Message):
@@ -326,7 +328,7 @@ class AudioUrl:
 
 @frozen
 class StorageKey:
-    """Names audio in the service's own storage, for `submit`."""
+    """Names audio, or a cover, in the service's own storage, for `submit`."""
 
     key: str = field(validator=_text)
 
@@ -339,6 +341,22 @@ def shorten(value: object, length: int) -> object:
 def _cut_to(length: int) -> pydantic.BeforeValidator:
     """Return what cuts a text of a message to ``length``."""
     return pydantic.BeforeValidator(lambda value: shorten(value, length))
+
+
+def _clean_tag(value: object) -> object:
+    """Return a title or an artist on one line, without control characters; None for a blank one.
+
+    Raises:
+        ValueError: It is not text.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - pydantic's validators raise this one
+    return " ".join("".join(" " if unicodedata.category(c) in _NOT_IN_TAGS else c for c in value).split()) or None
+
+
+_NOT_IN_TAGS: Final = frozenset({"Cc", "Zl", "Zp"})
 
 
 def _is_deeper(value: object, levels: int) -> bool:
@@ -370,7 +388,8 @@ class RenderRequest(Message):
         duration: Seconds of video; None: to the end of the audio.
         audio_track: Which of the file's audio streams is heard, from 0; None: the one that players choose.
         params: The scene's parameters, at most 2 KiB of JSON.
-        title: Of the song, for the video's tags; None: as the song's own tags say.
+        title: Of the song, for the video's tags and the file's name; None: as the song's own tags say. Control
+            characters become spaces.
         artist: As ``title``.
         cover: The song's cover, a picture; None: the one in the song's tags, if there is one.
         poster: Whether a JPEG is delivered beside the video.
@@ -394,6 +413,11 @@ class RenderRequest(Message):
     limits: Limits = Limits.model_construct()
     metadata: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
 
+    @pydantic.field_validator("title", "artist", mode="before")
+    @classmethod
+    def _clean_tags(cls, value: object) -> object:
+        return _clean_tag(value)
+
     @pydantic.field_validator("params", "metadata", mode="before")
     @classmethod
     def _check_json(cls, value: object, info: pydantic.ValidationInfo) -> object:
@@ -412,11 +436,11 @@ class SignedPut(Message):
 
 
 class ObjectUrls(Message):
-    """URLs for one of the two objects that the GPU side writes."""
+    """URLs for one of the objects that the GPU side writes; ``get`` is blank for one that no run reads, the poster."""
 
     key: str
     put: SignedPut
-    get: str = Field(repr=False)
+    get: str = Field(default="", repr=False)
 
 
 class Asset(Message):
@@ -425,11 +449,13 @@ class Asset(Message):
     Args:
         url: Where the runner gets it; blank in the order that renderers see.
         size: Bytes.
+        mtime_ns: Of the submitted file itself, where ``url`` names it; it may change until it is read.
         path: Where the runner put it; None before that.
     """
 
     url: str = Field(repr=False)
     size: int = Field(ge=0)
+    mtime_ns: int | None = None
     path: str | None = None
 
 
@@ -483,7 +509,7 @@ class RenderOrder(Message):
 
     def without_secrets(self) -> Self:
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
-        blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
+        blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
         if self.cover is not None:
             hidden["cover"] = self.cover.model_copy(update={"url": ""})

@@ -292,6 +292,33 @@ class StorageAdapter(Protocol):
         """Release what the storage opened. A second call does nothing."""
 
 
+@runtime_checkable
+class SupportsFileNames(Protocol):
+    """A storage whose signed URLs can say under which name browsers save an object, whatever its key is.
+
+    Which of the two says it is the storage's own matter: a bucket keeps the name with the object when it is uploaded, a
+    server of files takes it from the URL that reads. So give it to both. A name is one part of a path: text without
+    slashes and control characters, of at most 255 bytes.
+    """
+
+    names_files: bool
+    """Whether it does. Subclasses that override one of the methods without ``file_name`` set this to False."""
+
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object, as `StorageAdapter.sign_get`."""
+
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,
+    ) -> messages.SignedPut:
+        """Return a write-once upload, as `StorageAdapter.sign_put`."""
+
+
 # --- backends -------------------------------------------------------------------------------------
 
 

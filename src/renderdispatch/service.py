@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import AudioSource
+from renderdispatch.engine.cover import CoverSource
 from renderdispatch.engine.intake import scene_name
 from renderdispatch.engine.parts import Closable, Parts, Route, machine_id
 from renderdispatch.engine.runtime import Engine
@@ -147,6 +148,10 @@ class RenderService:
         start: float = 0,
         duration: float | None = None,
         audio_track: int | None = None,
+        title: str | None = None,
+        artist: str | None = None,
+        cover: CoverSource | None = None,
+        poster: bool = False,
         backend: str | None = None,
         require_gpu: bool = False,
         limits: Limits | None = None,
@@ -165,6 +170,13 @@ class RenderService:
             start: Seconds into the audio.
             duration: Seconds of video; None is to the end.
             audio_track: Which of the file's audio streams is heard, from 0. None is the one that players choose.
+            title: The song's, at most 200 characters, for the video's tags and the name of its file. None: the video's
+                tags are the song's own, and the file has the name of the song's.
+            artist: As ``title``.
+            cover: The song's cover, for the tags and for scenes that draw it: the path of a JPEG, PNG, WebP, GIF or BMP
+                of at most 16 MiB, or a `StorageKey`. None is the one in the song's tags. A file is read when the audio
+                is.
+            poster: Deliver a JPEG of the video's brightest moment beside it.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
             limits: Deadlines, attempts, and the longest audio.
@@ -176,7 +188,7 @@ class RenderService:
             InvalidRequestError: The request can never be served; nothing was recorded.
             IdempotencyConflictError: The key belongs to a job with another request.
             StoreUnavailableError: The job store does not answer. With an idempotency key a second call is safe.
-            StorageError: The audio could not be stored.
+            StorageError: The audio or the cover could not be stored.
         """
         self._engine.check_open()
         fields = {
@@ -186,12 +198,15 @@ class RenderService:
             "start": start,
             "duration": duration,
             "audio_track": audio_track,
+            "title": title,
+            "artist": artist,
+            "poster": poster,
             "require_gpu": require_gpu,
             "limits": Limits() if limits is None else limits,
             "metadata": {} if metadata is None else metadata,
         }
         job = self._submissions.submit(
-            audio, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
+            audio, cover, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
         )
         return JobHandle(self, job.id)
 
@@ -263,8 +278,29 @@ class RenderService:
         """
         return self._views.download_url(self.get(job_id))
 
-    def save(self, job_id: str, path: str | Path, *, overwrite: bool = False) -> Path:
+    def poster_url(self, job_id: str) -> str:
+        """Return a URL of the poster, good for 7 days.
+
+        Raises:
+            JobNotCompleteError: As `download_url`.
+            ObjectNotFoundError: ``poster.missing``: it was not asked for, or the scene delivered none.
+        """
+        return self._views.poster_url(self.get(job_id))
+
+    def file_name(self, job_id: str) -> str:
+        """Return the song's name, as a safe name of a file: ``Artist - Title.mp4``, else that of the audio's file.
+
+        `save` uses it, and so do the signed URLs of `R2Storage` and of `renderdispatch.web.objects`.
+        """
+        return self._views.file_name(self.get(job_id))
+
+    def save(self, job_id: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the finished video to a file, which appears whole or not at all; return its path.
+
+        Args:
+            job_id: The job's.
+            path: The file; None: in the working directory, under the song's name.
+            overwrite: Whether a file that exists is replaced.
 
         Raises:
             JobNotCompleteError: As `download_url`.
@@ -274,6 +310,16 @@ class RenderService:
             StorageDeniedError: The file may not be written.
         """
         return self._views.save(self.get(job_id), path, overwrite=overwrite)
+
+    def save_poster(self, job_id: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Write the poster to a file, as `save` does.
+
+        Raises:
+            JobNotCompleteError: As `download_url`.
+            ObjectNotFoundError: As `poster_url`.
+            ObjectExistsError: The file exists, and ``overwrite`` was not asked.
+        """
+        return self._views.save_poster(self.get(job_id), path, overwrite=overwrite)
 
     def open_video(self, job_id: str) -> AbstractContextManager[BinaryIO]:
         """Open the finished video for reading.
@@ -330,7 +376,7 @@ class RenderService:
 
         Raises:
             JobNotFoundError: This tenant has no such job.
-            InvalidRequestError: The job did not fail, or its audio is gone.
+            InvalidRequestError: The job did not fail, or its audio or cover is gone.
         """
         return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 
@@ -414,9 +460,21 @@ class JobHandle:
         """Return a URL of the finished video, as `RenderService.download_url`."""
         return self._service.download_url(self.id)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def poster_url(self) -> str:
+        """Return a URL of the poster, as `RenderService.poster_url`."""
+        return self._service.poster_url(self.id)
+
+    def file_name(self) -> str:
+        """Return the song's name, as `RenderService.file_name`."""
+        return self._service.file_name(self.id)
+
+    def save(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
         """Write the finished video to a file, as `RenderService.save`."""
         return self._service.save(self.id, path, overwrite=overwrite)
+
+    def save_poster(self, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
+        """Write the poster to a file, as `RenderService.save_poster`."""
+        return self._service.save_poster(self.id, path, overwrite=overwrite)
 
     def _revisions(self, timeout: float | timedelta | None) -> Iterator[Job]:
         """Yield the job repeatedly until it has ended, ever less often while nothing changes."""

@@ -64,7 +64,7 @@ def prepared(name: str, endpoint: str, source: Path, target: Path) -> Callable[[
     transfers = HttpTransfers(Stop(timeout_s=3600))
     small = storage.sign_get("small", expires_in=timedelta(hours=1))
     assert transfers.stat(small) is not None
-    return lambda: transfers.upload(put, source, moved=lambda _: None)
+    return lambda: transfers.upload(put, source, moved=lambda _: None, what="video")
 
 
 def _boto3(name: str, endpoint: str, source: Path, target: Path) -> Callable[[], object]:

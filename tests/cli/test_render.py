@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
+from PIL import Image
 
 from renderdispatch.cli import app
 from tests.support.command_line import COMMAND, SMALL, CommandLine, write_song
@@ -63,6 +65,38 @@ def test_options_reach_the_job(cli: CommandLine, song: Path) -> None:
     shown = cli("jobs", "show", cli.jobs()[0]["jobId"]).out
     assert "wave" in shown
     assert "gain=2" in shown
+
+
+def test_what_is_the_songs_is_in_the_file(cli: CommandLine, song: Path) -> None:
+    """Title, artist and cover are tags of the video, and the poster lies beside it; the job is saved under its title."""
+    Image.new("RGB", (32, 32), (200, 20, 20)).save(cli.folder / "cover.png")
+    said = ["--title", "Night Drive", "--artist", "Ada", "--cover", "cover.png", "--poster", "--quality", "fast"]
+    ran = cli("render", song, *SMALL, *said)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.endswith("\nsong.jpg: the poster\n")
+    with Image.open(cli.folder / "song.jpg") as poster:
+        assert (poster.format, poster.size) == ("JPEG", (64, 64))
+    with av.open(str(cli.folder / "song.mp4")) as video:
+        assert (video.metadata["title"], video.metadata["artist"]) == ("Night Drive", "Ada")
+    (job,) = cli.jobs()
+    assert job["output"]["quality"] == "fast"
+    assert cli("jobs", "save", job["jobId"], "--poster").out == "Ada - Night Drive.mp4\nAda - Night Drive.jpg\n"
+    ran = cli("render", song, *SMALL, "-o", "other.mp4", "--poster", "-f", "--cover", "song.wav")
+    assert ran.said_one_error().endswith("[cover.invalid]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["-o", "there.mp4", "--poster"], "output.exists"), (["-o", "-", "--poster"], "output.kind")],
+)
+def test_a_poster_that_has_no_place_is_refused(cli: CommandLine, song: Path, arguments: list[str], code: str) -> None:
+    """Before anything is rendered."""
+    (cli.folder / "there.jpg").write_bytes(b"mine")
+    with (cli.folder / "out").open("wb") as out:
+        process = cli.start("render", "song.wav", *SMALL, *arguments, stdout=out)
+        error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error.endswith(f"[{code}]\n")) == (2, True)
+    assert (cli.folder / "there.jpg").read_bytes() == b"mine"
 
 
 def test_what_a_video_lacks_is_said(cli: CommandLine, song: Path) -> None:
@@ -195,9 +229,17 @@ def test_the_table_of_commands_is_true() -> None:
         assert (command.name, command.get_short_help_str(limit=200)) == (name, summary)
 
 
-@pytest.mark.parametrize(("words", "found"), [("renderdispatch jo", "jobs"), ("renderdispatch jobs wa", "watch")])
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("renderdispatch jo", "jobs"),
+        ("renderdispatch jobs wa", "watch"),
+        ("renderdispatch preview --scene rad", "radial"),
+        ("renderdispatch render --preset flat-7", "flat-720p-landscape"),
+    ],
+)
 def test_shells_complete_commands(cli: CommandLine, words: str, found: str) -> None:
-    """The names of commands, and of commands of commands."""
+    """The names of commands and of commands of commands, of scenes and presets."""
     position = str(len(words.split()) - 1)
     asked = {"_RENDERDISPATCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
     script = Path(sys.executable).with_name("renderdispatch")

@@ -146,10 +146,11 @@ def test_orders_of_the_version_before_are_understood() -> None:
 def test_requests_orders_and_artifacts_of_the_version_before_are_understood() -> None:
     """What an older version wrote has no track, no longest duration and no warnings."""
     for message, new in (
-        (make_request(), ("audioTrack",)),
+        (make_request(), ("audioTrack", "title", "artist", "cover", "poster")),
         (make_request().limits, ("maxDuration",)),
-        (_order(), ("audioTrack", "maxDuration")),
-        (make_artifact(), ("warnings",)),
+        (StoredAudio(key="song.wav", size=1), ("name",)),
+        (_order(), ("audioTrack", "maxDuration", "title", "artist", "cover", "poster")),
+        (make_artifact(), ("warnings", "posterKey")),
     ):
         document = json.loads(message.model_dump_json())
         for name in new:
@@ -502,6 +503,33 @@ def test_half_a_surrogate_pair_is_no_text(name: str, value: dict[str, Any]) -> N
     """Parameters and metadata hold text that UTF-8 can hold, as records are."""
     with pytest.raises(ValidationError):
         make_request(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("A  B ", "A B"),
+        ("A\r\n\tB\0", "A B"),
+        ("A\u2028B\x85", "A B"),
+        ("é🎵", "é🎵"),
+        (" \n", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_titles_are_one_line(given: str | None, kept: str | None) -> None:
+    """Control characters of a title or an artist become spaces, and a blank one is none."""
+    request = make_request(title=given, artist=given)
+    assert (request.title, request.artist) == (kept, kept)
+
+
+@pytest.mark.parametrize("value", ["x" * 201, "\ud800", 7, b"A"])
+@pytest.mark.parametrize("name", ["title", "artist"])
+def test_what_is_no_title(name: str, value: object) -> None:
+    """A title has at most 200 characters, all of them text."""
+    with pytest.raises(ValidationError):
+        make_request(**{name: value})
+    make_request(**{name: f" {'x' * 200}\n"})
 
 
 @pytest.mark.parametrize(

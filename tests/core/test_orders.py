@@ -11,7 +11,16 @@ from attrs import evolve, field, frozen
 from renderdispatch.engine.orders import make_order
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import MAX_ORDER_BYTES, Callback, Limits, RenderOrder, SignedPut, StoredAudio
+from renderdispatch.messages import (
+    MAX_ORDER_BYTES,
+    Asset,
+    Callback,
+    Limits,
+    LocalAudio,
+    RenderOrder,
+    SignedPut,
+    StoredAudio,
+)
 from renderdispatch.testing import make_request
 from renderdispatch.testing.histories import HISTORIES, START, after, new_job
 
@@ -51,6 +60,71 @@ def test_an_order_says_what_the_record_says() -> None:
     assert order.start_by == min(START + job.request.limits.start_timeout, job.finish_by)
     assert job.incarnation in order.video.key and job.attempt.token in order.result.key
     assert order.audio_url.endswith(AUDIO.key)
+
+
+@frozen
+class NamingSigner(Signer):
+    """Signs as a storage does that names files."""
+
+    names_files: bool = True
+    named: list[str | None] = field(factory=list)
+
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        return super().sign_get(key, expires_in=expires_in)
+
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,
+    ) -> SignedPut:
+        self.named.append(file_name)
+        put = super().sign_put(key, expires_in=expires_in, content_type=content_type)
+        return put if file_name is None else SignedPut(url=put.url, headers={**put.headers, "file-name": file_name})
+
+
+def test_an_order_says_what_is_the_song_s() -> None:
+    """Title, artist, the cover by a URL that reads it, and the upload of a poster where one was asked for."""
+    plain = order_of(claimed_job(), Signer())
+    assert (plain.title, plain.artist, plain.cover, plain.poster) == (None, None, None, None)
+    job = claimed_job(request=make_request(title="A", artist="B", poster=True))
+    cover = StoredAudio(key="front.jpg", size=9)
+    order = make_order(job, AUDIO, cover, signer=Signer(), now=START, callback=None, local=False)
+    assert (order.title, order.artist) == ("A", "B")
+    assert order.cover == Asset(url="https://objects.example/front.jpg", size=9)
+    assert order.poster is not None and order.poster.put.headers == {"content-type": "image/jpeg"}
+    assert order.poster.key == order.video.key.replace("video.mp4", "poster.jpg")
+
+
+def test_a_file_in_place_says_its_time() -> None:
+    """A cover that is read where it is carries what shows a change."""
+    cover = LocalAudio(path="/covers/a b.jpg", machine="here", size=9, mtime_ns=5)
+    order = make_order(claimed_job(), AUDIO, cover, signer=Signer(), now=START, callback=None, local=True)
+    assert order.cover == Asset(url="file:///covers/a%20b.jpg", size=9, mtime_ns=5)
+
+
+def test_uploads_are_named_where_storage_can() -> None:
+    """Video and poster have the song's name, the result object has none; a storage without names is asked for none."""
+    job = claimed_job(request=make_request(title="A", artist="B", poster=True))
+    named, unnamed = NamingSigner(), NamingSigner(names_files=False)
+    order_of(job, named)
+    order_of(job, unnamed)
+    assert (named.named, unnamed.named) == (["B - A.mp4", "B - A.jpg", None], [None] * 3)
+
+
+def test_a_name_that_is_too_long_for_the_order_is_left_out() -> None:
+    """A name is the least that is needed. Bytes count, not characters."""
+    job = claimed_job(request=make_request(title="日" * 200, artist="日" * 200, poster=True))
+    orders = [order_of(job, NamingSigner(padding="x" * padding)) for padding in range(600, 950, 10)]
+    assert max(len(order.model_dump_json().encode()) for order in orders) <= MAX_ORDER_BYTES
+    for pictures in ([order.video for order in orders], [order.poster for order in orders]):
+        named = [picture is not None and "file-name" in picture.put.headers for picture in pictures]
+        assert named == sorted(named, reverse=True) and len(set(named)) == 2
+    with pytest.raises(InvalidRequestError):
+        order_of(job, NamingSigner(padding="x" * 1300))
 
 
 def test_urls_outlive_the_deadline() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from renderdispatch.engine import layout
 from renderdispatch.engine.events import (
     AttemptFailed,
     AudioDropped,
@@ -19,6 +20,7 @@ from renderdispatch.engine.events import (
     CleanedUp,
     ClockAdvanced,
     ClockStepped,
+    CoverStored,
     Dispatched,
     JobEvent,
     LeaseDoubted,
@@ -362,6 +364,26 @@ def test_j7_complete_follows_when_the_video_was_seen() -> None:
     done = decide(job, video_seen(), _LATER).job
     assert (done.status, done.progress, done.ended_at, done.due_at) == (JobStatus.COMPLETE, 100.0, _LATER, None)
     assert done.artifact == ours
+
+
+@pytest.mark.parametrize(("asked", "reported"), [(True, True), (True, False), (False, True)])
+def test_a_poster_is_the_attempt_s_own(asked: bool, reported: bool) -> None:
+    """Whatever key a run reports, it is that of the order; a poster that was not asked for, or not made, has none."""
+    job = evolve(new_job(), request=make_request(poster=asked, backend="modal"))
+    artifact = make_artifact(poster_key="tenants/other/secret.jpg" if reported else None)
+    done = after(job, [*HISTORIES["rendering"], completed(artifact=artifact)])
+    assert done.artifact is not None
+    own = layout.poster_key(layout.prefix_of(job), "token-1")
+    assert done.artifact.poster_key == (own if asked and reported else None)
+
+
+def test_a_cover_is_stored_once() -> None:
+    """The first stored copy of a cover is recorded, by the attempt that has the job, until the render is dispatched."""
+    first, second = (CoverStored(token="token-1", cover=StoredAudio(key=key, size=5)) for key in ("a", "b"))
+    job = after(new_job(), [claimed(), first, second])
+    assert job.cover == first.cover
+    assert decide(after(new_job(), [claimed()]), evolve(first, token="another"), _LATER).job.cover is None
+    assert after(new_job(), [*HISTORIES["dispatching"], first]).cover is None
 
 
 @pytest.mark.parametrize(("size", "etag"), [(1, make_artifact().etag), (make_artifact().bytes, "another")])

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from PIL import Image
 
 from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
 from renderdispatch.testing.local_r2 import LocalR2
@@ -109,8 +110,13 @@ def test_t2_a_forged_webhook_is_refused(chain: Chain, song: Path) -> None:
 
 
 def test_t3_polling_answers_with_a_url_that_is_good_for_seven_days(chain: Chain, song: Path, tmp_path: Path) -> None:
-    """Once the job is complete, and no sooner; a plain client fetches a clean video by it."""
-    job_id = chain.submit(song)
+    """Once the job is complete, and no sooner; a plain client fetches a clean video by it, and its poster.
+
+    The video has the song's name and its cover, which went the same way as the song.
+    """
+    cover = tmp_path / "cover.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(cover)
+    job_id = chain.submit_with(Limits(), song, title="Ein Lied", artist="Élan", cover=cover, poster=True)
     answer: dict[str, object] = {}
     for answer in chain.polls(job_id):
         assert ("downloadUrl" in answer) == (answer["status"] == "complete")
@@ -118,7 +124,12 @@ def test_t3_polling_answers_with_a_url_that_is_good_for_seven_days(chain: Chain,
     signs_for_seven_days(url)
     head = httpx.get(url, trust_env=False, headers={"range": "bytes=0-0"})
     assert head.headers["content-type"] == "video/mp4"
-    assert decode(chain.download(url, tmp_path / "video.mp4")).frames == 30
+    assert head.headers["content-disposition"].endswith("filename*=UTF-8''%C3%89lan%20-%20Ein%20Lied.mp4")
+    video = chain.download(url, tmp_path / "video.mp4")
+    assert decode(video).frames == 30
+    assert b"covr" in video.read_bytes()
+    poster = httpx.get(str(answer["posterUrl"]), trust_env=False)
+    assert (poster.headers["content-type"], poster.content[:3]) == ("image/jpeg", b"\xff\xd8\xff")
 
 
 @pytest.mark.parametrize("modal_is", ["silent", "away"])

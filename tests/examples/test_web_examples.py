@@ -129,9 +129,10 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_song_becomes_a_video(site: Site, song: Path, tmp_path: Path) -> None:
-    """Submit answers 202 at once, polling leads to `complete`, and its URL gives the video that was asked for."""
+    """Submit answers 202 at once, polling leads to `complete`, and its URLs give the video and poster asked for."""
+    named = {"title": "Ein Lied", "artist": "Élan", "poster": "true"}
     began = site.submit(
-        song, scene="wave", output="flat-1080p-square", params='{"background": "#101020"}', duration="0.5"
+        song, scene="wave", output="flat-1080p-square", params='{"background": "#101020"}', duration="0.5", **named
     )
     assert began.status_code == 202
     job_id = began.json()["jobId"]
@@ -143,6 +144,7 @@ def test_a_song_becomes_a_video(site: Site, song: Path, tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     with site.client.stream("GET", found["downloadUrl"]) as answer:
         assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+        assert "''%C3%89lan%20-%20Ein%20Lied.mp4" in answer.headers["content-disposition"]
         with video.open("wb") as file:
             for chunk in answer.iter_bytes():
                 file.write(chunk)
@@ -156,6 +158,9 @@ def test_a_song_becomes_a_video(site: Site, song: Path, tmp_path: Path) -> None:
 
     part = site.client.get(found["downloadUrl"], headers={"range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")  # browsers seek so
+    poster = site.client.get(found["posterUrl"])
+    assert (poster.headers["content-type"], poster.content[:3]) == ("image/jpeg", b"\xff\xd8\xff")
+    assert "''%C3%89lan%20-%20Ein%20Lied.jpg" in poster.headers["content-disposition"]
 
 
 def test_a_job_is_cancelled(site: Site, tmp_path: Path) -> None:
@@ -348,7 +353,7 @@ def test_fastapi_has_a_page(site: Site) -> None:
     """The page asks for what the application takes."""
     page = site.client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    for name in ("audio", "scene", "output", "duration"):
+    for name in ("audio", "scene", "output", "duration", "title", "artist", "poster"):
         assert f'name="{name}"' in page.text
 
 

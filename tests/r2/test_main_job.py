@@ -8,10 +8,12 @@ import struct
 import wave
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import av
 import httpx
+from PIL import Image
 
 from renderdispatch import RenderService
 from renderdispatch.backends.local import LocalGpuBackend
@@ -35,17 +37,27 @@ def _song() -> bytes:
 
 
 def test_a_render_goes_through_r2(storage: R2Storage, tmp_path: Path) -> None:
-    """Submitted, rendered and uploaded by signed URLs; the video comes by a URL that is signed for seven days."""
+    """Submitted, rendered and uploaded by signed URLs; video and poster come by URLs that are signed for seven days."""
     backend = LocalGpuBackend(slots=1)
+    cover = tmp_path / "cover.jpg"
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(cover)
     with RenderService(MemoryJobStore(), storage, backend, owned=(backend,)) as service:
-        handle = service.submit(_song(), scene="bars", output=Output(width=128, height=72, fps=Fraction(30)))
+        song: dict[str, Any] = {"title": "Ein Lied", "artist": "Élan", "cover": cover, "poster": True}
+        handle = service.submit(_song(), scene="bars", output=Output(width=128, height=72, fps=Fraction(30)), **song)
         job = handle.wait(90)
         assert job.status is JobStatus.COMPLETE, job.error
-        url = handle.download_url()
+        url, poster_url = handle.download_url(), handle.poll().poster_url
+        answer = httpx.get(url)
+        assert poster_url is not None
+        poster = httpx.get(poster_url)
+        service.delete(job.id)
+        assert list(storage.list("")) == []
     assert parse_qs(urlsplit(url).query)["X-Amz-Expires"] == ["604800"]
-    answer = httpx.get(url)
-    assert answer.headers["content-type"] == "video/mp4"
-    assert answer.headers["content-disposition"].startswith("inline; filename=")
+    for saved, kind, suffix in ((answer, "video/mp4", "mp4"), (poster, "image/jpeg", "jpg")):
+        assert saved.headers["content-type"] == kind
+        named = f"inline; filename=\"_lan - Ein Lied.{suffix}\"; filename*=UTF-8''%C3%89lan%20-%20Ein%20Lied.{suffix}"
+        assert saved.headers["content-disposition"] == named
+    assert poster.content.startswith(b"\xff\xd8\xff")
     video = tmp_path / "video.mp4"
     video.write_bytes(answer.content)
     assert job.artifact is not None

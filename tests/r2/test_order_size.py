@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +43,7 @@ class Keeping:
 
 @pytest.fixture
 def far(r2: LocalR2) -> Iterator[tuple[RenderService, Keeping]]:
-    """A service with everything as long as it may be: names, keys, the webhook's URL."""
+    """A service with everything as long as it may be: tenants, keys, the webhook's URL."""
     backend = Keeping()
     storage = r2.storage(prefix="p" * 200)
     url = "https://" + "app." * 40 + "example.com/hooks/" + "x" * 200
@@ -59,6 +61,23 @@ def test_the_longest_order_fits(far: tuple[RenderService, Keeping]) -> None:
     service.tick()
     size = len(backend.orders[0].model_dump_json())
     assert MAX_ORDER_BYTES / 2 < size <= MAX_ORDER_BYTES
+
+
+def test_the_longest_song_fits(far: tuple[RenderService, Keeping], tmp_path: Path) -> None:
+    """So does one with long names, a cover and a poster, with parameters of a usual size; long ones name no file."""
+    service, backend = far
+    cover = tmp_path / "cover.png"
+    cover.write_bytes(b"\x89PNG\r\n\x1a\n")
+    tenant = service.for_tenant("t" * 64)
+    for title in ("x", "x" * 200, "é" * 150, "日" * 100):
+        song: dict[str, Any] = {"title": title, "artist": title, "params": {"text": "x" * 100}}
+        tenant.submit(b"RIFF", scene="s" * 64, cover=cover, poster=True, **song)
+    service.tick()
+    sizes = [len(order.model_dump_json().encode()) for order in backend.orders]
+    assert len(sizes) == 4
+    assert max(sizes) <= MAX_ORDER_BYTES, sizes
+    named = {order.video.put.headers["content-disposition"] for order in backend.orders}
+    assert named >= {'inline; filename="x - x.mp4"', 'inline; filename="video.mp4"'}
 
 
 def test_an_order_that_does_not_fit_is_told(far: tuple[RenderService, Keeping], r2: LocalR2) -> None:

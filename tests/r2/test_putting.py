@@ -206,6 +206,8 @@ class TestWhatIsStored:
         ("key", "content_type", "said"),
         [
             ("a/video.mp4", "video/mp4", 'inline; filename="video.mp4"'),
+            ("a/poster.jpg", "image/jpeg", 'inline; filename="poster.jpg"'),
+            ("a/image.svg", "image/svg+xml", 'attachment; filename="image.svg"'),
             ("a/page.html", "text/html", 'attachment; filename="page.html"'),
             (
                 'a/50% "é".mp4',

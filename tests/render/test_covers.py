@@ -170,7 +170,7 @@ BAD = {
     "a broken png": (_png(8, 8, depth=8, colour=2, rows=b"\0" * 10), "cover.invalid"),
     "60000 x 60000": (_png(8, 8, depth=8, colour=2, rows=b"\0" * 10, claimed=60_000), "cover.too-large"),
     "12000 x 12000": (_png(8, 8, depth=8, colour=2, rows=b"\0" * 10, claimed=12_000), "cover.too-large"),
-    "8000 x 8000": (_png(8, 8, depth=8, colour=2, rows=b"\0" * 10, claimed=8000), "cover.too-large"),
+    "6000 x 6000": (_png(8, 8, depth=8, colour=2, rows=b"\0" * 10, claimed=6000), "cover.too-large"),
     "a thousand scans": (
         SCANS[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x01\x00" * 1000 + b"\xff\xd9",
         "cover.too-large",

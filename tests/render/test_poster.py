@@ -28,7 +28,15 @@ def moment(lights: list[float], fps: int = 10) -> int:
     """Return the frame that is chosen of a video with these lights; its state must be its own."""
     found = PosterMoment(len(lights), Fraction(fps))
     for index, light in enumerate(lights):
-        frame = Frame(index, index / fps, light, 0.0, np.zeros(96, np.float32), np.zeros((2, 512), np.uint8))
+        frame = Frame(
+            index,
+            index / fps,
+            light,
+            0.0,
+            np.zeros(96, np.float32),
+            np.zeros(512, np.float32),
+            np.zeros((2, 512), np.uint8),
+        )
         found.see(("state", index), frame, light)
     state, frame = found.best
     assert state == ("state", frame.index)
@@ -65,7 +73,9 @@ def test_silence_has_a_poster_too() -> None:
 def test_memory_is_constant() -> None:
     """Half a second of states is kept, however long the video is."""
     found = PosterMoment(100_000, Fraction(10))
-    frame = Frame(50_000, 5000.0, 0.0, 0.0, np.zeros(96, np.float32), np.zeros((2, 512), np.uint8))
+    frame = Frame(
+        50_000, 5000.0, 0.0, 0.0, np.zeros(96, np.float32), np.zeros(512, np.float32), np.zeros((2, 512), np.uint8)
+    )
     for _ in range(1000):
         found.see((), frame, 0.0)
     assert len(found._window) == 5

@@ -70,5 +70,5 @@ def test_presets_are_what_they_say(name: str, tmp_path: Path, write_wav: WriteWa
 @pytest.mark.parametrize("name", _SIZES)
 def test_presets_are_what_they_say_for_longer(name: str, tmp_path: Path, write_wav: WriteWav, render: Render) -> None:
     """The same of all presets, for two seconds, or for some frames where the picture is largest."""
-    frames = 8 if name.endswith("8k") else 60
+    frames = 60 if max(_SIZES[name]) < 2000 else 8
     check(name, frames, song(tmp_path, frames, write_wav), render)

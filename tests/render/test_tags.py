@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,6 +91,34 @@ def test_a_wav_may_have_an_id3_tag(song: Path) -> None:
     frames = id3.frame(3, "TIT2", UTF_16), id3.frame(3, "APIC", id3.picture(JPEG))
     song.write_bytes(_chunk(b"RIFF", song.read_bytes()[8:] + _chunk(b"id3 ", id3.tag(3, *frames))))
     assert read_tags(song) == Tags(TITLE, None, JPEG)
+
+
+def test_ffmpeg_unpacks_no_tag(tmp_path: Path) -> None:
+    """A picture in a chunk of WAV or AIFF that unpacks to far more is not unpacked, and the sound is heard."""
+    bomb = id3.tag(4, id3.frame(4, "TIT2", b"\x03Bomb"), *[id3.zipped(4, "APIC", APIC + bytes(30 << 20))] * 4)
+    for kind, codec in (("wav", "pcm_s16le"), ("aiff", "pcm_s16be")):
+        path = tmp_path / f"bomb.{kind}"
+        with av.open(str(path), "w") as container:
+            sound: Any = container.add_stream(codec, rate=8000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 999, np.int16), format="s16", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(sound.encode(frame))
+        name, order = (b"id3 ", "<I") if kind == "wav" else (b"ID3 ", ">I")
+        body = path.read_bytes()[8:] + name + struct.pack(order, len(bomb)) + bomb + bytes(len(bomb) % 2)
+        path.write_bytes((b"RIFF" if kind == "wav" else b"FORM") + struct.pack(order, len(body)) + body)
+    code = (
+        "import resource, sys; from fractions import Fraction; from pathlib import Path\n"
+        "from renderdispatch.render.audio import SoundReader; from renderdispatch.render.tags import read_tags\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = used()\n"
+        "for path in map(Path, sys.argv[1:]):\n"
+        "    with SoundReader(path, start=Fraction(0), duration=None) as sound:\n"
+        "        print(sum(block.shape[1] for block in sound.blocks()) / sound.rate)\n"
+        "print(used() - before < 60_000, *(read_tags(path).title for path in map(Path, sys.argv[1:])))\n"
+    )
+    files = map(str, tmp_path.glob("bomb.*"))
+    ran = subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == ["1.0", "1.0", "True", "Bomb", "Bomb"]
 
 
 def test_the_oldest_tags_are_read(tmp_path: Path, mp3: bytes) -> None:

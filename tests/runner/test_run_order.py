@@ -15,16 +15,20 @@ import pytest
 from renderdispatch.errors import AudioError, GpuUnavailableError, RenderError, SceneError
 from renderdispatch.messages import (
     CLOCK_SLACK,
+    MAX_WARNINGS,
     Action,
+    Asset,
     CheckedIn,
     Completed,
     EventReply,
     Failed,
     FaultDomain,
+    ObjectUrls,
     Progressed,
     RenderEvent,
     RenderOrder,
     RenderStats,
+    RenderWarning,
     Stage,
 )
 from renderdispatch.plumbing.stop import Stop
@@ -196,6 +200,72 @@ def test_audio_of_another_size(tmp_path: Path, storage_type: type) -> None:
 def test_local_urls_from_afar(storage: FsspecStorage) -> None:
     """An order that came from afar cannot read this machine's files."""
     assert failure(run(make_order(storage, local=False)))[0] == "order.local-url"
+
+
+# --- cover and poster
+
+
+def make_urls(storage: FsspecStorage | MemoryStorage, key: str) -> ObjectUrls:
+    hour = timedelta(hours=1)
+    put = storage.sign_put(key, expires_in=hour, content_type="image/jpeg")
+    return ObjectUrls(key=key, put=put, get=storage.sign_get(key, expires_in=hour))
+
+
+@pytest.mark.parametrize("storage_type", [FsspecStorage, MemoryStorage])
+def test_a_cover_is_drawn_and_a_poster_delivered(tmp_path: Path, storage_type: type) -> None:
+    """The renderer gets a copy of the cover as a file, and no URL of it; what it wrote as poster is stored."""
+    storage = storage_type(tmp_path / "objects") if storage_type is FsspecStorage else storage_type()
+    storage.put("cover.png", b"a cover")
+    cover = Asset(url=storage.sign_get("cover.png", expires_in=timedelta(hours=1)), size=7)
+    seen: list[RenderOrder] = []
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        seen.append(order)
+        return FakeRenderer().render(order, audio, output, report)
+
+    outcome = run(make_order(storage, cover=cover, poster=make_urls(storage, "poster.jpg")), scene=Scene(render))
+    assert isinstance(outcome, Completed)
+    assert (outcome.artifact.poster_key, outcome.artifact.warnings) == ("poster.jpg", ())
+    with storage.open("poster.jpg") as file:
+        assert file.read() == b"a cover"
+    assert seen[0].cover is not None and (seen[0].cover.url, seen[0].cover.size) == ("", 7)
+    assert str(tmp_path / "objects") not in seen[0].model_dump_json()
+
+
+@pytest.mark.parametrize(("size", "code"), [(7, "cover.missing"), (8, "cover.changed")])
+def test_a_cover_that_cannot_be_used(storage: FsspecStorage, size: int, code: str) -> None:
+    """One that is gone, or has another size, is the fault of the request, and nothing is rendered."""
+    if code == "cover.changed":
+        storage.put("cover.png", b"a cover")
+    cover = Asset(url=storage.sign_get("cover.png", expires_in=timedelta(hours=1)), size=size)
+    outcome = run(make_order(storage, cover=cover), scene=raising(AssertionError("rendered")))
+    assert failure(outcome) == (code, FaultDomain.REQUEST)
+
+
+def test_an_earlier_poster_stays(storage: FsspecStorage) -> None:
+    """A poster that an earlier run of the attempt delivered is reported as it is."""
+    storage.put("poster.jpg", b"an earlier run's")
+    outcome = run(make_order(storage, poster=make_urls(storage, "poster.jpg")))
+    assert isinstance(outcome, Completed) and outcome.artifact.poster_key == "poster.jpg"
+    with storage.open("poster.jpg") as file:
+        assert file.read() == b"an earlier run's"
+
+
+@pytest.mark.parametrize("written", [None, b""])
+def test_a_renderer_without_a_poster(storage: FsspecStorage, written: bytes | None) -> None:
+    """The video is delivered, with a warning, however many warnings there are already."""
+    many = [RenderWarning(code="some.code", message="something") for _ in range(MAX_WARNINGS)]
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        stats = FakeRenderer().render(order.model_copy(update={"poster": None}), audio, output, report)
+        if written is not None:
+            output.with_suffix(".jpg").write_bytes(written)
+        return RenderStats(**{**dict(stats), "warnings": many})
+
+    outcome = run(make_order(storage, poster=make_urls(storage, "poster.jpg")), scene=Scene(render))
+    assert isinstance(outcome, Completed)
+    assert outcome.artifact.poster_key is None
+    assert [warning.code for warning in outcome.artifact.warnings] == ["poster.missing", *["some.code"] * 19]
 
 
 # --- deadlines

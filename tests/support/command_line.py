@@ -64,6 +64,69 @@ class Crashing:
         os._exit(3)
 '''
 
+SCENE_FILE: Final = '''
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+import neighbour
+from renderdispatch.render.params import Colour, SceneParams
+from renderdispatch.render.scene import NumpyRenderer, Scene
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+print("a word of the file")
+
+
+class TrailParams(SceneParams):
+    colour: Colour = Field(default=neighbour.COLOUR, description="of the picture")
+
+
+class TrailState(NamedTuple):
+    level: float
+
+
+class Trail(Scene[TrailState]):
+    """One colour."""
+
+    def __init__(self, params: TrailParams, *, width: int, height: int, fps: Fraction) -> None:
+        self.colour = [int(params.colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+    def start(self):
+        return TrailState(0.0)
+
+    def step(self, state, frame):
+        return TrailState(max(frame.level, 0.9 * state.level))
+
+    def paint(self, state, frame, canvas):
+        canvas[:] = self.colour
+
+
+class Plain(Scene):
+    def __init__(self, params, *, width, height, fps):
+        pass
+
+    def paint(self, state, frame, canvas):
+        canvas[:] = 0
+
+
+trail = NumpyRenderer("trail:Trail", TrailParams)
+
+
+class Slow:
+    """Takes as long as it is let."""
+
+    def render(self, order, audio, output, report):
+        import time
+
+        for frame in range(1, 100_001):
+            report(frame, 100_000)
+            time.sleep(0.01)
+'''
+
 
 @frozen
 class CommandLine:

@@ -15,6 +15,8 @@ from renderdispatch.stores.sql import SqlJobStore
 
 if TYPE_CHECKING:
     from renderdispatch.plumbing.local_urls import Endpoint
+    from renderdispatch.protocols import Renderer, SupportsPreview
+    from renderdispatch.render.scene import NumpyRenderer
     from renderdispatch.storage.fsspec import FsspecStorage
     from renderdispatch.storage.memory import MemoryObjects, MemoryStorage
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
     def storages(memory: MemoryStorage, fsspec: FsspecStorage) -> tuple[StorageAdapter, StorageAdapter]:
         return memory, fsspec
+
+    def renderers(numpy: NumpyRenderer) -> tuple[Renderer, SupportsPreview]:
+        return numpy, numpy
 
     def endpoint(memory: MemoryObjects) -> Endpoint:
         return memory

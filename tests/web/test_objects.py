@@ -234,6 +234,18 @@ def test_only_media_are_shown(
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_name_is_no_type(client: httpx.Client, memory: MemoryStorage) -> None:
+    """The key alone says what an object is: a name cannot have a video shown as a page, or a page as a video."""
+    for key, name, content_type in (
+        ("a/video.mp4", "x.html", "video/mp4"),
+        ("page.html", "x.mp4", "application/octet-stream"),
+    ):
+        memory.put(key, b"x")
+        answer = client.get(memory.sign_get(key, expires_in=_HOUR, file_name=name))
+        assert answer.headers["content-type"] == content_type
+        assert answer.headers["content-disposition"].endswith(f"filename*=UTF-8''{name}")
+
+
 def test_a_refusal_reads_as_s3_writes_it(client: httpx.Client, server: ObjectServer) -> None:
     """Refusals are S3's XML and quote nothing of the URL; what was never signed is refused alike."""
     for url in (server.base + "/key", server.base + "/key?expires=1", server.base + "/", server.base + "/%FF"):

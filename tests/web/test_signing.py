@@ -20,9 +20,22 @@ _BASE = "https://app.example/objects"
 _OLD, _NEW = "the old secret, 24 bytes and more", "the new secret, 24 bytes and more"
 
 
-def _check(urls: SignedUrls, url: str, *, method: str = "GET", key: str = "a/b", **headers: str) -> None:
+def _check(urls: SignedUrls, url: str, *, method: str = "GET", key: str = "a/b", **headers: str) -> str | None:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    urls.check(method, key, url.partition("?")[2], named)
+    return urls.check(method, key, url.partition("?")[2], named)
+
+
+def test_a_url_says_a_file_s_name() -> None:
+    """The name comes back from the check; a URL whose name was changed, added or left out is refused."""
+    urls = SignedUrls(_BASE, _OLD)
+    plain = urls.sign_get("a/b", expires_in=_HOUR)
+    named = urls.sign_get("a/b", expires_in=_HOUR, file_name="Élan & 50%.mp4")
+    assert (_check(urls, plain), _check(urls, named)) == (None, "Élan & 50%.mp4")
+    cut = named.rpartition("&")[0]
+    for changed in (cut, f"{cut}&file-name=other", f"{named}&file-name=other", f"{plain}&file-name=", f"{named}x"):
+        with pytest.raises(StorageDeniedError) as refusal:
+            _check(urls, changed)
+        assert refusal.value.code == "url.wrong-signature"
 
 
 def test_a_url_ends_to_the_second() -> None:

@@ -15,6 +15,7 @@ from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, output_path, seconds_reader
 from renderdispatch.cli.rendering import cancel_and_wait, follow
 from renderdispatch.cli.targets import read_target
+from renderdispatch.engine.names import file_name
 from renderdispatch.errors import InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
@@ -121,18 +122,23 @@ def retry(*, job_id: str, as_json: bool) -> None:
 @jobs.command()
 @_job_argument
 @click.option("-o", "--output", type=output_path, help="Default: the song's name, with .mp4. '-' is stdout.")
+@click.option("--poster", is_flag=True, help="Also save its poster: the output's name, with .jpg.")
 @click.option("-f", "--force", is_flag=True, help="Replace the output if it exists.")
-def save(*, job_id: str, output: str | None, force: bool) -> None:
+def save(*, job_id: str, output: str | None, poster: bool, force: bool) -> None:
     """Save the video of a complete job."""
     with Interrupts() as interrupts, from_settings(worker=False) as service:
         job = _find(service, job_id)
-        target = read_target(output or f"{Path(display.audio_name(job)).stem}.mp4", force=force)
-        target.check()
+        target = read_target(output or file_name(job.request), force=force)
+        targets = [target, target.poster] if poster else [target]
+        for each in targets:
+            each.check()
         with interrupts.abrupt():  # unwinds, so that no half file stays
-            target.take(service, job.id)
+            for each in targets:
+                each.take(service, job.id)
         display.print_warnings(job)
-        if not target.result_on_stderr:
-            display.report(target.name)
+        for each in targets:
+            if not each.result_on_stderr:
+                display.report(each.name)
 
 
 @jobs.command()
@@ -238,6 +244,8 @@ def _facts(job: Job) -> dict[str, object]:
         "scene": request.scene,
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
         "audio": display.audio_name(job),
+        "title": request.title,
+        "artist": request.artist,
         "from": display.clock(request.start) if request.start else None,
         "length": None if request.duration is None else display.length(request.duration),
         "output": f"{request.output.width}x{request.output.height}, {request.output.fps} fps",

@@ -29,7 +29,7 @@ from renderdispatch.messages import (
     read_output,
 )
 from renderdispatch.protocols import Renderer
-from renderdispatch.runner.renderers import find_renderer, load_renderer
+from renderdispatch.runner.renderers import find_renderer, load_renderer, scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
 from renderdispatch.wiring import from_settings
@@ -58,16 +58,31 @@ def _read_param(text: str) -> tuple[str, JsonValue]:
         return name, value  # a word needs no quotes
 
 
+def complete_scene(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """Return the scenes whose names begin so, for a shell."""
+    return [name for name in scene_names() if name.startswith(begun)]
+
+
+def _complete_preset(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    return [name for name in PRESETS if name.startswith(begun)]
+
+
 _PICTURE: Final = (
     click.option(
         "--scene",
         default="bars",
         show_default=True,
         metavar="NAME",
+        shell_complete=complete_scene,
         help="See 'renderdispatch scenes'; or file.py:NAME, a scene in a file of yours.",
     ),
     click.option(
-        "--preset", default="flat-1080p-landscape", show_default=True, metavar="NAME", help=", ".join(PRESETS)
+        "--preset",
+        default="flat-1080p-landscape",
+        show_default=True,
+        metavar="NAME",
+        shell_complete=_complete_preset,
+        help=", ".join(PRESETS),
     ),
     click.option("--size", type=_read_size, metavar="WIDTHxHEIGHT", help="Pixels, even numbers, such as 1280x720."),
     click.option("--fps", metavar="RATE", help="Frames a second: 30, 29.97, 30000/1001."),
@@ -95,6 +110,12 @@ _RANGE: Final = (
         metavar="NUMBER",
         help="Which audio track of SONG is heard, from 0. Default: the one that players choose.",
     ),
+)
+cover_option: Final = click.option(
+    "--cover",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="A picture for scenes that show the cover, and for the video's tags. Default: the one in SONG's tags.",
 )
 quality_option: Final = click.option(
     "--quality", type=click.Choice(get_args(Quality)), help="How much time the encoder takes. Default: balanced."

@@ -21,10 +21,11 @@ from renderdispatch.cli.display import clock, note, report, report_json
 from renderdispatch.cli.failures import tell
 from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
-from renderdispatch.cli.pictures import ChosenScene, picture_options, range_options, read_picture
+from renderdispatch.cli.pictures import ChosenScene, cover_option, picture_options, range_options, read_picture
 from renderdispatch.cli.progress import PictureBar
 from renderdispatch.cli.songs import STDIN, song_file, status_of
 from renderdispatch.cli.targets import FileTarget, Target, check_picture_name, read_target
+from renderdispatch.engine.audio import examine_file
 from renderdispatch.messages import RenderOrder
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.runner.render import SupervisedRender, check_renderer, with_preview
@@ -42,6 +43,7 @@ _DEMO_PRESET: Final = "flat-720p-landscape"
 )
 @range_options
 @picture_options
+@cover_option
 @click.option("-f", "--force", is_flag=True, help="Replace the output if it exists.")
 @json_option
 @logging_options
@@ -89,6 +91,7 @@ class _Wish:
         size: tuple[int, int] | None = None,
         fps: str | None = None,
         params: Sequence[tuple[str, JsonValue]] = (),
+        cover: Path | None = None,
         **request: Any,
     ) -> _Wish:
         """Return what the options say.
@@ -98,7 +101,9 @@ class _Wish:
         """
         chosen = ChosenScene.named(scene)
         picture = read_picture(preset, size, fps)
-        order = order_alone(song, scene=chosen.name, params=dict(params), output=picture, **request)
+        if cover is not None:
+            examine_file(cover, "", "cover")
+        order = order_alone(song, cover=cover, scene=chosen.name, params=dict(params), output=picture, **request)
         renderer = chosen.load()
         check_renderer(renderer, order)
         with_preview(renderer, chosen.name)

@@ -36,6 +36,7 @@ from renderdispatch.cli.options import json_option, logging_options, output_path
 from renderdispatch.cli.pictures import (
     ChosenScene,
     checked,
+    cover_option,
     picture_options,
     quality_option,
     range_options,
@@ -67,6 +68,12 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _OPTIONS: Final = (
     picture_options,
     quality_option,
+    click.option("--title", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
+    click.option("--artist", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
+    cover_option,
+    click.option(
+        "--poster", is_flag=True, help="Also write a JPEG of the brightest moment: the output's name, with .jpg."
+    ),
     click.option("--backend", metavar="NAME", help="Where to render."),
     click.option("--require-gpu", is_flag=True, help="Fail if there is no GPU, instead of drawing on the CPU."),
     click.option("-f", "--force", is_flag=True, help="Replace the output if it exists."),
@@ -138,6 +145,7 @@ def _make(
     size: tuple[int, int] | None,
     fps: str | None,
     quality: str | None,
+    poster: bool,
     params: list[tuple[str, JsonValue]],
     force: bool,
     as_json: bool,
@@ -150,7 +158,9 @@ def _make(
     job: Job | None = None
     target = read_target(output, force=force)
     try:
-        target.check(status_of(song))
+        targets = [target, target.poster] if poster else [target]
+        for each in targets:
+            each.check(status_of(song))
         picture = read_picture(preset, size, fps, quality)
         chosen = ChosenScene.named(scene)
         bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
@@ -165,13 +175,14 @@ def _make(
                 **where,
             }
             with open_song(song, interrupts) as audio:
-                handle = service.submit(audio, priority=_PRIORITY, **fields, **request)
+                handle = service.submit(audio, poster=poster, priority=_PRIORITY, **fields, **request)
             job = follow(service, handle, interrupts, quiet=quiet or as_json)
             if interrupts.received:
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
-                _save(service, job.id, target, interrupts)
+                for each in targets:
+                    _save(service, job.id, each, interrupts)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, job=job, on_stderr=target.result_on_stderr)
     except Interrupted:
@@ -180,7 +191,7 @@ def _make(
         _report_interrupted(job, as_json=as_json, quiet=quiet, on_stderr=target.result_on_stderr)
         return interrupts.exit_status
     assert job is not None
-    _report_done(job, target, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
+    _report_done(job, *targets, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
     return 0
 
 
@@ -229,12 +240,13 @@ def _save(service: RenderService, job_id: str, target: Target, interrupts: Inter
 # --- the last line --------------------------------------------------------------------------------
 
 
-def _report_done(job: Job, target: Target, *, seconds: float, as_json: bool, quiet: bool) -> None:
+def _report_done(job: Job, target: Target, *posters: Target, seconds: float, as_json: bool, quiet: bool) -> None:
     made = job.artifact
     assert made is not None
     if as_json:
-        output = "-" if target.result_on_stderr else str(Path(os.fsdecode(target.name)).absolute())
-        more = {"output": output, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
+        output = "-" if target.result_on_stderr else _absolute(target)
+        beside = {"poster": _absolute(posters[0])} if posters else {}
+        more = {"output": output, **beside, "seconds": round(seconds, 3), "artifact": artifact_as_json(job)}
         result = result_as_json(job, **more, warnings=warnings_as_json(job))
         report_json(result, on_stderr=target.result_on_stderr)
     elif not quiet:
@@ -243,6 +255,12 @@ def _report_done(job: Job, target: Target, *, seconds: float, as_json: bool, qui
         name = click.format_filename(target.name)
         line = f"{name}: {picture}, {length(made.duration_s)} of music in {length(seconds)}"
         report(line, on_stderr=target.result_on_stderr)
+        for poster in posters:
+            report(f"{click.format_filename(poster.name)}: the poster")
+
+
+def _absolute(target: Target) -> str:
+    return str(Path(os.fsdecode(target.name)).absolute())
 
 
 def _report_interrupted(job: Job | None, *, as_json: bool, quiet: bool, on_stderr: bool) -> None:

@@ -10,14 +10,14 @@ from attrs import asdict
 from renderdispatch.cli.display import print_json, print_table
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.cli.options import json_option, output_path
-from renderdispatch.cli.pictures import ChosenScene
+from renderdispatch.cli.pictures import ChosenScene, complete_scene
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.protocols import Renderer, SupportsParams
 from renderdispatch.runner.renderers import scene_names
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_scene)
 @click.option(
     "--preview",
     "folder",

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 from typing_extensions import Buffer
 
 from renderdispatch.cli.interrupts import Interrupts
-from renderdispatch.engine.audio import _examine_file as examine_file
+from renderdispatch.engine.audio import examine_file
 from renderdispatch.errors import InvalidRequestError
 
 STDIN: Final = "-"
@@ -76,7 +76,7 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
         if not isinstance(song, Path):
             with path.open("wb") as copy:
                 shutil.copyfileobj(song, copy)
-        yield Path(examine_file(path, "").path)
+        yield Path(examine_file(path, "", "audio").path)
 
 
 def status_of(name: str) -> os.stat_result | None:

@@ -52,6 +52,10 @@ class Target(Protocol):
     def put(self, content: bytes) -> None:
         """Write a picture. Raises as `take`."""
 
+    @property
+    def poster(self) -> Target:
+        """Where the poster of the video goes: beside it. Raises `InvalidRequestError` if there is no such place."""
+
 
 def read_target(text: str, *, force: bool, check_name: Callable[[Path], None] = check_video_name) -> Target:
     """Return the target that a command line names; ``-`` is stdout.
@@ -147,6 +151,18 @@ class FileTarget:
         """Write the picture, whole or not at all."""
         write_file(self.path, [content], key=str(self.path), only_if_absent=not self.force)
 
+    @property
+    def poster(self) -> Target:
+        """The file with the same name, and ``.jpg``."""
+        name = self.path.stem if self.path.suffix.lower() in {".mp4", ".m4v"} else self.path.name
+        return _PosterTarget(self.path.with_name(f"{name}.jpg"), self.force, check_picture_name)
+
+
+class _PosterTarget(FileTarget):
+    def take(self, service: RenderService, job_id: str) -> None:
+        """Write the poster of the finished video."""
+        service.save_poster(job_id, self.path, overwrite=self.force)
+
 
 @frozen
 class StdoutTarget:
@@ -182,3 +198,8 @@ class StdoutTarget:
         """Write the picture."""
         with open(sys.stdout.fileno(), "wb", closefd=False) as out:
             out.write(content)
+
+    @property
+    def poster(self) -> Target:
+        """Nowhere."""
+        raise self._refused("has room for the video alone; with --poster, name a file with -o", "kind")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Final, Protocol, assert_never
+from typing import IO, Final, Literal, Protocol, TypeVar, assert_never
 
 from attrs import define, frozen
 from pydantic import SecretStr
@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_text
+from renderdispatch.engine.names import kept_name
 from renderdispatch.engine.orders import file_url
 from renderdispatch.engine.parts import Parts
 from renderdispatch.messages import Audio, AudioUrl, LocalAudio, RemoteAudio, StorageKey, StoredAudio
@@ -36,47 +37,55 @@ _MAX_FILE_URL: Final = 2048
 """An order has little room; a file with a longer path is copied."""
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
 _AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
+_KINDS: Final = {"audio": "an audio file", "cover": "a picture"}
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 
 
 # --- at submit ------------------------------------------------------------------------------------
 
 
-class Incoming(Protocol):
-    """Audio that an application hands in."""
+Part = Literal["audio", "cover"]
+"""Of a request, in the codes of errors."""
 
-    def describe(self) -> Audio:
-        """Return what identifies the audio, without storing anything: rule J9 compares it with a record."""
+_Found_co = TypeVar("_Found_co", bound=Audio, covariant=True)
 
-    def store(self, prefix: str) -> Audio:
-        """See that a worker can read the audio, below the prefix of the job's objects; return what the record holds."""
+
+class Incoming(Protocol[_Found_co]):
+    """Audio, or a cover, that an application hands in."""
+
+    def describe(self) -> _Found_co:
+        """Return what identifies it, without storing anything: rule J9 compares it with a record."""
+
+    def store(self, prefix: str) -> _Found_co:
+        """See that a worker can read it, below the prefix of the job's objects; return what the record holds."""
 
     def discard(self) -> None:
         """Remove what `store` stored, if anything."""
 
 
 @define
-class InPlace(Incoming):
-    """A file for a worker of this machine, or a URL: nothing needs to be moved now.
+class InPlace(Incoming[LocalAudio]):
+    """A file for a worker of this machine: nothing needs to be moved now.
 
     Args:
-        hashed: Whether a file is identified by its content, for which it is read.
+        hashed: Whether the file is identified by its content, for which it is read.
     """
 
-    audio: LocalAudio | RemoteAudio
-    hashed: bool = False
+    file: LocalAudio
+    hashed: bool
+    part: Part = "audio"
 
-    def describe(self) -> Audio:
-        """Return the file with its hash, or the URL."""
-        if self.hashed and isinstance(self.audio, LocalAudio) and self.audio.sha256 is None:
-            found = _Counted(Path(self.audio.path)).drained("")
-            if found.size != self.audio.size:
-                message = f"{Path(self.audio.path).name} changed while it was read; submit it again"
-                raise errors.InvalidRequestError(message, code="audio.changed")
-            self.audio = self.audio.model_copy(update={"sha256": found.sha256})
-        return self.audio
+    def describe(self) -> LocalAudio:
+        """Return the file, with its hash if that identifies it."""
+        if self.hashed and self.file.sha256 is None:
+            found = _Counted(Path(self.file.path)).drained("")
+            if found.size != self.file.size:
+                message = f"{Path(self.file.path).name} changed while it was read; submit it again"
+                raise errors.InvalidRequestError(message, code=f"{self.part}.changed")
+            self.file = self.file.model_copy(update={"sha256": found.sha256})
+        return self.file
 
-    def store(self, prefix: str) -> Audio:  # noqa: ARG002 - the protocol's
+    def store(self, prefix: str) -> LocalAudio:  # noqa: ARG002 - the protocol's
         """Return what `describe` returns."""
         return self.describe()
 
@@ -85,36 +94,55 @@ class InPlace(Incoming):
 
 
 @frozen
-class Kept(Incoming):
+class Elsewhere(Incoming[RemoteAudio]):
+    """Audio behind a URL: it is fetched later."""
+
+    audio: RemoteAudio
+
+    def describe(self) -> RemoteAudio:
+        """Return the URL."""
+        return self.audio
+
+    def store(self, prefix: str) -> RemoteAudio:  # noqa: ARG002 - the protocol's
+        """Return the URL."""
+        return self.audio
+
+    def discard(self) -> None:
+        """Remove nothing."""
+
+
+@frozen
+class Kept(Incoming[StoredAudio]):
     """An object of this storage, used where it is."""
 
     parts: Parts
     key: str
+    part: Part = "audio"
 
     def describe(self) -> StoredAudio:
         """Return the object with its hash, if the record of the job to which it belongs has one."""
         owner = None
         with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
             owner = (job_id := layout.job_of(self.key)) and self.parts.store.get(job_id)
-        for known in (owner.audio, owner.request.audio) if owner else ():
+        for known in (owner.audio, owner.request.audio, owner.cover, owner.request.cover) if owner else ():
             if isinstance(known, StoredAudio) and known.key == self.key:
                 return known
         return StoredAudio(key=self.key, size=0)
 
     def store(self, prefix: str) -> StoredAudio:  # noqa: ARG002 - the protocol's
         """Return the object as it is in storage."""
-        return self.describe().model_copy(update={"size": _examine_object(self.key, self.parts)})
+        return self.describe().model_copy(update={"size": _examine_object(self.key, self.parts, self.part)})
 
     def discard(self) -> None:
         """Remove nothing."""
 
 
 @define
-class Streamed(Incoming):
+class Streamed(Incoming[StoredAudio]):
     """Audio that is streamed into storage, and hashed on the way. The source is read once.
 
     Args:
-        name: The file's name, for its extension.
+        name: The file's name.
     """
 
     storage: StorageAdapter
@@ -135,7 +163,7 @@ class Streamed(Incoming):
         if counted.size == 0:
             self.discard()
             raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
-        return counted.stored(key)
+        return counted.stored(key).model_copy(update={"name": kept_name(self.name)})
 
     def discard(self) -> None:
         """Remove what `store` stored, if anything."""
@@ -182,7 +210,7 @@ def _read(file: IO[bytes]) -> bytes:
     raise errors.InvalidRequestError(what, code="audio.invalid")
 
 
-def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool) -> Incoming:
+def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool) -> Incoming[Audio]:
     """Check what an application handed in as audio, and refuse what can never be used.
 
     Args:
@@ -196,11 +224,9 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool
     """
     match audio:
         case Path():
-            found = _examine_file(audio, parts.machine)
-            # A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs. So is
-            # one whose name means another file in another process, such as /dev/stdin.
-            in_place = parts.worker and is_text(found.path) and not found.path.startswith(("/dev/", "/proc/"))
-            return InPlace(found, hashed=keyed) if in_place else Streamed(parts.storage, audio, audio.name)
+            found = examine_file(audio, parts.machine, "audio")
+            left = is_left(found, parts)
+            return InPlace(found, hashed=keyed) if left else Streamed(parts.storage, audio, audio.name)
         case bytes():
             if not audio:
                 raise errors.InvalidRequestError("the audio is empty", code="audio.empty")
@@ -210,7 +236,7 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool
                 raise errors.InvalidRequestError("this storage key is not yours", code="audio.denied")
             return Kept(parts, audio.key)
         case AudioUrl():
-            return InPlace(_examine_url(audio.url, parts.fetcher))
+            return Elsewhere(_examine_url(audio.url, parts.fetcher))
         case io.TextIOBase():
             raise errors.InvalidRequestError(_AS_TEXT, code="audio.invalid")
         case _ if hasattr(audio, "read"):
@@ -219,16 +245,25 @@ def examine(audio: AudioSource, parts: Parts, tenant: str | None, *, keyed: bool
     raise errors.InvalidRequestError(f"a {type(audio).__name__} is not audio: {_WANTED}", code="audio.invalid")
 
 
-def _examine_object(key: str, parts: Parts) -> int:
+def is_left(file: LocalAudio, parts: Parts) -> bool:
+    """Return whether a file is left for a worker of this machine to read.
+
+    A record is UTF-8, and a file's name may not be: then the file is read now, as where no worker runs. So is one whose
+    name means another file in another process, such as /dev/stdin.
+    """
+    return parts.worker and is_text(file.path) and not file.path.startswith(("/dev/", "/proc/"))
+
+
+def _examine_object(key: str, parts: Parts, part: Part) -> int:
     age = layout.upload_age(key, parts.store.now()) if key.startswith(layout.UPLOADS) else None
     if age is not None and age >= timedelta(days=layout.UPLOAD_DAYS):
-        raise errors.InvalidRequestError("this upload is too old to be used: upload it again", code="audio.expired")
+        raise errors.InvalidRequestError("this upload is too old to be used: upload it again", code=f"{part}.expired")
     try:
         return parts.storage.stat(key).size
     except errors.ObjectNotFoundError:
-        raise errors.InvalidRequestError(f"nothing is stored under {key[:200]!r}", code="audio.missing") from None
+        raise errors.InvalidRequestError(f"nothing is stored under {key[:200]!r}", code=f"{part}.missing") from None
     except errors.StorageDeniedError as error:
-        raise errors.InvalidRequestError(f"the storage refuses this key: {error}", code="audio.denied") from error
+        raise errors.InvalidRequestError(f"the storage refuses this key: {error}", code=f"{part}.denied") from error
 
 
 def _examine_url(url: object, fetcher: AudioFetcher | None) -> RemoteAudio:
@@ -242,24 +277,34 @@ def _examine_url(url: object, fetcher: AudioFetcher | None) -> RemoteAudio:
     return RemoteAudio(url=SecretStr(url))
 
 
-def _examine_file(path: Path, machine: str) -> LocalAudio:
+def examine_file(path: Path, machine: str, part: Part) -> LocalAudio:
+    """Return a file as a record holds it.
+
+    Raises:
+        InvalidRequestError: It is not a file that can be read, or is empty.
+    """
+
+    def refused(why: str, code: str) -> errors.InvalidRequestError:
+        return errors.InvalidRequestError(f"{path} {why}", code=f"{part}.{code}")
+
     try:
         path = path.absolute()
         found = path.stat()
         if stat.S_ISREG(found.st_mode):  # to open a pipe could wait for ever
             path.open("rb").close()
     except FileNotFoundError:
-        raise errors.InvalidRequestError(f"{path} does not exist", code="audio.missing") from None
+        raise refused("does not exist", "missing") from None
     except PermissionError:
-        raise errors.InvalidRequestError(f"{path} may not be read by this user", code="audio.denied") from None
+        raise refused("may not be read by this user", "denied") from None
     except (OSError, ValueError) as error:
-        raise errors.InvalidRequestError(f"{str(path)[:200]!r} cannot be read: {error}", code="audio.invalid") from None
+        message = f"{str(path)[:200]!r} cannot be read: {error}"
+        raise errors.InvalidRequestError(message, code=f"{part}.invalid") from None
     if stat.S_ISDIR(found.st_mode):
-        raise errors.InvalidRequestError(f"{path} is a directory, not an audio file", code="audio.directory")
+        raise refused(f"is a directory, not {_KINDS[part]}", "directory")
     if not stat.S_ISREG(found.st_mode):
-        raise errors.InvalidRequestError(f"{path} is not a regular file", code="audio.invalid")
+        raise refused("is not a regular file", "invalid")
     if found.st_size == 0:
-        raise errors.InvalidRequestError(f"{path} is empty", code="audio.empty")
+        raise refused("is empty", "empty")
     return LocalAudio(path=str(path), machine=machine, size=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
@@ -282,7 +327,8 @@ def check_source(source: Audio, parts: Parts) -> None:
             if found.size != source.size:
                 raise errors.AudioError("the audio in storage has changed since submit", code="audio.changed")
         case LocalAudio():
-            _check_file(source)
+            if (problem := changed(source)) is not None:
+                raise errors.AudioError(problem, code="audio.changed")
         case RemoteAudio():
             if parts.fetcher is None:
                 raise errors.InvalidRequestError(_NO_FETCHER, code="audio.no-fetcher")
@@ -316,20 +362,21 @@ def bring(
             try:
                 file = path.open("rb")
             except FileNotFoundError:
-                raise _vanished(path) from None
+                raise errors.AudioError(f"{path.name} vanished since submit", code="audio.changed") from None
             except PermissionError:
                 raise errors.AudioError(f"{path.name} may not be read", code="audio.denied") from None
             with file:
-                if _is_read_in_place(source, parts, backend):
+                if is_read_in_place(source, parts, backend):
                     return source
                 stored = _put(parts.storage, key(path.name), _chunks(file), stop.check)
-            _check_file(source)
+            check_source(source, parts)
             return stored.model_copy(update={"sha256": source.sha256})
         case RemoteAudio():
             assert parts.fetcher is not None
             try:
                 with parts.fetcher.fetch(source.url.get_secret_value(), stop=stop) as fetched:
-                    return _put(parts.storage, key(fetched.filename or ""), fetched.chunks, stop.check)
+                    stored = _put(parts.storage, key(fetched.filename or ""), fetched.chunks, stop.check)
+                    return stored.model_copy(update={"name": kept_name(fetched.filename)})
             except errors.StorageUnavailableError:
                 stop.check()  # a fetch that was cut off
                 raise
@@ -337,7 +384,8 @@ def bring(
             assert_never(source)
 
 
-def _is_read_in_place(source: LocalAudio, parts: Parts, backend: RenderBackend) -> bool:
+def is_read_in_place(source: LocalAudio, parts: Parts, backend: RenderBackend) -> bool:
+    """Return whether the backend reads a file of this machine where it is."""
     here = parts.storage.locality is Locality.MACHINE and backend.locality < Locality.WORLD
     return here and len(file_url(source)) <= _MAX_FILE_URL
 
@@ -351,18 +399,16 @@ def _put(storage: StorageAdapter, key: str, chunks: Iterator[bytes], check: Call
     return StoredAudio(key=key, size=storage.put(key, checked()).size)
 
 
-def _check_file(audio: LocalAudio) -> None:
-    path = Path(audio.path)
+def changed(file: LocalAudio) -> str | None:
+    """Return how a file is not the submitted one any more; None if it is."""
+    path = Path(file.path)
     try:
         found = path.stat()
     except OSError:
-        raise _vanished(path) from None
-    if (found.st_size, found.st_mtime_ns) != (audio.size, audio.mtime_ns):
-        raise errors.AudioError(f"{path.name} changed since submit; submit it again", code="audio.changed")
-
-
-def _vanished(path: Path) -> errors.AudioError:
-    return errors.AudioError(f"{path.name} vanished since submit", code="audio.changed")
+        return f"{path.name} vanished since submit"
+    if (found.st_size, found.st_mtime_ns) != (file.size, file.mtime_ns):
+        return f"{path.name} changed since submit; submit it again"
+    return None
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

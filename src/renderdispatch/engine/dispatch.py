@@ -151,17 +151,16 @@ class Dispatcher:
 
     def _can_prepare(self, job: Job, name: str) -> bool:
         """Return whether there are threads for it, so that nothing is held that cannot go on."""
-        lane = self._lane_of(job.audio or job.request.audio)
+        lane = self._lane_of(job)
         return self._lanes.start[name].ensure() and (lane is None or (not lane.full and lane.ensure()))
 
-    def _lane_of(self, source: Audio) -> Lane | None:
-        """Return the lane that brings the audio; None if it is in storage."""
-        match source:
-            case RemoteAudio():
-                return self._lanes.fetch
-            case LocalAudio():
-                return self._lanes.files
-        return None
+    def _lane_of(self, job: Job) -> Lane | None:
+        """Return the lane that brings audio and cover; None if they are in storage."""
+        audio = job.audio or job.request.audio
+        if isinstance(audio, RemoteAudio):
+            return self._lanes.fetch
+        files = isinstance(audio, LocalAudio) or isinstance(job.cover or job.request.cover, LocalAudio)
+        return self._lanes.files if files else None
 
     def _take(self, job: Job, name: str) -> bool:
         store = self._parts.store
@@ -195,7 +194,7 @@ class Dispatcher:
             return False
         held = self._keeper.hold(job, Stop(parent=self._closing, error=GivenUp))
         preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
-        lane = self._lane_of(preparation.source)
+        lane = self._lane_of(preparation.job)
         if lane is None:
             self._await_slot(preparation)
         elif not lane.submit(

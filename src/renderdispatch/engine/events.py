@@ -60,6 +60,13 @@ class AudioStored(AttemptEvent):
 
 
 @frozen(kw_only=True)
+class CoverStored(AttemptEvent):
+    """A cover that is a file of this machine is stored."""
+
+    cover: StoredAudio
+
+
+@frozen(kw_only=True)
 class DispatchIntended(AttemptEvent):
     """The backend is about to be called (rule J2)."""
 

@@ -122,7 +122,7 @@ def fingerprint(request: RenderRequest, *, version: int = _FINGERPRINT) -> str:
 
     1: all fields of the first requests, and younger ones that are used. Audio that `submit` stored counts by its hash,
        other audio by where it is.
-    2: all fields that are used. Audio counts by its hash if it is known, else by its key or URL.
+    2: all fields that are used. Audio and cover count by their hash if it is known, else by their key or URL.
     """
     fields = request.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD)
     counted = _by_first_rule(fields) if version == 1 else _by_second_rule(fields)
@@ -158,9 +158,13 @@ def _kept(fields: Mapping[str, Any], names: Collection[str], used: Mapping[str, 
 
 
 def _by_second_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
-    audio = fields["audio"]
-    identity = ["sha256"] if audio.get("sha256") else ["key"] if audio["kind"] == "stored" else list(audio)
-    return {**_used(fields, _defaults()), "audio": {name: audio[name] for name in identity}}
+    files = {name: _identity(fields[name]) for name in ("audio", "cover") if fields[name] is not None}
+    return {**_used(fields, _defaults()), **files}
+
+
+def _identity(file: Mapping[str, Any]) -> dict[str, Any]:
+    names = ["sha256"] if file.get("sha256") else ["key"] if file["kind"] == "stored" else list(file)
+    return {name: file[name] for name in names}
 
 
 def _used(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

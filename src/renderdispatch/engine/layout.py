@@ -100,6 +100,17 @@ def audio_key(prefix: str, upload: str, filename: str) -> str:
     return f"{prefix}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
 
 
+def cover_key(prefix: str, sha256: str, kind: str) -> str:
+    """Return the key of a job's cover. It names the content, so that attempts which store it write the same object.
+
+    Args:
+        prefix: The job's, from `job_prefix`.
+        sha256: Of the picture, in hex.
+        kind: The picture's, such as ``jpg``.
+    """
+    return f"{prefix}cover-{sha256[:32]}.{kind}"
+
+
 def attempt_upload(token: str) -> str:
     """Return the name of the upload of audio by one attempt."""
     return f"audio-{token}"
@@ -113,6 +124,11 @@ def attempt_prefix(prefix: str, token: str) -> str:
 def video_key(prefix: str, token: str) -> str:
     """Return the key of an attempt's video."""
     return f"{attempt_prefix(prefix, token)}video.mp4"
+
+
+def poster_key(prefix: str, token: str) -> str:
+    """Return the key of an attempt's poster."""
+    return f"{attempt_prefix(prefix, token)}poster.jpg"
 
 
 def result_key(prefix: str, token: str) -> str:

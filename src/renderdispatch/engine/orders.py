@@ -9,11 +9,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
-from renderdispatch.engine import layout
+from renderdispatch.engine import layout, names
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     MAX_ORDER_BYTES,
+    Asset,
     Callback,
     LocalAudio,
     ObjectUrls,
@@ -21,6 +22,7 @@ from renderdispatch.messages import (
     SignedPut,
     StoredAudio,
 )
+from renderdispatch.protocols import SupportsFileNames
 
 _URL_SLACK: Final = timedelta(minutes=10)
 """How long an order's URLs outlive the job's deadline (rule J10)."""
@@ -41,6 +43,7 @@ class Signer(Protocol):
 def make_order(
     job: Job,
     audio: StoredAudio | LocalAudio,
+    cover: StoredAudio | LocalAudio | None = None,
     *,
     signer: Signer,
     now: datetime,
@@ -53,6 +56,7 @@ def make_order(
     Args:
         job: The job.
         audio: The audio in storage, or the submitted file for a renderer that reads it in place.
+        cover: The cover, likewise, if the request has one.
         signer: Signs the order's URLs.
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
@@ -67,22 +71,38 @@ def make_order(
     attempt = job.attempts[-1]
     request = job.request
 
-    def urls(key: str, content_type: str) -> ObjectUrls:
-        put = signer.sign_put(key, expires_in=expires_in, content_type=content_type)
-        return ObjectUrls(key=key, put=put, get=signer.sign_get(key, expires_in=expires_in))
+    def put(key: str, content_type: str, suffix: str | None) -> SignedPut:
+        if suffix is None or not (isinstance(signer, SupportsFileNames) and signer.names_files):
+            return signer.sign_put(key, expires_in=expires_in, content_type=content_type)
+        name = names.file_name(request, audio, suffix=suffix)
+        return signer.sign_put(key, expires_in=expires_in, content_type=content_type, file_name=name)
 
-    if isinstance(audio, LocalAudio):
-        url, mtime_ns = file_url(audio), audio.mtime_ns
-    else:
-        url, mtime_ns = signer.sign_get(audio.key, expires_in=expires_in), None
+    def urls(key: str, content_type: str, suffix: str | None = None) -> ObjectUrls:
+        get = signer.sign_get(key, expires_in=expires_in)
+        return ObjectUrls(key=key, put=put(key, content_type, suffix), get=get)
+
+    def pictures(*, named: bool) -> dict[str, ObjectUrls]:
+        found = {"video": urls(layout.video_key(prefix, attempt.token), "video/mp4", ".mp4" if named else None)}
+        if request.poster:
+            key = layout.poster_key(prefix, attempt.token)
+            found["poster"] = ObjectUrls(key=key, put=put(key, "image/jpeg", ".jpg" if named else None))
+        return found
+
+    def asset(file: StoredAudio | LocalAudio) -> Asset:
+        if isinstance(file, LocalAudio):
+            return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns)
+        return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size)
+
+    song, uploads = asset(audio), pictures(named=True)
     order = RenderOrder(
         job_id=job.id,
         attempt=attempt.number,
         token=attempt.token,
-        audio_url=url,
-        audio_size=audio.size,
-        audio_mtime_ns=mtime_ns,
-        video=urls(layout.video_key(prefix, attempt.token), "video/mp4"),
+        audio_url=song.url,
+        audio_size=song.size,
+        audio_mtime_ns=song.mtime_ns,
+        video=uploads["video"],
+        poster=uploads.get("poster"),
         result=urls(layout.result_key(prefix, attempt.token), "application/json"),
         scene=request.scene,
         params=request.params,
@@ -90,6 +110,9 @@ def make_order(
         start=request.start,
         duration=request.duration,
         audio_track=request.audio_track,
+        title=request.title,
+        artist=request.artist,
+        cover=None if cover is None else asset(cover),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         device_class=device_class,
@@ -102,16 +125,22 @@ def make_order(
         callback=callback,
         local=local,
     )
-    size = len(order.model_dump_json())
-    if size > MAX_ORDER_BYTES:
+    if _size(order) > MAX_ORDER_BYTES:  # long names are the least that is needed
+        order = order.model_copy(update=pictures(named=False))
+    if (size := _size(order)) > MAX_ORDER_BYTES:
         message = (
             f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: "
-            "shorten the storage key of the audio, the storage's prefix, the webhook's URL or the parameters"
+            "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
+            "parameters"
         )
         raise InvalidRequestError(message, code="order.too-large")
     return order
 
 
-def file_url(audio: LocalAudio) -> str:
+def _size(order: RenderOrder) -> int:
+    return len(order.model_dump_json().encode())
+
+
+def file_url(file: LocalAudio) -> str:
     """Return the URL under which a local renderer reads the submitted file itself."""
-    return Path(audio.path).as_uri()
+    return Path(file.path).as_uri()

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attrs import define
+from attrs import define, frozen
 
 from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
+from renderdispatch.engine.cover import bring_cover, check_cover
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import make_order
@@ -31,6 +32,14 @@ from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
+
+
+@frozen
+class _Brought:
+    """Where the renderer reads its inputs."""
+
+    audio: StoredAudio | LocalAudio
+    cover: StoredAudio | LocalAudio | None
 
 
 @define(eq=False)
@@ -49,7 +58,7 @@ class Preparation:
     job: Job
     held: Held
     _closing: Stop
-    _audio: StoredAudio | LocalAudio | None = None
+    _brought: _Brought | None = None
 
     @property
     def source(self) -> Audio:
@@ -57,18 +66,18 @@ class Preparation:
         return self.job.audio or self.job.request.audio
 
     def bring(self) -> bool:
-        """Bring the audio to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
+        """Bring audio and cover to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
         with self._concluding():
-            self._audio = self._bring_audio()
-        if self._audio is None:
+            self._brought = self._bring_inputs()
+        if self._brought is None:
             self.end()
-        return self._audio is not None
+        return self._brought is not None
 
     def start(self) -> None:
-        """Start the attempt, whose audio is in storage; whatever goes wrong becomes the attempt's error."""
+        """Start the attempt, whose inputs are in storage; whatever goes wrong becomes the attempt's error."""
         try:
             with self._concluding():
-                order = self._order(self._audio or self._bring_audio())
+                order = self._order(self._brought or self._bring_inputs())
                 intent = events.DispatchIntended(
                     token=self.held.token,
                     video_key=order.video.key,
@@ -114,17 +123,37 @@ class Preparation:
 
     # --- the steps
 
-    def _bring_audio(self) -> StoredAudio | LocalAudio:
-        """See that the renderer can read the audio; each stage is shown, also if nothing is left to do."""
-        job, token, source = self.job, self.held.token, self.source
+    def _bring_inputs(self) -> _Brought:
+        """See that the renderer can read audio and cover; each stage is shown, also if nothing is left to do."""
+        token, cover = self.held.token, self.job.cover or self.job.request.cover
         self.held.stop.check()
-        check_source(source, self._parts)
+        check_source(self.source, self._parts)
+        if cover is not None:
+            check_cover(cover, self._parts.storage)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
+        brought = _Brought(cover=cover and self._bring_cover(cover), audio=self._bring_audio())
+        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        return brought
+
+    def _bring_cover(self, source: StoredAudio | LocalAudio) -> StoredAudio | LocalAudio:
+        """See that the renderer can read the cover."""
+        backend = self._parts.backends[self.held.backend]
+        cover = bring_cover(source, self._parts, backend, layout.prefix_of(self.job))
+        if isinstance(cover, StoredAudio) and cover is not source:
+            try:
+                self._advance(events.CoverStored(token=self.held.token, cover=cover))
+            except JobNotFoundError:  # no delete comes any more; while there is a job, another attempt may need it
+                self._parts.storage.delete(cover.key)
+                raise
+        return cover
+
+    def _bring_audio(self) -> StoredAudio | LocalAudio:
+        """See that the renderer can read the audio."""
+        job, token, source = self.job, self.held.token, self.source
         key = partial(layout.audio_key, layout.prefix_of(job), layout.attempt_upload(token))
         backend = self._parts.backends[self.held.backend]
         audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
         if isinstance(audio, LocalAudio):
-            self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
             return audio
         try:
             self._advance(events.AudioStored(token=token, audio=audio))
@@ -132,17 +161,17 @@ class Preparation:
             if audio is not source and not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
-        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return audio
 
-    def _order(self, audio: StoredAudio | LocalAudio) -> RenderOrder:
+    def _order(self, brought: _Brought) -> RenderOrder:
         job, parts = self.job, self._parts
         backend = parts.backends[self.held.backend]
         callback = parts.callback(job.id, job.attempt_number, backend)
         local = backend.locality < Locality.WORLD
         return make_order(
             job,
-            audio,
+            brought.audio,
+            brought.cover,
             signer=parts.storage,
             now=parts.store.now(),
             callback=callback,

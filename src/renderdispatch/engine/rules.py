@@ -13,7 +13,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from renderdispatch import messages
-from renderdispatch.engine import events
+from renderdispatch.engine import events, layout
 from renderdispatch.errors import RenderStalled, RenderStopped
 from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job
 from renderdispatch.messages import JobStatus, Stage
@@ -277,6 +277,11 @@ def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
     return evolve(job, audio=event.audio, request=request)
 
 
+def store_cover(job: Job, event: events.CoverStored, now: datetime) -> Job:
+    """Record where the cover is stored, once."""
+    return job if job.cover is not None else evolve(job, cover=event.cover)
+
+
 def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:
     """Record that the backend is about to be called (rule J2)."""
     keys: dict[str, Any] = {"video_key": event.video_key, "result_key": event.result_key}
@@ -336,10 +341,12 @@ def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
 
 
 def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
-    """Record the artifact. A run describes its video; the key is the attempt's own, whatever the run reports."""
+    """Record the artifact. A run describes its video; the keys are the attempt's own, whatever the run reports."""
     free: dict[str, Any] = {"holder": None, "lease_until": None, "verdict": None, "verdict_at": None}
     job = _enter(job, Stage.FINALIZING, now, overdue_at=None, **free)
-    artifact = event.artifact.model_copy(update={"key": _current(job).video_key})
+    posted = job.request.poster and event.artifact.poster_key is not None
+    poster_key = layout.poster_key(layout.prefix_of(job), _current(job).token) if posted else None
+    artifact = event.artifact.model_copy(update={"key": _current(job).video_key, "poster_key": poster_key})
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 

@@ -15,17 +15,49 @@ from attrs import frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
-from renderdispatch.engine.audio import AudioSource, Streamed, examine
+from renderdispatch.engine.audio import AudioSource, Incoming, Streamed, examine
+from renderdispatch.engine.cover import CoverSource, copy_cover, examine_cover
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
+from renderdispatch.messages import Audio, JobStatus, LocalAudio, RenderRequest, StoredAudio, UploadGrant
 from renderdispatch.protocols import SupportsCheck
 
 UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 """How long a client has for an upload of its own."""
 
+_Files = Mapping[str, Audio | None]
+"""Fields of a request that hold files."""
+
 _NO_AUDIO: Final = StoredAudio.model_construct(key="", size=0)
+
+
+@frozen
+class _Inputs:
+    """The files of a request: its audio, and its cover if it has one."""
+
+    audio: Incoming[Audio]
+    cover: Incoming[StoredAudio | LocalAudio] | None
+
+    def describe(self) -> dict[str, Audio | None]:
+        """Return what identifies them, as fields of the request."""
+        cover = None if self.cover is None else self.cover.describe()
+        return {"audio": self.audio.describe(), "cover": cover}
+
+    def store(self, prefix: str) -> dict[str, Audio | None]:
+        """See that a worker can read both; return the fields of the request. If one fails, nothing stays stored."""
+        cover = None if self.cover is None else self.cover.store(prefix)
+        try:
+            return {"audio": self.audio.store(prefix), "cover": cover}
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove what `store` stored, if anything."""
+        for incoming in (self.audio, self.cover):
+            if incoming is not None:
+                incoming.discard()
 
 
 @frozen
@@ -43,6 +75,7 @@ class Submissions:
     def submit(
         self,
         audio: AudioSource,
+        cover: CoverSource | None,
         fields: Mapping[str, Any],
         *,
         backend: str | None,
@@ -53,6 +86,7 @@ class Submissions:
 
         Args:
             audio: What the application handed in.
+            cover: As ``audio``.
             fields: The rest of the request.
             backend: Where to render; None is chosen by the route, else the first backend.
             priority: Higher goes first.
@@ -66,16 +100,20 @@ class Submissions:
         named = "" if backend is None else backend
         request = self._routed(read_request({**fields, "audio": _NO_AUDIO, "backend": named}))
         job_id = uuid.uuid4().hex if idempotency_key is None else keyed_id(self._tenant, idempotency_key)
-        incoming = examine(audio, self._parts, self._tenant, keyed=idempotency_key is not None)
+        keyed = idempotency_key is not None
+        incoming = _Inputs(
+            examine(audio, self._parts, self._tenant, keyed=keyed),
+            examine_cover(cover, self._parts, self._tenant, keyed=keyed),
+        )
 
-        def same(audio: Callable[[], Audio]) -> Job | None:
-            return None if idempotency_key is None else self._same(job_id, request, audio, idempotency_key, not backend)
+        def same(files: Callable[[], _Files]) -> Job | None:
+            return None if idempotency_key is None else self._same(job_id, request, files, idempotency_key, not backend)
 
         if (job := same(incoming.describe)) is not None:
             return job
         incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
         stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
-        recorded = request.model_copy(update={"audio": stored})
+        recorded = request.model_copy(update=stored)
         try:
             return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
         except errors.JobExistsError:  # another submit with this key was faster
@@ -92,7 +130,8 @@ class Submissions:
         """Submit a failed or cancelled job again; return the new job.
 
         Raises:
-            InvalidRequestError: The job did not fail, its audio is gone, or its backend is not one of this service.
+            InvalidRequestError: The job did not fail, its audio or cover is gone,
+                or its backend is not one of this service.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
@@ -102,14 +141,12 @@ class Submissions:
                 "backend", job.request.backend, self._parts.backends, code="backend.unknown"
             )
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
-        request, audio = job.request, job.request.audio
-        passing = (layout.prefix_of(job), layout.UPLOADS)  # what may go before the new job ends
-        if isinstance(audio, StoredAudio) and not audio.key:
-            message = f"the audio of job {job.id} was never stored; submit it again"
-            raise errors.InvalidRequestError(message, code="audio.missing")
-        if isinstance(audio, StoredAudio) and audio.key.startswith(passing):
-            copy = self._copied(audio.key, layout.job_prefix(job.tenant, new_id, incarnation))
-            request = request.model_copy(update={"audio": copy})
+        prefix = layout.job_prefix(job.tenant, new_id, incarnation)
+        try:
+            request = self._with_copies(job, prefix)
+        except BaseException:
+            self._parts.storage.delete_prefix(prefix)
+            raise
         return self._create(
             request, id=new_id, incarnation=incarnation, tenant=job.tenant, priority=job.priority, retry_of=job.id
         )
@@ -138,7 +175,7 @@ class Submissions:
         return request
 
     def _same(
-        self, job_id: str, request: RenderRequest, audio: Callable[[], Audio], key: str, routed: bool
+        self, job_id: str, request: RenderRequest, files: Callable[[], _Files], key: str, routed: bool
     ) -> Job | None:
         """Return the job that the idempotency key has; None where the key is new (rule J9).
 
@@ -150,10 +187,12 @@ class Submissions:
         except errors.JobNotFoundError:
             return None
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
-        given, recorded = audio(), job.request.audio
-        if isinstance(given, StoredAudio) and isinstance(recorded, StoredAudio) and given.key == recorded.key != "":
-            given = recorded  # one object, which may be gone meanwhile
-        if not same_request(job, request.model_copy(update={"audio": given, "backend": chosen})):
+        given = dict(files())
+        for name, file in given.items():
+            recorded = getattr(job.request, name)
+            if isinstance(file, StoredAudio) and isinstance(recorded, StoredAudio) and file.key == recorded.key != "":
+                given[name] = recorded  # one object, which may be gone meanwhile
+        if not same_request(job, request.model_copy(update={**given, "backend": chosen})):
             message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
             raise errors.IdempotencyConflictError(message)
         return job
@@ -181,10 +220,24 @@ class Submissions:
         except errors.StoreUnavailableError:
             return False
 
-    def _copied(self, key: str, prefix: str) -> StoredAudio:
+    def _with_copies(self, job: Job, prefix: str) -> RenderRequest:
+        """Return a job's request for a new job, with copies of what may go before the new one ends."""
+        audio, cover, copies = job.request.audio, job.request.cover, dict[str, StoredAudio]()
+        passing = (layout.prefix_of(job), layout.UPLOADS)
+        if isinstance(audio, StoredAudio) and not audio.key:
+            message = f"the audio of job {job.id} was never stored; submit it again"
+            raise errors.InvalidRequestError(message, code="audio.missing")
+        if isinstance(cover, StoredAudio) and cover.key.startswith(passing):
+            copies["cover"] = copy_cover(cover, self._parts.storage, prefix)
+        if isinstance(audio, StoredAudio) and audio.key.startswith(passing):
+            copies["audio"] = self._copied(audio, prefix)
+        return job.request.model_copy(update=copies)
+
+    def _copied(self, audio: StoredAudio, prefix: str) -> StoredAudio:
         storage = self._parts.storage
         try:
-            with storage.open(key) as source:
-                return Streamed(storage, source, key).store(prefix)
+            with storage.open(audio.key) as source:
+                copy = Streamed(storage, source, audio.key).store(prefix)
+                return copy.model_copy(update={"name": audio.name})
         except errors.ObjectNotFoundError:
             raise errors.InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None

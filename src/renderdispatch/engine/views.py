@@ -17,10 +17,11 @@ from attrs import frozen
 from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_path, whole
+from renderdispatch.engine.names import file_name
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, PollError, PollResponse, PollResult, Stage
-from renderdispatch.protocols import JobQuery, Page, SupportsCounts, walk
+from renderdispatch.messages import Artifact, JobStatus, PollError, PollResponse, PollResult, Stage
+from renderdispatch.protocols import JobQuery, Page, SupportsCounts, SupportsFileNames, walk
 
 DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
 """How long a download URL is good for; a new one is signed at each call."""
@@ -99,28 +100,43 @@ class Views:
             result=result,
             error=error,
             warnings=artifact.warnings if artifact is not None else (),
-            download_url=self._signed(artifact.key) if artifact is not None else None,
+            download_url=self._signed(job, artifact.key, ".mp4") if artifact is not None else None,
+            poster_url=self.poster_url(job) if artifact is not None and artifact.poster_key is not None else None,
             created_at=job.created_at,
             updated_at=job.updated_at,
         )
 
     def download_url(self, job: Job) -> str:
         """Return a URL of the finished video. Raises `JobNotCompleteError`."""
-        return self._signed(_video_key(job))
+        return self._signed(job, _artifact_of(job).key, ".mp4")
+
+    def poster_url(self, job: Job) -> str:
+        """Return a URL of the poster. Raises `JobNotCompleteError`, and `ObjectNotFoundError` where there is none."""
+        return self._signed(job, _poster_key(job), ".jpg")
 
     def open_video(self, job: Job) -> AbstractContextManager[BinaryIO]:
         """Open the finished video for reading. Raises `JobNotCompleteError`."""
-        return self.parts.storage.open(_video_key(job))
+        return self.parts.storage.open(_artifact_of(job).key)
+
+    def file_name(self, job: Job) -> str:
+        """Return the name under which the video is saved."""
+        return file_name(job.request)
 
     def save(self, job: Job, path: object, *, overwrite: bool) -> Path:
         """Write the finished video to a file; return its path. Raises what `RenderService.save` does."""
+        target = _target(path, file_name(job.request))
+        check_video_name(target)
+        return self._save(_artifact_of(job).key, target, overwrite=overwrite)
+
+    def save_poster(self, job: Job, path: object, *, overwrite: bool) -> Path:
+        """Write the poster to a file; return its path. Raises what `RenderService.save_poster` does."""
+        target = _target(path, file_name(job.request, suffix=".jpg"))
+        return self._save(_poster_key(job), target, overwrite=overwrite)
+
+    def _save(self, key: str, target: Path, *, overwrite: bool) -> Path:
         from renderdispatch.plumbing.files import write_file
 
-        if not isinstance(path, str | Path) or not is_path(str(path)):
-            raise errors.InvalidRequestError("path: a Path, or text that can be a file's name")
-        target = Path(path)
-        check_video_name(target)
-        with self.open_video(job) as source:
+        with self.parts.storage.open(key) as source:
             chunks = iter(lambda: source.read(_CHUNK_BYTES), b"")
             try:
                 write_file(target, chunks, key=str(target), only_if_absent=not overwrite)
@@ -137,8 +153,12 @@ class Views:
         except errors.StorageDeniedError:  # no object can have this key
             raise errors.ObjectNotFoundError(f"nothing may be read under {key[:200]!r}") from None
 
-    def _signed(self, key: str) -> str:
-        return self.parts.storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE)
+    def _signed(self, job: Job, key: str, suffix: str) -> str:
+        storage = self.parts.storage
+        if isinstance(storage, SupportsFileNames) and storage.names_files:
+            name = file_name(job.request, suffix=suffix)
+            return storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE, file_name=name)
+        return storage.sign_get(key, expires_in=DOWNLOAD_URL_LIFE)
 
     def _queue_position(self, job: Job) -> int | None:
         """Return 1 for the job that is next."""
@@ -165,10 +185,30 @@ def check_video_name(path: Path) -> None:
         raise errors.InvalidRequestError(message, code="output.kind")
 
 
-def _video_key(job: Job) -> str:
+def _target(path: object, default: str) -> Path:
+    """Return the file to save to.
+
+    Raises:
+        InvalidRequestError: The system cannot have a file of this name.
+    """
+    given = default if path is None else path
+    if not isinstance(given, str | Path) or not is_path(str(given)):
+        raise errors.InvalidRequestError("path: a Path, or text that can be a file's name")
+    return Path(given)
+
+
+def _poster_key(job: Job) -> str:
+    key = _artifact_of(job).poster_key
+    if key is None:
+        message = f"job {job.id} has no poster" + ("" if job.request.poster else "; submit it with poster=True")
+        raise errors.ObjectNotFoundError(message, code="poster.missing")
+    return key
+
+
+def _artifact_of(job: Job) -> Artifact:
     match job.status:
         case JobStatus.COMPLETE if job.artifact is not None:
-            return job.artifact.key
+            return job.artifact
         case JobStatus.FAILED if job.error is not None:
             raise errors.JobFailedError(f"job {job.id} failed: {job.error.message}", code=job.error.code)
         case JobStatus.CANCELLED:

@@ -100,9 +100,9 @@ def places(file: FileIO) -> dict[bytes, Place]:
     """Return where the boxes at the top of a file are, by kind."""
     found, at, end = dict[bytes, Place](), 0, file.seek(0, os.SEEK_END)
     while at + 8 <= end:
-        size, kind = struct.unpack(">I4s", _read(file, at, 8))
+        size, kind = struct.unpack(">I4s", _read(file, Place(at, 8)))
         if size == 1:
-            (size,) = struct.unpack(">Q", _read(file, at + 8, 8))
+            (size,) = struct.unpack(">Q", _read(file, Place(at + 8, 8)))
         found[kind] = Place(at, size or end - at)
         at += max(found[kind].size, 8)
     return found
@@ -115,7 +115,7 @@ def finish(raw: Path, output: Path, *, projection: Projection = "flat", tags: Ta
         raw: An mp4 file with one ``mdat``, and with its index at the end.
         output: A new file.
         projection: How players show the picture.
-        tags: What they say of the song.
+        tags: What players say of the song; the cover is a JPEG.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -125,8 +125,8 @@ def finish(raw: Path, output: Path, *, projection: Projection = "flat", tags: Ta
         found = places(source)
         if not {b"ftyp", b"moov", b"mdat"} <= found.keys():
             raise ValueError(f"{raw.name} is not a complete mp4 file")
-        kind, data = _read(source, *_ends(found[b"ftyp"])), found[b"mdat"]
-        index = Box.read(b"moov", _read(source, *_ends(found[b"moov"]))[8:])
+        kind, data = _read(source, found[b"ftyp"]), found[b"mdat"]
+        index = Box.read(b"moov", _read(source, found[b"moov"])[8:])
         describe(index, projection=projection, tags=tags or Tags())
         move_data(index, data.at, before=len(kind))
         head = memoryview(kind + index.pack())
@@ -144,7 +144,7 @@ def describe(index: Box, *, projection: Projection = "flat", tags: Tags) -> None
     for parent in (index, *index.find(b"trak")):
         parent.children = [child for child in parent.children if child.kind != b"udta"]
     for track in index.find(b"trak"):
-        for sample in track.find(*_SAMPLES[1:], b"stsd", b"avc1"):
+        for sample in list(track.find(*_SAMPLES[1:], b"stsd", b"avc1")):
             sample.head = sample.head[:42] + bytes(32) + sample.head[74:]  # the encoder's name and version
             if projection != "flat":
                 sample.children += _spherical(stereo=projection == "360-stereo")
@@ -212,22 +212,18 @@ def _metadata(tags: Tags) -> bytes:
     return full_box(b"meta", handler, box(b"ilst", *items))
 
 
-def _ends(place: Place) -> tuple[int, int]:
-    return place.at, place.size
-
-
-def _read(file: FileIO, at: int, size: int) -> bytes:
-    """Read ``size`` bytes.
+def _read(file: FileIO, place: Place) -> bytes:
+    """Read a part of a file.
 
     Raises:
-        ValueError: The file has fewer.
+        ValueError: The file ends before.
     """
-    file.seek(at)
-    parts = []
-    while size > 0 and (part := file.read(size)):
+    file.seek(place.at)
+    parts, left = list[bytes](), place.size
+    while left > 0 and (part := file.read(left)):
         parts.append(part)
-        size -= len(part)
-    if size:
+        left -= len(part)
+    if left:
         raise ValueError("the file ends in a box")
     return b"".join(parts)
 
@@ -241,7 +237,7 @@ def _copy(source: FileIO, target: FileIO, place: Place) -> None:
             while left and (copied := os.copy_file_range(source.fileno(), target.fileno(), left)):
                 left -= copied
     while left:
-        part = memoryview(_read(source, source.tell(), min(left, CHUNK_BYTES)))
+        part = memoryview(_read(source, Place(source.tell(), min(left, CHUNK_BYTES))))
         left -= len(part)
         while part:
             part = part[target.write(part) :]

@@ -23,8 +23,9 @@ SIDE: Final = 1024
 """The most pixels of a side of a cover."""
 
 MOST_BYTES: Final = 16 << 20
-_MOST_PIXELS: Final = 50_000_000
-"""As of a telephone's camera. Decoded it takes up to 300 MB."""
+_MOST_PIXELS: Final = 25_000_000
+_MOST_PIXELS_OF_JPEG: Final = 50_000_000
+"""As of a telephone's camera. To decode this many takes 310 MiB of memory, of other formats up to 390."""
 
 _MOST_SCANS: Final = 50
 """Of a progressive JPEG, which has about ten; each takes as long as decoding the picture."""
@@ -79,9 +80,11 @@ def read_cover(source: Path | bytes) -> Cover:
     if len(data) > MOST_BYTES:
         raise _too_large(f"more than {MOST_BYTES >> 20} MiB")
     with _blamed_on_the_picture(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.width * image.height > _MOST_PIXELS:
-            raise _too_large(f"{image.width}x{image.height}, more than {_MOST_PIXELS // 1_000_000} megapixels")
-        if image.format in {"JPEG", "MPO"} and data.count(b"\xff\xda") > _MOST_SCANS:
+        is_jpeg = image.format in {"JPEG", "MPO"}
+        most = _MOST_PIXELS_OF_JPEG if is_jpeg else _MOST_PIXELS
+        if image.width * image.height > most:
+            raise _too_large(f"{image.width}x{image.height}, more than {most // 1_000_000} megapixels")
+        if is_jpeg and data.count(b"\xff\xda") > _MOST_SCANS:
             raise _too_large(f"a JPEG of more than {_MOST_SCANS} scans")
         is_animated = False
         with suppress(Exception):  # the first picture may be good where the others are not

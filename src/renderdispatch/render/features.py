@@ -1,7 +1,11 @@
 """What does the sound do at each frame of the video?
 
-The features are computed in one pass over the whole song, because the spectrum's smoothing and the scales of level and
-beat depend on all of it. They are kept in a file and read frame by frame, so that long songs take no more memory.
+The features are computed in one pass over the whole range of an order, because the spectrum's smoothing and the scales
+of level and beat depend on all of it. They are kept in a file and read frame by frame, so that long songs take no more
+memory. A part of the frames can be read from a part of the file, so that many machines can draw one song.
+
+They are the same however the sound is cut into blocks, and on any number of cores: nothing here calls BLAS, whose
+threads split sums as they like, and spin beside those of the encoder.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from numpy.typing import NDArray
 
 from renderdispatch.render.mixing import Samples
@@ -22,19 +26,32 @@ Floats = NDArray[np.floating[Any]]
 FFT_SIZE: Final = 2048
 TEXTURE_WIDTH: Final = 512
 BANDS: Final = 96
-_TEXTURE_BYTES: Final = 2 * TEXTURE_WIDTH
-_RECORD_BYTES: Final = _TEXTURE_BYTES + BANDS
+WAVE_POINTS: Final = 512
+WAVE_RATE: Final = 11_025
+"""Points a second of `Frame.wave`, whatever the rate of the sound: 512 of them are 46 ms."""
+_RECORD: Final = np.dtype([("texture", "u1", (2, TEXTURE_WIDTH)), ("bands", "u1", BANDS), ("wave", "<i2", WAVE_POINTS)])
+RECORD_BYTES: Final = _RECORD.itemsize
+"""What one frame takes in the file."""
+
+_FULL_SCALE: Final = 32_767
 
 _SMOOTHING: Final = 0.8
 _MIN_DB: Final = -100.0
 _MAX_DB: Final = -30.0
 _BAND_RANGE_DB: Final = 48.0
-"""A band that is further below the song's loudest one is dark."""
+"""A band that is further below its top is dark."""
+_EVENED: Final = 0.75
+"""How far the tops of the bands follow the song's own spectrum, so that rare high notes are seen beside the bass."""
+_MOST_EVENED_DB: Final = 32.0
+_NEIGHBOURS: Final = 8
+"""Bands on each side that share a top: single notes stand out."""
 _BAND_STEP_DB: Final = 0.5
 _LOWEST_HZ: Final = 45.0
 _HIGHEST_HZ: Final = 14_000.0
 _QUIETEST: Final = 10 ** (-60 / 20)
 """Songs are scaled to their loudest part, but not those that stay below this level: they are noise."""
+_STEADY_DB: Final = 1.0
+"""The partials of a low note that is held rise and fall by up to this much, in the mean of all bands."""
 _BEAT_FADE_S: Final = 0.16
 
 
@@ -48,10 +65,13 @@ class Frame:
         level: Loudness, 0 (silence) to 1 (as loud as this song gets).
         beat: 1 on a strong onset, fading to 0 within about 0.4 s.
         bands: (96,) float32, 0 to 1: the spectrum from 45 Hz to 14 kHz. All bands span the same musical interval. They
-            are not smoothed over time. High notes are raised by 3 dB an octave, because music has less of them.
+            are not smoothed over time. Those that are faint in all of the song are raised by up to 24 dB: 1 is what
+            the loudest notes of about this height reach.
+        wave: (512,) float32, -1 to 1: the wave in the 46 ms around the frame's middle, all channels together, at 11,025
+            points a second. It is smoothed: half remains at 2.8 kHz, nothing above 5.5 kHz.
         texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode computes
             it: 2048 points, Blackman, smoothing 0.8 from frame to frame, -100 to -30 dB; texel k is k * rate / 2048 Hz.
-            Row 1 is the wave, 128 at rest, 512 samples around the frame's middle.
+            Row 1 is the wave, 128 at rest, 512 samples around the frame's middle, neither smoothed nor resampled.
     """
 
     index: int
@@ -59,31 +79,31 @@ class Frame:
     level: float
     beat: float
     bands: NDArray[np.float32]
+    wave: NDArray[np.float32]
     texture: NDArray[np.uint8]
-
-    @property
-    def wave(self) -> NDArray[np.float32]:
-        """The wave of the texture, (512,) float32, -1 to 1."""
-        return np.asarray((self.texture[1].astype(np.float32) - 128) / 128)
 
 
 @define(eq=False, kw_only=True)
 class Features:
-    """The features of all frames, read from the analyser's file. Use it with ``with``, or close it.
+    """The features of consecutive frames, read from a file of records. Use it with ``with``, or close it.
 
     Args:
-        path: The file that `Analyser` wrote.
+        path: The file.
         fps: Frames a second.
         level: (frames,) float32, as in `Frame`.
         beat: (frames,) float32, as in `Frame`.
-        loudest_band_db: The level that is 1 in ``bands``.
+        tops_db: (96,) float32, the levels that are 1 in ``bands``.
+        first: The index of the first frame.
+        offset: Where in the file the record of the first frame begins. Each has `RECORD_BYTES`; the others follow.
     """
 
     path: Path
     fps: Fraction
     level: NDArray[np.float32] = field(repr=False)
     beat: NDArray[np.float32] = field(repr=False)
-    loudest_band_db: float
+    tops_db: NDArray[np.float32] = field(repr=False)
+    first: int = 0
+    offset: int = 0
     _file: BinaryIO = field(init=False, repr=False, default=Factory(lambda self: self.path.open("rb"), takes_self=True))
 
     def __enter__(self) -> Self:
@@ -98,11 +118,21 @@ class Features:
 
     def __iter__(self) -> Iterator[Frame]:
         """Iterate over the frames, in order."""
-        return map(self.frame, range(len(self)))
+        return map(self.frame, range(self.first, self.first + len(self)))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def slice(self, begin: int, end: int) -> Features:
+        """Return the frames ``begin`` to ``end - 1`` alone, with their index and time, read from the same file.
+
+        Raises:
+            IndexError: There is no such frame.
+        """
+        part = slice(self._place(begin), self._place(end - 1) + 1)
+        offset = self.offset + part.start * RECORD_BYTES
+        return evolve(self, level=self.level[part], beat=self.beat[part], first=begin, offset=offset)
 
     def frame(self, index: int) -> Frame:
         """Return the features of one frame.
@@ -110,19 +140,24 @@ class Features:
         Raises:
             IndexError: There is no such frame.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"frame {index} of {len(self)}")
-        self._file.seek(index * _RECORD_BYTES)
-        record = np.frombuffer(self._file.read(_RECORD_BYTES), np.uint8)
-        db = record[_TEXTURE_BYTES:] * np.float32(_BAND_STEP_DB) - np.float32(255 * _BAND_STEP_DB)
+        place = self._place(index)
+        self._file.seek(self.offset + place * RECORD_BYTES)
+        record = np.frombuffer(self._file.read(RECORD_BYTES), _RECORD)[0]
+        db = record["bands"] * np.float32(_BAND_STEP_DB) - np.float32(255 * _BAND_STEP_DB)
         return Frame(
             index=index,
             time_s=float(index / self.fps),
-            level=float(self.level[index]),
-            beat=float(self.beat[index]),
-            bands=np.clip((db - np.float32(self.loudest_band_db - _BAND_RANGE_DB)) / np.float32(_BAND_RANGE_DB), 0, 1),
-            texture=record[:_TEXTURE_BYTES].reshape(2, TEXTURE_WIDTH),
+            level=float(self.level[place]),
+            beat=float(self.beat[place]),
+            bands=np.clip((db - self.tops_db) / np.float32(_BAND_RANGE_DB) + 1, 0, 1),
+            wave=record["wave"] / np.float32(_FULL_SCALE),
+            texture=record["texture"],
         )
+
+    def _place(self, index: int) -> int:
+        if not self.first <= index < self.first + len(self):
+            raise IndexError(f"frame {index} is not among the frames {self.first} to {self.first + len(self) - 1}")
+        return index - self.first
 
 
 class Analyser:
@@ -145,10 +180,15 @@ class Analyser:
         self._window = np.blackman(FFT_SIZE + 1)[:-1].astype(np.float32)
         self._smoothed = np.zeros(TEXTURE_WIDTH, np.float32)
         self._bands = _BandFilter(rate)
+        self._resampler = _WaveResampler(rate)
+        self._half = max(FFT_SIZE // 2, self._resampler.reach)
+        """Samples before and after a frame's middle that its features are made of."""
         self._last_db = np.full(BANDS, -255 * _BAND_STEP_DB, np.float32)
-        self._held_from = -FFT_SIZE
-        self._held = np.zeros((1, FFT_SIZE), np.float32)  # silence before the song
+        self._held_from = -self._half
+        self._held = np.zeros((1, self._half), np.float32)  # silence before the song
         self._next = 0
+        self._counts = np.zeros((BANDS, 256), np.intp)
+        """How many frames had which level in each band."""
         self._measured: list[NDArray[np.float32]] = []  # (3, n): loudness, onsets and highest bands of n frames
 
     def __enter__(self) -> Self:
@@ -177,7 +217,7 @@ class Analyser:
             fps=self._fps,
             level=_level(rms),
             beat=_beat(flux, fps=float(self._fps)),
-            loudest_band_db=max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0),
+            tops_db=_tops_db(self._counts, max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0)),
         )
 
     def _hold(self, samples: Samples) -> None:
@@ -194,7 +234,7 @@ class Analyser:
 
     def _reach(self, frame: int) -> int:
         """Return the end of the samples that are needed for a frame's features."""
-        return max(self._middle(frame) + FFT_SIZE // 2, self._first_sample(frame + 1))
+        return max(self._middle(frame) + self._half, self._first_sample(frame + 1))
 
     def _analyse(self, until: int) -> None:
         frames = range(self._next, until)
@@ -202,25 +242,27 @@ class Analyser:
             return
         mono = self._held.mean(axis=0)
         middles = [self._middle(frame) - self._held_from for frame in frames]
-        half = FFT_SIZE // 2
-        windows = np.stack([mono[middle - half : middle + half] for middle in middles])
+        around = np.stack([mono[middle - self._half : middle + self._half] for middle in middles])
+        windows = around[:, self._half - FFT_SIZE // 2 : self._half + FFT_SIZE // 2]
         magnitudes = np.abs(np.fft.rfft(windows * self._window)).astype(np.float32) / FFT_SIZE
-        records = np.empty((len(frames), _RECORD_BYTES), np.uint8)
-        for row, magnitude in enumerate(magnitudes[:, :TEXTURE_WIDTH]):
+        records = np.empty(len(frames), _RECORD)
+        for (spectrum, _), magnitude in zip(records["texture"], magnitudes[:, :TEXTURE_WIDTH], strict=True):
             self._smoothed = _SMOOTHING * self._smoothed + (1 - _SMOOTHING) * magnitude
-            scaled = (_db(self._smoothed) - _MIN_DB) * (255 / (_MAX_DB - _MIN_DB))
-            records[row, :TEXTURE_WIDTH] = np.clip(scaled, 0, 255)
-        waves = windows[:, half - TEXTURE_WIDTH // 2 : half + TEXTURE_WIDTH // 2]
-        records[:, TEXTURE_WIDTH:_TEXTURE_BYTES] = np.clip(np.floor(128 * (1 + waves)), 0, 255)
+            spectrum[:] = np.clip((_db(self._smoothed) - _MIN_DB) * (255 / (_MAX_DB - _MIN_DB)), 0, 255)
+        shown = windows[:, (FFT_SIZE - TEXTURE_WIDTH) // 2 : (FFT_SIZE + TEXTURE_WIDTH) // 2]
+        records["texture"][:, 1] = np.clip(np.floor(128 * (1 + shown)), 0, 255)
         bands = self._bands.db(magnitudes)
-        records[:, _TEXTURE_BYTES:] = np.clip(bands / _BAND_STEP_DB + 255, 0, 255)
+        records["bands"] = np.clip(bands / _BAND_STEP_DB + 255, 0, 255)
+        levels = records["bands"] + 256 * np.arange(BANDS)
+        self._counts += np.bincount(levels.ravel(), minlength=BANDS * 256).reshape(BANDS, 256)
+        records["wave"] = np.rint(np.clip(self._resampler.wave(around), -1, 1) * _FULL_SCALE)
         self._file.write(records.tobytes())
         rms = [self._rms_of(frame) for frame in frames]
         rises = np.diff(np.maximum(bands, -80), axis=0, prepend=np.maximum(self._last_db, -80)[np.newaxis])
         self._measured.append(np.array([rms, np.maximum(rises, 0).mean(axis=1), bands.max(axis=1)], np.float32))
         self._last_db = bands[-1]
         self._next = until
-        keep = min(self._first_sample(until), self._middle(until) - half) - self._held_from
+        keep = min(self._first_sample(until), self._middle(until) - self._half) - self._held_from
         self._held = self._held[:, keep:].copy()
         self._held_from += keep
 
@@ -233,11 +275,34 @@ def _db(magnitude: Floats) -> Floats:
     return 20 * np.log10(np.maximum(magnitude, np.float32(1e-8)))
 
 
+class _WaveResampler:
+    """Brings the wave to `WAVE_RATE`, each point the mean of the samples around it, weighted by a raised cosine.
+
+    The cosine is four points wide, so that it lets nothing through above half of `WAVE_RATE`. Where the sound has few
+    samples a second it is four samples wide, and then it interpolates.
+    """
+
+    def __init__(self, rate: int) -> None:
+        radius = 2 * max(rate / WAVE_RATE, 1)
+        places = (np.arange(WAVE_POINTS) - (WAVE_POINTS - 1) / 2) * (rate / WAVE_RATE)
+        self._taps = np.floor(places - radius).astype(np.intp)[:, None] + np.arange(1, int(np.ceil(2 * radius)) + 1)
+        away = np.minimum(np.abs(self._taps - places[:, None]) / radius, 1)
+        weights = 1 + np.cos(np.pi * away)
+        self._weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        self.reach: Final = int(np.abs(self._taps).max()) + 1
+        """Samples that are needed before and after the middle."""
+
+    def wave(self, around: Floats) -> Floats:
+        """Return (frames, points) from (frames, samples), whose middle is the frame's."""
+        # Unlike an index, `take` lays the samples out in one way for any number of frames: the sums have one order.
+        samples = np.take(around, self._taps + around.shape[1] // 2, axis=1)
+        return np.asarray((samples * self._weights).sum(axis=2))
+
+
 class _BandFilter:
     """Gathers the bins of a spectrum into bands of equal musical intervals, by overlapping triangles.
 
-    Triangles are at least a bin wide: several bands of low notes share a bin, and so they blend. This is not a matrix
-    product, because BLAS would start threads that spin beside those of the encoder.
+    Triangles are at least a bin wide: several bands of low notes share a bin, and so they blend.
     """
 
     def __init__(self, rate: int) -> None:
@@ -259,6 +324,22 @@ class _BandFilter:
         return np.asarray(_db(gathered) + self._lift_db)
 
 
+def _tops_db(counts: NDArray[np.intp], loudest: float) -> NDArray[np.float32]:
+    """Return the tops of the bands: between the song's loudest level, and what each band reaches in 5 % of the frames.
+
+    Args:
+        counts: (bands, 256), how many frames had which stored level.
+        loudest: In dB.
+    """
+    seen = np.cumsum(counts, axis=1)
+    reached = np.argmax(seen * 20 >= seen[:, -1:] * 19, axis=1)
+    sums = np.cumsum(np.pad(reached, (_NEIGHBOURS + 1, _NEIGHBOURS), mode="edge"))
+    around = (sums[2 * _NEIGHBOURS + 1 :] - sums[: -2 * _NEIGHBOURS - 1]) / (2 * _NEIGHBOURS + 1)
+    below = loudest - (around - 255) * _BAND_STEP_DB
+    silence = -255 * _BAND_STEP_DB + _BAND_RANGE_DB
+    return np.asarray(np.maximum(loudest - _EVENED * np.clip(below, 0, _MOST_EVENED_DB), silence), np.float32)
+
+
 def _level(rms: Floats) -> NDArray[np.float32]:
     """Scale a song's loudness to 0..1. The root of it is nearer to how loud music seems than its power."""
     loudest = max(float(np.percentile(rms, 98)), float(rms.max()) / 4, _QUIETEST)
@@ -273,7 +354,7 @@ def _beat(flux: Floats, *, fps: float) -> NDArray[np.float32]:
     reach = max(round(fps / 2), 1)
     sums = np.concatenate([[0.0], np.cumsum(np.pad(flux, reach, mode="edge"), dtype=np.float64)])
     around = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]) / (2 * reach + 1)
-    onset = np.maximum(flux - 1.4 * around, 0)
+    onset = np.maximum(flux - 1.4 * around - _STEADY_DB, 0)
     strong = max(float(np.percentile(onset, 98)), float(onset.max()) / 4, 1.0)
     fade = float(np.exp(-1 / (fps * _BEAT_FADE_S)))
     beat = np.empty(len(flux), np.float32)

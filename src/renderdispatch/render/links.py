@@ -1,23 +1,30 @@
 """Which parts of a file does a player play one after the other, each as a file of its own?
 
 Most files are one part. A chained Ogg has several links, and each may have another codec, rate and number of channels
-(RFC 3533, section 4). ID3 tags in front of the sound are left out: their pictures are of no use here, and a small
-compressed one can unpack to gigabytes.
+(RFC 3533, section 4). ID3 tags are left out, in front of the sound and in chunks of WAV and AIFF: they are not needed
+here, and a small compressed picture can unpack to gigabytes.
 """
 
 from __future__ import annotations
 
 import io
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Literal
 
 _PAGE: Final = b"OggS"
 _PAGE_HEADER: Final = 27
 _BEGINS_STREAM: Final = 2
 _CHUNK: Final = 65_536
 
+_BYTE_ORDERS: Final[dict[bytes, Literal["little", "big"]]] = {b"RIFF": "little", b"RF64": "little", b"FORM": "big"}
+_SOUNDS: Final = frozenset({b"WAVE", b"AIFF", b"AIFC"})
+_ID3: Final = frozenset({b"ID3 ", b"id3 "})
+_OTHER: Final = b"JUNK"
+_MOST_CHUNKS: Final = 1000
+_LONG: Final = 0xFFFFFFFF
+
 
 class Window(io.RawIOBase):
-    """The bytes of a file from ``begin`` to ``end``, as a file of their own."""
+    """The bytes of a file from ``begin`` to ``end``, as a file of their own; chunks that hold ID3 have another name."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
         self.name = file.name  # FFmpeg looks at how it ends
@@ -26,6 +33,7 @@ class Window(io.RawIOBase):
         self.size = end - begin
         self._at = 0
         self.furthest = 0
+        self._hidden = [at - begin for at in id3_chunks(file, begin)]
 
     def readable(self) -> bool:
         """Return True."""
@@ -42,6 +50,8 @@ class Window(io.RawIOBase):
             return b""
         self._file.seek(self._begin + self._at)
         data = self._file.read(left if size < 0 else min(size, left))
+        for at in self._hidden:
+            data = _overlaid(data, _OTHER, at - self._at)
         self._at += len(data)
         self.furthest = max(self.furthest, self._at)
         return data
@@ -68,6 +78,12 @@ class Window(io.RawIOBase):
         return self._at
 
 
+def _overlaid(data: bytes, name: bytes, at: int) -> bytes:
+    """Return data with as much of a name at a position as is within them."""
+    begin, end = max(at, 0), min(at + len(name), len(data))
+    return data if begin >= end else data[:begin] + name[begin - at : end - at] + data[end:]
+
+
 def parts_of(file: BinaryIO) -> list[tuple[int, int]]:
     """Return the begin and the end of each part, in bytes."""
     size = file.seek(0, io.SEEK_END)
@@ -87,6 +103,30 @@ def _after_tags(file: BinaryIO) -> int:
         size = header[6] << 21 | header[7] << 14 | header[8] << 7 | header[9]
         footer = 10 if header[5] & 0x10 else 0
         at += 10 + size + footer
+
+
+def id3_chunks(file: BinaryIO, begin: int = 0) -> list[int]:
+    """Return where the chunks that hold ID3 tags are, if a WAV or AIFF begins there (EBU Tech 3306 for long ones)."""
+    file.seek(begin)
+    head, found, data_size = file.read(12), list[int](), 0
+    order = _BYTE_ORDERS.get(head[:4])
+    if order is None or head[8:] not in _SOUNDS:
+        return found
+    at = begin + 12
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(24)
+        if len(head) < 8:
+            break
+        kind, size = head[:4], int.from_bytes(head[4:8], order)
+        if kind in _ID3:
+            found.append(at)
+        elif kind == b"ds64":
+            data_size = int.from_bytes(head[16:24], order)
+        elif kind == b"data" and size == _LONG:
+            size = data_size
+        at += 8 + size + size % 2
+    return found
 
 
 def _links(file: BinaryIO, begin: int, size: int) -> list[int]:

@@ -10,11 +10,10 @@ from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from renderdispatch.render.features import Floats
 from renderdispatch.render.params import LightParams
-from renderdispatch.render.picture import Canvas, Converter, Picture
+from renderdispatch.render.picture import Converter, Picture, in_planes
 
 _SMALL_PIXELS: Final = 160 * 90
 
@@ -55,55 +54,56 @@ class Backdrop:
     def __init__(self, params: LightParams, width: int, height: int) -> None:
         scale = max((width * height / _SMALL_PIXELS) ** 0.5, 1.0)
         columns, rows = max(round(width / scale), 2), max(round(height / scale), 2)
-        self.x: Final = _centres(columns, width)
-        self.y: Final = _centres(rows, height)[:, None]
+        self.x: Final = centres(columns, width)
+        self.y: Final = centres(rows, height)[:, None]
         self._params = params
-        self._reformatter = VideoReformatter()
-        self._converter = Converter()
         self._full = width, height
+        self._small = Picture.of(VideoFrame(columns, rows, "yuv444p"))
+        self._converter = Converter()
         # Hides the contours that a gradient has in 8 bits. It never moves, so it costs the encoder next to nothing.
-        self._noise = np.random.default_rng(1).random((rows, columns, 1), np.float32)
+        self._noise = np.random.default_rng(1).random((3, rows, columns), np.float32)
 
     def set_light(self, *, glow: Floats, vignette: Floats, pulse: float, hole: Floats | float = 1) -> None:
         """Set what the light of all frames is made of.
 
         Args:
-            glow: The colour of the glow.
+            glow: The colour of the glow, (w, 3) or (h, w, 3).
             vignette: (h, w, 1), how bright the background is.
             pulse: How much light a beat adds where the background is bright.
             hole: (h, w, 1), how much of that light each place shows.
         """
-        self._night = rgb(self._params.background) * (0.35 + 0.65 * vignette)
-        self._glow = glow * np.float32(self._params.glow)
-        self._pulse = glow * vignette**2 * hole * np.float32(pulse * self._params.pulse)
+        dark = in_planes(np.zeros(3))
+        night = in_planes(rgb(self._params.background) * (0.35 + 0.65 * vignette))
+        flash = in_planes(glow * vignette**2 * hole * (pulse * self._params.pulse)) - dark
+        self._night = _apart(night) + self._noise
+        self._pulse = _apart(flash)
+        self._glow = _apart(np.broadcast_to((in_planes(glow) - dark) * np.float32(self._params.glow), night.shape))
 
     def picture(self, shine: Floats, pulse: float) -> Picture:
-        """Return a new picture; arguments are as of `paint`."""
-        return self._converter.from_rgb(self._small(shine, pulse), *self._full)
-
-    def _small(self, shine: Floats, pulse: float) -> Canvas:
-        light = self._night + shine[..., None] * self._glow + self._pulse * np.float32(pulse)
-        return np.clip(light + self._noise, 0, 255).astype(np.uint8)
-
-    def paint(self, shine: Floats, pulse: float, canvas: Canvas) -> None:
-        """Fill the canvas.
+        """Return a new picture, with the `pitches` of its width.
 
         Args:
             shine: (h, w), how strongly each place glows.
             pulse: How strong the light of the beat is.
-            canvas: It is painted whole.
         """
-        small = self._small(shine, pulse)
-        height, width, _ = canvas.shape
-        frame = VideoFrame.from_numpy_buffer(small, format="rgb24")
-        # To planes: FFmpeg scales those three times faster than interleaved pixels.
-        large = self._reformatter.reformat(frame, width, height, "gbrp", interpolation=Interpolation.BILINEAR)
-        for channel, plane in zip((1, 2, 0), large.planes, strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-            canvas[..., channel] = rows[:, :width]
+        light = self._glow * shine
+        light += self._night
+        light += self._pulse * np.float32(pulse)
+        for plane, values, most in zip(self._small.planes, light, (235, 240, 240), strict=True):
+            plane[:] = np.clip(values, 16, most, out=values)
+        return self._converter.scaled(self._small, *self._full)
 
 
-def _centres(count: int, length: int) -> Floats:
+def _apart(planes: Floats) -> Floats:
+    """Return (..., 3) as (3, ...) float32."""
+    return np.ascontiguousarray(np.moveaxis(planes, -1, 0), np.float32)
+
+
+def centres(count: int, length: int) -> Floats:
+    """Return where ``count`` pixels are, in a picture that is ``length`` pixels long: (count,) float32.
+
+    Half as many pixels as the length are those of a plane of colour.
+    """
     return ((np.arange(count, dtype=np.float32) + 0.5) * (length / count)).astype(np.float32)
 
 
@@ -117,29 +117,15 @@ class Spring:
     """
 
     def __init__(self, *, rise_s: float, fall_s: float, frame_s: float) -> None:
-        self._rise = float(1 - np.exp(-frame_s / rise_s))
-        self._fall = float(1 - np.exp(-frame_s / fall_s))
+        # Rounded, because the last bit of `exp` depends on the processor.
+        self._rise, self._fall = (np.float32(1 - np.exp(-frame_s / seconds)) for seconds in (rise_s, fall_s))
 
     def follow(self, values: Floats, target: Floats) -> Floats:
         """Return the values one frame later, on their way to the target."""
         away = target - values
-        return np.asarray(values + away * np.where(away > 0, np.float32(self._rise), np.float32(self._fall)))
+        return np.asarray(values + away * np.where(away > 0, self._rise, self._fall))
 
     def follow_one(self, value: float, target: float) -> float:
         """Return one value one frame later."""
         away = target - value
-        return value + away * (self._rise if away > 0 else self._fall)
-
-
-def softened(values: Floats, times: int = 1) -> Floats:
-    """Return each value blended with its two neighbours, so many times."""
-    for _ in range(times):
-        padded = np.pad(values, 1, mode="edge")
-        values = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return values
-
-
-def spectrum(bands: Floats, at: Floats, loudness: float) -> Floats:
-    """Return the heights, 0 to 1, of bars at the places ``at`` of a frame's bands; places are 0 to 1."""
-    values = np.interp(at, np.linspace(0, 1, len(bands)), bands).astype(np.float32)
-    return np.asarray(np.clip(softened(values) ** 1.7 * loudness, 0, 1))
+        return value + away * float(self._rise if away > 0 else self._fall)

@@ -26,8 +26,10 @@ from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture
+from renderdispatch.render.poster import PosterMoment
 from renderdispatch.render.scene import NumpyRenderer, Scene
 from renderdispatch.render.song import open_song
+from renderdispatch.render.tags import describe_song
 from renderdispatch.render.video import Artist, read_sound
 
 _JPEG_QUALITY: Final = 92
@@ -89,6 +91,7 @@ def draw_moment(
     order: RenderOrder, audio: Path, report: Report, *, at: float | None, scene: type[Scene[Any]], params: SceneParams
 ) -> Moment:
     """Draw one frame of an order; see `renderdispatch.protocols.SupportsPreview`."""
+    song = describe_song(order, audio)
     with (
         translated({OSError: _failed, av.FFmpegError: _failed}, chain=True),
         TemporaryDirectory(prefix="renderdispatch-preview-", ignore_cleanup_errors=True) as folder,
@@ -103,7 +106,7 @@ def draw_moment(
         ) as features,
     ):
         index = None if at is None else _index_at(Fraction(str(at)), order, features, sound.duration)
-        artist = Artist(scene, params, order.output)
+        artist = Artist(scene, params, order.output, cover=song.cover)
         state, frame = _brightest(artist, features, report) if index is None else _at(index, artist, features, report)
         return Moment(frame.index, artist.draw(state, frame))
 
@@ -128,15 +131,13 @@ def _at(index: int, artist: Artist, features: Features, report: Report) -> tuple
 
 
 def _brightest(artist: Artist, features: Features, report: Report) -> tuple[Any, Frame]:
-    """Return the state and the features of the brightest frame."""
-    state, best, most = artist.start(), None, -1.0
+    """Return the state and the features of the frame that a poster shows."""
+    state, moment = artist.start(), PosterMoment(len(features), features.fps)
     for frame in features:
         state = artist.step(state, frame)
+        moment.see(state, frame, artist.light(state, frame))
         report(frame.index, len(features))
-        if (light := artist.scene.light(state, frame)) > most:
-            best, most = (state, frame), light
-    assert best is not None  # an order has at least one frame
-    return best
+    return moment.best
 
 
 def to_image(picture: Picture) -> Image.Image:

@@ -7,7 +7,7 @@ and rows latitudes, with the middle of the screen in the middle.
 
 from __future__ import annotations
 
-from typing import Final, Protocol, assert_never
+from typing import Final, Protocol, TypeVar, assert_never
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from renderdispatch.messages import Output
 from renderdispatch.render.features import Floats
-from renderdispatch.render.picture import Picture
+from renderdispatch.render.picture import FULL, Picture, Plane, blended
 
-Plane = NDArray[np.uint8]
+T = TypeVar("T", np.uint8, np.uint16)
 
 _SCREEN_TURNS: Final = 0.3
 """How much of the circle around the viewer the screen takes: 108 degrees."""
@@ -44,8 +44,8 @@ _BLUR: Final = 0.3
 _HALF: Final = 0.25
 """A place that gets this part of the best lit place's light shows half of `_SHINE`."""
 
-_ONE: Final = 128
-"""A factor of 1 between two 8-bit values: int16 holds their product."""
+_GRAIN: Final = 16
+"""The pixels of a grain, in each direction."""
 
 _LIGHT_BITS: Final = 16
 """Of the factors between the light of a patch and of a place: int32 holds the sum of all products."""
@@ -123,18 +123,14 @@ class _Sphere:
             picture = room
         else:
             picture = Picture.empty(*self._size)
-            for plane, of_room in zip(_planes(picture), _planes(room), strict=True):
+            for plane, of_room in zip(picture.planes, room.planes, strict=True):
                 plane[: len(of_room)] = of_room
                 plane[-len(of_room) :] = of_room
-        for warp, plane, screen, size in zip(self._planes, _planes(picture), _planes(flat), (1, 2, 2), strict=True):
+        for warp, plane, screen, size in zip(self._planes, picture.planes, flat.planes, (1, 2, 2), strict=True):
             shown = warp.rows_of(screen)
             for top, left in self._eyes:
                 warp.place(shown, plane[top // size :, left // size :])
         return picture
-
-
-def _planes(picture: Picture) -> tuple[Plane, ...]:
-    return picture.luma, picture.blue, picture.red
 
 
 class _Warp:
@@ -157,17 +153,17 @@ class _Warp:
         self._top = int(seen[0])
         at = at[seen]
         above = np.floor(at - 0.5)
-        self._weight = np.round((at - 0.5 - above) * _ONE).astype(np.int16)[:, None]
+        self._weight = np.round((at - 0.5 - above) * FULL).astype(np.int16)[:, None]
         self._above = np.clip(above, 0, height - 1).astype(np.intp)
         self._below = np.minimum(above + 1, height - 1).astype(np.intp)
         soft = max(width / 300, 1.0)
         down, across = _ramp(at, height, soft), _ramp(np.arange(width) + 0.5, width, soft)
-        self._cover = np.round(down[:, None] * across * _ONE).astype(np.int16)
+        self._cover = np.round(down[:, None] * across * FULL).astype(np.int16)
         self._rows, self._columns = np.flatnonzero(down < 1), np.flatnonzero(across < 1)
 
     def rows_of(self, screen: Plane) -> Plane:
         """Return the rows that the viewer sees: (rows, width) uint8."""
-        return _blended(screen[self._above], screen[self._below], self._weight)
+        return _mixed(screen[self._above], screen[self._below], self._weight)
 
     def place(self, shown: Plane, plane: Plane) -> None:
         """Put those rows into an eye's plane, whose first column is the screen's first one. The edges are soft."""
@@ -175,8 +171,8 @@ class _Warp:
         into = plane[self._top : self._top + rows, :columns]
         above, beside = into[self._rows], into[:, self._columns]
         into[:] = shown
-        into[self._rows] = _blended(above, shown[self._rows], self._cover[self._rows])
-        into[:, self._columns] = _blended(beside, shown[:, self._columns], self._cover[:, self._columns])
+        into[self._rows] = _mixed(above, shown[self._rows], self._cover[self._rows])
+        into[:, self._columns] = _mixed(beside, shown[:, self._columns], self._cover[:, self._columns])
 
 
 class _Room:
@@ -184,8 +180,10 @@ class _Room:
 
     It is computed small: each patch of the screen lights each place of the room, the less the further apart they are on
     the sphere. So a place beside the screen takes up the colours that are near, and shines; behind the viewer is a dark
-    mean of all. The light is a smooth function of the direction. FFmpeg dithers what it scales from 16 bits to 8, in a
-    fixed pattern, so that gradients show no contours.
+    mean of all. The light is a smooth function of the direction.
+
+    In 8 bits such a gradient has contours. Grains that never move hide them. Finer ones, or a dither of single pixels,
+    take the encoder a quarter more time, and it smooths much of them away.
 
     Args:
         width: Columns of the picture.
@@ -211,25 +209,32 @@ class _Room:
         total = light.sum(axis=1, keepdims=True)
         self._light = np.round(light / (total + total.max() * _HALF) * (_SHINE * 2**_LIGHT_BITS)).astype(np.int32)
         self._small = VideoFrame(columns, rows, "yuv444p16le")
-        self._down = VideoReformatter()
-        self._up = VideoReformatter()
+        self._grainy = VideoFrame(max(width // _GRAIN, columns), max(height // _GRAIN, rows), "yuv444p")
+        self._grain = np.random.default_rng(1).integers(0, 256, (3, self._grainy.height, self._grainy.width), np.uint16)
+        # As above: each pole is one place, and so is each pair of ends of a row.
+        self._grain[:, :2] = self._grain[:, -2:] = 128
+        self._grain[..., -2:] = self._grain[..., 1::-1]
+        self._scalers = [VideoReformatter() for _ in range(3)]
 
     def picture(self, screen: Picture) -> Picture:
         """Return a new picture of the room that the screen lights."""
-        patches = self._scaled(self._down, screen.frame, _CELLS, "yuv444p", Interpolation.AREA)
-        colours = np.stack([np.asarray(plane, np.int32).ravel() for plane in _planes(Picture.of(patches))])
+        patches = self._scaled(0, screen.frame, _CELLS, "yuv444p", Interpolation.AREA)
+        colours = np.stack([plane.ravel() for plane in _values(patches, np.uint8)]).astype(np.int32)
         light = np.einsum("kc,pc->kp", colours - _DARK, self._light)
         values = np.clip((_DARK << 8) + (light >> (_LIGHT_BITS - 8)), 16 << 8, _MOST << 8)
-        for plane, value in zip(self._small.planes, values, strict=True):
-            into = np.frombuffer(memoryview(plane), np.uint16).reshape(_ROOM[1], -1)
-            into[:, : _ROOM[0]] = value.reshape(_ROOM[1], _ROOM[0])
-        return Picture.of(self._scaled(self._up, self._small, self._size, "yuv420p", Interpolation.BICUBIC))
+        for plane, value in zip(_values(self._small, np.uint16), values, strict=True):
+            plane[:] = value.reshape(plane.shape)
+        size = self._grainy.width, self._grainy.height
+        smooth = self._scaled(1, self._small, size, "yuv444p16le", Interpolation.BICUBIC)
+        grains = zip(_values(self._grainy, np.uint8), _values(smooth, np.uint16), self._grain, strict=True)
+        for into, even, grain in grains:
+            into[:] = (even + grain) >> 8
+        return Picture.of(self._scaled(2, self._grainy, self._size, "yuv420p", Interpolation.BICUBIC))
 
-    @staticmethod
     def _scaled(
-        scaler: VideoReformatter, frame: VideoFrame, size: tuple[int, int], kind: str, how: Interpolation
+        self, scaler: int, frame: VideoFrame, size: tuple[int, int], kind: str, how: Interpolation
     ) -> VideoFrame:
-        return scaler.reformat(
+        return self._scalers[scaler].reformat(
             frame,
             *size,
             kind,
@@ -240,6 +245,13 @@ class _Room:
             interpolation=how | _EXACT,
             threads=1,
         )
+
+
+def _values(frame: VideoFrame, kind: type[T]) -> list[NDArray[T]]:
+    """Return the planes of a yuv444p frame, without copying: (rows, columns) each."""
+    return [
+        np.frombuffer(memoryview(plane), kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes
+    ]
 
 
 def _directions(longitude: Floats, tangent: Floats) -> Floats:
@@ -254,11 +266,6 @@ def _ramp(at: Floats, length: int, soft: float) -> Floats:
     return np.asarray(np.clip(np.minimum(at, length - at) / soft, 0, 1))
 
 
-def _blended(one: Plane, other: Plane, part: NDArray[np.int16]) -> Plane:
-    """Return ``one`` with a part of ``other``: 0 to `_ONE`."""
-    away = np.subtract(other, one, dtype=np.int16)
-    away *= part
-    away += _ONE // 2
-    away >>= _ONE.bit_length() - 1
-    away += one
-    return away.astype(np.uint8)
+def _mixed(one: Plane, other: Plane, part: NDArray[np.int16]) -> Plane:
+    """Return ``one`` with a part of ``other``, 0 to `FULL`."""
+    return blended(one, other.astype(np.int16), part).astype(np.uint8)

@@ -1,14 +1,16 @@
 """How is the state of a scene stored, and read back elsewhere?
 
-As an archive of NumPy arrays without pickle, so that reading a state of another machine runs no code.
+As text that names the fields, with type and shape, and then their values as plain bytes. Equal states are equal bytes.
+Reading compares this text with what the scene expects, so bytes of strangers are not interpreted, and run no code.
 """
 
 from __future__ import annotations
 
-import io
+from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from renderdispatch.errors import SceneError
 
@@ -16,6 +18,7 @@ S = TypeVar("S", bound=tuple[Any, ...])
 
 MAX_STATE_BYTES: Final = 256 * 1024
 """The most that the fields of a state take together."""
+_END: Final = b"\n\n"
 
 
 def dump_state(state: tuple[Any, ...]) -> bytes:
@@ -24,20 +27,15 @@ def dump_state(state: tuple[Any, ...]) -> bytes:
     Raises:
         SceneError: It is not a `NamedTuple` of numbers and arrays, or is larger than `MAX_STATE_BYTES`.
     """
-    fields = {name: np.asarray(value) for name, value in zip(_names(state), state, strict=True)}
-    for name, array in fields.items():
-        if array.dtype.kind not in "biuf":
-            raise SceneError(f"the state of a scene holds numbers and arrays of numbers; {name!r} is neither")
-    size = sum(array.nbytes for array in fields.values())
+    arrays = _arrays(state)
+    size = sum(array.nbytes for array in arrays.values())
     if size > MAX_STATE_BYTES:
         raise SceneError(f"the state of the scene has {size} bytes; at most {MAX_STATE_BYTES} are stored")
-    stored = io.BytesIO()
-    np.savez(stored, allow_pickle=False, **fields)
-    return stored.getvalue()
+    return _head(arrays) + _END + b"".join(array.tobytes() for array in arrays.values())
 
 
 def load_state(stored: bytes, like: S) -> S:
-    """Return the state that `dump_state` wrote.
+    """Return the state that `dump_state` wrote; its arrays may be written to.
 
     Args:
         stored: The bytes.
@@ -46,24 +44,37 @@ def load_state(stored: bytes, like: S) -> S:
     Raises:
         SceneError: The bytes hold no state of this scene.
     """
-    try:
-        with np.load(io.BytesIO(stored), allow_pickle=False) as fields:
-            found = {name: fields[name] for name in fields.files}
-    except Exception as error:
-        raise SceneError(f"the stored state of the scene cannot be read: {error}") from error
-    values = []
-    for name, usual in zip(_names(like), like, strict=True):
-        array, expected = found.pop(name, None), np.asarray(usual)
-        if array is None or array.shape != expected.shape or array.dtype != expected.dtype:
-            raise SceneError(f"the stored state belongs to another scene or size: {name!r} differs")
-        values.append(array if isinstance(usual, np.ndarray) else type(usual)(array[()]))
-    if found:
-        raise SceneError(f"the stored state belongs to another scene: it holds {min(found)!r}")
-    return like._make(values) if values else like  # type: ignore[attr-defined]  # a NamedTuple
+    expected = _arrays(like)
+    head, _, values = stored.partition(_END)
+    if head != _head(expected):
+        lines = zip_longest(_head(expected).splitlines(), head.splitlines())
+        differs = next((mine for mine, theirs in lines if mine != theirs), None) or b"nothing more"
+        raise SceneError(f"the stored state belongs to another scene or size: expected {differs.decode()}")
+    if len(values) != sum(array.nbytes for array in expected.values()):
+        raise SceneError("the stored state is incomplete or damaged")
+    found, begin = [], 0
+    for array, usual in zip(expected.values(), like, strict=True):
+        end = begin + array.nbytes
+        value = np.frombuffer(values[begin:end], array.dtype).reshape(array.shape).copy()
+        found.append(value if isinstance(usual, np.ndarray) else type(usual)(value[()]))
+        begin = end
+    return like._make(found) if found else like  # type: ignore[attr-defined]  # a NamedTuple
 
 
-def _names(state: tuple[Any, ...]) -> tuple[str, ...]:
+def _arrays(state: tuple[Any, ...]) -> dict[str, NDArray[Any]]:
+    """Return the fields as arrays, little-endian whatever the machine."""
     names = getattr(state, "_fields", ())
     if len(names) != len(state):
         raise SceneError(f"the state of a scene is a NamedTuple, not {type(state).__name__}")
-    return tuple(names)
+    arrays = {}
+    for name, value in zip(names, state, strict=True):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise SceneError(f"the state of a scene holds numbers and arrays of numbers; {name!r} is neither")
+        arrays[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return arrays
+
+
+def _head(arrays: dict[str, NDArray[Any]]) -> bytes:
+    lines = [f"{name}: {array.dtype.str} {array.shape}" for name, array in arrays.items()]
+    return "\n".join(["renderdispatch state 1", *lines]).encode()

@@ -1,7 +1,7 @@
 """Which song is it: title, artist and cover, by the order or else by the song's own tags?
 
-Tags are only ever a bonus: a song whose tags are broken is rendered without them. FFmpeg has read them already when it
-opens a song, and passes pictures on without a look at them; ID3v2 is read here, because FFmpeg does not know all of it.
+A song whose tags are broken is rendered without them. FFmpeg reads the tags of most formats when it opens a song, and
+passes pictures on as they are. ID3v2 is read here: FFmpeg does not know all of it, and unpacks pictures of any size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from renderdispatch.messages import MAX_TAG, RenderOrder, RenderWarning, shorten
 from renderdispatch.render.containers import open_container
 from renderdispatch.render.covers import Cover, read_cover
 from renderdispatch.render.id3 import Picture, picture_of, read_frames, text_of
-from renderdispatch.render.links import Window, parts_of
+from renderdispatch.render.links import Window, id3_chunks, parts_of
 
 _TITLES: Final = ("TIT2", "TT2")
 _ARTISTS: Final = ("TPE1", "TP1")
@@ -98,6 +98,9 @@ def read_tags(audio: Path) -> Tags:
     tags = Tags()
     with suppress(Exception), audio.open("rb") as file:
         tags = _of_id3(read_frames(file))
+        for at in id3_chunks(file):
+            file.seek(at + 8)
+            tags = _or(tags, _of_id3(read_frames(file)))
         if None in {tags.title, tags.artist, tags.cover}:
             with open_container(Window(file, *parts_of(file)[0])) as container:
                 tags = _or(tags, _of_container(container))

@@ -1,7 +1,8 @@
-"""Is a song that is read in place still the one that was submitted?
+"""Is a song, or a cover, that is read in place still the one that was submitted?
 
-It is checked before a render begins and when the renderer has read it. Changes after that do not matter. A file that
-was removed meanwhile did not change: a renderer that had it open read it to its end, and another one failed.
+A song is checked before a render begins and when the renderer has read it. Changes after that do not matter. A file
+that was removed meanwhile did not change: a renderer that had it open read it to its end, and another one failed. A
+cover is small: the renderer gets a copy, and the file is checked once.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from renderdispatch.errors import AudioError
-from renderdispatch.messages import RenderOrder
+from renderdispatch.errors import AudioError, InvalidRequestError
+from renderdispatch.messages import Asset, RenderOrder
 from renderdispatch.protocols import Renderer, Report, SupportsReadAhead
 
 
@@ -47,11 +48,25 @@ def check_unchanged(audio: Path, order: RenderOrder) -> None:
     Raises:
         AudioError: ``audio.changed``.
     """
-    if order.audio_mtime_ns is None:
-        return
-    try:
-        found = audio.stat()
-    except FileNotFoundError:
-        return
-    if (found.st_size, found.st_mtime_ns) != (order.audio_size, order.audio_mtime_ns):
+    if _changed(audio, order.audio_size, order.audio_mtime_ns):
         raise AudioError(f"{audio.name} changed since submit; submit it again", code="audio.changed")
+
+
+def check_cover_unchanged(path: Path, cover: Asset) -> None:
+    """Check a cover that was copied from where it is.
+
+    Raises:
+        InvalidRequestError: ``cover.changed``.
+    """
+    if _changed(path, cover.size, cover.mtime_ns):
+        raise InvalidRequestError(f"{path.name} changed since submit; submit it again", code="cover.changed")
+
+
+def _changed(path: Path, size: int, mtime_ns: int | None) -> bool:
+    if mtime_ns is None:
+        return False
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return (found.st_size, found.st_mtime_ns) != (size, mtime_ns)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,7 @@ from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.runner.in_place import check_unchanged
+from renderdispatch.runner.in_place import check_cover_unchanged, check_unchanged
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
 from renderdispatch.runner.transfers import Moved, Transfers, hex_of, open_transfers
@@ -126,9 +128,13 @@ class _Run:
             moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
             audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
             check_unchanged(audio, order)
-            video = Path(folder) / "video.mp4"
-            stats = self._render(audio, video)
+            seen, video = self._with_cover(transfers, Path(folder) / "cover"), Path(folder) / "video.mp4"
+            stats = self._render(seen, audio, video)
+            poster_key, warnings = self._upload_poster(transfers, video.with_suffix(".jpg"))
             artifact = self._upload_video(transfers, video, stats)
+            artifact = artifact.model_copy(
+                update={"poster_key": poster_key, "warnings": (*warnings, *stats.warnings)[: messages.MAX_WARNINGS]}
+            )
             return self._commit(transfers, artifact, Path(folder) / "result.json")
 
     def _enter(self, stage: messages.RunStage, size: int) -> Moved:
@@ -136,7 +142,18 @@ class _Run:
         self.reporter.progress(stage)
         return lambda done: self.reporter.progress(stage, done / max(1, size))
 
-    def _render(self, audio: Path, video: Path) -> messages.RenderStats:
+    def _with_cover(self, transfers: Transfers, into: Path) -> messages.RenderOrder:
+        """Bring the cover to disk, if there is one; return the order as renderers see it."""
+        order, cover = self.order.without_secrets(), self.order.cover
+        if cover is None:
+            return order
+        found = transfers.download(cover.url, into, size=cover.size, moved=lambda _done: None, what="cover")
+        if found != into:
+            shutil.copyfile(found, into)
+            check_cover_unchanged(found, cover)  # after the copy, so that what was checked is what is drawn
+        return order.model_copy(update={"cover": cover.model_copy(update={"url": "", "path": str(into)})})
+
+    def _render(self, order: messages.RenderOrder, audio: Path, video: Path) -> messages.RenderStats:
         def drawn(frames: int, total: int) -> None:
             if total > 0:
                 self.reporter.progress(messages.Stage.RENDERING, frames / total, frames=frames, frames_total=total)
@@ -145,9 +162,24 @@ class _Run:
 
         self.reporter.progress(messages.Stage.RENDERING)
         try:
-            return self.io.render(self.order.without_secrets(), audio, video, drawn)
+            return self.io.render(order, audio, video, drawn)
         except Exception as error:  # the scene's fault, unless the error names another one
             raise RenderFailed(job_error(error, otherwise=messages.FaultDomain.SCENE)) from error
+
+    def _upload_poster(
+        self, transfers: Transfers, poster: Path
+    ) -> tuple[str | None, tuple[messages.RenderWarning, ...]]:
+        """Upload the poster, if one was asked for; return its key, and a warning if the renderer wrote none."""
+        urls = self.order.poster
+        if urls is None:
+            return None, ()
+        if not poster.is_file() or poster.stat().st_size == 0:
+            message = f"scene {self.order.scene!r} made no poster"
+            return None, (messages.RenderWarning(code="poster.missing", message=message),)
+        self.reporter.progress(messages.Stage.UPLOADING_VIDEO)
+        with suppress(ObjectExistsError):  # an earlier run's, or an earlier try of ours whose answer was lost
+            transfers.upload(urls.put, poster, moved=lambda _done: self.stop.check(), what="poster")
+        return urls.key, ()
 
     def _upload_video(self, transfers: Transfers, video: Path, stats: messages.RenderStats) -> messages.Artifact:
         order, check = self.order, self.stop.check

@@ -10,11 +10,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from attrs import frozen
 
-from renderdispatch.errors import AudioError, ObjectExistsError, ObjectNotFoundError, RenderError
+from renderdispatch.errors import (
+    AudioError,
+    InvalidRequestError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RenderDispatchError,
+    RenderError,
+)
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.failures import translated
@@ -31,6 +38,15 @@ _T = TypeVar("_T")
 
 Moved = Callable[[int], None]
 """``moved(bytes_so_far)``: called now and then while bytes move; what it raises ends the transfer."""
+
+Input = Literal["audio", "cover"]
+Product = Literal["video", "poster"]
+
+
+def input_error(what: Input, message: str, code: str) -> RenderDispatchError:
+    """Return the error of an input that cannot be used: the audio's fault, or the request's."""
+    kind = AudioError if what == "audio" else InvalidRequestError
+    return kind(message, code=f"{what}.{code}")
 
 
 @frozen(kw_only=True)
@@ -69,26 +85,27 @@ class Transfers:
             raise RenderError(f"the order came from afar and names a {scheme[:10]}: URL", code="order.local-url")
         return self._local
 
-    def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:
+    def download(self, url: str, into: Path, *, size: int, moved: Moved, what: Input = "audio") -> Path:
         """Bring an object of ``size`` bytes to disk and return its path: a local file stays where it is.
 
         Raises:
-            RenderError: ``audio.download``.
+            RenderError: ``audio.download``, or the like for another input.
             AudioError: ``audio.missing``, or ``audio.changed`` when the object has another size.
+            InvalidRequestError: The same for a cover.
         """
-        path = self._of(url).download(url, into, size=size, moved=moved)
+        path = self._of(url).download(url, into, size=size, moved=moved, what=what)
         if (found := path.stat().st_size) != size:
-            raise AudioError(f"the audio has {found} bytes, not {size}", code="audio.changed")
+            raise input_error(what, f"the {what} has {found} bytes, not {size}", "changed")
         return path
 
-    def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> str | None:
+    def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product = "video") -> str | None:
         """Write a file to a write-once URL and return its etag, if storage names one.
 
         Raises:
             ObjectExistsError: The object exists: perhaps from an earlier try whose response was lost. Compare it.
-            RenderError: ``video.upload``.
+            RenderError: ``video.upload``, or the like for another product.
         """
-        return self._of(put.url).upload(put, path, moved=moved)
+        return self._of(put.url).upload(put, path, moved=moved, what=what)
 
     def stat(self, url: str) -> ObjectStat | None:
         """Return size and etag of the object behind a read URL, None if there is none; asks for one byte.
@@ -110,13 +127,17 @@ class Transfers:
 class LocalTransfers:
     """Moves objects of this machine, by ``file:`` and ``memory:`` URLs."""
 
-    def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:  # noqa: ARG002 - the caller compares
+    def download(self, url: str, into: Path, *, size: int, moved: Moved, what: Input) -> Path:  # noqa: ARG002 - the caller compares
         """Return the file in place; copy an object in memory."""
+
+        def missing(_: object = None) -> RenderDispatchError:
+            return input_error(what, f"the {what} is gone", "missing")
+
         if (path := local_urls.local_path(url)) is not None:
             if not path.is_file():
-                raise _missing()
+                raise missing()
             return path
-        with translated({ObjectNotFoundError: _missing}):
+        with translated({ObjectNotFoundError: missing}):
             source = local_urls.open_get(url)
         with source, into.open("wb") as file:
             while chunk := source.read(CHUNK_BYTES):
@@ -124,7 +145,7 @@ class LocalTransfers:
                 moved(file.tell())
         return into
 
-    def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> None:  # noqa: ARG002 - it is quick
+    def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product) -> None:  # noqa: ARG002 - it is quick
         """Write the file, whole or not at all."""
         local_urls.put_once(put.url, path)
 
@@ -139,10 +160,6 @@ class LocalTransfers:
         with suppress(ObjectNotFoundError), local_urls.open_get(url) as file:
             return file.read(_SMALL_BYTES)
         return None
-
-
-def _missing(_: object = None) -> AudioError:
-    return AudioError("the audio is gone", code="audio.missing")
 
 
 class HttpTransfers:
@@ -161,20 +178,20 @@ class HttpTransfers:
         """Close the connections."""
         self._client.close()
 
-    def download(self, url: str, into: Path, *, size: int, moved: Moved) -> Path:
+    def download(self, url: str, into: Path, *, size: int, moved: Moved, what: Input = "audio") -> Path:
         """Download; after a broken connection only the rest is asked for."""
         into.write_bytes(b"")
         self._retry(
             lambda: self._download_rest(url, into, size, moved),
-            "audio.download",
-            "download the audio",
+            f"{what}.download",
+            f"download the {what}",
             progress=lambda: into.stat().st_size,
         )
         return into
 
-    def upload(self, put: SignedPut, path: Path, *, moved: Moved) -> str | None:
+    def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product = "video") -> str | None:
         """Upload with exactly the signed headers and the length."""
-        return self._retry(lambda: self._put(put, path, moved), "video.upload", "upload the video")
+        return self._retry(lambda: self._put(put, path, moved), f"{what}.upload", f"upload the {what}")
 
     def stat(self, url: str) -> ObjectStat | None:
         """Ask for one byte: signed read URLs allow no HEAD."""

@@ -9,6 +9,7 @@ from typing import Final
 from renderdispatch.errors import InvalidRequestError, StorageDeniedError
 
 MAX_KEY_BYTES: Final = 1024
+MAX_NAME_BYTES: Final = 255
 MAX_PUT_BYTES: Final = 5 << 30
 MAX_EXPIRY: Final = timedelta(days=7)
 
@@ -77,6 +78,19 @@ def check_expiry(expires_in: object) -> timedelta:
     if not isinstance(expires_in, timedelta) or not timedelta(0) < expires_in <= MAX_EXPIRY:
         raise InvalidRequestError(f"a signed URL is valid for more than 0 and at most 7 days, not {expires_in}")
     return expires_in
+
+
+def check_file_name(name: object) -> str | None:
+    """Return the ``name`` under which an object is to be saved.
+
+    Raises:
+        InvalidRequestError: It is not one part of a path, or longer than 255 bytes.
+    """
+    if name is None:
+        return None
+    if isinstance(name, str) and "/" not in name and _objection(name) is None and len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    raise InvalidRequestError("a file's name is one part of a path, without control characters, of at most 255 bytes")
 
 
 def check_put_size(size: object) -> int | None:

@@ -13,7 +13,14 @@ from typing import BinaryIO, Protocol
 
 from renderdispatch.messages import SignedPut
 from renderdispatch.protocols import Locality, ObjectInfo, Source
-from renderdispatch.storage.keys import check_expiry, check_key, check_prefix, check_put_size, check_text
+from renderdispatch.storage.keys import (
+    check_expiry,
+    check_file_name,
+    check_key,
+    check_prefix,
+    check_put_size,
+    check_text,
+)
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.storage.sources import chunks_of
 
@@ -56,6 +63,8 @@ class ObjectStorage:
         objects: Keeps the objects.
         urls: Signs http URLs in place of the objects' own, which `renderdispatch.web.objects` serves.
     """
+
+    names_files = True
 
     def __init__(self, objects: Objects, urls: SignedUrls | None) -> None:
         self._objects = objects
@@ -100,14 +109,24 @@ class ObjectStorage:
             self._objects.delete(key)
         return len(doomed)
 
-    def sign_get(self, key: str, *, expires_in: timedelta) -> str:
-        """Return a URL that reads the object for a while."""
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object for a while; an http URL says the file's name."""
+        check_file_name(file_name)
         if self._urls is not None:
-            return self._urls.sign_get(key, expires_in=expires_in)
+            return self._urls.sign_get(key, expires_in=expires_in, file_name=file_name)
         return self._objects.sign_get(check_key(key), check_expiry(expires_in))
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
-        """Return a write-once upload."""
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,
+    ) -> SignedPut:
+        """Return a write-once upload; the URL that reads says the file's name."""
+        check_file_name(file_name)
         if self._urls is not None and self._objects.writes_once:
             return self._urls.sign_put(key, expires_in=expires_in, content_type=content_type, size=size)
         return self._objects.sign_put(check_key(key), check_expiry(expires_in), check_put_size(size))

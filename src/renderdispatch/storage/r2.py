@@ -68,6 +68,7 @@ class R2Storage:
     """
 
     locality = Locality.WORLD
+    names_files = True
 
     def __init__(
         self,
@@ -234,19 +235,31 @@ class R2Storage:
 
     # --- signing
 
-    def sign_get(self, key: str, *, expires_in: timedelta) -> str:
-        """Return a URL that reads the object for a while; below ``public_url``, for ever. Sends nothing."""
+    def sign_get(self, key: str, *, expires_in: timedelta, file_name: str | None = None) -> str:
+        """Return a URL that reads the object for a while; below ``public_url``, for ever. Sends nothing.
+
+        The object keeps the name that its upload said.
+        """
+        keys.check_file_name(file_name)
         path, expires_s = self._path(key), _seconds(expires_in)
         if self._public_url is not None:
             return f"{self._public_url}/{quote(path, safe='/')}"
         return self._s3.sign("GET", path, expires_s=expires_s)
 
-    def sign_put(self, key: str, *, expires_in: timedelta, content_type: str, size: int | None = None) -> SignedPut:
-        """Return a write-once upload. Sends nothing."""
+    def sign_put(
+        self,
+        key: str,
+        *,
+        expires_in: timedelta,
+        content_type: str,
+        size: int | None = None,
+        file_name: str | None = None,
+    ) -> SignedPut:
+        """Return a write-once upload; the object will say the file's name. Sends nothing."""
         path, expires_s = self._path(key), _seconds(expires_in)
         headers = {
             "content-type": _check_content_type(content_type),
-            "content-disposition": content_disposition(key, content_type),
+            "content-disposition": content_disposition(keys.check_file_name(file_name) or key, content_type),
             "if-none-match": "*",
         }
         if keys.check_put_size(size) is not None:
@@ -334,12 +347,12 @@ def _chain(waiting: list[bytearray], rest: Iterator[bytearray]) -> Iterator[byte
 
 
 def content_disposition(key: str, content_type: str) -> str:
-    """Return the header that has browsers play sound and video, and save everything else under the key's last part.
+    """Return the header that has browsers show what they play, and save everything else, under the key's last part.
 
     Pages and scripts are saved, because an uploaded one must not run under the bucket's domain. R2's signed URLs cannot
     carry the header, so it is stored with the object. RFC 6266 and RFC 8187 say how names are written.
     """
-    how = "inline" if content_type.partition("/")[0] in _PLAYED else "attachment"
+    how = "inline" if content_type.partition("/")[0] in _PLAYED or content_type == "image/jpeg" else "attachment"
     name = key.rpartition("/")[2]
     plain = re.sub(r'[^ !#-\[\]-~]|[%"\\]', "_", name)
     if plain == name:

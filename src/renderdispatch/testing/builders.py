@@ -139,6 +139,7 @@ def make_ended_job(**changes: Any) -> Job:
         "progress": 100.0,
         "audio": StoredAudio(key="audio/song.wav", size=44, sha256="0" * 64),
         "audio_clean_up": CleanUp.OWED,
+        "cover": StoredAudio(key="cover.jpg", size=5, sha256="1" * 64),
         "attempts": (lost, done),
         "error": error,
         "artifact": make_artifact(),

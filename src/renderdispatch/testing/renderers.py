@@ -29,6 +29,8 @@ AUDIO: Final = b"RIFF, a song"
 class FakeRenderer:
     """A renderer that draws nothing, reports frames, and writes a few bytes as its video.
 
+    Its poster, if the order wants one, is the cover, else a few bytes too.
+
     Parameters of the order with these names override the arguments.
 
     Args:
@@ -61,6 +63,9 @@ class FakeRenderer:
             time.sleep(asked["frame_s"])
             report(frame + 1, frames)
         output.write_bytes(asked["video"].encode())
+        if order.poster is not None:
+            cover = None if order.cover is None else order.cover.path
+            output.with_suffix(".jpg").write_bytes(b"\xff\xd8\xff" if cover is None else Path(cover).read_bytes())
         return RenderStats(
             width=order.output.width,
             height=order.output.height,

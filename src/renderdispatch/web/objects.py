@@ -101,8 +101,8 @@ class _Rooms:
 
 def _respond(storage: StorageAdapter, urls: SignedUrls, rooms: _Rooms, request: Request) -> Response:
     try:
-        urls.check(request.method, request.path, request.query, request.headers)
-        return _write(storage, request, rooms) if request.method == "PUT" else _read(storage, request)
+        file_name = urls.check(request.method, request.path, request.query, request.headers)
+        return _write(storage, request, rooms) if request.method == "PUT" else _read(storage, request, file_name)
     except errors.StorageDeniedError as error:
         code = "SignatureDoesNotMatch" if error.code == "url.wrong-signature" else "AccessDenied"
         return _refuse(403, code, str(error))
@@ -153,7 +153,7 @@ def _exactly(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
         raise IncompleteBodyError
 
 
-def _read(storage: StorageAdapter, request: Request) -> Response:
+def _read(storage: StorageAdapter, request: Request, file_name: str | None) -> Response:
     info = storage.stat(request.path)
     given = request.headers
     if (if_match := given.get("if-match")) is not None and not _matches(if_match, info):
@@ -163,7 +163,8 @@ def _read(storage: StorageAdapter, request: Request) -> Response:
     with ExitStack() as stack:
         file = stack.enter_context(storage.open(request.path))
         size = file.seek(0, 2)
-        headers = {"accept-ranges": "bytes", "x-content-type-options": "nosniff", **_kind(request.path), **_etag(info)}
+        kind = _kind(request.path, file_name)
+        headers = {"accept-ranges": "bytes", "x-content-type-options": "nosniff", **kind, **_etag(info)}
         if info.modified_at is not None:
             headers["last-modified"] = format_datetime(info.modified_at.astimezone(UTC), usegmt=True)
         status, asked = 200, range(size)
@@ -223,7 +224,7 @@ def _matches(condition: str, info: ObjectInfo, *, weak: bool = False) -> bool:
     return info.etag is not None and ("", info.etag) in [("" if weak else mark, etag) for mark, etag in named]
 
 
-def _kind(key: str) -> dict[str, str]:
+def _kind(key: str, file_name: str | None) -> dict[str, str]:
     """Return type and disposition by the key's extension; what a browser could execute is a download."""
     name = key.rpartition("/")[2]
     guessed = mimetypes.guess_type(name)[0] or ""
@@ -231,5 +232,5 @@ def _kind(key: str) -> dict[str, str]:
     disposition = "inline" if shown else "attachment"
     return {
         "content-type": guessed if shown else "application/octet-stream",
-        "content-disposition": f"{disposition}; filename*=UTF-8''{quote(name, safe='')}",
+        "content-disposition": f"{disposition}; filename*=UTF-8''{quote(file_name or name, safe='')}",
     }

@@ -39,7 +39,7 @@ from renderdispatch.errors import (
 )
 from renderdispatch.messages import SignedPut
 from renderdispatch.plumbing import local_urls
-from renderdispatch.protocols import Locality, StorageAdapter
+from renderdispatch.protocols import Locality, StorageAdapter, SupportsFileNames
 from renderdispatch.testing.builders import eventually, in_threads
 
 _HOUR = timedelta(hours=1)
@@ -596,6 +596,34 @@ class StorageContract:
         """The result of `sign_put` hides its URL in its repr."""
         put = storage.sign_put("key", expires_in=_HOUR, content_type="video/mp4")
         assert put.url not in repr(put)
+
+    # --- names of files
+
+    @pytest.mark.usefixtures("signed")
+    @pytest.mark.parametrize("name", ["song.mp4", 'Élan - 50% "日本"; ü?.mp4', "x" * 255])
+    def test_a_file_is_named(self, storage: StorageAdapter, tmp_path: Path, name: str) -> None:
+        """URLs that say the name of a file write once and read as others do."""
+        if not isinstance(storage, SupportsFileNames):
+            pytest.skip("the storage does not say under which name its objects are saved")
+        assert storage.names_files
+        source = tmp_path / "source"
+        source.write_bytes(b"hello")
+        put = storage.sign_put("a/video.mp4", expires_in=_HOUR, content_type="video/mp4", file_name=name)
+        self.write_url(put, source)
+        with pytest.raises(ObjectExistsError):
+            self.write_url(put, source)
+        assert self.read_url(storage.sign_get("a/video.mp4", expires_in=_HOUR, file_name=name)) == b"hello"
+        assert self.read_url(storage.sign_get("a/video.mp4", expires_in=_HOUR)) == b"hello"
+
+    @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", "a\r\nb", "a\ud800b", "é" * 128])
+    def test_what_is_no_file_s_name(self, storage: StorageAdapter, name: str) -> None:
+        """A name that is not one part of a path of at most 255 bytes raises `InvalidRequestError`."""
+        if not isinstance(storage, SupportsFileNames):
+            pytest.skip("the storage does not say under which name its objects are saved")
+        with pytest.raises(InvalidRequestError):
+            storage.sign_get("key", expires_in=_HOUR, file_name=name)
+        with pytest.raises(InvalidRequestError):
+            storage.sign_put("key", expires_in=_HOUR, content_type="video/mp4", file_name=name)
 
     # --- several instances, close
 

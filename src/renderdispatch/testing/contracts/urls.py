@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
+from urllib.parse import unquote
 
 import httpx
 import pytest
 
-from renderdispatch.protocols import StorageAdapter
+from renderdispatch.protocols import StorageAdapter, SupportsFileNames
 from renderdispatch.testing.builders import eventually
 
 _HOUR: Final = timedelta(hours=1)
@@ -127,6 +128,22 @@ class SignedUrlContract:
         eventually(lambda: client.get(get).status_code != 200)
         assert client.get(get).status_code == 403
         assert client.put(put.url, headers=put.headers, content=b"x").status_code == 403
+
+    @pytest.mark.parametrize("name", ["song.mp4", "a; b=c.mp4", 'Élan - 50% "日本".mp4'])
+    def test_the_name_to_save_under(self, client: httpx.Client, storage: StorageAdapter, name: str) -> None:
+        """A browser plays a video that was uploaded and is read under a name, and saves it under that name."""
+        if not isinstance(storage, SupportsFileNames):
+            pytest.skip("the storage does not say under which name its objects are saved")
+        put = storage.sign_put("new/video.mp4", expires_in=_HOUR, content_type="video/mp4", file_name=name)
+        assert client.put(put.url, headers=put.headers, content=_VIDEO).status_code == 200
+        answer = client.get(storage.sign_get("new/video.mp4", expires_in=_HOUR, file_name=name))
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, _VIDEO, "video/mp4")
+        how, _, names = answer.headers["content-disposition"].partition("; ")
+        extended = re.search(r"filename\*=UTF-8''([^;]+)$", names)  # RFC 6266: it goes before the plain one
+        assert (how, unquote(extended[1]) if extended else names) == (
+            "inline",
+            name if extended else f'filename="{name}"',
+        )
 
     # --- writing
 
