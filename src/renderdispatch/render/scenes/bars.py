@@ -201,7 +201,7 @@ class _Drawn:
         self._bar = bar
         cap = -int(-row.radius // scale)
         self._cap = _Stamp(row, self._first, bytes_a_row, scale, rows=cap, radius=row.radius, open_below=True)
-        thin = max(round(row.width * 0.3), 2)
+        thin = max(min(round(row.width * 0.3), row.floor // 4), 2)
         whole = -(-thin // scale)
         self._peak = _Stamp(row, self._first, bytes_a_row, scale, rows=whole, radius=thin / 2, open_below=False)
 
