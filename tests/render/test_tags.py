@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renderdispatch.errors import InvalidRequestError
+from renderdispatch.errors import AudioError, InvalidRequestError
 from renderdispatch.messages import MAX_TAG, Asset, RenderOrder
+from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.covers import to_jpeg
 from renderdispatch.render.tags import Tags, describe_song, read_tags, tidy
 from tests.support import id3
@@ -150,6 +152,18 @@ def test_ffmpeg_unpacks_no_tag(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == [*["1"] * len(files), "True", *["Bomb"] * len(files)]
     assert len(files) == 6
+
+
+@pytest.mark.parametrize("junk", [b"ID3\xff" * 400_000, b"\xff\xf1\0\0\0" * 50_000, id3.tag(4) * 100_000])
+def test_an_aac_of_junk_costs_little(tmp_path: Path, junk: bytes) -> None:
+    """What looks like tags or frames everywhere is gone through in a fraction of a second, and is no song."""
+    path = tmp_path / "junk.aac"
+    path.write_bytes(b"\xff\xf1\x50\x80\0\xff\xfc" + junk)
+    began = time.thread_time()
+    assert read_tags(path) == Tags()
+    with pytest.raises(AudioError), SoundReader(path, start=Fraction(0), duration=None) as sound:
+        list(sound.blocks())
+    assert time.thread_time() - began < 2
 
 
 def test_the_oldest_tags_are_read(tmp_path: Path, mp3: bytes) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO, Final, Literal
 
+from renderdispatch.errors import AudioError
+
 _PAGE: Final = b"OggS"
 _PAGE_HEADER: Final = 27
 _BEGINS_STREAM: Final = 2
@@ -31,7 +33,10 @@ _DSF: Final = b"DSD "
 _OMA: Final = b"ea3"
 _ASF: Final = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ADTS: Final = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
-_ADTS_OR_TAG: Final = re.compile(rb"\xff[\xf0-\xff]|ID3")
+_LEAST_OF_ADTS: Final = 7
+_TAG: Final = re.compile(rb"ID3[^\xff]{2}[\0-\xff][\0-\x7f]{4}")
+_TAG_HEADER: Final = 10
+_ADTS_OR_TAG: Final = re.compile(_ADTS.pattern + b"|" + _TAG.pattern)
 _SKIPPED: Final = b"\2\0\x40"
 """What a tag's version and flags are replaced by: a compression of version 2.2 that was never defined, so that FFmpeg
 skips the tag."""
@@ -159,7 +164,7 @@ def id3_tags(file: BinaryIO, begin: int, end: int) -> list[int]:
     """Return where ID3 tags are that do not begin a file, and are in no chunk: in DSF, OMA, ASF and AAC.
 
     Raises:
-        ValueError: There are absurdly many.
+        AudioError: There are absurdly many.
     """
     file.seek(begin)
     head = file.read(28)
@@ -174,7 +179,7 @@ def id3_tags(file: BinaryIO, begin: int, end: int) -> list[int]:
         tags = _adts_tags(file, begin, end)
     found = list(islice(tags, _MOST_TAGS + 1))
     if len(found) > _MOST_TAGS:
-        raise ValueError(f"more than {_MOST_TAGS} tags")
+        raise AudioError(f"this is not audio: it holds more than {_MOST_TAGS} tags", code="audio.undecodable")
     return found
 
 
@@ -197,19 +202,23 @@ def _marks(file: BinaryIO, at: int, end: int) -> Iterator[int]:
 
 def _adts_tags(file: BinaryIO, at: int, end: int) -> Iterator[int]:
     """Iterate over the places of tags between the frames of an AAC (ISO/IEC 14496-3, 1.A.3.2), and in damage."""
-    while at < end:
-        file.seek(at)
-        head = file.read(7)
-        size = int.from_bytes(head[3:6]) >> 5 & 0x1FFF
-        if _ADTS.match(head) and size >= len(head):
+    begin, data = at, b""
+    while at + _TAG_HEADER <= end:
+        if at + _TAG_HEADER > begin + len(data):
+            file.seek(at)
+            begin, data = at, file.read(_CHUNK)
+            if len(data) < _TAG_HEADER:
+                return
+        here = at - begin
+        size = int.from_bytes(data[here + 3 : here + 6]) >> 5 & 0x1FFF
+        if _ADTS.match(data, here) and size >= _LEAST_OF_ADTS:
             at += size
-        elif size := _tag_size(file, at):
+        elif _TAG.match(data, here):
             yield at
-            at += size
+            at += _tag_size(file, at)
         else:
-            file.seek(at + 1)
-            found = _ADTS_OR_TAG.search(file.read(_CHUNK))
-            at += 1 + (_CHUNK - 2 if found is None else found.start())
+            found = _ADTS_OR_TAG.search(data, here + 1)
+            at = begin + (len(data) - _TAG_HEADER + 1 if found is None else found.start())
 
 
 def _links(file: BinaryIO, begin: int, size: int) -> list[int]:
