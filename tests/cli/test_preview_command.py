@@ -98,6 +98,21 @@ def test_ctrl_c_ends_a_preview(cli: CommandLine, song: Path) -> None:
     assert not (cli.folder / "frame.png").exists()
 
 
+@pytest.mark.parametrize("command", ["preview", "render"])
+def test_ctrl_c_ends_the_import_of_a_scene_file(cli: CommandLine, song: Path, command: str) -> None:
+    """The first one does, and nothing is left."""
+    (cli.folder / "endless.py").write_text(
+        "from pathlib import Path\n\nPath('importing').touch()\nwhile True:\n    pass\n"
+    )
+    process = cli.start(command, "song.wav", "--scene", "endless.py:x")
+    while not (cli.folder / "importing").exists():
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == ""
+    assert process.returncode == 130
+    assert not (cli.folder / "song.png").exists() and not (cli.folder / "song.mp4").exists()
+
+
 def test_a_preview_that_crashes_is_said(cli: CommandLine, song: Path) -> None:
     """It takes nothing with it: it is drawn in a process of its own."""
     (cli.folder / "crash.py").write_text(

@@ -85,6 +85,17 @@ def test_what_is_the_songs_is_in_the_file(cli: CommandLine, song: Path) -> None:
     assert ran.said_one_error().endswith("[cover.invalid]")
 
 
+def test_a_scene_that_makes_no_poster(cli: CommandLine, song: Path) -> None:
+    """The video is written all the same, with a warning; a poster that is asked for later is refused."""
+    ran = cli("render", song, *SMALL, "--scene", "lossy", "--poster", "-o", "film.mp4")
+    assert (ran.status, ran.out.count("\n"), (cli.folder / "film.mp4").read_bytes()) == (0, 1, b"a video")
+    assert "scene 'lossy' made no poster [poster.missing]" in ran.err
+    assert not (cli.folder / "film.jpg").exists()
+    refused = cli("jobs", "save", cli.jobs()[0]["jobId"], "--poster", "-o", "again.mp4")
+    assert refused.said_one_error().endswith("has no poster [poster.missing]")
+    assert not (cli.folder / "again.mp4").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["-o", "there.mp4", "--poster"], "output.exists"), (["-o", "-", "--poster"], "output.kind")],

@@ -73,6 +73,7 @@ def test_a_name_of_a_module_of_python_is_no_trouble(folder: Path) -> None:
         ("def", "x", "cannot be imported"),
         ("import sys; sys.exit(3)", "x", "SystemExit: 3"),
         ("class X:\n    def __init__(self): raise OSError('no such thing')", "X", "no such thing"),
+        ("class X:\n    def __init__(self): raise SystemExit(3)", "X", "cannot be used: SystemExit: 3"),
         ("class X: pass", "", "name a scene of odd.py"),
     ],
 )

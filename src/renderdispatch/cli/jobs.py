@@ -132,6 +132,8 @@ def save(*, job_id: str, output: str | None, poster: bool, force: bool) -> None:
         targets = [target, target.poster] if poster else [target]
         for each in targets:
             each.check()
+        if poster:
+            service.poster_url(job.id)  # a job without one is refused before anything is written
         with interrupts.abrupt():  # unwinds, so that no half file stays
             for each in targets:
                 each.take(service, job.id)

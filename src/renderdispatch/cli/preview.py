@@ -63,7 +63,8 @@ def preview(
         with Interrupts() as interrupts:
             target.check(status_of(song))
             with song_file(song, interrupts) as path:
-                wish = _Wish.of(path, at, **options)
+                with interrupts.abrupt():  # the import of a scene file may take any time
+                    wish = _Wish.of(path, at, **options)
                 index = wish.draw(target, interrupts, quiet=quiet or as_json)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, on_stderr=target.result_on_stderr)
@@ -156,7 +157,8 @@ def draw_scenes(name: str | None, folder: str, interrupts: Interrupts, *, force:
         for known in scene_names() if name is None else [name]:
             target = FileTarget(Path(folder, f"{known.rpartition(':')[2]}.png"), force, check_picture_name)
             try:
-                wish = _Wish.of(song, None, scene=known, preset=_DEMO_PRESET)
+                with interrupts.abrupt():
+                    wish = _Wish.of(song, None, scene=known, preset=_DEMO_PRESET)
             except errors.RenderDispatchError as error:
                 if name is not None:
                     raise

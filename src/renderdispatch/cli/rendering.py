@@ -163,6 +163,9 @@ def _make(
             each.check(status_of(song))
         picture = read_picture(preset, size, fps, quality)
         chosen = ChosenScene.named(scene)
+        if chosen.where is not None:
+            with interrupts.abrupt():  # the import of a file may take any time
+                chosen.load()
         bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
         limits = checked(Limits, bounds if chosen.where is None else {**bounds, "max_attempts": 1})
         service, where = chosen.open_service(backend)
@@ -181,6 +184,8 @@ def _make(
                 job = cancel_and_wait(handle, _CANCEL_S)  # closing the service ends what takes longer
             else:
                 _let_clean_up(handle)
+                if job.artifact is not None and job.artifact.poster_key is None:
+                    targets = [target]  # the job's warnings say so
                 for each in targets:
                     _save(service, job.id, each, interrupts)
     except errors.RenderDispatchError as error:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, Final
@@ -71,12 +71,13 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
     Raises:
         InvalidRequestError: It cannot be read.
     """
-    with open_song(name, interrupts) as song, TemporaryDirectory(prefix="renderdispatch-song-") as folder:
-        path = song if isinstance(song, Path) else Path(folder, "song")
+    with ExitStack() as stack:
+        song = stack.enter_context(open_song(name, interrupts))
         if not isinstance(song, Path):
-            with path.open("wb") as copy:
-                shutil.copyfileobj(song, copy)
-        yield Path(examine_file(path, "", "audio").path)
+            pipe, song = song, Path(stack.enter_context(TemporaryDirectory(prefix="renderdispatch-song-")), "song")
+            with song.open("wb") as copy:
+                shutil.copyfileobj(pipe, copy)
+        yield Path(examine_file(song, "", "audio").path)
 
 
 def status_of(name: str) -> os.stat_result | None:

@@ -20,12 +20,12 @@ MAX_NAME_BYTES: Final = 200
 _NAMELESS: Final = "video"
 _EXTENSION: Final = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 _LEFT_OUT: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_TURNING: Final = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_TURNING: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 """Marks that write a name from right to left, so that it seems to end otherwise."""
 
 _NOT_IN_NAMES: Final = re.compile(r'[/\\<>:"|?*]')
-_RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
-"""Names of devices on Windows, with any suffix."""
+_RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³]) *(?:\..*)?", re.IGNORECASE)
+"""Names of devices on Windows, with any suffix and with spaces before it."""
 
 
 def file_name(request: RenderRequest, audio: Audio | None = None, *, suffix: str = ".mp4") -> str:

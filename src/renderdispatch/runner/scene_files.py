@@ -62,7 +62,7 @@ def load_scene_file(file: SceneFile) -> Renderer:
             found = renderer_of(found) if issubclass(found, Scene) else found()
     except RenderDispatchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _unusable(f"{file.short} cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(found, Renderer):
         raise _unusable(f"{file.short} is neither a scene nor a renderer, but {type(found).__name__}")
