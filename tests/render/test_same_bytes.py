@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,21 @@ def test_only_one_level_of_numpy_is_of_the_class(
     """More instructions, known or not, and fewer ones are another class, by the names of old and new versions."""
     found = class_of_numpy(baseline, dispatched, dict.fromkeys(used, True))
     assert found == ("cpu-x86-64" if held else "cpu-x86-64-unheld")
+
+
+@pytest.mark.parametrize("hidden", ["avx2", "fma", "movbe", "abm", "bmi2"])
+def test_a_machine_that_hides_instructions_declares_nothing(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    """Virtual machines may hide some of what NumPy wants: they are not of the class, and do not declare it."""
+    if declared_class() is None:
+        pytest.skip("this machine declares nothing")
+    read = Path.read_text
+
+    def read_less(path: Path, *arguments: Any, **named: Any) -> str:
+        text = read(path, *arguments, **named)
+        return re.sub(rf"\b{hidden}\b", "", text) if path == Path("/proc/cpuinfo") else text
+
+    monkeypatch.setattr(Path, "read_text", read_less)
+    assert declared_class.__wrapped__() is None
 
 
 def test_numpy_is_held_whatever_the_environment_says() -> None:

@@ -93,7 +93,7 @@ def test_silence_is_a_still_picture(
 
 @pytest.mark.parametrize("renderer", SCENES, ids=repr)
 @pytest.mark.parametrize(
-    ("width", "height"), [(16, 16), (16, 1000), (1000, 16), (90, 160), (122, 122), (18, 34), (1922, 1082)]
+    ("width", "height"), [(16, 16), (16, 1000), (1000, 16), (8192, 16), (90, 160), (122, 122), (18, 34), (1922, 1082)]
 )
 def test_every_size_is_painted_whole(
     features: Callable[[NDArray[np.float64]], Features], renderer: NumpyRenderer, width: int, height: int

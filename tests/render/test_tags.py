@@ -93,19 +93,49 @@ def test_a_wav_may_have_an_id3_tag(song: Path) -> None:
     assert read_tags(song) == Tags(TITLE, None, JPEG)
 
 
-def test_ffmpeg_unpacks_no_tag(tmp_path: Path) -> None:
-    """A picture in a chunk of WAV or AIFF that unpacks to far more is not unpacked, and the sound is heard."""
+def _with_bombs(folder: Path) -> None:
+    """Write a second of sound in each format in which FFmpeg reads ID3 tags that are not in front."""
     bomb = id3.tag(4, id3.frame(4, "TIT2", b"\x03Bomb"), *[id3.zipped(4, "APIC", APIC + bytes(30 << 20))] * 4)
-    for kind, codec in (("wav", "pcm_s16le"), ("aiff", "pcm_s16be")):
-        path = tmp_path / f"bomb.{kind}"
-        with av.open(str(path), "w") as container:
-            sound: Any = container.add_stream(codec, rate=8000, layout="mono")
-            frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 999, np.int16), format="s16", layout="mono")
-            frame.sample_rate = 8000
+    formats = {"wav": "pcm_s16le", "aiff": "pcm_s16be", "aac": "aac", "wma": "wmav2"}
+    for kind, codec in formats.items():
+        path = folder / f"bomb.{kind}"
+        with av.open(str(path), "w", format={"aac": "adts", "wma": "asf"}.get(kind)) as container:
+            sound: Any = container.add_stream(codec, rate=16_000, layout="mono", options={"b": "64000"})
+            floats = {"aac": np.float32, "wma": np.float32}.get(kind)
+            samples = np.full((1, 16_000), 999, np.int16) if floats is None else np.full((1, 16_000), 0.1, floats)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16" if floats is None else "fltp", layout="mono")
+            frame.sample_rate = 16_000
             container.mux(sound.encode(frame))
-        name, order = (b"id3 ", "<I") if kind == "wav" else (b"ID3 ", ">I")
-        body = path.read_bytes()[8:] + name + struct.pack(order, len(bomb)) + bomb + bytes(len(bomb) % 2)
-        path.write_bytes((b"RIFF" if kind == "wav" else b"FORM") + struct.pack(order, len(body)) + body)
+            container.mux(sound.encode(None))
+        plain = path.read_bytes()
+        if kind in {"wav", "aiff"}:
+            name, order = (b"id3 ", "<I") if kind == "wav" else (b"ID3 ", ">I")
+            body = plain[8:] + name + struct.pack(order, len(bomb)) + bomb + bytes(len(bomb) % 2)
+            path.write_bytes((b"RIFF" if kind == "wav" else b"FORM") + struct.pack(order, len(body)) + body)
+        elif kind == "aac":  # behind the first frame
+            first = int.from_bytes(plain[3:6]) >> 5 & 0x1FFF
+            path.write_bytes(plain[:first] + bomb + plain[first:])
+        else:  # in the Metadata Library Object
+            name = "ID3\0".encode("utf-16-le")
+            field = struct.pack("<HHHHHI", 1, 0, 0, len(name), 1, len(bomb)) + name + bomb
+            library = bytes.fromhex("941c23449894d149a1411d134e457054") + struct.pack("<Q", 24 + len(field)) + field
+            size, objects = struct.unpack_from("<QI", plain, 16)
+            path.write_bytes(
+                plain[:16] + struct.pack("<QI", size + len(library), objects + 1) + plain[28:30] + library + plain[30:]
+            )
+    riff = (folder / "bomb.wav").read_bytes()
+    sizes = b"ds64" + struct.pack("<IQQQI", 28, len(riff) + 28, 32_000, 16_000, 0)
+    (folder / "bomb64.wav").write_bytes(b"BW64" + riff[4:12] + sizes + riff[12:])
+    rate = struct.pack("<IIIIIIQII", 1, 0, 1, 1, 2_822_400, 1, 2_822_400, 4096, 0)
+    bits = bytes([0x69]) * 4096 * 87
+    sounding = b"fmt " + struct.pack("<Q", 52) + rate + b"data" + struct.pack("<Q", 12 + len(bits)) + bits
+    at = 28 + len(sounding)
+    (folder / "bomb.dsf").write_bytes(b"DSD " + struct.pack("<QQQ", 28, at + len(bomb), at) + sounding + bomb)
+
+
+def test_ffmpeg_unpacks_no_tag(tmp_path: Path) -> None:
+    """A picture that unpacks to far more is not unpacked, wherever its tag is, and the sound is heard."""
+    _with_bombs(tmp_path)
     code = (
         "import resource, sys; from fractions import Fraction; from pathlib import Path\n"
         "from renderdispatch.render.audio import SoundReader; from renderdispatch.render.tags import read_tags\n"
@@ -113,12 +143,13 @@ def test_ffmpeg_unpacks_no_tag(tmp_path: Path) -> None:
         "before = used()\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    with SoundReader(path, start=Fraction(0), duration=None) as sound:\n"
-        "        print(sum(block.shape[1] for block in sound.blocks()) / sound.rate)\n"
+        "        print(round(sum(block.shape[1] for block in sound.blocks()) / sound.rate))\n"
         "print(used() - before < 60_000, *(read_tags(path).title for path in map(Path, sys.argv[1:])))\n"
     )
-    files = map(str, tmp_path.glob("bomb.*"))
+    files = sorted(map(str, tmp_path.glob("bomb*")))
     ran = subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True, text=True)
-    assert ran.stdout.split() == ["1.0", "1.0", "True", "Bomb", "Bomb"]
+    assert ran.stdout.split() == [*["1"] * len(files), "True", *["Bomb"] * len(files)]
+    assert len(files) == 6
 
 
 def test_the_oldest_tags_are_read(tmp_path: Path, mp3: bytes) -> None:

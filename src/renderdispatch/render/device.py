@@ -40,6 +40,9 @@ _UP_TO_AVX2: Final = "SSE SSE2 SSE3 SSSE3 SSE41 POPCNT SSE42 AVX F16C FMA3 AVX2"
 _LEVEL: Final = {*_UP_TO_AVX2.split(), "X86_V2", "X86_V3"}
 """What NumPy uses in the class, by the names of all its versions."""
 
+_FLAGS: Final = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"})
+"""Linux's names of what NumPy 2.4 wants for X86_V3: a virtual machine may hide any of it."""
+
 _KNOWN_NUMPY: Final = (2, 5)
 """NumPy from here on may know newer instructions; see `declared_class`."""
 
@@ -100,7 +103,7 @@ def declared_class() -> str | None:
     with suppress(PackageNotFoundError, OSError, ValueError):
         numpy = tuple(int(part) for part in version("numpy").split(".")[:2])
         flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
-        if _is_x86() and numpy < _KNOWN_NUMPY and {"avx2", "fma"} <= set(flags):
+        if _is_x86() and numpy < _KNOWN_NUMPY and set(flags) >= _FLAGS:
             return HELD_CPU
     return None
 

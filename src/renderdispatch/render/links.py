@@ -1,13 +1,17 @@
 """Which parts of a file does a player play one after the other, each as a file of its own?
 
 Most files are one part. A chained Ogg has several links, and each may have another codec, rate and number of channels
-(RFC 3533, section 4). ID3 tags are left out, in front of the sound and in chunks of WAV and AIFF: they are not needed
-here, and a small compressed picture can unpack to gigabytes.
+(RFC 3533, section 4). ID3 tags are left out, in front of the sound and wherever else FFmpeg would read them: they are
+not needed here, and a small compressed picture can unpack to gigabytes.
 """
 
 from __future__ import annotations
 
 import io
+import re
+from bisect import bisect
+from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO, Final, Literal
 
 _PAGE: Final = b"OggS"
@@ -15,16 +19,30 @@ _PAGE_HEADER: Final = 27
 _BEGINS_STREAM: Final = 2
 _CHUNK: Final = 65_536
 
-_BYTE_ORDERS: Final[dict[bytes, Literal["little", "big"]]] = {b"RIFF": "little", b"RF64": "little", b"FORM": "big"}
+_BYTE_ORDERS: Final[dict[bytes, Literal["little", "big"]]] = {
+    **dict.fromkeys((b"RIFF", b"RF64", b"BW64"), "little"),
+    **dict.fromkeys((b"RIFX", b"FORM"), "big"),
+}
 _SOUNDS: Final = frozenset({b"WAVE", b"AIFF", b"AIFC"})
 _ID3: Final = frozenset({b"ID3 ", b"id3 "})
 _OTHER: Final = b"JUNK"
+
+_DSF: Final = b"DSD "
+_OMA: Final = b"ea3"
+_ASF: Final = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ADTS: Final = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
+_ADTS_OR_TAG: Final = re.compile(rb"\xff[\xf0-\xff]|ID3")
+_SKIPPED: Final = b"\2\0\x40"
+"""What a tag's version and flags are replaced by: a compression of version 2.2 that was never defined, so that FFmpeg
+skips the tag."""
+
 _MOST_CHUNKS: Final = 1000
+_MOST_TAGS: Final = 10_000
 _LONG: Final = 0xFFFFFFFF
 
 
 class Window(io.RawIOBase):
-    """The bytes of a file from ``begin`` to ``end``, as a file of their own; chunks that hold ID3 have another name."""
+    """The bytes of a file from ``begin`` to ``end``, as a file of their own, in which FFmpeg finds no ID3 tag."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
         self.name = file.name  # FFmpeg looks at how it ends
@@ -33,7 +51,9 @@ class Window(io.RawIOBase):
         self.size = end - begin
         self._at = 0
         self.furthest = 0
-        self._hidden = [at - begin for at in id3_chunks(file, begin)]
+        hidden = [(at - begin, _OTHER) for at in id3_chunks(file, begin)]
+        hidden += [(at - begin + 3, _SKIPPED) for at in id3_tags(file, begin, end)]
+        self._hidden = sorted(hidden)
 
     def readable(self) -> bool:
         """Return True."""
@@ -50,8 +70,9 @@ class Window(io.RawIOBase):
             return b""
         self._file.seek(self._begin + self._at)
         data = self._file.read(left if size < 0 else min(size, left))
-        for at in self._hidden:
-            data = _overlaid(data, _OTHER, at - self._at)
+        first, last = (bisect(self._hidden, (at, b"")) for at in (self._at - len(_OTHER), self._at + len(data)))
+        for at, other in self._hidden[first:last]:
+            data = _overlaid(data, other, at - self._at)
         self._at += len(data)
         self.furthest = max(self.furthest, self._at)
         return data
@@ -78,10 +99,10 @@ class Window(io.RawIOBase):
         return self._at
 
 
-def _overlaid(data: bytes, name: bytes, at: int) -> bytes:
-    """Return data with as much of a name at a position as is within them."""
-    begin, end = max(at, 0), min(at + len(name), len(data))
-    return data if begin >= end else data[:begin] + name[begin - at : end - at] + data[end:]
+def _overlaid(data: bytes, other: bytes, at: int) -> bytes:
+    """Return data with as much of other bytes at a position as is within them."""
+    begin, end = max(at, 0), min(at + len(other), len(data))
+    return data if begin >= end else data[:begin] + other[begin - at : end - at] + data[end:]
 
 
 def parts_of(file: BinaryIO) -> list[tuple[int, int]]:
@@ -95,14 +116,19 @@ def parts_of(file: BinaryIO) -> list[tuple[int, int]]:
 def _after_tags(file: BinaryIO) -> int:
     """Return where the sound begins: behind the tags (ID3v2.4, section 3.1)."""
     at = 0
-    while True:
-        file.seek(at)
-        header = file.read(10)
-        if len(header) < 10 or header[:3] != b"ID3" or 0xFF in header[3:5] or max(header[6:]) > 0x7F:
-            return at
-        size = header[6] << 21 | header[7] << 14 | header[8] << 7 | header[9]
-        footer = 10 if header[5] & 0x10 else 0
-        at += 10 + size + footer
+    while size := _tag_size(file, at):
+        at += size
+    return at
+
+
+def _tag_size(file: BinaryIO, at: int, magic: bytes = b"ID3") -> int:
+    """Return the bytes of the tag at a position; 0 if there is none."""
+    file.seek(at)
+    header = file.read(10)
+    if len(header) < 10 or header[:3] != magic or 0xFF in header[3:5] or max(header[6:]) > 0x7F:
+        return 0
+    size = header[6] << 21 | header[7] << 14 | header[8] << 7 | header[9]
+    return 10 + size + (10 if header[5] & 0x10 else 0)
 
 
 def id3_chunks(file: BinaryIO, begin: int = 0) -> list[int]:
@@ -127,6 +153,63 @@ def id3_chunks(file: BinaryIO, begin: int = 0) -> list[int]:
             size = data_size
         at += 8 + size + size % 2
     return found
+
+
+def id3_tags(file: BinaryIO, begin: int, end: int) -> list[int]:
+    """Return where ID3 tags are that do not begin a file, and are in no chunk: in DSF, OMA, ASF and AAC.
+
+    Raises:
+        ValueError: There are absurdly many.
+    """
+    file.seek(begin)
+    head = file.read(28)
+    tags: Iterator[int] = iter(())
+    if head.startswith(_DSF):
+        tags = _tags_from(file, min(begin + int.from_bytes(head[20:], "little"), end))
+    elif head.startswith(_OMA):
+        tags = _tags_from(file, begin, _OMA)
+    elif head.startswith(_ASF):  # in a field of the header
+        tags = _marks(file, begin, min(begin + int.from_bytes(head[16:24], "little"), end))
+    elif _ADTS.match(head):
+        tags = _adts_tags(file, begin, end)
+    found = list(islice(tags, _MOST_TAGS + 1))
+    if len(found) > _MOST_TAGS:
+        raise ValueError(f"more than {_MOST_TAGS} tags")
+    return found
+
+
+def _tags_from(file: BinaryIO, at: int, magic: bytes = b"ID3") -> Iterator[int]:
+    """Iterate over the places of the tags that follow each other at a position."""
+    while size := _tag_size(file, at, magic):
+        yield at
+        at += size
+
+
+def _marks(file: BinaryIO, at: int, end: int) -> Iterator[int]:
+    """Iterate over the places of what tags begin with."""
+    while at < end:
+        file.seek(at)
+        found = file.read(_CHUNK).find(b"ID3")
+        if found >= 0:
+            yield at + found
+        at += _CHUNK - 2 if found < 0 else found + 3
+
+
+def _adts_tags(file: BinaryIO, at: int, end: int) -> Iterator[int]:
+    """Iterate over the places of tags between the frames of an AAC (ISO/IEC 14496-3, 1.A.3.2), and in damage."""
+    while at < end:
+        file.seek(at)
+        head = file.read(7)
+        size = int.from_bytes(head[3:6]) >> 5 & 0x1FFF
+        if _ADTS.match(head) and size >= len(head):
+            at += size
+        elif size := _tag_size(file, at):
+            yield at
+            at += size
+        else:
+            file.seek(at + 1)
+            found = _ADTS_OR_TAG.search(file.read(_CHUNK))
+            at += 1 + (_CHUNK - 2 if found is None else found.start())
 
 
 def _links(file: BinaryIO, begin: int, size: int) -> list[int]:

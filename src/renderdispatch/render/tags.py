@@ -22,12 +22,13 @@ from renderdispatch.messages import MAX_TAG, RenderOrder, RenderWarning, shorten
 from renderdispatch.render.containers import open_container
 from renderdispatch.render.covers import Cover, read_cover
 from renderdispatch.render.id3 import Picture, picture_of, read_frames, text_of
-from renderdispatch.render.links import Window, id3_chunks, parts_of
+from renderdispatch.render.links import Window, id3_chunks, id3_tags, parts_of
 
 _TITLES: Final = ("TIT2", "TT2")
 _ARTISTS: Final = ("TPE1", "TP1")
 _PICTURES: Final = ("APIC", "PIC")
 _FRONT: Final = 3
+_MOST_TAGS: Final = 10
 _FIRST_PACKETS: Final = 100
 """FFmpeg yields the pictures before the sound."""
 
@@ -98,8 +99,8 @@ def read_tags(audio: Path) -> Tags:
     tags = Tags()
     with suppress(Exception), audio.open("rb") as file:
         tags = _of_id3(read_frames(file))
-        for at in id3_chunks(file):
-            file.seek(at + 8)
+        for at in (*(at + 8 for at in id3_chunks(file)), *id3_tags(file, *parts_of(file)[0])[:_MOST_TAGS]):
+            file.seek(at)
             tags = _or(tags, _of_id3(read_frames(file)))
         if None in {tags.title, tags.artist, tags.cover}:
             with open_container(Window(file, *parts_of(file)[0])) as container:
