@@ -43,6 +43,7 @@ def test_a_preview_goes_through_pipes(cli: CommandLine, song: Path) -> None:
     assert (process.returncode, error) == (0, b"stdout: 64x64, frame 10, at 0:01\n")
     with Image.open(io.BytesIO(out)) as picture:
         assert picture.format == "PNG"
+    assert cli("preview", "-", "-o", "frame.png").said_one_error().endswith(": the audio is empty [audio.empty]")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,19 @@ def test_ctrl_c_ends_a_preview(cli: CommandLine, song: Path) -> None:
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
     assert not (cli.folder / "frame.png").exists()
+
+
+def test_a_cover_is_never_replaced(cli: CommandLine, song: Path) -> None:
+    """Not by a picture that would be named like the song, as the cover is; ``--force`` is for other files."""
+    cover = cli.folder / "song.png"
+    Image.new("RGB", (8, 8)).save(cover)
+    before = cover.read_bytes()
+    ran = cli("preview", song, *SMALL, "--cover", cover, "-f")
+    assert ran.said_one_error().endswith("song.png is the cover itself; name another file with -o [output.exists]")
+    cover = cover.rename(cli.folder / "song.jpg")
+    ran = cli("render", song, *SMALL, "--cover", cover, "--poster", "-f")
+    assert ran.said_one_error().endswith("song.jpg is the cover itself; name another file with -o [output.exists]")
+    assert cover.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["preview", "render"])

@@ -23,7 +23,7 @@ from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
 from renderdispatch.cli.pictures import ChosenScene, cover_option, picture_options, range_options, read_picture
 from renderdispatch.cli.progress import PictureBar
-from renderdispatch.cli.songs import STDIN, song_file, status_of
+from renderdispatch.cli.songs import STDIN, song_file, statuses_of
 from renderdispatch.cli.targets import FileTarget, Target, check_picture_name, read_target
 from renderdispatch.engine.audio import examine_file
 from renderdispatch.messages import RenderOrder
@@ -61,7 +61,7 @@ def preview(
     target = read_target(output, force=force, check_name=check_picture_name)
     try:
         with Interrupts() as interrupts:
-            target.check(status_of(song))
+            target.check(statuses_of(song, options["cover"]))
             with song_file(song, interrupts) as path:
                 with interrupts.abrupt():  # the import of a scene file may take any time
                     wish = _Wish.of(path, at, **options)

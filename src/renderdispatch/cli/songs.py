@@ -77,11 +77,18 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
             pipe, song = song, Path(stack.enter_context(TemporaryDirectory(prefix="renderdispatch-song-")), "song")
             with song.open("wb") as copy:
                 shutil.copyfileobj(pipe, copy)
+                if copy.tell() == 0:
+                    raise InvalidRequestError("the audio is empty", code="audio.empty")
         yield Path(examine_file(song, "", "audio").path)
 
 
+def statuses_of(song: str, cover: Path | None) -> dict[str, os.stat_result | None]:
+    """Return the status of the files that a command reads, which it never overwrites."""
+    return {"song": status_of(song), "cover": None if cover is None else status_of(str(cover))}
+
+
 def status_of(name: str) -> os.stat_result | None:
-    """Return the status of the song's file, which is never overwritten; None if there is none."""
+    """Return the status of a file, or of stdin; None if there is none."""
     try:
         return os.fstat(sys.stdin.fileno()) if name == STDIN else Path(name).stat()
     except (OSError, ValueError):
