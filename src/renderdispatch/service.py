@@ -211,7 +211,7 @@ class RenderService:
         return JobHandle(self, job.id)
 
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
-        """Let a client send audio straight to storage, so that the bytes do not pass through the application.
+        """Let a client send audio or a cover straight to storage; its bytes do not pass through the application.
 
         The client sends one PUT to ``put.url``, with exactly ``put.headers`` (browsers set the length by themselves),
         within a day; then the application submits ``StorageKey(grant.key)``, on the same day or the next, in UTC. The
@@ -219,7 +219,8 @@ class RenderService:
 
         Args:
             size: Bytes, 1 to 5 GiB; signed, so that no other size is taken.
-            content_type: ``audio/...``, ``video/...`` or ``application/octet-stream``; signed too.
+            content_type: ``audio/...``, ``video/...``, ``application/octet-stream``, and for covers ``image/jpeg``,
+                ``image/png``, ``image/webp``, ``image/gif`` and ``image/bmp``; signed too.
 
         Raises:
             InvalidRequestError: ``upload.size`` or ``upload.type``.

@@ -42,6 +42,15 @@ def test_the_cause_may_stay_visible() -> None:
     assert isinstance(refused.value.__cause__, PermissionError)
 
 
+def test_the_end_of_an_iterator_is_an_error_like_any_other() -> None:
+    """`next` raises it; contextlib gives it a meaning of its own."""
+    with (
+        pytest.raises(RuntimeError, match="ours"),
+        translated({Exception: lambda _: RuntimeError("ours")}, chain=True),
+    ):
+        next(iter(()))
+
+
 def test_what_is_in_no_table_passes() -> None:
     """And so does an error that its function returns as it came."""
     with pytest.raises(ZeroDivisionError), translated({OSError: lambda _: StorageDeniedError("")}):

@@ -160,9 +160,19 @@ def test_bytes_that_are_no_state_of_the_scene_are_refused(stored: bytes, what: s
         load_state(stored, sample())
 
 
-@pytest.mark.parametrize("value", ["text", None, {"a": 1}, np.array(["a"]), 1j, 2**70, np.zeros(2, object)], ids=repr)
+class Inner(NamedTuple):
+    first: int
+    second: float
+
+
+NEITHER = ["text", None, {"a": 1}, np.array(["a"]), 1j, 2**70, np.zeros(2, object)]
+"""Neither numbers nor arrays of numbers."""
+SEQUENCES = [(1, 2.5), [1, 2], [[1], [2, 3]], Inner(1, 2.5), np.ma.masked_array([1, 2])]
+
+
+@pytest.mark.parametrize("value", [*NEITHER, *SEQUENCES], ids=repr)
 def test_a_state_holds_numbers_alone(value: object) -> None:
-    """So it can be stored without pickle."""
+    """So it can be stored without pickle, and comes back as it was: no nested tuple, and no list."""
     with pytest.raises(SceneError, match="numbers and arrays of numbers; 'number'"):
         dump_state(sample(number=value))
 

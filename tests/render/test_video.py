@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from renderdispatch.errors import AudioError, RenderError, RenderStopped, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.render import bars
+from renderdispatch.render.mp4 import set_coding
 from renderdispatch.render.music import compose
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import NumpyRenderer, Scene
@@ -162,7 +163,22 @@ class Broken(Red):
     fails_at = 7
 
 
+class Drifting(Red):
+    """Soft noise that drifts to the side."""
+
+    grains = np.random.default_rng(8).uniform(60, 190, (18, 64))
+
+    @classmethod
+    def luma(cls, index: int) -> NDArray[np.float64]:
+        grey = np.roll(np.kron(cls.grains, np.ones((10, 10))), 3 * index, axis=1)[:, :320]
+        return 16 + 219 / 255 * np.floor(grey)
+
+    def paint(self, state: Any, frame: Any, canvas: Any) -> None:
+        canvas[:] = ((self.luma(frame.index) - 16) * 255 / 219)[..., None]
+
+
 red = NumpyRenderer(f"{__name__}:Red", RedParams)
+drifting = NumpyRenderer(f"{__name__}:Drifting", RedParams)
 broken = NumpyRenderer(f"{__name__}:Broken", RedParams)
 
 
@@ -173,6 +189,30 @@ def test_colours_are_converted_by_bt709_in_limited_range(tmp_path: Path, write_w
         planes = next(container.decode(video=0)).planes
         got = [np.frombuffer(bytes(plane), np.uint8)[: plane.width].mean() for plane in planes]
     assert got == pytest.approx([63, 102, 240], abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "kind", "threads"),
+    [(16, 16, "FRAME", 8), (1080, 1920, "FRAME", 8), (4096, 2048, "FRAME", 6), (8192, 8192, "SLICE", 8)],
+)
+def test_the_encoders_threads_follow_from_the_size(width: int, height: int, kind: str, threads: int) -> None:
+    """The number of threads, on which the bytes depend, is the same on every machine; large frames are shared."""
+    context = av.CodecContext.create("libx264", "w")
+    set_coding(context, Output(width=width, height=height))
+    assert (context.thread_type.name, context.thread_count) == (kind, threads)
+
+
+def test_quality_is_nearer_to_what_was_drawn(tmp_path: Path, write_wav: WriteWav, render: Render) -> None:
+    """``quality`` shows finer differences than ``balanced``, the default; every quality makes a whole video."""
+    song = write_wav(tmp_path / "a.wav", noise(44_100))
+    away = {}
+    for quality in ("fast", "balanced", "quality"):
+        video, stats = render(drifting, song, output=Output(width=320, height=180, quality=quality))
+        assert stats.frames == 30
+        with av.open(str(video)) as container:
+            shown = [frame.to_ndarray()[:180] for frame in container.decode(video=0)]
+        away[quality] = np.mean([np.square(luma - Drifting.luma(n)).mean() for n, luma in enumerate(shown)])
+    assert away["quality"] < 0.8 * away["balanced"]
 
 
 def test_stereo_shows_the_picture_to_each_eye(tmp_path: Path, write_wav: WriteWav, render: Render) -> None:

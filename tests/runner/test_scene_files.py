@@ -45,6 +45,15 @@ def test_a_renderer_and_a_class_are_scenes(folder: Path, name: str) -> None:
     assert [param.name for param in renderer.describe_params()] == ([] if name == "Plain" else ["colour"])
 
 
+def test_a_class_without_arguments_is_refused_as_a_scene_is(tmp_path: Path) -> None:
+    """Once it is made: then Python's own message says what is missing."""
+    (tmp_path / "bare.py").write_text(
+        "from renderdispatch.render.scene import Scene\n\n\nclass Bare(Scene):\n    def __init__(self): pass\n"
+    )
+    renderer = load_scene_file(SceneFile(tmp_path / "bare.py", "Bare"))
+    assert isinstance(renderer, SupportsParams) and not renderer.describe_params()
+
+
 def test_a_name_of_a_module_of_python_is_no_trouble(folder: Path) -> None:
     """A file that is called as a module of Python's own takes the place of neither."""
     import wave

@@ -39,7 +39,10 @@ _FIRST_AUDIO: Final = {
     "remote": ("kind", "url"),
 }
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_UPLOADED: Final = re.compile(r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}", re.ASCII)
+_UPLOADED: Final = re.compile(
+    r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}|image/(?:jpeg|png|webp|gif|bmp)",
+    re.ASCII,
+)
 
 
 def scene_name(scene: str | Path) -> str:
@@ -103,8 +106,8 @@ def check_upload(size: object, content_type: object) -> tuple[int, str]:
     """Return the size in bytes and the type of an upload that a client announces.
 
     Raises:
-        InvalidRequestError: The size is not 1 byte to 5 GiB, or the type is neither audio nor video nor
-            ``application/octet-stream``.
+        InvalidRequestError: The size is not 1 byte to 5 GiB, or the type is none of audio, video, a picture that
+            may be a cover, and ``application/octet-stream``.
     """
     number = whole(size)
     if number is None or not 0 < number <= _MAX_UPLOAD_BYTES:
@@ -112,7 +115,7 @@ def check_upload(size: object, content_type: object) -> tuple[int, str]:
         raise InvalidRequestError(message, code="upload.size")
     octets = "application/octet-stream"
     if not isinstance(content_type, str) or (content_type != octets and not _UPLOADED.fullmatch(content_type)):
-        message = f"content_type: an upload is audio/..., video/... or {octets}"
+        message = f"content_type: an upload is audio/..., video/..., image/jpeg, png, webp, gif or bmp, or {octets}"
         raise InvalidRequestError(message, code="upload.type")
     return number, content_type
 

@@ -36,9 +36,9 @@ def translated(table: Translation, *, chain: bool | Callable[[Any], BaseExceptio
         ours = error if make is None else make(error)
         if ours is error:
             raise
-        if callable(chain):
-            raise ours from chain(error)
-        raise ours from (error if chain else None)
+        cause = chain(error) if callable(chain) else error if chain else None
+        # contextlib takes an error that a StopIteration caused for the end of this generator, and drops it.
+        raise ours from (None if isinstance(cause, StopIteration) else cause)
 
 
 def nearest(error: BaseException, table: Mapping[type[BaseException], _T]) -> _T | None:

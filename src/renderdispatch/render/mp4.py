@@ -89,7 +89,7 @@ class Mp4Writer:
             video.width, video.height, video.pix_fmt = output.width, output.height, "yuv420p"
             video.time_base = video.codec_context.time_base = self._frame_time
             context = video.codec_context
-            _set_coding(context, output)
+            set_coding(context, output)
             # Players can jump to every fourth second, whatever the frame rate.
             context.gop_size = max(round(4 * output.fps), 1)
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
@@ -180,7 +180,7 @@ class Mp4Writer:
             yield packet
 
 
-def _set_coding(context: VideoCodecContext, output: Output) -> None:
+def set_coding(context: VideoCodecContext, output: Output) -> None:
     """Choose libx264's settings by the output alone, so that they are the same on every machine."""
     preset, pixels = _PRESETS[output.quality], output.width * output.height
     threads = next((threads for most, threads in _FRAME_THREADS if pixels <= most), None)

@@ -185,7 +185,7 @@ class NumpyRenderer:
 def renderer_of(scene: type[Scene[Any]]) -> NumpyRenderer:
     """Return the renderer of a scene's class, whose parameters are what its first argument is annotated with."""
     module = import_module(scene.__module__)
-    (annotation, *_) = (given.annotation for given in signature(scene).parameters.values())
+    annotation = next((given.annotation for given in signature(scene).parameters.values()), None)
     model = getattr(module, annotation, None) if isinstance(annotation, str) else annotation
     params = model if isinstance(model, type) and issubclass(model, SceneParams) else SceneParams
     about = (scene.__doc__ or "").strip().partition("\n")[0]

@@ -68,8 +68,9 @@ def _arrays(state: tuple[Any, ...]) -> dict[str, NDArray[Any]]:
         raise SceneError(f"the state of a scene is a NamedTuple, not {type(state).__name__}")
     arrays = {}
     for name, value in zip(names, state, strict=True):
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        # A list or a tuple would come back as something else.
+        plain = isinstance(value, int | float | np.generic) or type(value) is np.ndarray
+        if not plain or (array := np.asarray(value)).dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise SceneError(f"the state of a scene holds numbers and arrays of numbers; {name!r} is neither")
         arrays[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     return arrays

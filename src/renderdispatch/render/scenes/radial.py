@@ -20,7 +20,6 @@ from renderdispatch.render.picture import (
     Picture,
     PlanarScene,
     Plane,
-    Shade,
     blend_at,
     blended,
     in_a_row,
@@ -286,19 +285,19 @@ class _Pixels:
     """
 
     at: NDArray[np.intp]
-    shades: Sequence[Shade]
+    shades: Sequence[Plane]
 
     def blend(self, rows: Sequence[Plane], which: NDArray[np.intp] | slice, cover: NDArray[np.int16]) -> None:
         """Blend the shade in at some of the pixels, which are covered by so much, 0 to `FULL`."""
         at = self.at[which]
         for row, shade in zip(rows, self.shades, strict=True):
-            blend_at(row, at, shade[which], cover)
+            blend_at(row, at, shade[which].astype(np.int16), cover)
 
     def put(self, rows: Sequence[Plane], which: NDArray[np.intp]) -> None:
         """Show the shade at some of the pixels."""
         at = self.at[which]
         for row, shade in zip(rows, self.shades, strict=True):
-            row[at] = shade[which].astype(np.uint8)
+            row[at] = shade[which]
 
 
 @frozen(eq=False)
@@ -381,11 +380,11 @@ class _Disc:
         return np.asarray(np.rint(np.clip(away, 0, 1) * FULL), np.int16)
 
 
-def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> list[Shade]:
+def _shades(colours: Sequence[str], turns: Floats, out: Floats, channels: slice) -> list[Plane]:
     """Return the colours of rays at places, for some planes; they are lighter further ``out``, 0 to 1."""
     towards_white = (0.12 + 0.45 * np.clip(out, 0, 1) ** 1.5)[:, None]
     colour = gradient(colours, _mirrored(turns)) * (1 - towards_white) + 255 * towards_white
-    return list(shades(colour))[channels]
+    return [values.astype(np.uint8) for values in list(shades(colour))[channels]]
 
 
 def _softened(values: Floats, times: int = 1) -> Floats:

@@ -146,14 +146,15 @@ def _found(line: Floats, wave: Floats) -> tuple[float, float]:
     energy[1:] -= sums[:-_SHOWN]
     parts = np.ndarray((len(energy), _SHOWN), wave.dtype, wave, strides=wave.strides * 2)  # they overlap; no copy
     # Among quiet parts the loudest counts as the nearest: the others would hide an attack.
-    off = np.abs(energy - _LOUD * energy.max()) - 2 * (parts * line).sum(axis=1)
+    loudest = float(energy.max())
+    off = np.abs(energy - _LOUD * loudest) - 2 * np.einsum("ij,j->i", parts, line)
     start = 2 + int(np.argmin(off[2:-2]))  # with points before and after it, to interpolate
     # The parabola through three differences tells where between two points the difference is smallest.
     left, least, right = off[start - 1 : start + 2].tolist()
     bend = left - 2 * least + right
     shift = min(max((left - right) / (2 * bend), -0.5), 0.5) if bend > 0 else 0.0
     square = float((line * line).sum())
-    unlike = (least + _LOUD * float(energy.max()) + square) / (float(energy[start]) + square + 1e-9)
+    unlike = (least + _LOUD * loudest + square) / (float(energy[start]) + square + 1e-9)
     return start + shift, min(max(unlike, 0.0), 1.0)
 
 
