@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_ctrl_c_ends_a_preview(cli: CommandLine, song: Path) -> None:
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
     assert not (cli.folder / "frame.png").exists()
+
+
+def test_names_that_are_no_text(cli: CommandLine, song: Path) -> None:
+    """Song and cover may have names that are not UTF-8, as for a render."""
+    odd = song.rename(cli.folder / os.fsdecode(b"\xff.wav"))
+    cover = cli.folder / os.fsdecode(b"\xff.png")
+    Image.new("RGB", (8, 8)).save(cover)
+    ran = cli("preview", odd, *SMALL, "--at", "1", "--cover", cover, "-o", "frame.png")
+    assert (ran.status, ran.err) == (0, "")
 
 
 def test_a_cover_is_never_replaced(cli: CommandLine, song: Path) -> None:
