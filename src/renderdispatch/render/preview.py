@@ -76,8 +76,8 @@ def preview(
         cover: A picture; None is that of the song's tags.
 
     Raises:
-        InvalidRequestError: ``preview.range``: the video does not hold the moment; ``audio.missing``, ``cover.missing``:
-            there is no such file.
+        InvalidRequestError: ``preview.range``: the video does not hold the moment; ``audio.missing`` or
+            ``cover.missing``: there is no such file.
         AudioError: The song cannot be used.
         SceneError: The scene failed, or does not accept the parameters.
     """
