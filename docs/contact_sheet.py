@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,12 +66,12 @@ def shapes() -> dict[str, Shape]:
     }
 
 
-def read(song: Path, folder: Path) -> Features:
-    """Return the features of a song, which are kept in the folder."""
+def read(song: Path, kept: Path) -> Features:
+    """Return the features of a song, which are kept in a file."""
     fps = Output.model_fields["fps"].default
     with (
         SoundReader(song, start=Fraction(0), duration=None) as sound,
-        Analyser(folder / song.stem, rate=sound.rate, fps=fps) as analyser,
+        Analyser(kept, rate=sound.rate, fps=fps) as analyser,
     ):
         for block in sound.blocks():
             analyser.feed(block)
@@ -89,7 +89,7 @@ def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Cov
             yield artist.draw(state, frame)
 
 
-def sheet(shape: Shape, songs: dict[str, Features], cover: Cover | None) -> Image.Image:
+def sheet(shape: Shape, songs: Sequence[tuple[str, Features]], cover: Cover | None) -> Image.Image:
     """Return the sheet of a shape: a row, or a part of one, for each scene and song. The first song has the cover."""
     rows = [(scene, part) for scene in SCENES for part in range(0, len(songs), shape.songs)]
     across, down = shape.width + MARGIN, shape.height + MARGIN + TITLE
@@ -97,7 +97,7 @@ def sheet(shape: Shape, songs: dict[str, Features], cover: Cover | None) -> Imag
     paper = Image.new("RGB", size, "#202020")
     pen = ImageDraw.Draw(paper)
     for row, (scene, part) in enumerate(rows):
-        for at, (title, features) in enumerate(list(songs.items())[part : part + shape.songs]):
+        for at, (title, features) in enumerate(songs[part : part + shape.songs]):
             left, top = MARGIN + at * len(MOMENTS) * across, MARGIN + row * down
             pen.text((left, top + 2), f"{scene}: {title}", fill="#d0d0d0")
             song_cover = cover if part + at == 0 else None
@@ -127,12 +127,15 @@ def main() -> int:
     options = arguments()
     cover = read_cover(options.cover) if options.cover else None
     with TemporaryDirectory() as folder:
-        songs = {read_tags(song).title or song.stem: read(song, Path(folder)) for song in options.songs}
+        songs = [
+            (read_tags(song).title or song.stem, read(song, Path(folder, str(number))))
+            for number, song in enumerate(options.songs)
+        ]
         for name, shape in shapes().items():
             if not options.shape or name in options.shape:
                 drawn = sheet(shape, songs, cover)
                 drawn.save(options.output / f"contact-{name}.jpg", quality=JPEG_QUALITY, optimize=True)
-        for features in songs.values():
+        for _, features in songs:
             features.close()
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_a_preview_goes_through_pipes(cli: CommandLine, song: Path) -> None:
     assert (process.returncode, error) == (0, b"stdout: 64x64, frame 10, at 0:01\n")
     with Image.open(io.BytesIO(out)) as picture:
         assert picture.format == "PNG"
+    assert cli("preview", "-", "-o", "frame.png").said_one_error().endswith(": the audio is empty [audio.empty]")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,28 @@ def test_ctrl_c_ends_a_preview(cli: CommandLine, song: Path) -> None:
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 130
     assert not (cli.folder / "frame.png").exists()
+
+
+def test_names_that_are_no_text(cli: CommandLine, song: Path) -> None:
+    """Song and cover may have names that are not UTF-8, as for a render."""
+    odd = song.rename(cli.folder / os.fsdecode(b"\xff.wav"))
+    cover = cli.folder / os.fsdecode(b"\xff.png")
+    Image.new("RGB", (8, 8)).save(cover)
+    ran = cli("preview", odd, *SMALL, "--at", "1", "--cover", cover, "-o", "frame.png")
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_a_cover_is_never_replaced(cli: CommandLine, song: Path) -> None:
+    """Not by a picture that would be named like the song, as the cover is; ``--force`` is for other files."""
+    cover = cli.folder / "song.png"
+    Image.new("RGB", (8, 8)).save(cover)
+    before = cover.read_bytes()
+    ran = cli("preview", song, *SMALL, "--cover", cover, "-f")
+    assert ran.said_one_error().endswith("song.png is the cover itself; name another file with -o [output.exists]")
+    cover = cover.rename(cli.folder / "song.jpg")
+    ran = cli("render", song, *SMALL, "--cover", cover, "--poster", "-f")
+    assert ran.said_one_error().endswith("song.jpg is the cover itself; name another file with -o [output.exists]")
+    assert cover.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["preview", "render"])

@@ -14,9 +14,13 @@ from tests.support.documents import ROOT
 
 
 def test_the_sheet_shows_every_scene_over_every_song(tmp_path: Path) -> None:
-    """Twelve pictures in each of three rows, none of them dark; the cover is seen in those of `radial`."""
-    songs = [tmp_path / f"song{number}.wav" for number in range(3)]
+    """Twelve pictures in each of three rows, none of them dark; the cover is seen in those of `radial`.
+
+    Songs may have the same name.
+    """
+    songs = [tmp_path / str(number) / "song.wav" for number in range(3)]
     for seed, song in enumerate(songs):
+        song.parent.mkdir()
         compose(song, seconds=0.6, seed=seed)
     cover = tmp_path / "cover.png"
     Image.new("RGB", (40, 40), (0, 255, 0)).save(cover)

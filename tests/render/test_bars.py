@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from renderdispatch.render.audio import SoundReader
-from renderdispatch.render.features import Analyser
+from renderdispatch.render.features import Analyser, Frame
 from renderdispatch.render.music import compose
 from renderdispatch.render.params import BarsParams
 from renderdispatch.render.scenes.bars import Bars, BarsState, Row
@@ -52,6 +52,19 @@ def test_the_row_fills_the_picture(width: int, height: int) -> None:
     assert row.floor > 0.7 * height
     assert row.count * row.pitch > 0.8 * width
     assert row.left > 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 34), (512, 16), (4096, 128)])
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_wide_bars_fit_into_a_low_picture(width: int, height: int, count: int) -> None:
+    """At any height of the bars, their caps are in the picture, above them."""
+    scene = bars(width, height, bars=count)
+    frame = Frame(0, 0.0, 0.0, 0.0, np.zeros(96, np.float32), np.zeros(512, np.float32), np.zeros((2, 512), np.uint8))
+    for tall in np.linspace(0, 1, 9):
+        with_caps = scene.picture(raised(scene, tall), frame)
+        without = bars(width, height, bars=count, peaks=False).picture(raised(scene, tall), frame)
+        rows = np.flatnonzero((with_caps.luma != without.luma).any(axis=1))
+        assert rows[-1] < scene.row.floor - scene.row.least
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 360), (360, 640)])

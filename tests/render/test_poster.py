@@ -70,6 +70,11 @@ def test_silence_has_a_poster_too() -> None:
     assert moment([0.0] * 100) == 7
 
 
+def test_a_light_that_is_no_number_is_dark() -> None:
+    """Such as that of a scene which divides by the level, in the silence before the music."""
+    assert moment([float("nan")] * 50 + [0.2] * 50) > 50
+
+
 def test_memory_is_constant() -> None:
     """Half a second of states is kept, however long the video is."""
     found = PosterMoment(100_000, Fraction(10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_parameters_and_fields_are_checked(song: Path) -> None:
     """As at submit."""
     with pytest.raises(InvalidRequestError, match="start"):
         preview(song, scene=bars, output=SMALL, start=-1)
+
+
+def test_what_is_no_file_is_refused(song: Path, tmp_path: Path) -> None:
+    """A named pipe too, which nobody may ever write to."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "nothing", tmp_path):
+        with pytest.raises(InvalidRequestError, match="there is no file") as refused:
+            preview(path, scene=bars, output=SMALL)
+        assert refused.value.code == "audio.missing"
+        with pytest.raises(InvalidRequestError) as refused:
+            preview(song, scene=bars, output=SMALL, cover=path)
+        assert refused.value.code == "cover.missing"
 
 
 def test_the_cover_is_drawn(song: Path, tmp_path: Path) -> None:

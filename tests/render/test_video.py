@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from renderdispatch.errors import AudioError, RenderError, RenderStopped, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.render import bars
+from renderdispatch.render.features import Frame
 from renderdispatch.render.mp4 import set_coding
 from renderdispatch.render.music import compose
 from renderdispatch.render.params import SceneParams
+from renderdispatch.render.picture import Canvas
 from renderdispatch.render.scene import NumpyRenderer, Scene
 from renderdispatch.testing.scenes import flash
 from tests.support.needs import need_ffmpeg
@@ -256,6 +258,38 @@ def test_an_error_in_the_scene_names_the_frame(tmp_path: Path, write_wav: WriteW
         broken.render(order(), song, tmp_path / "video.mp4", lambda done, total: None)
     assert caught.value.code == "scene.failed"
     assert list(tmp_path.iterdir()) == [song]
+
+
+class GrowingState(NamedTuple):
+    """An array that the scene must not write to."""
+
+    size: NDArray[np.float32]
+
+
+class Growing(Scene[GrowingState]):
+    """Changes the state of the frame before."""
+
+    def __init__(self, params: SceneParams, *, width: int, height: int, fps: Fraction) -> None:
+        pass
+
+    def start(self) -> GrowingState:
+        return GrowingState(np.zeros(1, np.float32))
+
+    def step(self, state: GrowingState, frame: Frame) -> GrowingState:
+        state.size[:] += 1
+        return state
+
+    def paint(self, state: GrowingState, frame: Frame, canvas: Canvas) -> None:
+        canvas[:] = 0
+
+
+growing = NumpyRenderer(f"{__name__}:Growing", SceneParams)
+
+
+def test_a_scene_cannot_change_an_older_state(tmp_path: Path, write_wav: WriteWav, render: Render) -> None:
+    """A poster would show another moment than its frame, and a snapshot would be of another frame."""
+    with pytest.raises(SceneError, match=r"frame 0: ValueError: .*read-only"):
+        render(growing, write_wav(tmp_path / "a.wav", noise(44_100)))
 
 
 def test_a_sound_shorter_than_a_frame_is_refused(tmp_path: Path, write_wav: WriteWav, render: Render) -> None:

@@ -53,11 +53,13 @@ class Deleting(MemoryStorage):
     """A storage during whose upload of a cover the job is deleted."""
 
     store: MemoryJobStore
+    deleted: Callable[[], object] = staticmethod(lambda: None)
 
     def put(self, key: str, source: Any, **options: Any) -> ObjectInfo:
         if "/cover-" in key:
             job = self.store.get(layout.job_of(key) or "")
             self.store.delete(job.id, expected_revision=job.revision)
+            self.deleted()
         return super().put(key, source, **options)
 
 
@@ -342,12 +344,15 @@ def test_a_cover_waits_for_its_machine(idle: RenderService, cover: Path) -> None
     assert poster_of(idle, done) == PNG
 
 
-def test_a_job_that_is_deleted_while_its_cover_is_stored(cover: Path) -> None:
-    """What a late attempt stores is removed with it: no later delete would find it."""
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_job_that_is_deleted_while_its_cover_is_stored(cover: Path, noticed: bool) -> None:
+    """What a late attempt stores is removed with it, also if its holder knows by then: no later delete finds it."""
     storage, backend = Deleting(), InlineBackend({"fake": FakeRenderer()})
     storage.store = MemoryJobStore()
     with RenderService(storage.store, storage, backend, machine="here", worker=False, owned=[backend]) as service:
         left(service, cover)
+        if noticed:
+            storage.deleted = service._engine.worker().keeper.tick  # renews the lease
         service.tick()
         eventually(lambda: not service.jobs().items and stored(service) == ["song.wav"])
 

@@ -643,3 +643,21 @@ def test_concurrent_uploads_by_url_beside_deletes(storage: FsspecStorage, tmp_pa
 
     in_threads(4, work)
     assert list(storage.list("")) == []
+
+
+class Nameless(FsspecStorage):
+    """Signs its own URLs, which say no names."""
+
+    names_files = False
+
+    def sign_get(self, key: str, *, expires_in: timedelta) -> str:  # type: ignore[override]
+        return super().sign_get(key, expires_in=expires_in)
+
+
+def test_names_of_files_are_a_power(tmp_path: Path) -> None:
+    """The contract asks none of a subclass that has given it up."""
+    contract, storage = StorageContract(), Nameless(tmp_path)
+    with pytest.raises(pytest.skip.Exception):
+        contract.test_a_file_is_named(storage, tmp_path, "song.mp4")
+    with pytest.raises(pytest.skip.Exception):
+        contract.test_what_is_no_file_s_name(storage, "")

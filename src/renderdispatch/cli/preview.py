@@ -23,9 +23,8 @@ from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
 from renderdispatch.cli.pictures import ChosenScene, cover_option, picture_options, range_options, read_picture
 from renderdispatch.cli.progress import PictureBar
-from renderdispatch.cli.songs import STDIN, song_file, status_of
+from renderdispatch.cli.songs import STDIN, cover_file, song_file, statuses_of
 from renderdispatch.cli.targets import FileTarget, Target, check_picture_name, read_target
-from renderdispatch.engine.audio import examine_file
 from renderdispatch.messages import RenderOrder
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.runner.render import SupervisedRender, check_renderer, with_preview
@@ -48,7 +47,15 @@ _DEMO_PRESET: Final = "flat-720p-landscape"
 @json_option
 @logging_options
 def preview(
-    song: str, output: str | None, *, at: float | None, force: bool, as_json: bool, quiet: bool, **options: Any
+    song: str,
+    output: str | None,
+    *,
+    at: float | None,
+    cover: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> int:
     """Show one frame of a video before it is rendered.
 
@@ -61,10 +68,10 @@ def preview(
     target = read_target(output, force=force, check_name=check_picture_name)
     try:
         with Interrupts() as interrupts:
-            target.check(status_of(song))
-            with song_file(song, interrupts) as path:
+            target.check(statuses_of(song, cover))
+            with song_file(song, interrupts) as path, cover_file(cover) as picture:
                 with interrupts.abrupt():  # the import of a scene file may take any time
-                    wish = _Wish.of(path, at, **options)
+                    wish = _Wish.of(path, at, cover=picture, **options)
                 index = wish.draw(target, interrupts, quiet=quiet or as_json)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, on_stderr=target.result_on_stderr)
@@ -102,8 +109,6 @@ class _Wish:
         """
         chosen = ChosenScene.named(scene)
         picture = read_picture(preset, size, fps)
-        if cover is not None:
-            examine_file(cover, "", "cover")
         order = order_alone(song, cover=cover, scene=chosen.name, params=dict(params), output=picture, **request)
         renderer = chosen.load()
         check_renderer(renderer, order)

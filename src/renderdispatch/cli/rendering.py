@@ -43,7 +43,7 @@ from renderdispatch.cli.pictures import (
     read_picture,
 )
 from renderdispatch.cli.progress import ProgressBar
-from renderdispatch.cli.songs import STDIN, open_song, status_of
+from renderdispatch.cli.songs import STDIN, open_song, statuses_of
 from renderdispatch.cli.targets import Target, read_target
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
@@ -146,6 +146,7 @@ def _make(
     fps: str | None,
     quality: str | None,
     poster: bool,
+    cover: Path | None,
     params: list[tuple[str, JsonValue]],
     force: bool,
     as_json: bool,
@@ -160,7 +161,7 @@ def _make(
     try:
         targets = [target, target.poster] if poster else [target]
         for each in targets:
-            each.check(status_of(song))
+            each.check(statuses_of(song, cover))
         picture = read_picture(preset, size, fps, quality)
         chosen = ChosenScene.named(scene)
         if chosen.where is not None:
@@ -175,6 +176,7 @@ def _make(
                 "output": picture,
                 "params": dict(params),
                 "limits": limits,
+                "cover": cover,
                 **where,
             }
             with open_song(song, interrupts) as audio:

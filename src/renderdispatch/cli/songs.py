@@ -21,6 +21,7 @@ from typing_extensions import Buffer
 
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.engine.audio import examine_file
+from renderdispatch.engine.intake import is_text
 from renderdispatch.errors import InvalidRequestError
 
 STDIN: Final = "-"
@@ -77,11 +78,44 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
             pipe, song = song, Path(stack.enter_context(TemporaryDirectory(prefix="renderdispatch-song-")), "song")
             with song.open("wb") as copy:
                 shutil.copyfileobj(pipe, copy)
-        yield Path(examine_file(song, "", "audio").path)
+                if copy.tell() == 0:
+                    raise InvalidRequestError("the audio is empty", code="audio.empty")
+        yield stack.enter_context(_as_text(examine_file(song, "", "audio").path))
+
+
+@contextmanager
+def cover_file(cover: Path | None) -> Iterator[Path | None]:
+    """Yield the cover as `song_file` yields the song; None if there is none.
+
+    Raises:
+        InvalidRequestError: It cannot be read.
+    """
+    if cover is None:
+        yield None
+        return
+    with _as_text(examine_file(cover, "", "cover").path) as path:
+        yield path
+
+
+@contextmanager
+def _as_text(path: str) -> Iterator[Path]:
+    """Yield a name of the file that JSON can hold: its own, or that of a link to it."""
+    if is_text(path):
+        yield Path(path)
+        return
+    with TemporaryDirectory(prefix="renderdispatch-link-") as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path)
+        yield link
+
+
+def statuses_of(song: str, cover: Path | None) -> dict[str, os.stat_result | None]:
+    """Return the status of the files that a command reads, which it never overwrites."""
+    return {"song": status_of(song), "cover": None if cover is None else status_of(str(cover))}
 
 
 def status_of(name: str) -> os.stat_result | None:
-    """Return the status of the song's file, which is never overwritten; None if there is none."""
+    """Return the status of a file, or of stdin; None if there is none."""
     try:
         return os.fstat(sys.stdin.fileno()) if name == STDIN else Path(name).stat()
     except (OSError, ValueError):

@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,6 +25,12 @@ STDOUT: Final = "-"
 _NAMES_OF_STDOUT: Final = frozenset({STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
 
+Sources = Mapping[str, "os.stat_result | None"]
+"""The status of each file that a command reads, by what it is called, such as ``song``; None if there is none."""
+
+NO_SOURCES: Final[Sources] = {}
+
+
 class Target(Protocol):
     """Where a video or a picture goes."""
 
@@ -36,11 +42,11 @@ class Target(Protocol):
     def result_on_stderr(self) -> bool:
         """Whether stdout is taken, so that a command says elsewhere how it ended."""
 
-    def check(self, song: os.stat_result | None = None) -> None:
+    def check(self, sources: Sources = NO_SOURCES) -> None:
         """Find out whether it can be written, without leaving a trace.
 
         Args:
-            song: Of the file that is rendered; it is never replaced.
+            sources: The files that the command reads; they are never replaced.
 
         Raises:
             InvalidRequestError: It cannot, or must not.
@@ -103,7 +109,7 @@ class FileTarget:
         """Its name, which need not be text."""
         return bytes(self.path)
 
-    def check(self, song: os.stat_result | None = None) -> None:
+    def check(self, sources: Sources = NO_SOURCES) -> None:
         """Refuse a file that cannot be written, or that must not be replaced."""
         try:
             there = self.path.stat()
@@ -112,7 +118,7 @@ class FileTarget:
         except OSError as error:
             raise self._refused(f"cannot be written: {error.strerror}", "denied") from error
         if there is not None:
-            self._check_existing(there, song)
+            self._check_existing(there, sources)
         elif self.path.is_symlink() and not self.force:
             raise self._refused("is a symbolic link to nothing; --force replaces it", "exists")
         self.check_name(self.path)
@@ -126,13 +132,13 @@ class FileTarget:
             code = "output.full" if isinstance(error, errors.StorageFullError) else "output.denied"
             raise errors.InvalidRequestError(str(error), code=code) from error
 
-    def _check_existing(self, there: os.stat_result, song: os.stat_result | None) -> None:
+    def _check_existing(self, there: os.stat_result, sources: Sources) -> None:
         if stat.S_ISDIR(there.st_mode):
             raise self._refused("is a directory; name a file", "directory")
         if not stat.S_ISREG(there.st_mode):
             raise self._refused("is not a regular file; name another one, or '-o -' for stdout", "denied")
-        if song is not None and os.path.samestat(there, song):
-            raise self._refused("is the song itself; name another file with -o", "exists")
+        if (source := _same_as(there, sources)) is not None:
+            raise self._refused(f"is the {source} itself; name another file with -o", "exists")
         if not self.force:
             raise self._refused("exists; --force replaces it", "exists")
         folder = self.path.absolute().parent.stat()
@@ -172,7 +178,7 @@ class StdoutTarget:
 
     name: bytes = b"stdout"
 
-    def check(self, song: os.stat_result | None = None) -> None:
+    def check(self, sources: Sources = NO_SOURCES) -> None:
         """Refuse a terminal, the song, and a stream that is closed or cannot be written."""
         stdout = sys.stdout.fileno()
         if stdout in streams.closed:
@@ -182,8 +188,8 @@ class StdoutTarget:
         if sys.stdout.isatty():
             raise self._refused("is a terminal; name a file with -o, or redirect stdout")
         there = os.fstat(stdout)
-        if song is not None and stat.S_ISREG(there.st_mode) and os.path.samestat(there, song):
-            raise self._refused("is the song itself; name another file with -o", "exists")
+        if stat.S_ISREG(there.st_mode) and (source := _same_as(there, sources)) is not None:
+            raise self._refused(f"is the {source} itself; name another file with -o", "exists")
 
     def _refused(self, why: str, code: str = "denied") -> errors.InvalidRequestError:
         return errors.InvalidRequestError(f"stdout {why}", code=f"output.{code}")
@@ -203,3 +209,9 @@ class StdoutTarget:
     def poster(self) -> Target:
         """Nowhere."""
         raise self._refused("has room for the video alone; with --poster, name a file with -o", "kind")
+
+
+def _same_as(there: os.stat_result, sources: Sources) -> str | None:
+    """Return what the file is called if the command reads it."""
+    same = (name for name, source in sources.items() if source is not None and os.path.samestat(there, source))
+    return next(same, None)

@@ -142,8 +142,9 @@ class Preparation:
         if isinstance(cover, StoredAudio) and cover is not source:
             try:
                 self._advance(events.CoverStored(token=self.held.token, cover=cover))
-            except JobNotFoundError:  # no delete comes any more; while there is a job, another attempt may need it
-                self._parts.storage.delete(cover.key)
+            except (GivenUp, JobNotFoundError):
+                if self._current() is None:  # no delete comes any more; else another attempt may need it
+                    self._parts.storage.delete(cover.key)
                 raise
         return cover
 
@@ -180,12 +181,17 @@ class Preparation:
         )
 
     def _is_recorded(self, audio: StoredAudio) -> bool:
-        """Return whether the job has this copy; a later job of the same id has none of this one's (rule J15)."""
+        """Return whether the job has this copy."""
+        job = self._current()
+        return job is not None and job.audio == audio
+
+    def _current(self) -> Job | None:
+        """Return the job as it is now; None once it is deleted. A later job of the same id is another one (J15)."""
         try:
             job = self._parts.store.get(self.job.id)
         except JobNotFoundError:
-            return False
-        return job.incarnation == self.job.incarnation and job.audio == audio
+            return None
+        return job if job.incarnation == self.job.incarnation else None
 
     def _start(self, order: RenderOrder) -> BackendCall | None:
         """Call the backend; return its call, or None if it is not known whether there is one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ class PosterMoment:
             self._best = self._best or ((False, 0.0), state, frame)  # of a video of a few frames
             return
         window = self._window
-        window.append((light, state, frame))
+        window.append((light if isfinite(light) else 0.0, state, frame))
         rank = len(window) == window.maxlen, sum(light for light, *_ in window) / len(window)
         if self._best is None or rank > self._best[0]:
             _, state, frame = window[len(window) // 2]

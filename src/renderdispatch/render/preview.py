@@ -76,10 +76,14 @@ def preview(
         cover: A picture; None is that of the song's tags.
 
     Raises:
-        InvalidRequestError: ``preview.range``: the video does not hold the moment.
+        InvalidRequestError: ``preview.range``: the video does not hold the moment; ``audio.missing`` or
+            ``cover.missing``: there is no such file.
         AudioError: The song cannot be used.
         SceneError: The scene failed, or does not accept the parameters.
     """
+    for path, what in ((song, "audio"), (cover, "cover")):
+        if path is not None and not path.is_file():  # to open a pipe could wait for ever
+            raise InvalidRequestError(f"there is no file {path}", code=f"{what}.missing")
     request = {"params": params or {}, "output": read_output(output), "start": start, "duration": duration}
     order = order_alone(song, cover=cover, scene=repr(scene), audio_track=audio_track, **request)
     drawn, checked = scene.load(order.params)

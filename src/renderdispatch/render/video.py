@@ -194,7 +194,7 @@ class Artist:
     def start(self) -> Any:
         """Return the state before the first frame."""
         with _blamed_on_the_scene("failed at its start"):
-            return self.scene.start()
+            return _read_only(self.scene.start())
 
     def step(self, state: Any, frame: Frame) -> Any:
         """Return the state at a frame, from the state at the frame before.
@@ -203,7 +203,7 @@ class Artist:
             SceneError: The scene raised an exception.
         """
         with _blamed_on_the_scene(f"failed at frame {frame.index}"):
-            return self.scene.step(state, frame)
+            return _read_only(self.scene.step(state, frame))
 
     def light(self, state: Any, frame: Frame) -> float:
         """Return how bright the scene shines at a frame.
@@ -234,6 +234,14 @@ class Artist:
             self.scene.paint(state, frame, self._canvas)
         height, width, _ = self._canvas.shape
         return self._converter.from_rgb(self._canvas, width, height)
+
+
+def _read_only(state: Any) -> Any:
+    """Return a state whose arrays cannot be written to: that would change what frames before are drawn from."""
+    for value in state if isinstance(state, tuple) else ():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return state
 
 
 def _blamed_on_the_scene(what: str) -> AbstractContextManager[None]:

@@ -93,6 +93,11 @@ class Row:
         )
 
     @property
+    def cap(self) -> int:
+        """The thickness of the caps."""
+        return max(min(round(self.width * 0.3), self.reach // 4), 2)
+
+    @property
     def lefts(self) -> NDArray[np.intp]:
         """The first column of each bar."""
         return self.left + self.pitch * np.arange(self.count)
@@ -119,7 +124,7 @@ class Bars(PlanarScene[BarsState]):
         luma, *chroma = pitches(width)
         self.luma = _Drawn(row, colours, slice(0, 1), columns=width, rows=height, bytes_a_row=luma)
         self.chroma = _Drawn(row, colours, slice(1, 3), columns=width // 2, rows=height // 2, bytes_a_row=chroma[0])
-        self.peak_gap = np.float32(max(round(row.width * 0.3), 2) + 1 + 0.35 * row.width)
+        self.peak_gap = np.float32(row.cap + 1 + min(0.35 * row.width, row.reach / 8))
 
         self.backdrop = Backdrop(params, width, height)
         # In float64, so that what is left in float32 does not depend on how a processor computes `exp`.
@@ -201,9 +206,8 @@ class _Drawn:
         self._bar = bar
         cap = -int(-row.radius // scale)
         self._cap = _Stamp(row, self._first, bytes_a_row, scale, rows=cap, radius=row.radius, open_below=True)
-        thin = max(min(round(row.width * 0.3), row.floor // 4), 2)
-        whole = -(-thin // scale)
-        self._peak = _Stamp(row, self._first, bytes_a_row, scale, rows=whole, radius=thin / 2, open_below=False)
+        whole = -(-row.cap // scale)
+        self._peak = _Stamp(row, self._first, bytes_a_row, scale, rows=whole, radius=row.cap / 2, open_below=False)
 
         up = np.clip(1 - (np.arange(self._floor, dtype=np.float32) + 0.5) * scale / row.floor, 0, 1)
         lit = _lit(colours, np.minimum(up * (row.floor / row.reach), 1))
