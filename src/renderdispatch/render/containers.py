@@ -21,6 +21,10 @@ _NEW: Final = int(av.__version__.split(".")[0]) >= 19
 _ANY_TAGS: Final[dict[str, Any]] = {} if _NEW else {"metadata_errors": "surrogateescape"}
 """Old songs have titles that are not UTF-8. PyAV 19 reads them, and no longer has this argument."""
 
+_ENOUGH_OF_WAV: Final = 65_536
+"""FFmpeg looks whether the samples of a WAV are DTS or Dolby instead. In this many bytes it finds out in a tenth of the
+time that it takes for the 5 MB that it would read."""
+
 _FIRST_PACKETS: Final = 200
 """Packets among which those that are shown first are."""
 
@@ -35,6 +39,9 @@ def open_container(window: Window) -> InputContainer:
     # decodes covers and videos to learn their size, unless they are not on its list. Options of streams would crash
     # PyAV before 18 where FFmpeg finds more streams while it probes.
     options = {"protocol_whitelist": "none", "codec_whitelist": _audio_decoders()}
+    head = window.peek(0, 12)
+    if head[:4] in {b"RIFF", b"RF64"} and head[8:] == b"WAVE":
+        options["probesize"] = str(_ENOUGH_OF_WAV)
     try:
         container: InputContainer = av.open(window, "r", container_options=options, **_ANY_TAGS)
     except (av.FFmpegError, OSError) as error:

@@ -97,7 +97,7 @@ class Window(io.RawIOBase):
     def peek(self, at: int, size: int) -> bytes:
         """Return bytes at a position, and stay where this is."""
         self._file.seek(self._begin + at)
-        return self._file.read(min(size, self.size - at))
+        return self._file.read(max(min(size, self.size - at), 0))
 
     def tell(self) -> int:
         """Return the position."""
