@@ -110,7 +110,8 @@ def blend_at(row: Plane, at: NDArray[np.intp], shade: Shade, cover: NDArray[np.i
         shade: (n,) or a number.
         cover: (n,), 0 to `FULL`.
     """
-    row[at] = blended(row[at], shade, cover).astype(np.uint8)  # to cast while it is scattered takes twice as long
+    # `take` is twice as fast as an index; to cast while it is scattered would take twice as long.
+    row[at] = blended(row.take(at, mode="clip"), shade, cover).astype(np.uint8)
 
 
 def put_where(pixels: Plane, shown: Plane, where: Plane) -> None:

@@ -238,8 +238,8 @@ class _Layer:
         for rays in self._rays:
             rays.draw(rows, inner, outer)
         ring, half = inner - self._shape.gap, (self._shape.line + self._pixel) / 2
-        part = slice(*np.searchsorted(self._ring_radius, (ring - half, ring + half)))
-        away = np.abs(self._ring_radius[part] - np.float32(ring))
+        part = np.arange(*np.searchsorted(self._ring_radius, (ring - half, ring + half)))
+        away = np.abs(self._ring_radius.take(part) - np.float32(ring))
         cover = np.minimum((half - away) / self._pixel, min(self._shape.line / self._pixel, 1)) * FULL
         self._ring.blend(rows, part, cover.astype(np.int16))
 
@@ -287,17 +287,17 @@ class _Pixels:
     at: NDArray[np.intp]
     shades: Sequence[Plane]
 
-    def blend(self, rows: Sequence[Plane], which: NDArray[np.intp] | slice, cover: NDArray[np.int16]) -> None:
+    def blend(self, rows: Sequence[Plane], which: NDArray[np.intp], cover: NDArray[np.int16]) -> None:
         """Blend the shade in at some of the pixels, which are covered by so much, 0 to `FULL`."""
-        at = self.at[which]
+        at = self.at.take(which)
         for row, shade in zip(rows, self.shades, strict=True):
-            blend_at(row, at, shade[which].astype(np.int16), cover)
+            blend_at(row, at, shade.take(which).astype(np.int16), cover)
 
     def put(self, rows: Sequence[Plane], which: NDArray[np.intp]) -> None:
         """Show the shade at some of the pixels."""
-        at = self.at[which]
+        at = self.at.take(which)
         for row, shade in zip(rows, self.shades, strict=True):
-            row[at] = shade[which]
+            row[at] = shade.take(which)
 
 
 @frozen(eq=False)
@@ -335,12 +335,12 @@ class _Rays:
         if len(self.side) and self.side[0] == FULL:
             self.pixels.put(rows, between)
         else:
-            self.pixels.blend(rows, between, self.side[between])
+            self.pixels.blend(rows, between, self.side.take(between))
 
         ends = _runs(np.concatenate((first, tail)), np.concatenate((head, end)))
         until = np.repeat(np.concatenate((outer, outer)), np.concatenate((head - first, end - tail)))
-        length = np.minimum(until - self.far[ends], self.near[ends] - np.float32(inner))
-        cover = np.clip(length / self.pixel + np.float32(0.5), 0, 1) * self.side[ends]
+        length = np.minimum(until - self.far.take(ends), self.near.take(ends) - np.float32(inner))
+        cover = np.clip(length / self.pixel + np.float32(0.5), 0, 1) * self.side.take(ends)
         self.pixels.blend(rows, ends, cover.astype(np.int16))
 
 
