@@ -5,7 +5,8 @@ compared takes turns, and medians count. moviepy is installed into a temporary e
 is JSON:
 
 ``overlap_vs_sequential``
-    of `bars`, frames a second overlapped / frames a second one after the other; at least 1.1.
+    of `bars`, frames a second overlapped / frames a second one after the other; at least 1. It was more when the
+    encoder's threads shared each frame: now they work on while the next frame is drawn.
 ``cpu_vs_parts``
     of `bars`, CPU seconds overlapped / (CPU seconds of drawing alone + of encoding alone); at most 1.1.
 ``pipeline_vs_encoder_bars``, ``_wave``, ``_radial``
