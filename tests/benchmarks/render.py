@@ -37,6 +37,7 @@ import venv
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -196,14 +197,14 @@ class Peers:
         files = str(rgb), str(bench.song), str(self._folder / "moviepy.mp4")
         return float(self._run("-c", MOVIEPY, *files, str(float(PICTURE.fps)), *size))
 
-    def showcqt(self, song: Path) -> float:
-        """Return the seconds of FFmpeg's command."""
+    def showcqt(self, song: Path) -> Cost:
+        """Return what FFmpeg's command takes, without the CPU."""
         drawn = f"[0:a]showcqt=s={PICTURE.width}x{PICTURE.height}:fps={PICTURE.fps},format=yuv420p[v]"
         video = "-c:v", "libx264", "-preset", PRESET["preset"], "-crf", PRESET["crf"], "-g", str(4 * PICTURE.fps)
         sound = "-map", "0:a", "-c:a", "aac", "-b:a", "192k", "-aac_coder", "fast"
         command = [self._ffmpeg, "-v", "error", "-y", "-i", str(song), "-filter_complex", drawn, "-map", "[v]", *video]
         output = ["-movflags", "+faststart", str(self._folder / "showcqt.mp4")]
-        return measured(lambda: subprocess.run([*command, *sound, *output], check=True)).wall
+        return measured(lambda: subprocess.run([*command, *sound, *output], check=True))._replace(cpu=0)
 
     def _run(self, *arguments: str) -> str:
         # Without the variables that would show it this environment's packages.
@@ -257,8 +258,10 @@ def overlap(bench: Bench, rounds: int) -> dict[str, float]:
 
 def pipeline(name: str, bench: Bench, rounds: int) -> float:
     """Return frames a second from the song to the file / those of the encoder alone with its best threads."""
-    alone = {f"{kind} {count}": lambda k=kind, c=count: bench.encoder(k, c) for kind, count in THREADS}
-    tried = in_turns(alone, 2)  # type: ignore[arg-type]  # the defaults bind the names
+    alone: dict[str, Callable[[], Cost]] = {
+        f"{kind} {count}": partial(bench.encoder, kind, count) for kind, count in THREADS
+    }
+    tried = in_turns(alone, 2)
     best = min(tried, key=lambda way: min(cost.wall for cost in tried[way]))
     costs = in_turns({"whole": bench.whole, "alone": alone[best]}, rounds)
     show(name, costs["whole"], bench.frames)
@@ -283,8 +286,8 @@ def against_showcqt(renderer: NumpyRenderer, peers: Peers, folder: Path, *, seco
     output = folder / "whole.mp4"
     ways: dict[str, Callable[[], Cost]] = {}
     for song in songs:
-        ways[f"ours {song.stem}"] = lambda song=song: measured(lambda: render(renderer, song, output))  # type: ignore[misc]
-        ways[f"theirs {song.stem}"] = lambda song=song: Cost(peers.showcqt(song), 0)  # type: ignore[misc]
+        ways[f"ours {song.stem}"] = partial(measured, partial(render, renderer, song, output))
+        ways[f"theirs {song.stem}"] = partial(peers.showcqt, song)
     costs = in_turns(ways, rounds)
     more: dict[str, float] = {}
     for whose in ("ours", "theirs"):

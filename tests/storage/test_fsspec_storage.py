@@ -650,7 +650,7 @@ class Nameless(FsspecStorage):
 
     names_files = False
 
-    def sign_get(self, key: str, *, expires_in: timedelta) -> str:  # type: ignore[override]
+    def sign_get(self, key: str, *, expires_in: timedelta) -> str:  # type: ignore[override]  # what the flag is for
         return super().sign_get(key, expires_in=expires_in)
 
 
