@@ -24,7 +24,7 @@ from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.covers import Cover, read_cover
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.picture import Picture
-from renderdispatch.render.preview import to_image
+from renderdispatch.render.poster import to_image
 from renderdispatch.render.scene import NumpyRenderer
 from renderdispatch.render.tags import read_tags
 from renderdispatch.render.video import Artist

@@ -38,6 +38,7 @@ MAX_JSON_DEPTH: Final = 64
 """Far below what JSON parsers accept (pydantic: 200), so that every record that is written can be read."""
 
 MAX_AUDIO_TRACK: Final = 999
+MAX_COVER_BYTES: Final = 16 << 20
 MAX_TAG: Final = 200
 """The most characters of a title or an artist."""
 

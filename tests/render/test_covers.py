@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.messages import Asset, FaultDomain
+from renderdispatch.messages import MAX_COVER_BYTES, Asset, FaultDomain
 from renderdispatch.plumbing.failures import job_error
-from renderdispatch.render.covers import MOST_BYTES, SIDE, read_cover, to_jpeg
+from renderdispatch.render.covers import SIDE, read_cover, to_jpeg
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.scene import NumpyRenderer, Scene
 
@@ -175,7 +175,7 @@ BAD = {
         SCANS[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x01\x00" * 1000 + b"\xff\xd9",
         "cover.too-large",
     ),
-    "too many bytes": (JPEG + bytes(MOST_BYTES), "cover.too-large"),
+    "too many bytes": (JPEG + bytes(MAX_COVER_BYTES), "cover.too-large"),
 }
 
 

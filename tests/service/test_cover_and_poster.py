@@ -16,7 +16,6 @@ import pytest
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.engine import layout
-from renderdispatch.engine.cover import MAX_COVER_BYTES
 from renderdispatch.engine.records import dump_job
 from renderdispatch.errors import (
     IdempotencyConflictError,
@@ -26,7 +25,16 @@ from renderdispatch.errors import (
     ObjectNotFoundError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, LocalAudio, Output, RenderOrder, RenderStats, SignedPut, StoredAudio
+from renderdispatch.messages import (
+    MAX_COVER_BYTES,
+    JobStatus,
+    LocalAudio,
+    Output,
+    RenderOrder,
+    RenderStats,
+    SignedPut,
+    StoredAudio,
+)
 from renderdispatch.plumbing import local_urls
 from renderdispatch.protocols import ObjectInfo, Report
 from renderdispatch.storage.fsspec import FsspecStorage

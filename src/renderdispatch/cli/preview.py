@@ -81,7 +81,7 @@ def preview(
 
 @frozen
 class _Wish:
-    """A frame that somebody wants to see."""
+    """A frame to draw, as the options describe it."""
 
     song: Path
     at: float | None

@@ -19,12 +19,11 @@ from renderdispatch import errors
 from renderdispatch.engine import layout
 from renderdispatch.engine.audio import Incoming, InPlace, Kept, changed, examine_file, is_left, is_read_in_place
 from renderdispatch.engine.parts import Parts
-from renderdispatch.messages import LocalAudio, StorageKey, StoredAudio
+from renderdispatch.messages import MAX_COVER_BYTES, LocalAudio, StorageKey, StoredAudio
 from renderdispatch.protocols import RenderBackend, StorageAdapter
 
 CoverSource = Path | StorageKey
 
-MAX_COVER_BYTES: Final = 16 << 20
 _HEAD_BYTES: Final = 12
 _HEADS: Final = {
     "jpg": rb"\xff\xd8\xff",

@@ -7,8 +7,7 @@ that is passed on is encoded anew.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from renderdispatch.errors import InvalidRequestError
+from renderdispatch.messages import MAX_COVER_BYTES
+from renderdispatch.plumbing.failures import Translation, text_of, translated
 
 SIDE: Final = 1024
 """The most pixels of a side of a cover."""
 
-MOST_BYTES: Final = 16 << 20
 _MOST_PIXELS: Final = 25_000_000
 _MOST_PIXELS_OF_JPEG: Final = 50_000_000
 """As of a telephone's camera. To decode this many takes 310 MiB of memory, of other formats up to 390."""
@@ -77,9 +77,9 @@ def read_cover(source: Path | bytes) -> Cover:
             BMP; ``cover.too-large``: in bytes or in pixels.
     """
     data = source if isinstance(source, bytes) else _read(source)
-    if len(data) > MOST_BYTES:
-        raise _too_large(f"more than {MOST_BYTES >> 20} MiB")
-    with _blamed_on_the_picture(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    if len(data) > MAX_COVER_BYTES:
+        raise _too_large(f"more than {MAX_COVER_BYTES >> 20} MiB")
+    with translated(_BLAME, chain=True), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         is_jpeg = image.format in {"JPEG", "MPO"}
         most = _MOST_PIXELS_OF_JPEG if is_jpeg else _MOST_PIXELS
         if image.width * image.height > most:
@@ -102,7 +102,7 @@ def read_cover(source: Path | bytes) -> Cover:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(MOST_BYTES + 1)
+            return file.read(MAX_COVER_BYTES + 1)
     except OSError as error:
         raise InvalidRequestError(f"the cover cannot be read: {error.strerror}", code="cover.unreadable") from error
 
@@ -128,24 +128,32 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-@contextmanager
-def _blamed_on_the_picture() -> Iterator[None]:
-    """Raise an `InvalidRequestError` in the place of any other exception: many are Pillow's for broken files."""
-    try:
-        yield
-    except InvalidRequestError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large("too many pixels") from error
-    except UnidentifiedImageError as error:
-        message = "the cover is not a JPEG, PNG, WebP, GIF or BMP picture"
-        raise InvalidRequestError(message, code="cover.invalid") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        message = f"the cover cannot be decoded: {type(error).__name__}: {error}"
-        raise InvalidRequestError(message, code="cover.invalid") from error
-
-
 def _too_large(what: str) -> InvalidRequestError:
     return InvalidRequestError(f"the cover is too large: {what}; use a smaller picture", code="cover.too-large")
+
+
+def _same(error: InvalidRequestError | MemoryError) -> InvalidRequestError | MemoryError:
+    return error
+
+
+def _too_many_pixels(_: Exception) -> InvalidRequestError:
+    return _too_large("too many pixels")
+
+
+def _not_a_picture(_: UnidentifiedImageError) -> InvalidRequestError:
+    return InvalidRequestError("the cover is not a JPEG, PNG, WebP, GIF or BMP picture", code="cover.invalid")
+
+
+def _undecodable(error: Exception) -> InvalidRequestError:
+    message = f"the cover cannot be decoded: {type(error).__name__}: {text_of(error)}"
+    return InvalidRequestError(message, code="cover.invalid")
+
+
+_BLAME: Final[Translation] = {
+    InvalidRequestError: _same,
+    MemoryError: _same,
+    Image.DecompressionBombError: _too_many_pixels,
+    Image.DecompressionBombWarning: _too_many_pixels,
+    UnidentifiedImageError: _not_a_picture,
+    Exception: _undecodable,  # Pillow raises many kinds for broken files
+}

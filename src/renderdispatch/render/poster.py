@@ -59,8 +59,13 @@ class PosterMoment:
 
 def write_poster(path: Path, picture: Picture) -> None:
     """Write a JPEG of a picture, at most 1920 pixels on its longer side."""
-    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
-    Converter().to_rgb(picture, canvas)
-    image = Image.fromarray(canvas)
+    image = to_image(picture)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     image.save(path, "JPEG", quality=90, optimize=True)
+
+
+def to_image(picture: Picture) -> Image.Image:
+    """Return a picture in RGB."""
+    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
+    Converter().to_rgb(picture, canvas)
+    return Image.fromarray(canvas)

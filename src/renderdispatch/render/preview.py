@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import av
-import numpy as np
 from attrs import frozen
 from PIL import Image
 from pydantic import JsonValue
@@ -25,8 +24,8 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.params import SceneParams
-from renderdispatch.render.picture import Converter, Picture
-from renderdispatch.render.poster import PosterMoment
+from renderdispatch.render.picture import Picture
+from renderdispatch.render.poster import PosterMoment, to_image
 from renderdispatch.render.scene import NumpyRenderer, Scene
 from renderdispatch.render.song import open_song
 from renderdispatch.render.tags import describe_song
@@ -142,13 +141,6 @@ def _brightest(artist: Artist, features: Features, report: Report) -> tuple[Any,
         moment.see(state, frame, artist.light(state, frame))
         report(frame.index, len(features))
     return moment.best
-
-
-def to_image(picture: Picture) -> Image.Image:
-    """Return a picture in RGB."""
-    canvas = np.empty((*picture.luma.shape, 3), np.uint8)
-    Converter().to_rgb(picture, canvas)
-    return Image.fromarray(canvas)
 
 
 def save_picture(picture: Picture, path: Path) -> None:
