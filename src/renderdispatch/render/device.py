@@ -41,9 +41,9 @@ _LEVEL: Final = {*_UP_TO_AVX2.split(), "X86_V2", "X86_V3"}
 """What NumPy uses in the class, by the names of all its versions."""
 
 _FLAGS: Final = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"})
-"""Linux's names of what NumPy 2.4 wants for X86_V3: a virtual machine may hide any of it."""
+"""Linux's names of what NumPy 2.4 and later want for X86_V3: a virtual machine may hide any of it."""
 
-_KNOWN_NUMPY: Final = (2, 5)
+_KNOWN_NUMPY: Final = (2, 6)
 """NumPy from here on may know newer instructions; see `declared_class`."""
 
 
