@@ -26,8 +26,8 @@ from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import to_image
 from renderdispatch.render.scene import NumpyRenderer
+from renderdispatch.render.scene_artist import SceneArtist
 from renderdispatch.render.tags import read_tags
-from renderdispatch.render.video import Artist
 
 SCENES: Final = {"bars": bars, "wave": wave, "radial": radial}
 MOMENTS: Final = (0.14, 0.38, 0.62, 0.86)
@@ -80,7 +80,7 @@ def read(song: Path, kept: Path) -> Features:
 
 def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Cover | None) -> Iterator[Picture]:
     """Yield the pictures of the moments."""
-    artist = Artist(*renderer.load({}), output, cover=cover)
+    artist = SceneArtist(*renderer.load({}), output, cover=cover)
     state = artist.start()
     wanted = {int(moment * len(features)) for moment in MOMENTS}
     for frame in features:

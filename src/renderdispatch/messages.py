@@ -39,6 +39,11 @@ MAX_JSON_DEPTH: Final = 64
 
 MAX_AUDIO_TRACK: Final = 999
 MAX_COVER_BYTES: Final = 16 << 20
+MAX_SHADER_BYTES: Final = 1 << 20
+MAX_IMAGES: Final = 3
+SCENE_OF_FILES: Final = "glsl"
+"""The registered scene that draws a request's ``scene_file``."""
+
 MAX_TAG: Final = 200
 """The most characters of a title or an artist."""
 
@@ -393,6 +398,8 @@ class RenderRequest(Message):
             characters become spaces.
         artist: As ``title``.
         cover: The song's cover, a picture; None: the one in the song's tags, if there is one.
+        scene_file: What the scene `SCENE_OF_FILES` draws: a Shadertoy file.
+        images: Pictures for the scene, which Shadertoy calls ``iChannel1`` to ``iChannel3``.
         poster: Whether a JPEG is delivered beside the video.
         metadata: For the application, never read here; at most 4 KiB of JSON.
     """
@@ -408,6 +415,10 @@ class RenderRequest(Message):
     title: str | None = Field(default=None, max_length=MAX_TAG)
     artist: str | None = Field(default=None, max_length=MAX_TAG)
     cover: Annotated[StoredAudio | LocalAudio, Field(discriminator="kind")] | None = None
+    scene_file: Annotated[StoredAudio | LocalAudio, Field(discriminator="kind")] | None = None
+    images: tuple[Annotated[StoredAudio | LocalAudio, Field(discriminator="kind")], ...] = Field(
+        default=(), max_length=MAX_IMAGES
+    )
     poster: bool = False
     backend: str
     require_gpu: bool = False
@@ -452,10 +463,12 @@ class Asset(Message):
         size: Bytes.
         mtime_ns: Of the submitted file itself, where ``url`` names it; it may change until it is read.
         path: Where the runner put it; None before that.
+        name: The file's own, for messages.
     """
 
     url: str = Field(repr=False)
     size: int = Field(ge=0)
+    name: str | None = Field(default=None, max_length=200)
     mtime_ns: int | None = None
     path: str | None = None
 
@@ -496,6 +509,8 @@ class RenderOrder(Message):
     title: str | None = None
     artist: str | None = None
     cover: Asset | None = None
+    scene_file: Asset | None = None
+    images: tuple[Asset, ...] = ()
     poster: ObjectUrls | None = None
     max_duration: float | None = None
     device_class: str | None = None
@@ -512,8 +527,10 @@ class RenderOrder(Message):
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
         blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
-        if self.cover is not None:
-            hidden["cover"] = self.cover.model_copy(update={"url": ""})
+        for name in ("cover", "scene_file"):
+            if (asset := getattr(self, name)) is not None:
+                hidden[name] = asset.model_copy(update={"url": ""})
+        hidden["images"] = tuple(image.model_copy(update={"url": ""}) for image in self.images)
         if self.poster is not None:
             hidden["poster"] = blank
         return self.model_copy(update=hidden)

@@ -24,7 +24,8 @@ from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.music import compose
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.scene import NumpyRenderer
-from renderdispatch.render.video import Artist, read_sound
+from renderdispatch.render.scene_artist import SceneArtist
+from renderdispatch.render.video import read_sound
 
 PICTURE: Final = Output(width=1280, height=720, fps=Fraction(30))
 
@@ -39,7 +40,7 @@ class Cost(NamedTuple):
 
 
 def drawn(renderer: NumpyRenderer, song: Path, folder: Path) -> list[Picture]:
-    artist = Artist(*renderer.load({}), PICTURE)
+    artist = SceneArtist(*renderer.load({}), PICTURE)
     with SoundReader(song, start=Fraction(0), duration=None) as sound:
         features = read_sound(sound, None, folder / "features", fps=PICTURE.fps, report=lambda done, total: None)
     pictures, state = [], artist.start()

@@ -57,7 +57,8 @@ with numpy_held():
     from renderdispatch.render.features import Features
     from renderdispatch.render.mp4 import ENCODER, Mp4Writer
     from renderdispatch.render.picture import Picture
-    from renderdispatch.render.video import Artist, draw_and_encode, read_sound
+    from renderdispatch.render.scene_artist import SceneArtist
+    from renderdispatch.render.video import draw_and_encode, read_sound
 
 PICTURE: Final = Output(width=1280, height=720, fps=Fraction(30))
 SCENES: Final = {"bars": bars, "wave": wave, "radial": radial}
@@ -175,8 +176,8 @@ class Bench:
             path = self.folder / "features"
             return writer, read_sound(sound, writer, path, fps=PICTURE.fps, report=lambda done, total: None)
 
-    def _artist(self) -> Artist:
-        return Artist(*self.renderer.load({}), PICTURE)
+    def _artist(self) -> SceneArtist:
+        return SceneArtist(*self.renderer.load({}), PICTURE)
 
 
 class Peers:

@@ -17,7 +17,7 @@ from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.music import compose
 from renderdispatch.render.scene import NumpyRenderer
-from renderdispatch.render.video import Artist
+from renderdispatch.render.scene_artist import SceneArtist
 
 BLACK, WHITE = 16, 235
 SHAPES = [
@@ -51,7 +51,7 @@ def test_pictures_are_neither_black_nor_still_nor_clipped(
 ) -> None:
     """Each frame of music has something bright, differs from those just before, and is white almost nowhere."""
     module, _, name = renderer.scene.partition(":")
-    artist = Artist(getattr(import_module(module), name), renderer.params(), output)
+    artist = SceneArtist(getattr(import_module(module), name), renderer.params(), output)
     state, drawn = artist.start(), deque[NDArray[np.int16]](maxlen=5)
     for frame in features:
         state = artist.step(state, frame)

@@ -21,8 +21,8 @@ from renderdispatch.render.music import compose
 from renderdispatch.render.picture import Converter
 from renderdispatch.render.preview import preview
 from renderdispatch.render.scene import NumpyRenderer
+from renderdispatch.render.scene_artist import SceneArtist
 from renderdispatch.render.song import open_song, read_song
-from renderdispatch.render.video import Artist
 
 SMALL = Output(width=128, height=96, fps=Fraction(20))
 
@@ -37,7 +37,7 @@ def song(tmp_path: Path) -> Path:
 def _frames(renderer: NumpyRenderer, order: RenderOrder, song: Path, folder: Path) -> list[np.ndarray[Any, Any]]:
     """Draw all frames in order, as a render does."""
     scene, params = renderer.load({})
-    artist = Artist(scene, params, order.output)
+    artist = SceneArtist(scene, params, order.output)
     with open_song(song, order) as sound, Analyser(folder / "f", rate=sound.rate, fps=order.output.fps) as analyser:
         for block in read_song(sound, longest_s=None):
             analyser.feed(block)

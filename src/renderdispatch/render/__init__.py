@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from renderdispatch.render.gl.renderer import ShaderFileRenderer
 from renderdispatch.render.params import BarsParams, RadialParams, WaveParams
 from renderdispatch.render.scene import NumpyRenderer
 
-__all__ = ["bars", "radial", "wave"]
+__all__ = ["bars", "glsl", "radial", "wave"]
 
 bars: Final = NumpyRenderer(
     "renderdispatch.render.scenes.bars:Bars",
@@ -27,3 +28,5 @@ wave: Final = NumpyRenderer(
 radial: Final = NumpyRenderer(
     "renderdispatch.render.scenes.radial:Radial", RadialParams, about="A spectrum around a pulsing disc."
 )
+
+glsl: Final = ShaderFileRenderer()

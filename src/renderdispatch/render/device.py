@@ -108,18 +108,22 @@ def declared_class() -> str | None:
     return None
 
 
-def check_device(declared: str | None) -> str:
-    """Return the class of this machine, if it is the declared one.
+def check_device(declared: str | None, actual: str) -> None:
+    """Check that what draws is of the declared class.
+
+    A class has parts, separated by ``+``: the CPU's, and OpenGL's device and the encoder where they take part. Where
+    one of the two names has more parts, the others must be equal.
 
     Args:
-        declared: As of an order; None fits every machine.
+        declared: As of an order; None fits every device.
+        actual: The class of what draws here.
 
     Raises:
         RenderError: ``device.mismatch``: its bytes would not be those that were asked for.
     """
-    actual = device_class()
-    if declared in {None, actual}:
-        return actual
+    parts = zip((declared or actual).split("+"), actual.split("+"), strict=False)
+    if all(wanted == found for wanted, found in parts):
+        return
     message = (
         f"the order is for devices of the class {declared!r}, and this one is {actual!r}: "
         "declare the class that the backend really has, or None"

@@ -132,8 +132,15 @@ class Converter:
 
     def from_rgb(self, canvas: Canvas, width: int, height: int) -> Picture:
         """Return an RGB picture, scaled bilinearly to a size."""
+        return self._converted(VideoFrame.from_numpy_buffer(canvas, format="rgb24"), width, height)
+
+    def from_rgba(self, canvas: Canvas, width: int, height: int) -> Picture:
+        """Return an RGBA picture, (rows, columns, 4) uint8, whatever its alpha, scaled bilinearly to a size."""
+        return self._converted(VideoFrame.from_numpy_buffer(canvas, format="rgba"), width, height)
+
+    def _converted(self, frame: VideoFrame, width: int, height: int) -> Picture:
         frame = self._reformatter.reformat(
-            VideoFrame.from_numpy_buffer(canvas, format="rgb24"),
+            frame,
             width,
             height,
             "yuv420p",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import av
 from attrs import frozen
@@ -22,14 +22,14 @@ from renderdispatch.messages import Output, RenderOrder, read_output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.alone import check_moment, order_alone
-from renderdispatch.render.features import Features, Frame
-from renderdispatch.render.params import SceneParams
+from renderdispatch.render.artist import Artist, picture_at
+from renderdispatch.render.features import Features
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import PosterMoment, to_image
-from renderdispatch.render.scene import NumpyRenderer, Scene
+from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song
 from renderdispatch.render.tags import describe_song
-from renderdispatch.render.video import Artist, read_sound
+from renderdispatch.render.video import read_sound
 
 _JPEG_QUALITY: Final = 92
 
@@ -50,7 +50,7 @@ class Moment:
 def preview(
     song: Path,
     *,
-    scene: NumpyRenderer,
+    scene: VideoRenderer,
     at: float | None = None,
     params: Mapping[str, JsonValue] | None = None,
     output: Output | str = "flat-1080p-landscape",
@@ -85,17 +85,17 @@ def preview(
             raise InvalidRequestError(f"there is no file {path}", code=f"{what}.missing")
     request = {"params": params or {}, "output": read_output(output), "start": start, "duration": duration}
     order = order_alone(song, cover=cover, scene=repr(scene), audio_track=audio_track, **request)
-    drawn, checked = scene.load(order.params)
-    moment = draw_moment(order, song, lambda _done, _total: None, at=check_moment(at), scene=drawn, params=checked)
+    moment = draw_moment(order, song, lambda _done, _total: None, at=check_moment(at), renderer=scene)
     return to_image(moment.picture)
 
 
 def draw_moment(
-    order: RenderOrder, audio: Path, report: Report, *, at: float | None, scene: type[Scene[Any]], params: SceneParams
+    order: RenderOrder, audio: Path, report: Report, *, at: float | None, renderer: VideoRenderer
 ) -> Moment:
     """Draw one frame of an order; see `renderdispatch.protocols.SupportsPreview`."""
     song = describe_song(order, audio)
     with (
+        renderer.artist(order, cover=song.cover) as artist,
         translated({OSError: _failed, av.FFmpegError: _failed}, chain=True),
         TemporaryDirectory(prefix="renderdispatch-preview-", ignore_cleanup_errors=True) as folder,
         open_song(audio, order) as sound,
@@ -108,10 +108,11 @@ def draw_moment(
             longest_s=order.max_duration,
         ) as features,
     ):
-        index = None if at is None else _index_at(Fraction(str(at)), order, features, sound.duration)
-        artist = Artist(scene, params, order.output, cover=song.cover)
-        state, frame = _brightest(artist, features, report) if index is None else _at(index, artist, features, report)
-        return Moment(frame.index, artist.draw(state, frame))
+        if at is None:
+            index = _brightest(artist, features, report)
+        else:
+            index = _index_at(Fraction(str(at)), order, features, sound.duration)
+        return Moment(index, picture_at(artist, features, index, report))
 
 
 def _index_at(at: Fraction, order: RenderOrder, features: Features, duration: Fraction) -> int:
@@ -122,25 +123,14 @@ def _index_at(at: Fraction, order: RenderOrder, features: Features, duration: Fr
     return min(int((at - start) * order.output.fps), len(features) - 1)
 
 
-def _at(index: int, artist: Artist, features: Features, report: Report) -> tuple[Any, Frame]:
-    """Return the state and the features of a frame."""
-    state = artist.start()
-    for frame in features:
-        state = artist.step(state, frame)
-        report(frame.index, index + 1)
-        if frame.index == index:
-            return state, frame
-    raise IndexError(index)
-
-
-def _brightest(artist: Artist, features: Features, report: Report) -> tuple[Any, Frame]:
-    """Return the state and the features of the frame that a poster shows."""
+def _brightest(artist: Artist, features: Features, report: Report) -> int:
+    """Return the index of the frame that a poster shows."""
     state, moment = artist.start(), PosterMoment(len(features), features.fps)
     for frame in features:
         state = artist.step(state, frame)
         moment.see(state, frame, artist.light(state, frame))
         report(frame.index, len(features))
-    return moment.best
+    return moment.best[1].index
 
 
 def save_picture(picture: Picture, path: Path) -> None:

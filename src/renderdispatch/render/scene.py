@@ -36,24 +36,23 @@ scene that remembers nothing is a ``Scene``, and has ``paint`` alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, cast, runtime_checkable
 
 from pydantic import JsonValue
 from typing_extensions import TypeVar
 
-from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
-from renderdispatch.messages import RenderOrder, RenderStats
-from renderdispatch.protocols import ParamInfo, Report
-from renderdispatch.render.device import numpy_held
-from renderdispatch.render.params import SceneParams, describe_params, read_params
+from renderdispatch.messages import RenderOrder
+from renderdispatch.render.params import SceneParams
+from renderdispatch.render.renderer import VideoRenderer, extra_is_named
 
 if TYPE_CHECKING:
+    from renderdispatch.render.artist import Artist
+    from renderdispatch.render.covers import Cover
     from renderdispatch.render.features import Frame
     from renderdispatch.render.picture import Canvas as Canvas  # noqa: PLC0414 - authors import it from here
 
@@ -116,7 +115,7 @@ class SupportsCover(Protocol):
         """Take the cover, before the first frame: (n, n, 3) uint8, RGB, n at most 1024. Not called if there is none."""
 
 
-class NumpyRenderer:
+class NumpyRenderer(VideoRenderer):
     """Renders a `Scene` on the CPU to H.264 and AAC in mp4.
 
     Args:
@@ -125,48 +124,19 @@ class NumpyRenderer:
         about: What the scene draws, in one line, for lists of scenes.
     """
 
-    reads_audio_first = True
-
     def __init__(self, scene: str, params: type[SceneParams], *, about: str = "") -> None:
-        self.__doc__ = about or None
+        super().__init__(params, about=about)
         self.scene: Final = scene
-        self.params: Final = params
 
     def __repr__(self) -> str:
         return f"NumpyRenderer({self.scene!r}, {self.params.__name__})"
 
-    def check_params(self, params: Mapping[str, JsonValue]) -> None:
-        """Check the parameters; see `read_params`."""
-        read_params(self.params, params)
-
-    def describe_params(self) -> Sequence[ParamInfo]:
-        """Return one line of help for each parameter."""
-        return describe_params(self.params)
-
-    def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
-        """Write the video; see `renderdispatch.protocols.Renderer`.
-
-        Raises:
-            MissingExtraError: NumPy, PyAV or Pillow is not installed.
-            InvalidRequestError: The order's cover cannot be used.
-            AudioError: The audio cannot be used.
-            SceneError: The scene raised an exception, or does not accept these parameters.
-            RenderError: ``disk.full``, ``output.unwritable``, ``encode.failed`` or ``device.mismatch``.
-            RenderStopped: As raised by ``report``.
-        """
-        with _extra_is_named():
-            from renderdispatch.render.video import render_video
-        scene, params = self.load(order.params)
-        return render_video(order, audio, output, report, scene=scene, params=params)
-
-    def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
-        """Write one frame; see `renderdispatch.protocols.SupportsPreview`. Raises as `render` does."""
-        with _extra_is_named():
-            from renderdispatch.render.preview import draw_moment, save_picture
-        scene, params = self.load(order.params)
-        moment = draw_moment(order, audio, report, at=at, scene=scene, params=params)
-        save_picture(moment.picture, picture)
-        return moment.index
+    @contextmanager
+    def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> Iterator[Artist]:
+        """Return what draws an order; see `VideoRenderer.artist`."""
+        with extra_is_named():
+            from renderdispatch.render.scene_artist import SceneArtist
+        yield SceneArtist(*self.load(order.params), order.output, cover=cover)
 
     def load(self, params: Mapping[str, JsonValue]) -> tuple[type[Scene[Any]], SceneParams]:
         """Return the class of the scene, which is imported, and its checked parameters.
@@ -176,10 +146,7 @@ class NumpyRenderer:
         """
         module, _, name = self.scene.partition(":")
         scene: type[Scene[Any]] = getattr(import_module(module), name)
-        try:
-            return scene, read_params(self.params, params)
-        except InvalidRequestError as error:
-            raise SceneError(str(error), code=error.code) from error
+        return scene, self.read_params(params)
 
 
 def renderer_of(scene: type[Scene[Any]]) -> NumpyRenderer:
@@ -190,15 +157,3 @@ def renderer_of(scene: type[Scene[Any]]) -> NumpyRenderer:
     params = model if isinstance(model, type) and issubclass(model, SceneParams) else SceneParams
     about = (scene.__doc__ or "").strip().partition("\n")[0]
     return NumpyRenderer(f"{scene.__module__}:{scene.__qualname__}", params, about=about)
-
-
-@contextmanager
-def _extra_is_named() -> Iterator[None]:
-    """Say which extra holds a library that is missing. NumPy is imported at one level of instructions."""
-    try:
-        with numpy_held():
-            yield
-    except ModuleNotFoundError as error:
-        if error.name in {"numpy", "av", "PIL"}:
-            raise MissingExtraError.of("rendering", "render") from error
-        raise

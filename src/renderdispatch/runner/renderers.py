@@ -22,6 +22,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "bars": "renderdispatch.render:bars",
     "wave": "renderdispatch.render:wave",
     "radial": "renderdispatch.render:radial",
+    "glsl": "renderdispatch.render:glsl",
 }
 
 

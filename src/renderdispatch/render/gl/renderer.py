@@ -1,0 +1,122 @@
+"""What do jobs name to have GLSL drawn?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from renderdispatch.errors import MissingExtraError, SceneError
+from renderdispatch.messages import RenderOrder
+from renderdispatch.render.params import SceneParams
+from renderdispatch.render.renderer import VideoRenderer, extra_is_named
+
+if TYPE_CHECKING:
+    from renderdispatch.render.artist import Artist
+    from renderdispatch.render.covers import Cover
+
+
+class GlslRenderer(VideoRenderer):
+    """Renders a scene in GLSL, as Shadertoy has it, to H.264 and AAC in mp4.
+
+    Each parameter is a uniform of its name: a number is a ``float`` or an ``int``, true or false a ``bool``, a
+    `Colour` a ``vec3``, and `Colours` an array of ``vec3`` with its length in the uniform ``<name>Count``.
+
+    Args:
+        shader: ``package:file.glsl``, a file of the package.
+        params: The model of the scene's parameters.
+        about: What the scene draws, in one line, for lists of scenes.
+    """
+
+    def __init__(self, shader: str, params: type[SceneParams] = SceneParams, *, about: str = "") -> None:
+        super().__init__(params, about=about)
+        self.shader: Final = shader
+
+    def __repr__(self) -> str:
+        return f"GlslRenderer({self.shader!r}, {self.params.__name__})"
+
+    @contextmanager
+    def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> Iterator[Artist]:
+        """Return what draws an order; see `VideoRenderer.artist`."""
+        package, _, name = self.shader.partition(":")
+        text = files(package).joinpath(name).read_text()
+        declarations, values = uniforms_of(self.read_params(order.params))
+        with _drawing(text, name, order, cover, declarations=declarations, values=values) as artist:
+            yield artist
+
+
+class ShaderFileRenderer(VideoRenderer):
+    """Renders the Shadertoy file of an order, with the order's images."""
+
+    def __init__(self) -> None:
+        super().__init__(SceneParams, about="A Shadertoy file of yours: --scene file.glsl, submit(scene=Path(...)).")
+
+    @contextmanager
+    def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> Iterator[Artist]:
+        """Return what draws an order; see `VideoRenderer.artist`."""
+        file = order.scene_file
+        if file is None or file.path is None:
+            message = f"scene {order.scene!r} draws a Shadertoy file: submit its path as the scene"
+            raise SceneError(message, code="scene.file")
+        self.read_params(order.params)
+        path = Path(file.path)
+        name = file.name or path.name
+        try:
+            text = path.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise SceneError(f"{name} is not text in UTF-8", code="shader.invalid") from None
+        with _drawing(text, name, order, cover) as artist:
+            yield artist
+
+
+@contextmanager
+def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **uniforms: Any) -> Iterator[Artist]:
+    """Return what draws the text of a shader."""
+    with extra_is_named(), _gl_is_named():
+        from renderdispatch.render.covers import read_cover
+        from renderdispatch.render.gl.artist import GlArtist
+        from renderdispatch.render.gl.context import open_device
+        from renderdispatch.render.gl.shader import COVER, IMAGES, read_shader
+    shader = read_shader(text, name=name)
+    pictures = {} if cover is None else {COVER: cover.pixels, IMAGES[0]: cover.pixels}
+    for source, image in zip(IMAGES, order.images, strict=False):
+        assert image.path is not None
+        pictures[source] = read_cover(Path(image.path)).pixels
+    with open_device() as device:
+        yield GlArtist(device, shader, order.output, pictures=pictures, **uniforms)
+
+
+def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
+    """Return the declarations of a scene's parameters in GLSL, and their values."""
+    declarations, values = "", dict[str, Any]()
+    for name, value in params:
+        match value:
+            case bool():
+                kind = "bool"
+            case int():
+                kind = "int"
+            case float():
+                kind = "float"
+            case str():
+                kind, value = "vec3", _rgb(value)  # noqa: PLW2901 - the same one, as OpenGL takes it
+            case _:
+                raise TypeError(f"parameter {name!r}: {type(value).__name__} cannot be a uniform")
+        declarations += f"uniform {kind} {name};\n"
+        values[name] = value
+    return declarations, values
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+
+
+@contextmanager
+def _gl_is_named() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in {"moderngl", "glcontext"}:
+            raise MissingExtraError.of("drawing with OpenGL", "gl") from error
+        raise
