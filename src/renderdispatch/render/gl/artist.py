@@ -15,11 +15,12 @@ import numpy as np
 
 from renderdispatch.messages import Output
 from renderdispatch.render.device import device_class
-from renderdispatch.render.features import TEXTURE_WIDTH, Frame
+from renderdispatch.render.features import Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
-from renderdispatch.render.gl.shader import BUFFERS, IMAGE, SOUND, Channel, Shader
-from renderdispatch.render.picture import Canvas, Converter, Picture
+from renderdispatch.render.gl.shader import BUFFERS, IMAGE, Shader
+from renderdispatch.render.gl.textures import Image, Input, Inputs, check_images
+from renderdispatch.render.picture import Converter, Picture
 from renderdispatch.render.projection import projection_of
 
 _DATE: Final = (2026.0, 0.0, 1.0, 0.0)
@@ -46,9 +47,12 @@ class GlArtist:
         device: Draws. Use this artist in its thread.
         shader: What is drawn.
         output: Size, frame rate and projection.
-        pictures: By source (``cover``, ``image 1`` to ``image 3``): (rows, columns, 3) uint8, RGB.
+        pictures: By source (``cover``, ``image 1`` to ``image 3``).
         declarations: Of further uniforms, in GLSL.
         values: Of these uniforms.
+
+    Raises:
+        SceneError: ``shader.compile``: the file has a mistake; ``shader.image``: an image that it reads is missing.
     """
 
     def __init__(
@@ -57,13 +61,13 @@ class GlArtist:
         shader: Shader,
         output: Output,
         *,
-        pictures: Mapping[str, Canvas] | None = None,
+        pictures: Mapping[str, Image] | None = None,
         declarations: str = "",
         values: Values | None = None,
     ) -> None:
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
-        self.run_up = shader.run_up
+        self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
         self._device, self._fps = device, output.fps
         context = device.context
         self._eyes = 0  # a flat picture
@@ -74,10 +78,7 @@ class GlArtist:
         width, height = self._projection.width, self._projection.height
         self._size = width, height
         self._seen = width, height // max(self._eyes, 1)
-        self._sound = context.texture((TEXTURE_WIDTH, 2), 1)
-        self._sound.repeat_x = self._sound.repeat_y = False
-        self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
-        self._black = context.texture((1, 1), 4, bytes(4))
+        self._inputs = Inputs(context, shader, pictures or {})
         self._passes = [
             DrawnPass(
                 context,
@@ -90,6 +91,7 @@ class GlArtist:
             )
             for one in shader.passes
         ]
+        check_images(shader, {one.name: one.reads for one in self._passes}, pictures or {})
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
         self._last = -1
         self._pixels = np.empty((height, width, 4), np.uint8)
@@ -117,19 +119,19 @@ class GlArtist:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index
-        self._sound.write(frame.texture.tobytes())
+        self._inputs.hear(frame)
         common = self._common(state, frame)
         for one in self._passes[:-1]:
-            one.draw(common, self._textures_of(one))
+            one.draw(common, self._inputs_of(one))
         image = self._passes[-1]
-        textures = self._textures_of(image)
+        inputs = self._inputs_of(image)
         if self._eyes == 0:
-            image.draw(common, textures)
+            image.draw(common, inputs)
         height, rows = self._size[1], self._seen[1]
         for eye in range(self._eyes):  # the left eye's picture is above the right eye's
             place, first = (2 * eye - 1) * (self._eyes - 1), (height - rows) * (self._eyes - 1 - eye)
             own = {"renderdispatch_eye": place * _EYE, "renderdispatch_below": float(first)}
-            image.draw({**common, **own}, textures, rows=(first, rows))
+            image.draw({**common, **own}, inputs, rows=(first, rows))
         return self._read(image.framebuffer)
 
     def _common(self, state: GlState, frame: Frame) -> dict[str, Any]:
@@ -137,35 +139,22 @@ class GlArtist:
         return {
             "iResolution": (*self._seen, 1.0),
             "iTime": float(Fraction(frame.index) / self._fps),
+            "iGlobalTime": float(Fraction(frame.index) / self._fps),
             "iTimeDelta": float(1 / self._fps),
             "iFrameRate": float(self._fps),
             "iFrame": frame.index,
             "iMouse": (0.0, 0.0, 0.0, 0.0),
             "iDate": _DATE,
-            "iSampleRate": 44_100.0,
-            "iChannelTime": [frame.time_s] * 4,
+            "iSampleRate": float(frame.rate),
             "iBeat": frame.beat,
             "iLevel": frame.level,
             "iEnergy": state.energy,
             "iBands": frame.bands.tolist(),
         }
 
-    def _textures_of(self, one: DrawnPass) -> list[moderngl.Texture]:
-        return [self._source(channel) for channel in one.channels]
-
-    def _source(self, channel: Channel) -> moderngl.Texture:
-        if channel.source == SOUND:
-            return self._sound
-        if channel.source in self._buffers:
-            return self._buffers[channel.source].shown
-        return self._pictures.get(channel.source, self._black)
-
-    def _texture(self, canvas: Canvas) -> moderngl.Texture:
-        rows, columns, _ = canvas.shape
-        upwards = np.ascontiguousarray(canvas[::-1]).tobytes()
-        texture = self._device.context.texture((columns, rows), 3, upwards, alignment=1)
-        texture.build_mipmaps()
-        return texture
+    def _inputs_of(self, one: DrawnPass) -> list[Input]:
+        shown = {name: buffer.shown for name, buffer in self._buffers.items()}
+        return [self._inputs.of(channel, shown) for channel in one.channels]
 
     def _read(self, framebuffer: moderngl.Framebuffer) -> Picture:
         width, height = self._size
