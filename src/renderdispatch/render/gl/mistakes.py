@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from renderdispatch.render.gl.shader import IMAGE, Pass, Shader
-from renderdispatch.render.gl.text import Text, code_of, printable, shortened, unclosed_bracket
+from renderdispatch.render.gl.text import Text, printable, shortened, unclosed_bracket
 
 OURS: Final = 2_000_000
 """The first line number of what is not the file's. Source strings would be clearer, but Mesa 22 names them wrongly."""
@@ -23,7 +23,8 @@ _PLACE: Final = re.compile(
     r"^\s*(?:(?P<severity>ERROR|WARNING):\s*)?\d+(?::|\()(?P<line>\d+)\)?(?:\(\d+\))?\s*:?\s*(?P<what>.*)$"
 )
 _SEVERITY: Final = re.compile(
-    r"^(?:preprocessor\s+)?(?P<severity>error|warning|note|info)\b\s*(?:C\d+|\(#\d+\))?\s*:?\s*", re.IGNORECASE
+    r"^(?:\(\d+\)\s*:\s*)?(?:preprocessor\s+)?(?P<severity>error|warning|note|info)\b\s*(?:C\d+|\(#\d+\))?\s*:?\s*",
+    re.IGNORECASE,
 )
 _QUOTED: Final = re.compile(r"""[`'"]\s*(?:[\w\[\]]+\s+)?([A-Za-z_]\w*)\s*(?:\([^`'"]*\))?\s*;?\s*['"]""")
 
@@ -69,7 +70,7 @@ def describe_mistakes(
 def line_of(name: str, texts: Iterable[Text]) -> int | None:
     """Return the first line that has a name in its code."""
     for text in texts:
-        if (found := re.search(rf"\b{re.escape(name)}\b", code_of(text.source))) is not None:
+        if (found := re.search(rf"\b{re.escape(name)}\b", text.code)) is not None:
             return text.line_at(found.start())
     return None
 

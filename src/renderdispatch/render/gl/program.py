@@ -16,7 +16,7 @@ import moderngl
 from renderdispatch.render.features import BANDS
 from renderdispatch.render.gl.mistakes import OURS, describe_mistakes, line_of
 from renderdispatch.render.gl.shader import IMAGE, Pass, Shader
-from renderdispatch.render.gl.text import Text, code_of, numbered, plain
+from renderdispatch.render.gl.text import Text, blank, emptied, numbered
 
 Entry = Literal["image", "vr"]
 
@@ -98,7 +98,6 @@ _EXTENSION: Final = re.compile(
 
 _UNIFORM: Final = re.compile(r"\buniform\s+(?:(?:lowp|mediump|highp)\s+)?(\w+)\s+([\w\s,\[\]]{1,400});")
 _DECLARATION: Final = re.compile(r"\buniform\s+\w+\s+(\w+)")
-_VISIBLE: Final = re.compile(r"\S")
 
 
 def source_of(shader: Shader, drawn: Pass, entry: Entry, *, uniforms: str = "") -> str:
@@ -111,7 +110,7 @@ def source_of(shader: Shader, drawn: Pass, entry: Entry, *, uniforms: str = "") 
         uniforms: Declarations of further uniforms.
     """
     texts = [_in_our_form(text) for text in shader.texts_of(drawn)]
-    code = "\n".join(code_of(text.source) for text in texts)
+    code = "\n".join(text.code for text in texts)
     inputs = _SHADERTOY | {name: kind for name, kind in _MUSIC.items() if not _defines(code, name)}
     declared = "".join(f"uniform {kind} {name};\n" for name, kind in inputs.items())
     shown = "renderdispatch_c" if drawn.name != IMAGE else "renderdispatch_shown(renderdispatch_c)"
@@ -156,12 +155,13 @@ def compile_pass(
 
 def _in_our_form(text: Text) -> Text:
     """Return a part of a file as compilers take it behind other text; no place in it moves."""
-    code, source = code_of(text.source), plain(text.source)
-    spans = [found.span() for pattern in (_VERSION, _EXTENSION) for found in pattern.finditer(code)]
-    spans += [found.span() for found in _UNIFORM.finditer(code) if _repeats(found[1], found[2])]
-    for begin, end in spans:
-        source = source[:begin] + _VISIBLE.sub(" ", source[begin:end]) + source[end:]
-    return Text(source, text.line)
+    dropped = [found.span() for pattern in (_VERSION, _EXTENSION) for found in pattern.finditer(text.code)]
+    dropped += [found.span() for found in _UNIFORM.finditer(text.code) if _repeats(found[1], found[2])]
+    source, parts, seen = emptied(text.source), list[str](), 0
+    for begin, end in sorted(dropped):
+        parts += [source[seen:begin], blank(source[begin:end])]
+        seen = end
+    return Text("".join([*parts, source[seen:]]), text.line)
 
 
 def _repeats(kind: str, names: str) -> bool:

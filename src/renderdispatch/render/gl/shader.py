@@ -44,7 +44,6 @@ from renderdispatch.render.gl.text import (
     check_comments,
     check_conditions,
     check_includes,
-    code_of,
     in_one_form,
     line_comments,
     printable,
@@ -185,7 +184,7 @@ class _Reader:
             check_comments(text)
             check_characters(text)
             check_includes(text)
-        if (found := _NOT_OFFERED.search(code_of(text.source))) is not None:
+        if (found := _NOT_OFFERED.search(text.code)) is not None:
             raise self._wrong(text.line_at(found.start()), f"{found[1]} is not offered: {_OFFERED}")
 
     def take(self, number: int, line: str, said: str | None) -> None:
@@ -210,12 +209,13 @@ class _Reader:
         elif IMAGE not in names:
             raise self._invalid("there is no Image; begin it with a line '//! Image'")
         passes = tuple(Pass(name, self._text(name), self._channels_of(name)) for name in names)
+        common = tuple(self._text(name) for name in ("", COMMON) if name in self._lines)
         shader = Shader(
             name=self._name,
-            common=tuple(self._text(name) for name in ("", COMMON) if name in self._lines),
+            common=common,
             passes=passes,
             run_up=self._run_up if _has_feedback(passes) else RunUp(),
-            has_vr=any(_VR.search(code_of("\n".join(self._lines.get(name, ())))) for name in ("", COMMON, IMAGE)),
+            has_vr=any(_VR.search(text.code) for text in (*common, passes[-1].text)),
         )
         with self._mistakes():
             for one in passes:

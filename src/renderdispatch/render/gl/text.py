@@ -11,11 +11,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
-_COMMENT: Final = re.compile(r"//(?:\\\n|[^\n])*|/\*.*?(?:\*/|\Z)", re.DOTALL)
-_SHOWN: Final = re.compile(r"[^\n]")
-_CHANGED: Final = re.compile(r"[^\t\n -~]|#")
+_COMMENT: Final = re.compile(r"//[^\n]*(?:(?<=\\)\n[^\n]*)*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+"""A backslash at its end makes a line go on."""
 _FOREIGN: Final = re.compile(r"[^\t\n\v\f -~]")
 _INCLUDE: Final = re.compile(r"#\s*include\b")
 _CONDITION: Final = re.compile(r"^[ \t]*#[ \t]*(if|ifdef|ifndef|endif)\b", re.MULTILINE)
@@ -30,10 +29,14 @@ class Text:
     Args:
         source: Its lines, which end with a line feed.
         line: The number of the first one, from 1.
+        code: The same text with blanks for comments: places and lines stay.
     """
 
     source: str = field(repr=False)
     line: int = 1
+    code: str = field(
+        init=False, repr=False, eq=False, default=Factory(lambda self: code_of(self.source), takes_self=True)
+    )
 
     def line_at(self, place: int) -> int:
         """Return the number of the line that holds the character at a place."""
@@ -58,17 +61,27 @@ def in_one_form(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def blank(text: str) -> str:
+    """Return blanks for a text, but for its line feeds."""
+    return "\n".join(" " * len(line) for line in text.split("\n"))
+
+
 def code_of(source: str) -> str:
-    """Return a text in which each character of a comment is a blank: places and lines stay."""
-    return _COMMENT.sub(lambda found: _SHOWN.sub(" ", found[0]), source)
+    """Return a text with blanks for comments."""
+    return _COMMENT.sub(lambda found: blank(found[0]), source)
 
 
-def plain(source: str) -> str:
-    """Return a text whose comments hold ASCII alone, for not every driver reads other ones.
+def emptied(source: str) -> str:
+    """Return a text whose comments are empty: places and lines stay, and so does a directive that one continues.
 
-    They hold no ``#`` either: moderngl looks for ``#include`` in comments too.
+    Not every driver reads comments that are not ASCII, and moderngl looks for ``#include`` in them.
     """
-    return _COMMENT.sub(lambda found: _CHANGED.sub("?", found[0]), source)
+
+    def empty(found: re.Match[str]) -> str:
+        is_long = found[0].startswith("/*") and "\n" in found[0]
+        return f"/*{blank(found[0][2:-2])}*/" if is_long else blank(found[0])
+
+    return _COMMENT.sub(empty, source)
 
 
 def numbered(text: Text) -> str:
@@ -78,7 +91,7 @@ def numbered(text: Text) -> str:
     statement has ended whose brackets were on several lines.
     """
     parts, depth, spread, last, is_directive = [f"#line {text.line}"], 0, False, "", False
-    lines = zip(text.source.split("\n"), code_of(text.source).split("\n"), strict=True)
+    lines = zip(text.source.split("\n"), text.code.split("\n"), strict=True)
     for number, (line, code) in enumerate(lines, start=text.line):
         if spread and depth == 0 and last in ";{}" and code.strip() and not is_directive:
             parts.append(f"#line {number}")
@@ -119,7 +132,7 @@ def check_characters(text: Text) -> None:
     Raises:
         Mistake: It does not, as pages of the web and word processors leave them.
     """
-    if (found := _FOREIGN.search(code_of(text.source))) is not None:
+    if (found := _FOREIGN.search(text.code)) is not None:
         name = unicodedata.name(found[0], "a control character")
         what = f"U+{ord(found[0]):04X} ({name}) is not a character of GLSL; only comments may hold it"
         raise Mistake(text.line_at(found.start()), what)
@@ -131,7 +144,7 @@ def check_includes(text: Text) -> None:
     Raises:
         Mistake: Something is.
     """
-    if (found := _INCLUDE.search(code_of(text.source))) is not None:
+    if (found := _INCLUDE.search(text.code)) is not None:
         raise Mistake(text.line_at(found.start()), "GLSL has no #include; write the other file's text here")
 
 
@@ -144,7 +157,7 @@ def check_conditions(texts: Iterable[Text]) -> None:
     begun: list[tuple[int, str]] = []
     for text in texts:
         line, seen = text.line, 0
-        for found in _CONDITION.finditer(code_of(text.source)):
+        for found in _CONDITION.finditer(text.code):
             line, seen = line + text.source.count("\n", seen, found.start()), found.start()
             if found[1] != "endif":
                 begun.append((line, found[1]))
@@ -158,7 +171,7 @@ def unclosed_bracket(texts: Iterable[Text]) -> Mistake | None:
     """Return the innermost bracket that is opened and not closed; None if each one is."""
     begun: list[tuple[Text, int, str]] = []
     for text in texts:
-        for found in _BRACKET.finditer(code_of(text.source)):
+        for found in _BRACKET.finditer(text.code):
             if found[0] not in _CLOSING:
                 begun.append((text, found.start(), found[0]))
             elif begun and begun[-1][2] == _CLOSING[found[0]]:

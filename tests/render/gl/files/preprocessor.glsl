@@ -30,3 +30,6 @@ void mainImage(out vec4 fragColor, in vec2 fragCoord)
     good = good && __LINE__ == 30;
     fragColor = good ? vec4(0.0, 1.0, 0.0, 1.0) : vec4(1.0, 0.0, 0.0, 1.0);
 }
+#define LONG /* a directive goes on
+behind a comment */ 1.0
+const float long_ = LONG;
