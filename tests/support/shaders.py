@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Final
 
@@ -45,12 +44,10 @@ def frame(index: int) -> Frame:
     return Frame(index, index / 30, 0.5, 0.25, bands, np.zeros(512, np.float32), TEXTURE, 48_000)
 
 
-@contextmanager
-def artist_of(device: GlDevice, text: str, *, name: str = "test.glsl", **given: Any) -> Iterator[GlArtist]:
-    """Return what draws a text; the device may be shared with other tests."""
+def artist_of(device: GlDevice, text: str, *, name: str = "test.glsl", **given: Any) -> GlArtist:
+    """Return what draws a text."""
     pictures, output = given.pop("pictures", PICTURES), given.pop("output", SIZE)
-    with device.context:
-        yield GlArtist(device, read_shader(text, name=name), output, pictures=pictures, **given)
+    return GlArtist(device, read_shader(text, name=name), output, pictures=pictures, **given)
 
 
 def draw_each(artist: Artist, indexes: Iterable[int]) -> list[Picture]:

@@ -11,8 +11,15 @@ from tests.support.needs import need_opengl
 
 
 @pytest.fixture(scope="session")
-def device() -> Iterator[GlDevice]:
-    """Open a device once for all tests of a process. Another test may make its own current meanwhile."""
+def opened() -> Iterator[GlDevice]:
+    """Open a device once for all tests of a process."""
     need_opengl()
-    with open_device() as opened:
+    with open_device() as device:
+        yield device
+
+
+@pytest.fixture
+def device(opened: GlDevice) -> Iterator[GlDevice]:
+    """Return a device whose context is current: another test may have opened its own."""
+    with opened.context:
         yield opened

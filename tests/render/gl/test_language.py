@@ -29,8 +29,8 @@ def test_there_are_thirty() -> None:
 def test_files(device: GlDevice, name: str) -> None:
     """Every pixel of the eighth frame is green."""
     text = (FILES / f"{name}.glsl").read_bytes().decode()
-    with artist_of(device, text, name=name) as artist:
-        *_, picture = draw_each(artist, range(8))
+    artist = artist_of(device, text, name=name)
+    *_, picture = draw_each(artist, range(8))
     assert is_all(picture, GREEN), f"\n{_shown(picture)}"
 
 
@@ -70,8 +70,8 @@ def test_broken_files(device: GlDevice, name: str) -> None:
     """The error says the file, its line, and the reason, and nothing of what is around the file's text."""
     text = (FILES / "broken" / f"{name}.glsl").read_text()
     line, reasons = BROKEN[name]
-    with pytest.raises(SceneError) as caught, artist_of(device, text, name=f"{name}.glsl"):
-        pass
+    with pytest.raises(SceneError) as caught:
+        artist_of(device, text, name=f"{name}.glsl")
     said = str(caught.value)
     assert said.startswith(f"{name}.glsl: " if line is None else f"{name}.glsl, line {line}: ")
     for reason in reasons:
@@ -83,6 +83,6 @@ def test_broken_files(device: GlDevice, name: str) -> None:
 def test_more_than_three_mistakes(device: GlDevice) -> None:
     """The first three are listed."""
     text = (FILES / "broken" / "several.glsl").read_text()
-    with pytest.raises(SceneError) as caught, artist_of(device, text):
-        pass
+    with pytest.raises(SceneError) as caught:
+        artist_of(device, text)
     assert "fourth" not in str(caught.value)

@@ -34,6 +34,7 @@ _HINTS: Final = (
         re.compile(r"\bsampler(?:Cube|3D|2DArray)\b|texture\w*\W*\(sampler2D, vec3"),
         "channels are 2D pictures here: cubemaps and volumes are not offered",
     ),
+    (re.compile(r"memory exhausted"), "the code is nested too deeply"),
     (re.compile(r"implicit|cannot convert|wrong operand types|operands? "), "numbers are not converted: 1.0, not 1"),
 )
 
