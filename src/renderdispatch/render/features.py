@@ -74,7 +74,7 @@ class Frame:
         texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode computes
             it: 2048 points, Blackman, smoothing 0.8 from frame to frame, -100 to -30 dB; texel k is k * rate / 2048 Hz.
             Row 1 is the wave, 128 at rest, 512 samples around the frame's middle, neither smoothed nor resampled.
-        rate: Samples of the sound a second.
+        rate: Samples a second of the video's sound, which all of this is computed from.
     """
 
     index: int
