@@ -67,7 +67,7 @@ class GlArtist:
     ) -> None:
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
-        self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
+        self.run_up = shader.run_up
         self._device, self._fps = device, output.fps
         context = device.context
         self._eyes = 0  # a flat picture

@@ -56,7 +56,7 @@ def describe_mistakes(
     found: dict[int, str] = {}
     around: list[str] = []
     for line, what in _said(log):
-        if line is None or line >= OURS:
+        if line is None or all(text.quote(line) is None for text in texts):
             around.append(what)
         else:
             found.setdefault(line, what)
