@@ -502,7 +502,14 @@ class SupportsGpu(Protocol):
     """A renderer that may draw on a GPU. A renderer without this power does not."""
 
     def uses_gpu(self) -> bool:
-        """Return whether a render started now would draw on a GPU."""
+        """Return whether a render started now would draw on a GPU.
+
+        Services ask at submit, and the process that renders asks again. So a service's process must load no driver for
+        the answer.
+
+        Raises:
+            GpuUnavailableError: It would not; the message says why, and what to do.
+        """
 
 
 @runtime_checkable

@@ -31,6 +31,7 @@ from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams, SupportsPreview
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
+from renderdispatch.runner.probe import renders_here
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
 from renderdispatch.runner.stalls import Stalls
@@ -303,6 +304,7 @@ def child_main() -> None:
     """Render one task: read it from stdin, answer over the events descriptor."""
     from renderdispatch.render.device import numpy_held
 
+    renders_here()
     with events_pipe() as events, numpy_held():
         lock = threading.Lock()
         last, done = 0.0, False
