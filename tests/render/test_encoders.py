@@ -6,12 +6,10 @@ import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
 import pytest
-from av.video.codeccontext import VideoCodecContext
 
 from renderdispatch.errors import GpuUnavailableError
 from renderdispatch.messages import FaultDomain, Output, Quality, VideoEncoder
@@ -98,7 +96,7 @@ def test_ffmpeg_knows_every_setting_of_nvenc() -> None:
     need_ffmpeg()
     command = ["ffmpeg", "-hide_banner", "-h", "encoder=h264_nvenc"]
     help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    context = cast(VideoCodecContext, av.CodecContext.create("h264_nvenc", "w"))
+    context = av.CodecContext.create("h264_nvenc", "w")
     Nvenc(gpu=1).set_up(context, SMALL)
     assert {name for name in context.options if name != "b" and f"\n  -{name} " not in help_text} == set()
     assert (context.gop_size, context.max_b_frames) == (40, 2)
@@ -112,12 +110,12 @@ def test_nvenc_takes_the_values_of_every_quality(quality: Quality) -> None:
         return
     lacking = prove(Nvenc(), SMALL)
     assert prove(Nvenc(), SMALL.model_copy(update={"quality": quality})) == lacking
-    context = cast(VideoCodecContext, av.CodecContext.create("h264_nvenc", "w"))
+    context = av.CodecContext.create("h264_nvenc", "w")
     Nvenc().set_up(context, SMALL)
     context.options = {**context.options, "tune": "no such tune"}
     with pytest.raises(av.FFmpegError) as refused:
         context.open()
-    assert lacking not in str(refused.value)
+    assert str(lacking) not in str(refused.value)
 
 
 def test_an_encoder_is_a_part_of_the_class() -> None:
