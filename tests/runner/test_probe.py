@@ -15,7 +15,7 @@ import pytest
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.errors import GpuUnavailableError, RenderError
 from renderdispatch.messages import Asset, Output, RenderRequest, RenderStats, StoredAudio
-from renderdispatch.render.gl.context import APT_PACKAGES
+from renderdispatch.render.gl.devices import APT_PACKAGES
 from renderdispatch.render.music import compose
 from renderdispatch.runner import SupervisedRender
 from renderdispatch.runner.probe import OpenGl, Probe, opengl_here, probe

@@ -17,6 +17,7 @@ from attrs import field, frozen
 from renderdispatch.errors import RenderError
 from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.gl.devices import (
+    APT_PACKAGES,
     CHOSEN,
     EglDevice,
     class_of,
@@ -27,9 +28,6 @@ from renderdispatch.render.gl.devices import (
     order_devices,
 )
 from renderdispatch.render.gl.nvml import list_gpus
-
-APT_PACKAGES: Final = ("libegl1", "libgl1")
-"""What Debian and Ubuntu call EGL and OpenGL; they bring Mesa, and with it llvmpipe."""
 
 _APT: Final = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
 _OPENGL: Final = 430

@@ -24,6 +24,9 @@ from renderdispatch.errors import GpuUnavailableError
 from renderdispatch.render.device import UNHELD
 from renderdispatch.render.gl.nvml import NvidiaGpu
 
+APT_PACKAGES: Final = ("libegl1", "libgl1")
+"""What Debian and Ubuntu call EGL and OpenGL; they bring Mesa, and with it llvmpipe."""
+
 CHOSEN: Final = "RENDERDISPATCH_GPU"
 """The variable that names the GPU of a process that renders: its UUID, or its index in NVIDIA's list."""
 
