@@ -7,12 +7,12 @@ its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import av
 
@@ -24,7 +24,7 @@ from renderdispatch.render.artist import Artist, picture_at
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
 from renderdispatch.render.device import check_device, picture_version
-from renderdispatch.render.features import Analyser, Features
+from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import PosterMoment, write_poster
@@ -134,14 +134,19 @@ def draw_and_encode(
     artist: Artist, features: Features, writer: Mp4Writer, report: Report, *, poster: PosterMoment | None = None
 ) -> None:
     """Draw each frame here, while another thread encodes the frames before it."""
-    state = artist.start()
-    with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
+
+    def moments() -> Iterator[tuple[Any, Frame]]:
+        state = artist.start()
         for frame in features:
             state = artist.step(state, frame)
             if poster is not None:
                 poster.see(state, frame, artist.light(state, frame))
-            encoder.put(artist.draw(state, frame).frame)
-            report(frame.index + 1, len(features))
+            yield state, frame
+
+    with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
+        for done, picture in enumerate(artist.pictures(moments()), start=1):
+            encoder.put(picture.frame)
+            report(done, len(features))
 
 
 class Consumer(Generic[T]):
