@@ -47,7 +47,10 @@ have the CPU, and the other way round. Jobs that wait here cannot begin on anoth
 """
 
 _PATIENCE_S: Final = 300.0
-"""How long an order waits here for a slot. Then its job goes back to the queue, where another machine may take it."""
+"""How long an order waits here for a slot, unless it is to start soon. Then its job goes back to the queue, where
+another machine may take it."""
+
+_LEAST_PATIENCE_S: Final = 2.0
 
 
 class LocalGpuBackend(ThreadBackend):
@@ -126,7 +129,9 @@ class LocalGpuBackend(ThreadBackend):
 
     @cached_property
     def _gpu_slots(self) -> GpuSlots:
-        return GpuSlots(installed.choose(self._wanted, installed.gpus() if self._wanted == "auto" else ()))
+        chosen = installed.choose(self._wanted, installed.gpus() if self._wanted == "auto" else ())
+        _log.info("GPUs that renders may use: %s", ", ".join(f"{gpu.name} {gpu.uuid}" for gpu in chosen) or "none")
+        return GpuSlots(chosen)
 
     def _capacity(self) -> Capacity:
         count = len(self._gpu_slots.gpus)
@@ -167,7 +172,7 @@ class _Run(ThreadTask):
         self._gpus = gpus
         self.kind = _ON_CPU if gpus is None else _ON_GPU
         to_start_s = (order.start_by - datetime.now(UTC)).total_seconds()
-        self.patience_s = max(0.0, min(_PATIENCE_S, to_start_s / 2))
+        self.patience_s = max(_LEAST_PATIENCE_S, min(_PATIENCE_S, to_start_s / 2))
         self._order = order
         self._renderers = renderers
         self._on_event = on_event
