@@ -180,10 +180,12 @@ class SupervisedRender:
     Args:
         renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
             ``"/folder/file.py:name"``, imported there.
+        hold: A descriptor that stays open until nothing of a render runs any more; see `SupervisedProcess`.
     """
 
-    def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, renderers: Mapping[str, str] | None = None, *, hold: int | None = None) -> None:
         self.renderers = dict(renderers or {})
+        self._hold = hold
         self._forked: SupervisedProcess | None = None
         self._prepared: SupervisedProcess | None = None
 
@@ -201,7 +203,7 @@ class SupervisedRender:
         It shares what is imported here, and so starts in milliseconds. If the fork fails, a new process is started.
         """
         with contextlib.suppress(OSError):
-            self._forked = SupervisedProcess(child_main)
+            self._forked = SupervisedProcess(child_main, hold=self._hold)
 
     def prepare(self, scene: str) -> SupervisedProcess:
         """Have the process of the next render import its scene, ahead of the audio.
@@ -211,7 +213,7 @@ class SupervisedRender:
         """
         process, self._forked = self._forked, None
         try:
-            process = process or SupervisedProcess("renderdispatch.runner.child")
+            process = process or SupervisedProcess("renderdispatch.runner.child", hold=self._hold)
         except OSError as failure:
             if is_disk_full(failure):
                 raise
