@@ -504,12 +504,17 @@ class SupportsGpu(Protocol):
     def uses_gpu(self) -> bool:
         """Return whether a render started now would draw on a GPU.
 
-        Services ask at submit, and the process that renders asks again. So a service's process must load no driver for
-        the answer.
-
-        Raises:
-            GpuUnavailableError: It would not; the message says why, and what to do.
+        Services ask, and the process that renders asks again. So a service's process must load no driver for the
+        answer.
         """
+
+
+@runtime_checkable
+class SupportsGpuReason(Protocol):
+    """A renderer that says why it draws on the CPU, for those who required a GPU."""
+
+    def why_no_gpu(self) -> str:
+        """Return why a render started now would not draw on a GPU, with the next step."""
 
 
 @runtime_checkable

@@ -36,6 +36,7 @@ def nvmlDeviceGetHandleByIndex(index): return index
 def nvmlDeviceGetPciInfo(handle): return Place
 def nvmlDeviceGetUUID(handle): return f"GPU-{handle}"
 def nvmlDeviceGetName(handle): return "NVIDIA L4"
+def nvmlDeviceGetMigMode(handle): raise NVMLError
 """
 
 
@@ -125,8 +126,7 @@ def test_a_driver_that_hangs_costs_a_moment(nvml: Callable[[str], None]) -> None
     assert time.monotonic() - began < 8
     assert "no answer for 1 s" in str(found.opengl.error)
     assert found.encodes_with == []
-    with pytest.raises(GpuUnavailableError, match="no answer"):
-        found.opengl.require_gpu()
+    assert "no answer" in found.opengl.why_no_gpu
 
 
 def test_a_driver_that_crashes_takes_nothing_with_it(nvml: Callable[[str], None]) -> None:

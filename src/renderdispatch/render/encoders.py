@@ -6,7 +6,6 @@ none (A100, H100): one encoded frame proves it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -20,9 +19,9 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from renderdispatch.errors import GpuUnavailableError
 from renderdispatch.messages import Output, Quality, VideoEncoder
+from renderdispatch.plumbing.gpus import gpus
 from renderdispatch.render.device import DrawingGpu
-from renderdispatch.render.gl.devices import nvidia_class, visible_gpus
-from renderdispatch.render.gl.nvml import list_gpus
+from renderdispatch.render.gl.devices import nvidia_class
 
 _FRAME_THREADS: Final = ((1920 * 1088, 8), (4096 * 2304, 6))
 """How many threads encode a frame each, by the most pixels of the picture. Each takes 10 to 75 MiB."""
@@ -179,7 +178,7 @@ def choose_encoder(wanted: VideoEncoder, *, gpu: DrawingGpu | None, prove: Calla
 
 def nvenc_of(gpu: DrawingGpu | None) -> Nvenc:
     """Return NVENC on the GPU that draws; if the CPU draws, on the first one that CUDA may use."""
-    visible = visible_gpus(os.environ, list_gpus())
+    visible = gpus()
     if gpu is None:
         name = nvidia_class(visible[0].name, visible[0].driver) if visible else "nvidia"
         return Nvenc(device_class=name.replace("nvidia", "nvenc", 1))

@@ -13,13 +13,14 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from typing import Final, Literal
+from typing import Final
 
 from attrs import define
 from pydantic import Field, ValidationError
 
-from renderdispatch.errors import ConfigurationError, GpuUnavailableError, RenderDispatchError
+from renderdispatch.errors import ConfigurationError, RenderDispatchError
 from renderdispatch.messages import Message, Output
+from renderdispatch.plumbing.gpus import gpus
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe, has_parent
 
@@ -53,19 +54,12 @@ class OpenGl(Message):
     devices: int = 0
     error: str | None = None
 
-    def require_gpu(self) -> Literal[True]:
-        """Return True if a GPU draws.
+    @property
+    def why_no_gpu(self) -> str:
+        """Why no GPU draws, and what to do."""
+        from renderdispatch.render.gl.devices import why_no_gpu
 
-        Raises:
-            GpuUnavailableError: The CPU does, or nothing; the message says what to do.
-        """
-        if self.on_gpu:
-            return True
-        if self.error is not None:
-            raise GpuUnavailableError(f"a GPU is required: {self.error}")
-        from renderdispatch.render.gl.devices import no_gpu
-
-        raise no_gpu(self.renderer)
+        return self.error or why_no_gpu(self.renderer)
 
 
 class VulkanDevice(Message):
@@ -247,9 +241,7 @@ def try_encoders() -> dict[str, str | None]:
 
 def try_gpus() -> tuple[ProbedGpu, ...]:
     """Return the GPUs that NVIDIA's driver lists."""
-    from renderdispatch.render.gl.nvml import list_gpus
-
-    return tuple(ProbedGpu(uuid=gpu.uuid, name=gpu.name, driver=gpu.driver) for gpu in list_gpus())
+    return tuple(ProbedGpu(uuid=gpu.uuid, name=gpu.name, driver=gpu.driver) for gpu in gpus())
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from renderdispatch.errors import (
 )
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
-from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams, SupportsPreview
+from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsGpuReason, SupportsParams, SupportsPreview
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.probe import renders_here
@@ -64,7 +64,8 @@ def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> N
     if isinstance(renderer, SupportsParams):
         renderer.check_params(wanted.params)
     if wanted.require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
-        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here")
+        why = f": {renderer.why_no_gpu()}" if isinstance(renderer, SupportsGpuReason) else ""
+        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here{why}")
 
 
 def with_preview(renderer: Renderer, scene: str) -> SupportsPreview:

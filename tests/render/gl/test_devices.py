@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from renderdispatch.plumbing.gpus import Gpu
 from renderdispatch.render.gl.devices import EglDevice, class_of, draws_on_gpu, list_devices, order_devices
-from renderdispatch.render.gl.nvml import NvidiaGpu, linux_place
 from tests.support.needs import need_opengl
 
 NVIDIA = frozenset(
@@ -17,7 +17,7 @@ SOFTWARE = frozenset({"EGL_MESA_device_software", "EGL_EXT_device_drm_render_nod
 UUIDS = [f"GPU-{number:08x}-1111-2222-3333-444444444444" for number in range(8)]
 PLACES = [f"0000:{17 + 16 * number:02x}:00.0" for number in range(8)]
 GPUS = [
-    NvidiaGpu(index=number, uuid=UUIDS[number], name="NVIDIA L4", pci=PLACES[number], driver="535.183.01")
+    Gpu(index=number, uuid=UUIDS[number], name="NVIDIA L4", pci=PLACES[number], driver="535.183.01")
     for number in range(8)
 ]
 OTHER_ORDER = [3, 2, 1, 0, 7, 6, 5, 4]
@@ -49,7 +49,7 @@ ONE = [nvidia(0, 0), mesa(1, PLACES[0]), software(2)]
 EIGHT = [*(nvidia(index, gpu) for index, gpu in enumerate(OTHER_ORDER)), software(8)]
 
 
-def order(devices: list[EglDevice], gpus: list[NvidiaGpu] = GPUS, **environment: str) -> list[int]:
+def order(devices: list[EglDevice], gpus: list[Gpu] = GPUS, **environment: str) -> list[int]:
     return [device.index for device in order_devices(devices, environment, gpus)]
 
 
@@ -84,6 +84,7 @@ def test_a_chosen_gpu_is_found_without_its_drivers_list() -> None:
     """EGL's own UUID, or CUDA's number of the device, are enough."""
     assert order(EIGHT, [], RENDERDISPATCH_GPU=UUIDS[6]) == [5, 8]
     assert order(EIGHT, [], RENDERDISPATCH_GPU="6") == [5, 8]
+    assert order(EIGHT, [], CUDA_VISIBLE_DEVICES=f"6,{UUIDS[0]},-1,2") == [5, 3, 8]
 
 
 def test_a_gpu_that_is_not_there_is_not_replaced_by_another() -> None:
@@ -110,11 +111,6 @@ def test_cudas_choice_is_egls(visible: str, expected: list[int]) -> None:
     """``CUDA_VISIBLE_DEVICES`` says which of NVIDIA's GPUs draw, first things first; those of Mesa are not CUDA's."""
     devices = [*EIGHT[:-1], mesa(8), software(9)]
     assert order(devices, CUDA_VISIBLE_DEVICES=visible) == [*expected, 8, 9]
-
-
-def test_nvmls_places_are_linuxs() -> None:
-    """The same place on the bus is written the same."""
-    assert linux_place("00000000:3B:00.0") == "0000:3b:00.0"
 
 
 def test_this_machines_devices_are_listed() -> None:

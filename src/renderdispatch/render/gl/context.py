@@ -14,7 +14,8 @@ from typing import Final
 import moderngl
 from attrs import field, frozen
 
-from renderdispatch.errors import RenderError
+from renderdispatch.errors import GpuUnavailableError, RenderError
+from renderdispatch.plumbing.gpus import gpus
 from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.gl.devices import (
     APT_PACKAGES,
@@ -24,10 +25,9 @@ from renderdispatch.render.gl.devices import (
     draws_on_gpu,
     list_devices,
     llvmpipe_is_held,
-    no_gpu,
     order_devices,
+    why_no_gpu,
 )
-from renderdispatch.render.gl.nvml import list_gpus
 
 _APT: Final = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
 _OPENGL: Final = 430
@@ -85,7 +85,7 @@ def open_device(*, require_gpu: bool = False) -> Iterator[GlDevice]:
     device = _open_best(os.environ)
     try:
         if require_gpu and not device.on_gpu:
-            raise no_gpu(device.renderer)
+            raise GpuUnavailableError(f"a GPU is required, and there is none here: {why_no_gpu(device.renderer)}")
         yield device
     finally:
         device.context.release()
@@ -98,7 +98,7 @@ def _open_best(environment: Mapping[str, str]) -> GlDevice:
     except OSError as error:
         raise _unavailable(str(error)) from error
     last, failures = None, list[str]()
-    for candidate in order_devices(devices, environment, list_gpus()):
+    for candidate in order_devices(devices, environment, gpus()):
         if last is not None and candidate.on_cpu:
             break
         try:

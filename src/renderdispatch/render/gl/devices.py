@@ -14,23 +14,21 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from attrs import frozen
 
-from renderdispatch.errors import GpuUnavailableError
+from renderdispatch.plumbing.gpus import VISIBLE, Gpu, visible
 from renderdispatch.render.device import UNHELD
-from renderdispatch.render.gl.nvml import NvidiaGpu
 
 APT_PACKAGES: Final = ("libegl1", "libgl1")
 """What Debian and Ubuntu call EGL and OpenGL; they bring Mesa, and with it llvmpipe."""
 
 CHOSEN: Final = "RENDERDISPATCH_GPU"
 """The variable that names the GPU of a process that renders: its UUID, or its index in NVIDIA's list."""
-
-_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 _ON_THE_CPU: Final = ("llvmpipe", "softpipe", "swrast", "swiftshader", "lavapipe", "software rasterizer")
 
@@ -87,7 +85,7 @@ class EglDevice:
 
 
 def order_devices(
-    devices: Iterable[EglDevice], environment: Mapping[str, str], gpus: Sequence[NvidiaGpu] = ()
+    devices: Iterable[EglDevice], environment: Mapping[str, str], gpus: Sequence[Gpu] = ()
 ) -> list[EglDevice]:
     """Return the devices that may draw, in the order in which they are to be tried. Those on the CPU come last.
 
@@ -98,7 +96,7 @@ def order_devices(
     Args:
         devices: EGL's list.
         environment: Of the process that renders.
-        gpus: NVIDIA's list.
+        gpus: What NVIDIA's driver lists, as `renderdispatch.plumbing.gpus` reads it; none if it cannot be asked.
     """
     devices = list(devices)
     on_cpu = [device for device in devices if device.on_cpu]
@@ -107,30 +105,26 @@ def order_devices(
     chosen = environment.get(CHOSEN, "").strip()
     if chosen:
         return [*_named([chosen], of_nvidia, gpus), *on_cpu]
-    visible = environment.get(_VISIBLE)
-    if visible is not None:
-        of_nvidia = _named(_visible(visible), of_nvidia, gpus)
+    value = environment.get(VISIBLE)
+    if value is not None:
+        names = [gpu.uuid for gpu in visible(gpus, value)] if gpus else _entries(value)
+        of_nvidia = _named(names, of_nvidia, gpus)
     return [*of_nvidia, *others, *on_cpu]
 
 
-def _visible(value: str) -> list[str]:
-    """Read ``CUDA_VISIBLE_DEVICES``: the first name that makes no sense hides all from there on."""
-    names = []
-    for name in (part.strip() for part in value.split(",")):
-        if not re.fullmatch(r"[0-9]+|(GPU|MIG)-.+", name):
-            break
-        names.append(name)
-    return names
+def _entries(value: str) -> list[str]:
+    """Return the entries of ``CUDA_VISIBLE_DEVICES``, up to the first that can be no GPU's."""
+    return list(takewhile(re.compile("[0-9]+$|GPU-").match, map(str.strip, value.split(","))))
 
 
-def _named(names: Sequence[str], devices: Sequence[EglDevice], gpus: Sequence[NvidiaGpu]) -> list[EglDevice]:
+def _named(names: Sequence[str], devices: Sequence[EglDevice], gpus: Sequence[Gpu]) -> list[EglDevice]:
     found = [device for name in names for device in devices if _is(device, name, gpus)]
     if found or not names:
         return list(dict.fromkeys(found))
     return [device for device in devices if not device.has_identity]
 
 
-def _is(device: EglDevice, name: str, gpus: Sequence[NvidiaGpu]) -> bool:
+def _is(device: EglDevice, name: str, gpus: Sequence[Gpu]) -> bool:
     """Return whether a name is a device's, by the surest of what is known of both."""
     gpu = next((gpu for gpu in gpus if name == str(gpu.index) or _begins(gpu.uuid, name)), None)
     if gpu is None:
@@ -145,15 +139,6 @@ def _is(device: EglDevice, name: str, gpus: Sequence[NvidiaGpu]) -> bool:
 def _begins(uuid: str, name: str) -> bool:
     """Return whether a name is a UUID or its beginning, which CUDA accepts as well."""
     return name.upper().startswith("GPU-") and uuid.lower().startswith(name.lower())
-
-
-def visible_gpus(environment: Mapping[str, str], gpus: Sequence[NvidiaGpu]) -> list[NvidiaGpu]:
-    """Return the GPUs that CUDA may use in a process, in CUDA's order as far as it is known."""
-    visible = environment.get(_VISIBLE)
-    if visible is None:
-        return list(gpus)
-    names = _visible(visible)
-    return [gpu for name in names for gpu in gpus if name == str(gpu.index) or _begins(gpu.uuid, name)]
 
 
 # --- what it is called ----------------------------------------------------------------------------
@@ -223,8 +208,8 @@ def llvmpipe_is_held() -> bool:
     return False
 
 
-def no_gpu(renderer: str) -> GpuUnavailableError:
-    """Return the error that says why a GPU does not draw.
+def why_no_gpu(renderer: str) -> str:
+    """Return why a GPU does not draw, and what to do.
 
     Args:
         renderer: OpenGL's name of what draws.
@@ -236,7 +221,7 @@ def no_gpu(renderer: str) -> GpuUnavailableError:
         )
     else:
         step = "render where there is a GPU, or without require_gpu; 'renderdispatch doctor' shows what is here"
-    return GpuUnavailableError(f"a GPU is required, but OpenGL draws on the CPU here ({renderer}): {step}")
+    return f"OpenGL's device is {renderer}; {step}"
 
 
 # --- which there are ------------------------------------------------------------------------------

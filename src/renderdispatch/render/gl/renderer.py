@@ -25,13 +25,16 @@ class _OpenGlRenderer(VideoRenderer):
         """Return whether a render started now would draw on a GPU; see `SupportsGpu`.
 
         The process that renders opens the device for it; others ask a process of its own, so that no driver is loaded.
-
-        Raises:
-            GpuUnavailableError: It would not; the message says what would draw.
         """
         from renderdispatch.runner.probe import opengl_here
 
-        return opengl_here().require_gpu()
+        return opengl_here().on_gpu
+
+    def why_no_gpu(self) -> str:
+        """Return what would draw instead of a GPU, and what to do; see `SupportsGpuReason`."""
+        from renderdispatch.runner.probe import opengl_here
+
+        return opengl_here().why_no_gpu
 
 
 class GlslRenderer(_OpenGlRenderer):
