@@ -334,7 +334,7 @@ class AudioUrl:
 
 @frozen
 class StorageKey:
-    """Names audio, or a cover, in the service's own storage, for `submit`."""
+    """Names audio, a cover or an image in the service's own storage, for `submit`."""
 
     key: str = field(validator=_text)
 
@@ -386,6 +386,11 @@ def _small_json(value: object, limit: int, what: str) -> object:
     return value
 
 
+def is_image(place: str) -> bool:
+    """Return whether a place of `RenderRequest.attached` is one of the images."""
+    return place.startswith("image_")
+
+
 class RenderRequest(Message):
     """The request of a job, exactly as it was made; the job's fingerprint covers all of it.
 
@@ -424,6 +429,20 @@ class RenderRequest(Message):
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
     metadata: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
+
+    def attached(self) -> dict[str, StoredAudio | LocalAudio]:
+        """Return the files beside the audio, by the names of their places: ``cover``, ``scene_file``, ``image_1``."""
+        places = {"cover": self.cover, "scene_file": self.scene_file}
+        places.update({f"image_{number}": image for number, image in enumerate(self.images, start=1)})
+        return {place: file for place, file in places.items() if file is not None}
+
+    def attaching(self, files: Mapping[str, StoredAudio | LocalAudio]) -> Self:
+        """Return the request with other files at these places; the rest stays."""
+        now = {**self.attached(), **files}
+        images = tuple(now[place] for place in now if is_image(place))
+        return self.model_copy(
+            update={"cover": now.get("cover"), "scene_file": now.get("scene_file"), "images": images}
+        )
 
     @pydantic.field_validator("title", "artist", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ The order: `make_order` makes it from the job's record. It is pure; signing is h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +22,7 @@ from renderdispatch.messages import (
     RenderOrder,
     SignedPut,
     StoredAudio,
+    is_image,
 )
 from renderdispatch.protocols import SupportsFileNames
 
@@ -43,7 +45,7 @@ class Signer(Protocol):
 def make_order(
     job: Job,
     audio: StoredAudio | LocalAudio,
-    cover: StoredAudio | LocalAudio | None = None,
+    attached: Mapping[str, StoredAudio | LocalAudio] | None = None,
     *,
     signer: Signer,
     now: datetime,
@@ -56,7 +58,7 @@ def make_order(
     Args:
         job: The job.
         audio: The audio in storage, or the submitted file for a renderer that reads it in place.
-        cover: The cover, likewise, if the request has one.
+        attached: The files beside the audio, likewise, by the names of `RenderRequest.attached`.
         signer: Signs the order's URLs.
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
@@ -88,11 +90,12 @@ def make_order(
             found["poster"] = ObjectUrls(key=key, put=put(key, "image/jpeg", ".jpg" if named else None))
         return found
 
-    def asset(file: StoredAudio | LocalAudio) -> Asset:
+    def asset(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
         if isinstance(file, LocalAudio):
-            return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns)
-        return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size)
+            return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns, name=name)
+        return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size, name=name)
 
+    files = attached or {}
     song, uploads = asset(audio), pictures(named=True)
     order = RenderOrder(
         job_id=job.id,
@@ -112,7 +115,9 @@ def make_order(
         audio_track=request.audio_track,
         title=request.title,
         artist=request.artist,
-        cover=None if cover is None else asset(cover),
+        cover=asset(files["cover"]) if "cover" in files else None,
+        scene_file=asset(file, names.attached_name(file)) if (file := files.get("scene_file")) else None,
+        images=tuple(asset(file, names.attached_name(file)) for place, file in files.items() if is_image(place)),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         device_class=device_class,
@@ -130,8 +135,8 @@ def make_order(
     if (size := _size(order)) > MAX_ORDER_BYTES:
         message = (
             f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: "
-            "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
-            "parameters"
+            "shorten the storage keys of audio, cover and images, the storage's prefix, the webhook's URL, the title "
+            "or the parameters, or submit fewer images"
         )
         raise InvalidRequestError(message, code="order.too-large")
     return order

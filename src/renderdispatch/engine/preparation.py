@@ -7,7 +7,7 @@ next one. After a crash between any two of them, another dispatcher takes the jo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
@@ -15,9 +15,9 @@ from typing import Final
 from attrs import define, frozen
 
 from renderdispatch.engine import calls, events, layout
+from renderdispatch.engine.attachments import File, bring_attachment, check_attachment
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
-from renderdispatch.engine.cover import bring_cover, check_cover
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import make_order
@@ -38,8 +38,8 @@ _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 class _Brought:
     """Where the renderer reads its inputs."""
 
-    audio: StoredAudio | LocalAudio
-    cover: StoredAudio | LocalAudio | None
+    audio: File
+    attached: Mapping[str, File]
 
 
 @define(eq=False)
@@ -66,7 +66,7 @@ class Preparation:
         return self.job.audio or self.job.request.audio
 
     def bring(self) -> bool:
-        """Bring audio and cover to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
+        """Bring the job's files to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
         with self._concluding():
             self._brought = self._bring_inputs()
         if self._brought is None:
@@ -124,29 +124,35 @@ class Preparation:
     # --- the steps
 
     def _bring_inputs(self) -> _Brought:
-        """See that the renderer can read audio and cover; each stage is shown, also if nothing is left to do."""
-        token, cover = self.held.token, self.job.cover or self.job.request.cover
+        """See that the renderer can read the job's files; each stage is shown, also if nothing is left to do."""
+        token, attached = self.held.token, self.job.attached()
         self.held.stop.check()
         check_source(self.source, self._parts)
-        if cover is not None:
-            check_cover(cover, self._parts.storage)
+        for place, file in attached.items():
+            check_attachment(place, file, self._parts.storage)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        brought = _Brought(cover=cover and self._bring_cover(cover), audio=self._bring_audio())
+        brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return brought
 
-    def _bring_cover(self, source: StoredAudio | LocalAudio) -> StoredAudio | LocalAudio:
-        """See that the renderer can read the cover."""
-        backend = self._parts.backends[self.held.backend]
-        cover = bring_cover(source, self._parts, backend, layout.prefix_of(self.job))
-        if isinstance(cover, StoredAudio) and cover is not source:
-            try:
-                self._advance(events.CoverStored(token=self.held.token, cover=cover))
-            except (GivenUp, JobNotFoundError):
-                if self._current() is None:  # no delete comes any more; else another attempt may need it
-                    self._parts.storage.delete(cover.key)
-                raise
-        return cover
+    def _bring_attachments(self, attached: Mapping[str, File]) -> Mapping[str, File]:
+        """See that the renderer can read the files beside the audio."""
+        parts, backend, prefix = self._parts, self._parts.backends[self.held.backend], layout.prefix_of(self.job)
+        stored: dict[str, StoredAudio] = {}
+        try:
+            for place, source in attached.items():
+                self.held.stop.check()
+                file = bring_attachment(place, source, parts, backend, prefix)
+                if isinstance(file, StoredAudio) and file is not source:
+                    stored[place] = file
+            if stored:
+                self._advance(events.AttachmentsStored(token=self.held.token, stored=stored))
+        except (GivenUp, JobNotFoundError):
+            if self._current() is None:  # no delete comes any more; else another attempt may need them
+                for file in stored.values():
+                    parts.storage.delete(file.key)
+            raise
+        return {**attached, **stored}
 
     def _bring_audio(self) -> StoredAudio | LocalAudio:
         """See that the renderer can read the audio."""
@@ -172,7 +178,7 @@ class Preparation:
         return make_order(
             job,
             brought.audio,
-            brought.cover,
+            brought.attached,
             signer=parts.storage,
             now=parts.store.now(),
             callback=callback,
