@@ -478,7 +478,7 @@ class Asset(Message):
     """A file that a scene needs beside the audio, such as the cover.
 
     Args:
-        url: Where the runner gets it; blank in the order that renderers see.
+        url: Where the runner gets it; blank if it is in the order's bundle, and in the order that renderers see.
         size: Bytes.
         mtime_ns: Of the submitted file itself, where ``url`` names it; it may change until it is read.
         path: Where the runner put it; None before that.
@@ -506,8 +506,9 @@ class RenderOrder(Message):
     fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
     ``audio_mtime_ns`` is set where ``audio_url`` names the submitted file itself, which may change while it is read.
     Where there is a ``poster``, the renderer writes a JPEG beside its output, with the suffix ``.jpg``.
-    ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices refuse the order,
-    because their frames would differ. None declares nothing.
+    ``bundle`` is an archive of those assets whose URL is blank, by the names of `RenderRequest.attached`: many URLs
+    would not fit. ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices
+    refuse the order, because their frames would differ. None declares nothing.
     """
 
     protocol: int = PROTOCOL
@@ -530,6 +531,7 @@ class RenderOrder(Message):
     cover: Asset | None = None
     scene_file: Asset | None = None
     images: tuple[Asset, ...] = ()
+    bundle: Asset | None = None
     poster: ObjectUrls | None = None
     max_duration: float | None = None
     device_class: str | None = None
@@ -546,6 +548,7 @@ class RenderOrder(Message):
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
         blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
+        hidden["bundle"] = None
         for name in ("cover", "scene_file"):
             if (asset := getattr(self, name)) is not None:
                 hidden[name] = asset.model_copy(update={"url": ""})

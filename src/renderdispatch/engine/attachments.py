@@ -11,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryDirectory
+from typing import IO, Final
 
 from attrs import define, frozen
 
@@ -21,6 +24,7 @@ from renderdispatch.engine import layout, names
 from renderdispatch.engine.audio import Incoming, InPlace, Kept, Part, changed, examine_file, is_left, is_read_in_place
 from renderdispatch.engine.parts import Parts
 from renderdispatch.messages import MAX_COVER_BYTES, MAX_SHADER_BYTES, LocalAudio, StorageKey, StoredAudio, is_image
+from renderdispatch.plumbing.bundles import pack
 from renderdispatch.protocols import RenderBackend, StorageAdapter
 
 AttachmentSource = Path | StorageKey
@@ -290,6 +294,34 @@ def bring_attachment(place: str, source: File, parts: Parts, backend: RenderBack
     if source.sha256 not in {None, hashlib.sha256(data).hexdigest()}:
         raise _kind_of(place).refused(f"{path.name} changed since submit; submit it again", "changed")
     return store_attachment(parts.storage, prefix, place, data, name=path.name)
+
+
+def bundle_attachments(attached: Mapping[str, File], storage: StorageAdapter, prefix: str) -> StoredAudio:
+    """Store an archive of a job's files, for an order that cannot hold a URL for each.
+
+    Raises:
+        InvalidRequestError: One of them changed or vanished.
+    """
+
+    def opener(file: File) -> Callable[[], AbstractContextManager[IO[bytes]]]:
+        if isinstance(file, StoredAudio):
+            return partial(storage.open, file.key)
+        return lambda: Path(file.path).open("rb")
+
+    with TemporaryDirectory(prefix="renderdispatch-bundle-") as folder:
+        archive = Path(folder, "bundle.zip")
+        try:
+            pack({place: opener(file) for place, file in attached.items()}, archive)
+        except (errors.ObjectNotFoundError, FileNotFoundError):
+            for place, file in attached.items():
+                check_attachment(place, file, storage)  # says which one is gone
+            raise
+        for place, file in attached.items():
+            check_attachment(place, file, storage)
+        with archive.open("rb") as packed:
+            sha256 = hashlib.file_digest(packed, "sha256").hexdigest()
+        key = layout.attachment_key(prefix, "bundle", sha256, "zip")
+        return StoredAudio(key=key, size=storage.put(key, archive, content_type="application/zip").size, sha256=sha256)
 
 
 def _gone(place: str) -> errors.InvalidRequestError:

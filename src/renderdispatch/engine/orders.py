@@ -32,6 +32,9 @@ _URL_SLACK: Final = timedelta(minutes=10)
 _MAX_URL: Final = timedelta(days=7)
 
 
+TOO_LARGE: Final = "order.too-large"
+
+
 class Signer(Protocol):
     """Signs URLs, as every `StorageAdapter` does."""
 
@@ -47,6 +50,7 @@ def make_order(
     audio: StoredAudio | LocalAudio,
     attached: Mapping[str, StoredAudio | LocalAudio] | None = None,
     *,
+    bundle: StoredAudio | None = None,
     signer: Signer,
     now: datetime,
     callback: Callback | None,
@@ -59,6 +63,7 @@ def make_order(
         job: The job.
         audio: The audio in storage, or the submitted file for a renderer that reads it in place.
         attached: The files beside the audio, likewise, by the names of `RenderRequest.attached`.
+        bundle: The archive of all of them, where their own URLs would not fit.
         signer: Signs the order's URLs.
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
@@ -95,6 +100,9 @@ def make_order(
             return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns, name=name)
         return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size, name=name)
 
+    def beside(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
+        return asset(file, name) if bundle is None else Asset(url="", size=file.size, name=name)
+
     files = attached or {}
     song, uploads = asset(audio), pictures(named=True)
     order = RenderOrder(
@@ -115,9 +123,10 @@ def make_order(
         audio_track=request.audio_track,
         title=request.title,
         artist=request.artist,
-        cover=asset(files["cover"]) if "cover" in files else None,
-        scene_file=asset(file, names.attached_name(file)) if (file := files.get("scene_file")) else None,
-        images=tuple(asset(file, names.attached_name(file)) for place, file in files.items() if is_image(place)),
+        cover=beside(files["cover"]) if "cover" in files else None,
+        scene_file=beside(file, names.attached_name(file)) if (file := files.get("scene_file")) else None,
+        images=tuple(beside(file, names.attached_name(file)) for place, file in files.items() if is_image(place)),
+        bundle=None if bundle is None else asset(bundle),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         device_class=device_class,
@@ -135,10 +144,10 @@ def make_order(
     if (size := _size(order)) > MAX_ORDER_BYTES:
         message = (
             f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: "
-            "shorten the storage keys of audio, cover and images, the storage's prefix, the webhook's URL, the title "
-            "or the parameters, or submit fewer images"
+            "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
+            "parameters"
         )
-        raise InvalidRequestError(message, code="order.too-large")
+        raise InvalidRequestError(message, code=TOO_LARGE)
     return order
 
 

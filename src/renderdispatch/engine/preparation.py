@@ -12,19 +12,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from renderdispatch.engine import calls, events, layout
-from renderdispatch.engine.attachments import File, bring_attachment, check_attachment
+from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
-from renderdispatch.engine.orders import make_order
+from renderdispatch.engine.orders import TOO_LARGE, make_order
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
-from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
+from renderdispatch.errors import (
+    BackendError,
+    InvalidRequestError,
+    JobNotFoundError,
+    RenderDispatchError,
+    StoreUnavailableError,
+)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
@@ -40,6 +46,7 @@ class _Brought:
 
     audio: File
     attached: Mapping[str, File]
+    bundle: StoredAudio | None = None
 
 
 @define(eq=False)
@@ -132,6 +139,7 @@ class Preparation:
             check_attachment(place, file, self._parts.storage)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
         brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
+        brought = self._bundled(brought)
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return brought
 
@@ -153,6 +161,23 @@ class Preparation:
                     parts.storage.delete(file.key)
             raise
         return {**attached, **stored}
+
+    def _bundled(self, brought: _Brought) -> _Brought:
+        """Have the files beside the audio travel as one, if the order has no room for a URL of each."""
+        if len(brought.attached) < 2:
+            return brought
+        try:
+            self._order(brought)
+        except InvalidRequestError as error:
+            if error.code != TOO_LARGE:
+                raise
+        else:
+            return brought
+        storage = self._parts.storage
+        bundle = bundle_attachments(brought.attached, storage, layout.prefix_of(self.job))
+        if self._current() is None:  # no delete comes any more
+            storage.delete(bundle.key)
+        return evolve(brought, bundle=bundle)
 
     def _bring_audio(self) -> StoredAudio | LocalAudio:
         """See that the renderer can read the audio."""
@@ -179,6 +204,7 @@ class Preparation:
             job,
             brought.audio,
             brought.attached,
+            bundle=brought.bundle,
             signer=parts.storage,
             now=parts.store.now(),
             callback=callback,

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
+from renderdispatch.plumbing.bundles import unpack
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.in_place import check_asset_unchanged, check_unchanged
@@ -144,23 +145,34 @@ class _Run:
 
     def _with_assets(self, transfers: Transfers, folder: Path) -> messages.RenderOrder:
         """Bring the files beside the audio to disk; return the order as renderers see it."""
-
-        def brought(asset: messages.Asset, what: Input, name: str) -> messages.Asset:
-            into = folder / name
-            found = transfers.download(asset.url, into, size=asset.size, moved=lambda _done: None, what=what)
-            if found != into:
-                shutil.copyfile(found, into)
-                check_asset_unchanged(found, asset, what)  # after the copy, so that what was checked is what is drawn
-            return asset.model_copy(update={"url": "", "path": str(into)})
-
         order = self.order
-        images = [brought(image, "image", f"image-{number}") for number, image in enumerate(order.images, start=1)]
+        bundle = order.bundle and self._brought(transfers, order.bundle, "bundle", folder / "bundle")
+
+        def brought(asset: messages.Asset, what: Input, place: str) -> messages.Asset:
+            into = folder / place
+            if bundle is None or asset.url:
+                return self._brought(transfers, asset, what, into)
+            try:
+                unpack(Path(bundle.path or ""), place, into, size=asset.size)
+            except ValueError as error:
+                raise RenderError(f"the scene's files cannot be unpacked: {error}", code="bundle.invalid") from None
+            return asset.model_copy(update={"path": str(into)})
+
+        images = [brought(image, "image", f"image_{number}") for number, image in enumerate(order.images, start=1)]
         files = {
             "cover": order.cover and brought(order.cover, "cover", "cover"),
-            "scene_file": order.scene_file and brought(order.scene_file, "scene-file", "scene-file"),
+            "scene_file": order.scene_file and brought(order.scene_file, "scene-file", "scene_file"),
             "images": tuple(images),
         }
         return order.without_secrets().model_copy(update=files)
+
+    def _brought(self, transfers: Transfers, asset: messages.Asset, what: Input, into: Path) -> messages.Asset:
+        """Bring a file to disk; return it as renderers see it."""
+        found = transfers.download(asset.url, into, size=asset.size, moved=lambda _done: None, what=what)
+        if found != into:
+            shutil.copyfile(found, into)
+            check_asset_unchanged(found, asset, what)  # after the copy, so that what was checked is what is drawn
+        return asset.model_copy(update={"url": "", "path": str(into)})
 
     def _render(self, order: messages.RenderOrder, audio: Path, video: Path) -> messages.RenderStats:
         def drawn(frames: int, total: int) -> None:

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 Moved = Callable[[int], None]
 """``moved(bytes_so_far)``: called now and then while bytes move; what it raises ends the transfer."""
 
-Input = Literal["audio", "cover", "scene-file", "image"]
+Input = Literal["audio", "cover", "scene-file", "image", "bundle"]
 Product = Literal["video", "poster"]
 
 
