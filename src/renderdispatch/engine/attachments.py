@@ -118,6 +118,18 @@ def _called(place: str) -> str:
     return name if is_image(place) else f"the {name}"
 
 
+def read_scene_file(path: Path) -> str:
+    """Return the text of a scene file.
+
+    Raises:
+        InvalidRequestError: It cannot be read, is empty or too large, or is not text in UTF-8.
+    """
+    found = examine_file(path, "", _SCENE_FILE.part)
+    data = b"" if found.size > _SCENE_FILE.most else _read("scene_file", path)
+    _SCENE_FILE.check("scene_file", data, found.size)
+    return read_text(data) or ""
+
+
 # --- at submit ------------------------------------------------------------------------------------
 
 

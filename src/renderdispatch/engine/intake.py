@@ -74,7 +74,7 @@ def read_scene(scene: str | Path) -> tuple[str, Path | None]:
         return SCENE_OF_FILES, scene
     text = str(scene)[:200]  # whatever came: what is no string at all is refused with the other fields
     if scene == SCENE_OF_FILES:
-        message = f"scene {text!r} draws a Shadertoy file: pass its path, scene=Path('my.glsl')"
+        message = f"scene {text!r} draws a Shadertoy file: pass its path as the scene, Path('my.glsl')"
         raise InvalidRequestError(message, code="scene.file")
     if is_shader_name(text):
         message = f"scene {text!r} is a string, and strings name registered scenes; pass a path, scene=Path({text!r})"
