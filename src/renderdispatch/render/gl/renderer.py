@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from renderdispatch.errors import MissingExtraError, SceneError
+from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
 from renderdispatch.messages import RenderOrder
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.renderer import VideoRenderer, extra_is_named
@@ -53,14 +53,26 @@ class GlslRenderer(_OpenGlRenderer):
         super().__init__(params, about=about)
         self.shader: Final = shader
 
+    @property
+    def draws_images(self) -> bool:
+        """Whether it reads one of an order's images."""
+        from renderdispatch.render.gl.shader import read_shader, reads_images
+
+        text, name = self._text()
+        return reads_images(read_shader(text, name=name))
+
+    def _text(self) -> tuple[str, str]:
+        """Return what the file says, and its name."""
+        package, _, name = self.shader.partition(":")
+        return files(package).joinpath(name).read_text(), name
+
     def __repr__(self) -> str:
         return f"GlslRenderer({self.shader!r}, {self.params.__name__})"
 
     @contextmanager
     def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> Iterator[Artist]:
         """Return what draws an order; see `VideoRenderer.artist`."""
-        package, _, name = self.shader.partition(":")
-        text = files(package).joinpath(name).read_text()
+        text, name = self._text()
         declarations, values = uniforms_of(self.read_params(order.params))
         with _drawing(text, name, order, cover, declarations=declarations, values=values) as artist:
             yield artist
@@ -69,8 +81,19 @@ class GlslRenderer(_OpenGlRenderer):
 class ShaderFileRenderer(_OpenGlRenderer):
     """Renders the Shadertoy file of an order, with the order's images."""
 
+    draws_images = True
+
     def __init__(self) -> None:
         super().__init__(SceneParams, about="A Shadertoy file of yours: --scene file.glsl, submit(scene=Path(...)).")
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Check the lines that begin with ``//!``; see `renderdispatch.protocols.SupportsSceneFiles`."""
+        from renderdispatch.render.gl.shader import read_shader
+
+        try:
+            read_shader(text, name=name)
+        except SceneError as error:
+            raise InvalidRequestError(str(error), code=error.code) from error
 
     @contextmanager
     def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> Iterator[Artist]:
@@ -83,7 +106,7 @@ class ShaderFileRenderer(_OpenGlRenderer):
         path = Path(file.path)
         name = file.name or path.name
         try:
-            text = path.read_bytes().decode()
+            text = path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError:
             raise SceneError(f"{name} is not text in UTF-8", code="shader.invalid") from None
         with _drawing(text, name, order, cover) as artist:

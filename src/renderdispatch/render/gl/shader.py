@@ -111,6 +111,16 @@ def read_shader(text: str, *, name: str) -> Shader:
     return reader.finish()
 
 
+def reads_images(shader: Shader) -> bool:
+    """Return whether a pass reads one of an order's images."""
+    common = "\n".join(text.source for text in shader.common)
+    return any(
+        channel.source in IMAGES and re.search(rf"\biChannel{number}\b", _COMMENT.sub(" ", common + one.text.source))
+        for one in shader.passes
+        for number, channel in enumerate(one.channels)
+    )
+
+
 class _Reader:
     """Takes the lines of one file."""
 
