@@ -73,7 +73,8 @@ class GlArtist:
         width, height = self._projection.width, self._projection.height
         self._size = width, height
         self._seen = width, height // max(self._eyes, 1)
-        self._sound = context.texture((TEXTURE_WIDTH, 2), 1)
+        # Of floats: llvmpipe reads them in two thirds of the time of bytes, and does not round between two of them.
+        self._sound = context.texture((TEXTURE_WIDTH, 2), 1, dtype="f4")
         self._sound.repeat_x = self._sound.repeat_y = False
         self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
         self._black = context.texture((1, 1), 4, bytes(4))
@@ -136,7 +137,7 @@ class GlArtist:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index
-        self._sound.write(frame.texture.tobytes())
+        self._sound.write(np.divide(frame.texture, 255, dtype=np.float32).tobytes())
         common = self._common(state, frame)
         for one in self._passes[:-1]:
             one.draw(common, self._textures_of(one))
