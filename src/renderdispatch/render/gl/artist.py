@@ -72,7 +72,8 @@ class GlArtist:
         self._projection = projection_of(output)
         width, height = self._projection.width, self._projection.height
         self._size = width, height
-        self._seen = width, height // max(self._eyes, 1)
+        # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
+        self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
         # Of floats: llvmpipe reads them in two thirds of the time of bytes, and does not round between two of them.
         self._sound = context.texture((TEXTURE_WIDTH, 2), 1, dtype="f4")
         self._sound.repeat_x = self._sound.repeat_y = False
