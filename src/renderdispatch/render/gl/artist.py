@@ -6,9 +6,10 @@ drawn, the one before it is converted and encoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import moderngl
 import numpy as np
@@ -18,10 +19,12 @@ from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import TEXTURE_WIDTH, Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
-from renderdispatch.render.gl.reading import reader_for
+from renderdispatch.render.gl.reading import Pixels, reader_for
 from renderdispatch.render.gl.shader import BUFFERS, IMAGE, SOUND, Channel, Shader
 from renderdispatch.render.picture import Canvas, Picture
 from renderdispatch.render.projection import projection_of
+
+T = TypeVar("T")
 
 _DATE: Final = (2026.0, 0.0, 1.0, 0.0)
 """A fixed day: a picture must not depend on when it is drawn."""
@@ -75,7 +78,8 @@ class GlArtist:
         self._size = width, height
         # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
         self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
-        self._sound = context.texture((TEXTURE_WIDTH, 2), 1)
+        # Of floats: llvmpipe reads them in two thirds of the time of bytes, and does not round between two of them.
+        self._sound = context.texture((TEXTURE_WIDTH, 2), 1, dtype="f4")
         self._sound.repeat_x = self._sound.repeat_y = False
         self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
         self._black = context.texture((1, 1), 4, bytes(4))
@@ -114,7 +118,7 @@ class GlArtist:
     def flat(self, state: GlState, frame: Frame) -> Picture:
         """Return the shader's own picture of a frame."""
         self._reader.forget()
-        self._submit(state, frame)
+        self._submit(state, frame, lambda: None)
         return self._reader.picture(self._reader.fetch())
 
     def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
@@ -122,36 +126,49 @@ class GlArtist:
         self._reader.forget()
         asked = 0
         for state, frame in moments:
-            # What is fetched is converted when the next frame is being drawn, and not before that.
-            fetched = self._reader.fetch() if asked == self._reader.ahead else None
-            self._submit(state, frame)
-            if fetched is None:
+            if asked < self._reader.ahead:
+                self._submit(state, frame, lambda: None)
                 asked += 1
             else:
-                yield self._projection.place(self._reader.picture(fetched))
+                yield self._submit(state, frame, partial(self._placed, self._reader.fetch()))
         for _ in range(asked):
-            yield self._projection.place(self._reader.picture(self._reader.fetch()))
+            yield self._placed(self._reader.fetch())
 
-    def _submit(self, state: GlState, frame: Frame) -> None:
-        """Have a frame drawn, and ask for its pixels."""
+    def _placed(self, pixels: Pixels) -> Picture:
+        return self._projection.place(self._reader.picture(pixels))
+
+    def _submit(self, state: GlState, frame: Frame, meanwhile: Callable[[], T]) -> T:
+        """Have a frame drawn, and ask for its pixels; return what ``meanwhile`` returns, called when drawing began."""
         if frame.index != self._last + 1:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index
-        self._sound.write(frame.texture.tobytes())
+        self._sound.write(np.divide(frame.texture, 255, dtype=np.float32).tobytes())
         common = self._common(state, frame)
-        for one in self._passes[:-1]:
-            one.draw(common, self._textures_of(one))
-        image = self._passes[-1]
-        textures = self._textures_of(image)
+        first, *others = self._passes
+        self._draw_pass(first, common)
+        done = meanwhile()
+        for one in others:
+            if not self._device.on_gpu:
+                # llvmpipe waits when a pass reads what is still being drawn, and moderngl would hold the GIL meanwhile.
+                self._device.library.glFinish()
+            self._draw_pass(one, common)
+        return done
+
+    def _draw_pass(self, one: DrawnPass, common: dict[str, Any]) -> None:
+        textures = self._textures_of(one)
+        if one.name != IMAGE:
+            one.draw(common, textures)
+            self._device.library.glFlush()
+            return
         if self._eyes == 0:
-            image.draw(common, textures)
+            one.draw(common, textures)
         height, rows = self._size[1], self._seen[1]
         for eye in range(self._eyes):  # the left eye's picture is above the right eye's
             place, first = (2 * eye - 1) * (self._eyes - 1), (height - rows) * (self._eyes - 1 - eye)
             own = {"renderdispatch_eye": place * _EYE, "renderdispatch_below": float(first)}
-            image.draw({**common, **own}, textures, rows=(first, rows))
-        self._reader.ask(image.framebuffer)
+            one.draw({**common, **own}, textures, rows=(first, rows))
+        self._reader.ask(one.framebuffer)
 
     def _common(self, state: GlState, frame: Frame) -> dict[str, Any]:
         """Return the uniforms of a frame that all passes share."""
