@@ -126,3 +126,14 @@ class FlameParams(SceneParams):
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the fire rises")
     embers: float = Field(default=0.6, ge=0, le=1, description="how many sparks fly")
+
+
+class OrbParams(SceneParams):
+    """The parameters of `orb`."""
+
+    colours: Colours = _colours("#3a3dff", "#12c8ff", "#ff3fa4", "#ffb066")
+    background: Colour = Field(default="#0a0b16", description="the colour of the room")
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the orb flows")
+    size: float = Field(default=1.0, ge=0.3, le=1.4, description="of the orb")

@@ -20,47 +20,103 @@ vec3 colour_at(float at) {
     return mix(colours[first], colours[min(first + 1, coloursCount - 1)], smoothstep(0.0, 1.0, place - float(first)));
 }
 
-// How loud the notes at a place are, 0 (the lowest) to 1, without the haste of single frames.
-float heard(float at) {
-    float hertz = 50.0 * exp2(at * 7.2);
-    float db = texture(iChannel0, vec2(hertz / 11025.0, 0.25)).x;
-    float lift = 0.10 * at;
-    return smoothstep(0.30, 0.95, db + lift);
+// How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
+float heard(int texel) { return texelFetch(iChannel0, ivec2(texel, 0), 0).x; }
+
+// What feeds the fire at a distance from its middle, 0 to 1.
+float fed_at(float side) {
+    float bass = heard(4);
+    float low = heard(11);
+    float middle = heard(36) + 0.04;
+    float high = heard(120) + 0.10;
+    float air = heard(300) + 0.16;
+    float place = 4.0 * clamp(side, 0.0, 1.0);
+    float fed = mix(bass, low, smoothstep(0.0, 1.0, place));
+    fed = mix(fed, middle, smoothstep(1.0, 2.0, place));
+    fed = mix(fed, high, smoothstep(2.0, 3.0, place));
+    fed = mix(fed, air, smoothstep(3.0, 4.0, place));
+    return smoothstep(0.35, 0.95, fed);
 }
 
-// Eddies of a rising gas: each wave bends the ones after it.
+// Eddies of a rising gas: each wave bends the ones after it. At the root they are small.
 vec2 stirred(vec2 at, float rise) {
-    vec2 moved = at;
-    vec2 along = vec2(0.0, 1.0);
-    float fine = 2.6;
-    for (int n = 0; n < 9; n++) {
-        float phase = fine * (dot(moved, along) - rise * along.y) + float(n) * 1.7 + rise * 0.9;
-        moved += 0.62 / fine * vec2(along.y, -along.x) * sin(phase) * smoothstep(0.0, 0.3, at.y + 0.05);
+    float loose = 0.25 + 0.75 * smoothstep(0.0, 0.45, at.y);
+    vec2 along = vec2(0.28, 0.96);
+    float fine = 3.1;
+    for (int n = 0; n < 8; n++) {
+        float phase = fine * (dot(at, along) - rise * along.y) + 1.7 * float(n) + 0.8 * rise;
+        at += 0.55 * loose / fine * sin(phase) * vec2(along.y, -along.x);
         along = mat2(0.6, -0.8, 0.8, 0.6) * along;
-        fine *= 1.37;
+        fine *= 1.38;
     }
-    return moved;
+    return at;
+}
+
+// Sparks: one in each cell of a grid that rises, blown from side to side.
+vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float loud) {
+    vec2 grid = vec2(at.x + 0.045 * sin(at.y * 7.0 - rise * 2.0 + float(layer)), at.y - rise) * cells;
+    vec2 cell = floor(grid);
+    uint seed = uint(int(cell.x) + 4096) * 73856093u ^ uint(int(cell.y) + 1048576) * 19349663u ^ layer * 83492791u;
+    seed = mixed(seed);
+    float kind = float(seed >> 24) / 256.0;
+    if (kind > embers * (0.15 + 0.6 * loud)) {
+        return vec3(0.0);
+    }
+    vec2 own = vec2(seed & 1023u, (seed >> 10) & 1023u) / 1023.0 * 0.5 + 0.25;
+    vec2 away = (grid - cell - own) / cells;
+    away.y *= 0.45;
+    float radius = max((0.0012 + 0.0022 * kind) * (1.0 - 0.4 * at.y), 0.9 * pixel);
+    float glow = exp(-dot(away, away) / (radius * radius)) + 0.12 * exp(-dot(away, away) / (25.0 * radius * radius));
+    float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * sin(rise * 9.0 + 40.0 * kind));
+    return glow * alive * colour_at(0.45 + 0.5 * kind);
+}
+
+// The blue light at the root, where the gas is not yet hot.
+vec3 root_light(float body, float strands) { return root * body * (0.50 + 0.22 * strands); }
+
+// Bright light is rolled off, and what eight bits cannot hold is left to chance, so that gradients have no steps.
+vec3 shown(vec3 light, vec2 place) {
+    vec3 rolled = 0.92 * (1.0 - exp(-light));
+    uint seed = uint(place.x) * 0x9e3779b1u ^ uint(place.y) * 0x85ebca77u ^ uint(iFrame) * 0xc2b2ae3du;
+    return rolled + (chance(seed) - 0.5) / 255.0;
 }
 
 void mainImage(out vec4 colour, in vec2 place) {
     float least = min(iResolution.x, iResolution.y);
     vec2 size = iResolution.xy / least;
-    vec2 at = vec2(place.x - 0.5 * iResolution.x, place.y) / least;
-    float tall = pow(size.y, 0.7);
-    at /= tall;
+    float tall = pow(size.y, 0.75);
+    vec2 at = vec2(place.x - 0.5 * iResolution.x, place.y) / (least * tall);
+    float half_width = 0.5 * size.x / tall;
     float pixel = 1.0 / (least * tall);
-    float rise = speed * (0.45 * iTime + 1.1 * gain * iEnergy);
-    float loud = min(gain * (0.6 * iLevel + 0.4 * heard(0.1)), 1.5);
+    float rise = speed * (0.30 * iTime + 0.75 * gain * iEnergy);
+    float loud = gain * iLevel;
+    float beat = pulse * iBeat;
 
     vec2 gas = stirred(at, rise);
-    float side = abs(gas.x) / (0.5 * size.x / tall);
-    float fed = gain * heard(clamp(side, 0.0, 1.0));
-    float height = (0.20 + 0.30 * loud + 0.38 * fed) * exp(-1.4 * side * side) + 0.05 * pulse * iBeat;
+    float side = abs(gas.x) / half_width;
+    float fed = gain * fed_at(side);
+    float lobes = 0.80 + 0.20 * cos(gas.x * 13.0 + 1.3 * sin(0.7 * rise));
+    float height = (0.44 + 0.28 * loud + 0.46 * fed) * lobes / (1.0 + 1.9 * side * side) + 0.06 * beat;
     float heat = 1.0 - gas.y / height;
-    float strands = 0.5 + 0.5 * sin(gas.x * 21.0 + 2.0 * sin(gas.y * 5.0 - rise * 2.0));
-    heat = heat * (0.75 + 0.35 * strands);
-    float body = smoothstep(0.0, 0.9, heat);
-    vec3 light = background * (0.6 + 0.5 * size.y - 0.4 * at.y);
-    light += colour_at(heat) * body * (0.4 + 1.6 * body) * (0.7 + 0.5 * loud + 0.4 * pulse * iBeat);
-    colour = vec4(1.0 - exp(-light), 1.0);
+    float strands = sin(gas.x * 27.0 + 1.5 * sin(gas.y * 6.0 - rise));
+    float fine = sin(gas.x * 61.0 - 2.0 * strands + gas.y * 9.0);
+    float front = heat * (0.80 + 0.20 * strands + 0.06 * fine) - 0.10;
+    float behind = heat * 0.75 + 0.26 + 0.10 * sin(gas.x * 17.0 + 2.0 - gas.y * 3.0);
+    float blue = smoothstep(0.11, 0.0, at.y * (1.0 + 0.35 * strands));
+
+    // The light that the fire throws on the smoke around it.
+    vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud));
+    vec3 light = background * (1.25 - 0.5 * at.y);
+    light += colour_at(0.22) * (0.16 + 0.36 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
+
+    float veil = smoothstep(0.0, 1.0, behind);
+    light += colour_at(0.10 + 0.35 * behind) * veil * veil * (0.35 + 0.35 * loud);
+    float body = smoothstep(0.0, 0.85, front);
+    vec3 flame = colour_at(1.15 * front) * body * (0.55 + 2.1 * front * front);
+    flame *= 0.80 + 0.60 * loud + 0.60 * beat;
+    flame = mix(flame, root_light(body, strands), 0.85 * blue);
+    light += flame;
+    light += 2.2 * (0.6 + 0.6 * loud + beat) * (
+        sparks(at, 0.55 * rise, 7.0, 1u, pixel, loud) + sparks(at + 0.37, 0.8 * rise, 11.0, 2u, pixel, loud));
+    colour = vec4(shown(light, place), 1.0);
 }
