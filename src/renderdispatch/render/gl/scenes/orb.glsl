@@ -2,7 +2,6 @@
 // Parameters: colours, background, gain, pulse, speed, size.
 
 const float TURN = 6.2831853;
-const float AWAY = 2.6; // metres from the eye to the middle of the orb
 
 // Chance in whole numbers, so that every device draws the same.
 uint mixed(uint x) {
@@ -25,24 +24,18 @@ vec3 colour_at(float turns) {
 // How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
 float heard(int texel) { return smoothstep(0.35, 0.95, texelFetch(iChannel0, ivec2(texel, 0), 0).x); }
 
-// What moves the orb in a frame.
+// What the orb does in a frame.
 struct Motion {
-    float flow;
-    float radius;
-    vec3 waves; // how high the slow, the middle and the fine waves are, in metres
+    float flow;   // how far it has flowed
+    float radius; // in metres
+    vec3 waves;   // how high its slow, its quick and its fine waves are, in metres
 };
 
-Motion motion_of() {
-    float loud = gain * iLevel;
-    float breath = 0.5 + 0.5 * sin(0.9 * iTime);
+vec3 waves_of_the_sound() {
     float bass = gain * 0.5 * (heard(3) + heard(6));
     float middle = gain * 0.5 * (heard(20) + heard(45));
     float high = gain * 0.5 * (heard(110) + heard(220));
-    Motion motion;
-    motion.flow = speed * (0.35 * iTime + 0.9 * gain * iEnergy);
-    motion.radius = size * (0.66 + 0.012 * breath + 0.05 * loud + 0.05 * pulse * iBeat);
-    motion.waves = size * vec3(0.055 + 0.11 * bass, 0.012 + 0.045 * middle, 0.003 + 0.011 * high);
-    return motion;
+    return size * vec3(0.040 + 0.080 * bass, 0.012 + 0.040 * middle, 0.003 + 0.010 * high);
 }
 
 float wave_at(vec3 at, Motion motion) {
@@ -57,71 +50,83 @@ float wave_at(vec3 at, Motion motion) {
 
 float distance_to(vec3 at, Motion motion) { return length(at) - motion.radius - wave_at(at, motion); }
 
-// The light that comes from a direction: panels around the horizon, a lamp above, and the room.
-vec3 room(vec3 way, float soft) {
-    float around = atan(way.x, -way.z) / TURN + 0.5;
-    vec3 light = background * background * 3.0 * (0.6 + 0.4 * way.y);
-    light += colour_at(0.12 + 0.25 * way.y) * 0.06 * (0.6 + 0.8 * gain * iLevel) * (1.0 - abs(way.y));
-    float panel = floor(around * 20.0);
-    float across = abs(fract(around * 20.0) - 0.5);
-    float note = abs(panel - 9.5) - 0.5; // 0 (ahead) to 9 (behind)
-    float loud = gain * heard(3 + int(note * note * 3.5));
-    float tall = 0.30 + 0.35 * loud;
-    float shape = smoothstep(0.34 + soft, 0.22 - soft, across) * smoothstep(tall + 0.12, tall - 0.12 - soft, abs(way.y));
-    light += colour_at(0.5 + 0.055 * note + 0.1 * way.y) * shape * (0.22 + 1.9 * loud);
-    float lamp = smoothstep(0.70 - soft, 0.93, way.y);
-    light += vec3(1.0, 0.96, 0.92) * lamp * (0.9 + 0.7 * pulse * iBeat);
-    light += colour_at(0.65) * 0.5 * smoothstep(0.4, 1.0, -way.y);
-    return light;
+// The panels of light around the horizon, in a direction: how bright each is, its notes say. The lowest are ahead.
+vec3 panels(vec3 way, float soft) {
+    float around = 24.0 * (atan(way.x, -way.z) / TURN + 0.5);
+    float note = abs(floor(around) - 11.5) - 0.5; // 0 (ahead) to 11 (behind)
+    float loud = gain * heard(3 + int(note * note * 2.5));
+    float tall = 0.26 + 0.34 * loud;
+    float across = abs(fract(around) - 0.5);
+    float shape = smoothstep(0.30 + soft, 0.20 - soft, across) * smoothstep(tall + 0.1 + soft, tall - 0.1 - soft, abs(way.y));
+    return colour_at(0.5 + 0.05 * note + 0.1 * way.y) * shape * (0.16 + 1.9 * loud);
 }
 
-vec3 look(vec3 eye, vec3 way, float pixel) {
-    Motion motion = motion_of();
-    vec3 from = eye + vec3(0.0, 0.0, AWAY);
-    float middle = -dot(from, way);
-    float passing = length(from + middle * way); // how near the ray comes to the middle
-    float reach = motion.radius + 2.2 * motion.waves.x + 2.0 * motion.waves.y + 2.0 * motion.waves.z;
+// The light of the walls, which have no edges.
+vec3 walls(vec3 way, float loud) {
+    vec3 wash = colour_at(0.10 + 0.22 * way.y) * (1.0 - way.y * way.y);
+    return background * background * (2.6 + 1.8 * way.y) + wash * (0.035 + 0.06 * loud);
+}
+
+// All the light that comes from a direction, for what reflects it.
+vec3 room(vec3 way, float loud) {
+    vec3 lamp = vec3(1.0, 0.96, 0.92) * smoothstep(0.66, 0.93, way.y) * (0.9 + 0.7 * pulse * iBeat);
+    vec3 floor_light = colour_at(0.65) * 0.45 * smoothstep(0.35, 1.0, -way.y);
+    return walls(way, loud) + panels(way, 0.03) + lamp + floor_light;
+}
+
+// The orb, as it is seen from a place relative to its middle.
+vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
+    vec2 step = vec2(0.004, -0.004);
+    vec3 normal = normalize(
+        step.xyy * distance_to(at + step.xyy, motion) + step.yyx * distance_to(at + step.yyx, motion)
+        + step.yxy * distance_to(at + step.yxy, motion) + step.xxx * distance_to(at + step.xxx, motion));
+    float facing = clamp(-dot(normal, way), 0.0, 1.0);
+    float edge = (1.0 - facing) * (1.0 - facing);
+    edge *= edge;
+    vec3 film = colour_at(0.85 * facing + 0.22 * normal.y + 0.04 * motion.flow);
+    float hollow = smoothstep(0.03, -0.12, (length(at) - motion.radius) / size);
+    float beat = pulse * iBeat;
+    vec3 within = film * (0.10 + 0.25 * loud + (0.6 * beat + 0.5 * loud) * hollow) * (0.35 + 0.65 * facing);
+    vec3 mirror = room(reflect(way, normal), loud) * mix(0.32 + 1.1 * film, vec3(1.0), edge);
+    return mirror + within + film * edge * (0.25 + 0.8 * loud);
+}
+
+// What an eye sees in a direction. `away` is how far the middle of the orb is ahead; `pixel` is an angle.
+vec3 look(vec3 eye, vec3 way, float away, float pixel, vec3 behind) {
     float loud = gain * iLevel;
+    float breath = sin(0.9 * iTime);
+    Motion motion;
+    motion.flow = speed * (0.35 * iTime + 0.9 * gain * iEnergy);
+    motion.radius = size * (0.66 + 0.008 * breath + 0.05 * loud + 0.05 * pulse * iBeat);
 
-    float rim = middle > 0.0 ? passing - motion.radius : 3.0;
-    float halo = exp(-3.4 * max(rim, 0.0) / motion.radius);
-    vec3 light = 0.16 * room(way, 0.2);
-    light += colour_at(0.62 + 0.10 * sin(0.3 * motion.flow) + 0.25 * way.y) * halo
-        * (0.10 + 0.42 * loud + 0.35 * pulse * iBeat);
+    vec3 from = eye + vec3(0.0, 0.0, away);
+    float middle = -dot(from, way);
+    float passing = middle > 0.0 ? length(from + middle * way) : away; // how near the ray comes to the middle
+    float halo = exp(-3.2 * max(passing / motion.radius - 0.9, 0.0));
+    vec3 glow = colour_at(0.62 + 0.10 * sin(0.3 * motion.flow) + 0.25 * way.y);
+    vec3 light = behind + walls(way, loud) + glow * halo * (0.13 + 0.04 * breath + 0.50 * loud + 0.40 * pulse * iBeat);
 
-    if (middle > 0.0 && passing < reach) {
-        float half_chord = sqrt(reach * reach - passing * passing);
+    if (middle > 0.0 && passing < motion.radius + 0.35 * size) {
+        motion.waves = waves_of_the_sound();
+        float reach = motion.radius + 1.8 * motion.waves.x + 2.0 * motion.waves.y + 2.0 * motion.waves.z;
+        float half_chord = sqrt(max(reach * reach - passing * passing, 0.0));
         float along = middle - half_chord;
-        float until = middle + half_chord;
         float nearest = 1.0;
         float nearest_at = middle;
-        for (int n = 0; n < 22; n++) {
+        for (int n = 0; n < 20; n++) {
             float gap = distance_to(from + along * way, motion);
             if (gap < nearest) {
                 nearest = gap;
                 nearest_at = along;
             }
-            if (gap < 0.0008 || along > until) {
+            along += 0.78 * gap;
+            if (gap < 0.001 || along > middle + half_chord) {
                 break;
             }
-            along += 0.75 * gap;
         }
-        float cover = clamp(1.0 - (nearest - 0.0008) / (1.5 * pixel * AWAY), 0.0, 1.0);
+        float cover = clamp(1.0 - (nearest - 0.001) / (1.4 * pixel * away), 0.0, 1.0);
         if (cover > 0.0) {
-            vec3 at = from + nearest_at * way;
-            vec2 step = vec2(0.004, -0.004);
-            vec3 normal = normalize(
-                step.xyy * distance_to(at + step.xyy, motion) + step.yyx * distance_to(at + step.yyx, motion)
-                + step.yxy * distance_to(at + step.yxy, motion) + step.xxx * distance_to(at + step.xxx, motion));
-            float facing = clamp(-dot(normal, way), 0.0, 1.0);
-            vec3 back = reflect(way, normal);
-            float edge = pow(1.0 - facing, 4.0);
-            vec3 film = colour_at(0.85 * facing + 0.22 * normal.y + 0.04 * motion.flow);
-            vec3 metal = room(back, 0.03) * mix(0.35 + 1.1 * film, vec3(1.0), edge);
-            float hollow = smoothstep(0.02, -0.14, wave_at(at, motion) / size);
-            vec3 within = film * (0.10 + 0.30 * loud + 0.5 * pulse * iBeat * hollow + 0.5 * loud * hollow);
-            vec3 lit = metal + within * (0.35 + 0.65 * facing) + film * edge * (0.25 + 0.8 * loud);
-            light = mix(light, lit, cover);
+            light = mix(light, metal(from + nearest_at * way, way, motion, loud), cover);
         }
     }
     return light;
@@ -137,9 +142,12 @@ vec3 shown(vec3 light, vec2 place) {
 void mainImage(out vec4 colour, in vec2 place) {
     float least = min(iResolution.x, iResolution.y);
     vec2 at = (place - 0.5 * iResolution.xy) / least;
-    colour = vec4(shown(look(vec3(0.0), normalize(vec3(0.92 * at, -1.0)), 0.92 / least), place), 1.0);
+    vec3 way = normalize(vec3(0.92 * at, -1.0));
+    vec3 light = look(vec3(0.0), way, 2.6, 0.92 / least, vec3(0.0));
+    colour = vec4(shown(light / (1.0 + 0.5 * dot(at, at)), place), 1.0);
 }
 
 void mainVR(out vec4 colour, in vec2 place, in vec3 eye, in vec3 way) {
-    colour = vec4(shown(look(eye, way, TURN / iResolution.x), place), 1.0);
+    vec3 light = look(eye, way, 1.8, TURN / iResolution.x, 0.35 * panels(way, 0.06));
+    colour = vec4(shown(light, place), 1.0);
 }
