@@ -137,3 +137,14 @@ class OrbParams(SceneParams):
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the orb flows")
     size: float = Field(default=1.0, ge=0.3, le=1.4, description="of the orb")
+
+
+class NebulaParams(SceneParams):
+    """The parameters of `nebula`."""
+
+    colours: Colours = _colours("#1d2f86", "#14899c", "#e0663c", "#ffd79a")
+    background: Colour = Field(default="#04060f", description="the colour of the sky without gas")
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the gas flows")
+    stars: float = Field(default=0.6, ge=0, le=1, description="how many stars shine")

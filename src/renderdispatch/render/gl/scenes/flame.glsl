@@ -1,8 +1,6 @@
 // Flames that the spectrum feeds: the bass burns in the middle, the highest notes at the sides, and sparks fly above.
 // Parameters: colours (from the rims to the hottest places), root, background, gain, pulse, speed, embers.
 
-const float TURN = 6.2831853;
-
 // Chance in whole numbers, so that every device draws the same.
 uint mixed(uint x) {
     x ^= x >> 16;
@@ -13,6 +11,12 @@ uint mixed(uint x) {
 }
 
 float chance(uint x) { return float(mixed(x) >> 8) / 16777216.0; }
+
+// Nearly a sine, of radians: smooth up to its second derivative, and quick where a CPU draws.
+float swell(float radians) {
+    float high = abs(2.0 * fract(radians * 0.15915494 - 0.25) - 1.0);
+    return high * high * (6.0 - 4.0 * high) - 1.0;
+}
 
 vec3 colour_at(float at) {
     float place = clamp(at, 0.0, 1.0) * float(coloursCount - 1);
@@ -45,7 +49,7 @@ vec2 stirred(vec2 at, float rise) {
     float fine = 3.1;
     for (int n = 0; n < 8; n++) {
         float phase = fine * (dot(at, along) - rise * along.y) + 1.7 * float(n) + 0.8 * rise;
-        at += 0.55 * loose / fine * sin(phase) * vec2(along.y, -along.x);
+        at += 0.55 * loose / fine * swell(phase) * vec2(along.y, -along.x);
         along = mat2(0.6, -0.8, 0.8, 0.6) * along;
         fine *= 1.38;
     }
@@ -54,7 +58,7 @@ vec2 stirred(vec2 at, float rise) {
 
 // Sparks: one in each cell of a grid that rises, blown from side to side.
 vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float loud) {
-    vec2 grid = vec2(at.x + 0.045 * sin(at.y * 7.0 - rise * 2.0 + float(layer)), at.y - rise) * cells;
+    vec2 grid = vec2(at.x + 0.045 * swell(at.y * 7.0 - rise * 2.0 + float(layer)), at.y - rise) * cells;
     vec2 cell = floor(grid);
     uint seed = uint(int(cell.x) + 4096) * 73856093u ^ uint(int(cell.y) + 1048576) * 19349663u ^ layer * 83492791u;
     seed = mixed(seed);
@@ -67,7 +71,7 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
     away.y *= 0.45;
     float radius = max((0.0012 + 0.0022 * kind) * (1.0 - 0.4 * at.y), 0.9 * pixel);
     float glow = exp(-dot(away, away) / (radius * radius)) + 0.12 * exp(-dot(away, away) / (25.0 * radius * radius));
-    float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * sin(rise * 9.0 + 40.0 * kind));
+    float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
     return glow * alive * colour_at(0.45 + 0.5 * kind);
 }
 
@@ -95,13 +99,13 @@ void mainImage(out vec4 colour, in vec2 place) {
     vec2 gas = stirred(at, rise);
     float side = abs(gas.x) / half_width;
     float fed = gain * fed_at(side);
-    float lobes = 0.80 + 0.20 * cos(gas.x * 13.0 + 1.3 * sin(0.7 * rise));
+    float lobes = 0.80 + 0.20 * swell(gas.x * 13.0 + 1.57 + 1.3 * swell(0.7 * rise));
     float height = (0.44 + 0.28 * loud + 0.46 * fed) * lobes / (1.0 + 1.9 * side * side) + 0.06 * beat;
     float heat = 1.0 - gas.y / height;
-    float strands = sin(gas.x * 27.0 + 1.5 * sin(gas.y * 6.0 - rise));
-    float fine = sin(gas.x * 61.0 - 2.0 * strands + gas.y * 9.0);
+    float strands = swell(gas.x * 27.0 + 1.5 * swell(gas.y * 6.0 - rise));
+    float fine = swell(gas.x * 61.0 - 2.0 * strands + gas.y * 9.0);
     float front = heat * (0.80 + 0.20 * strands + 0.06 * fine) - 0.10;
-    float behind = heat * 0.75 + 0.26 + 0.10 * sin(gas.x * 17.0 + 2.0 - gas.y * 3.0);
+    float behind = heat * 0.75 + 0.26 + 0.10 * swell(gas.x * 17.0 + 2.0 - gas.y * 3.0);
     float blue = smoothstep(0.11, 0.0, at.y * (1.0 + 0.35 * strands));
 
     // The light that the fire throws on the smoke around it.

@@ -38,11 +38,17 @@ vec3 waves_of_the_sound() {
     return size * vec3(0.040 + 0.080 * bass, 0.012 + 0.040 * middle, 0.003 + 0.010 * high);
 }
 
+// Nearly a cosine, of turns: smooth up to its second derivative, and quick where a CPU draws.
+vec3 swell(vec3 turns) {
+    vec3 high = abs(2.0 * fract(turns) - 1.0);
+    return high * high * (6.0 - 4.0 * high) - 1.0;
+}
+
 float wave_at(vec3 at, Motion motion) {
     float t = motion.flow;
-    vec3 slow = sin(3.1 * at + vec3(t, 1.3 * t + 2.0, 0.7 * t + 4.0));
-    vec3 quick = sin(6.7 * at.yzx + 1.6 * slow + vec3(1.1 * t, 0.0, -0.8 * t));
-    vec3 fine = sin(15.0 * at.zxy + 1.3 * quick - vec3(0.0, 2.0 * t, 0.0));
+    vec3 slow = swell(0.49 * at + vec3(0.16 * t, 0.21 * t + 0.3, 0.11 * t + 0.6));
+    vec3 quick = swell(1.07 * at.yzx + 0.25 * slow + vec3(0.18 * t, 0.25, -0.13 * t));
+    vec3 fine = swell(2.40 * at.zxy + 0.21 * quick - vec3(0.0, 0.32 * t, 0.0));
     return motion.waves.x * (slow.x * slow.y + slow.y * slow.z + 0.5 * slow.x)
         + motion.waves.y * (quick.x * quick.y + quick.z)
         + motion.waves.z * (fine.x + fine.y * fine.z);
