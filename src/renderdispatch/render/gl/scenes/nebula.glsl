@@ -35,12 +35,13 @@ float clouds(vec3 at, float flow, int octaves) {
     float sum = 0.0;
     float high = 0.5;
     vec3 bent = vec3(0.0);
+    at = at * TURNED;
     for (int n = 0; n < octaves; n++) {
-        vec3 wave = swell(at + 0.55 * bent + vec3(0.0, 0.11 * flow, 0.0));
+        vec3 wave = swell(at + 0.46 * bent + vec3(0.0, 0.11 * flow, 0.0));
         sum += high * (wave.x * wave.y + wave.z * 0.6);
         bent = wave.zxy;
-        at = TURNED * at * 1.83 + 0.27;
-        high *= 0.56;
+        at = TURNED * at * 1.87 + 0.27;
+        high *= 0.50;
     }
     return sum;
 }
@@ -51,7 +52,7 @@ vec3 stars_at(vec3 way, float cells, float pixel, uint layer) {
     uvec3 whole = uvec3(ivec3(cell) + 4096);
     uint seed = mixed(whole.x * 73856093u ^ whole.y * 19349663u ^ whole.z * 83492791u ^ layer * 2654435761u);
     float kind = float(seed >> 24) / 256.0;
-    if (kind > 0.75 * stars) {
+    if (kind > 0.45 * stars) {
         return vec3(0.0);
     }
     vec3 own = vec3(seed & 255u, (seed >> 8) & 255u, (seed >> 16) & 255u) / 255.0;
@@ -79,9 +80,9 @@ vec3 look(vec3 eye, vec3 way, float pixel) {
 
     vec3 far = eye * 0.12 + way;             // eight metres away
     vec3 near = (eye * 0.4 + way) * 0.9;    // two and a half
-    float wide = clouds(0.42 * far + drift * 0.5 + 0.11, 0.5 * flow, 3);
-    float cold = clouds(0.75 * far + 0.22 * wide + drift + 0.31, flow, 6);
-    float dust = clouds(0.95 * near - 0.30 * wide + 1.6 * drift + 0.73, flow, 6);
+    float wide = clouds(0.34 * far + drift * 0.5 + 0.11, 0.5 * flow, 3);
+    float cold = clouds(0.58 * far + 0.20 * wide + drift + 0.31, flow, 6);
+    float dust = clouds(0.66 * near - 0.24 * wide + 1.5 * drift + 0.73, flow, 5);
 
     vec3 sun = normalize(vec3(0.22, 0.10, -1.0));
     vec3 other = normalize(vec3(-0.55, -0.22, -1.0));
@@ -90,18 +91,19 @@ vec3 look(vec3 eye, vec3 way, float pixel) {
     float shine = (0.35 + 0.9 * bass + 0.9 * beat + 0.3 * loud) * (0.030 / (0.022 + to_sun))
         + (0.30 + 0.9 * loud) * (0.016 / (0.020 + to_other));
 
-    float thick = smoothstep(-0.35, 0.75, cold);
-    float dark = smoothstep(0.05, 0.55, dust);
-    float brink = smoothstep(-0.25, 0.10, dust) * (1.0 - dark);
-    float warm = 0.28 + 0.34 * wide + 0.30 * cold;
+    float thick = smoothstep(-0.40, 0.70, cold);
+    float dark = smoothstep(0.10, 0.62, dust);
+    float brink = smoothstep(-0.20, 0.16, dust) * (1.0 - dark);
+    float warm = 0.34 + 0.44 * wide + 0.26 * cold;
+    vec3 gas = colour_at(warm);
     vec3 light = background * background * 4.0;
-    light += colour_at(warm) * thick * (0.16 + 0.55 * loud) * (0.6 + thick);
-    light += colour_at(0.45 + 0.4 * thick) * shine * (0.15 + 0.6 * thick * thick);
-    vec3 sky = stars_at(way, 34.0, pixel, 1u) + stars_at(way, 60.0, pixel, 2u);
+    light += gas * thick * (0.26 + 0.50 * loud) * (0.40 + 1.3 * thick * thick);
+    light += (1.1 * gas + 0.25 * colour_at(0.6 + 0.4 * thick)) * shine * (0.12 + 0.75 * thick);
+    vec3 sky = stars_at(way, 22.0, pixel, 1u) + stars_at(way, 47.0, pixel, 2u);
     light += sky * (1.0 - 0.6 * thick);
-    light *= mix(1.0, 0.16, dark);
-    light += colour_at(0.62 + 0.3 * brink) * brink * brink * (0.05 + 0.30 * loud + 0.5 * shine) * 0.6;
-    return light;
+    light *= mix(1.0, 0.14, dark);
+    light += colour_at(warm + 0.30) * brink * brink * (0.03 + 0.06 * loud + 0.34 * shine);
+    return max(mix(vec3(dot(light, vec3(0.3, 0.5, 0.2))), light, 1.22), 0.0);
 }
 
 // Bright light is rolled off, and what eight bits cannot hold is left to chance, so that gradients have no steps.
