@@ -37,11 +37,11 @@ float clouds(vec3 at, float flow, int octaves) {
     vec3 bent = vec3(0.0);
     at = at * TURNED;
     for (int n = 0; n < octaves; n++) {
-        vec3 wave = swell(at + 0.46 * bent + vec3(0.0, 0.11 * flow, 0.0));
+        vec3 wave = swell(at + 0.50 * bent + vec3(0.0, 0.11 * flow, 0.0));
         sum += high * (wave.x * wave.y + wave.z * 0.6);
         bent = wave.zxy;
         at = TURNED * at * 1.87 + 0.27;
-        high *= 0.50;
+        high *= 0.535;
     }
     return sum;
 }
@@ -80,27 +80,27 @@ vec3 look(vec3 eye, vec3 way, float pixel) {
 
     vec3 far = eye * 0.12 + way;             // eight metres away
     vec3 near = (eye * 0.4 + way) * 0.9;    // two and a half
-    float wide = clouds(0.34 * far + drift * 0.5 + 0.11, 0.5 * flow, 3);
-    float cold = clouds(0.58 * far + 0.20 * wide + drift + 0.31, flow, 6);
-    float dust = clouds(0.66 * near - 0.24 * wide + 1.5 * drift + 0.73, flow, 5);
+    float wide = clouds(0.40 * far + drift * 0.5 + 0.11, 0.5 * flow, 3);
+    float cold = clouds(0.74 * far + 0.24 * wide + drift + 0.31, flow, 6);
+    float dust = clouds(0.80 * near - 0.26 * wide + 1.5 * drift + 0.73, flow, 5);
 
     vec3 sun = normalize(vec3(0.22, 0.10, -1.0));
     vec3 other = normalize(vec3(-0.55, -0.22, -1.0));
     float to_sun = max(1.0 - dot(way, sun), 0.0);
     float to_other = max(1.0 - dot(way, other), 0.0);
-    float shine = (0.35 + 0.9 * bass + 0.9 * beat + 0.3 * loud) * (0.030 / (0.022 + to_sun))
+    float shine = (0.35 + 0.9 * bass + 0.9 * beat + 0.3 * loud) * (0.034 / (0.018 + to_sun))
         + (0.30 + 0.9 * loud) * (0.016 / (0.020 + to_other));
 
-    float thick = smoothstep(-0.40, 0.70, cold);
+    float thick = smoothstep(-0.42, 1.00, cold);
     float dark = smoothstep(0.10, 0.62, dust);
     float brink = smoothstep(-0.20, 0.16, dust) * (1.0 - dark);
     float warm = 0.34 + 0.44 * wide + 0.26 * cold;
     vec3 gas = colour_at(warm);
     vec3 light = background * background * 4.0;
-    light += gas * thick * (0.26 + 0.50 * loud) * (0.40 + 1.3 * thick * thick);
+    light += gas * thick * (0.26 + 0.58 * loud) * (0.30 + 1.6 * thick * thick);
     light += (1.1 * gas + 0.25 * colour_at(0.6 + 0.4 * thick)) * shine * (0.12 + 0.75 * thick);
     vec3 sky = stars_at(way, 22.0, pixel, 1u) + stars_at(way, 47.0, pixel, 2u);
-    light += sky * (1.0 - 0.6 * thick);
+    light += sky * (1.0 - 0.75 * thick);
     light *= mix(1.0, 0.14, dark);
     light += colour_at(warm + 0.30) * brink * brink * (0.03 + 0.06 * loud + 0.34 * shine);
     return max(mix(vec3(dot(light, vec3(0.3, 0.5, 0.2))), light, 1.22), 0.0);
