@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from renderdispatch.protocols import Report
@@ -38,6 +39,16 @@ class Artist(Protocol):
         """Return a new picture of a frame, of the output's size.
 
         If the frame before was not the last one that was drawn, earlier pictures count as black.
+        """
+
+    def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
+        """Yield a new picture of each frame, as `draw` would, for frames that come in order.
+
+        One or two frames may be drawn before the first picture is yielded, so that drawing goes on while pictures are
+        used: `moments` is ahead of the pictures. Draw nothing else until the last one.
+
+        Args:
+            moments: States and frames.
         """
 
     def flat(self, state: Any, frame: Frame) -> Picture:

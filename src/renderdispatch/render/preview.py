@@ -22,10 +22,10 @@ from renderdispatch.messages import Output, RenderOrder, read_output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
 from renderdispatch.render.alone import check_moment, order_alone
-from renderdispatch.render.artist import Artist, picture_at
+from renderdispatch.render.artist import picture_at
 from renderdispatch.render.features import Features
 from renderdispatch.render.picture import Picture
-from renderdispatch.render.poster import PosterMoment, to_image
+from renderdispatch.render.poster import brightest, to_image
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song
 from renderdispatch.render.tags import describe_song
@@ -109,7 +109,7 @@ def draw_moment(
         ) as features,
     ):
         if at is None:
-            index = _brightest(artist, features, report)
+            index = brightest(artist, features, report)
         else:
             index = _index_at(Fraction(str(at)), order, features, sound.duration)
         return Moment(index, picture_at(artist, features, index, report))
@@ -121,16 +121,6 @@ def _index_at(at: Fraction, order: RenderOrder, features: Features, duration: Fr
         covered = f"the video shows the song from {float(start):g} s to {float(start + duration):.6g} s"
         raise InvalidRequestError(f"{covered}; {float(at):g} s is outside of it", code="preview.range")
     return min(int((at - start) * order.output.fps), len(features) - 1)
-
-
-def _brightest(artist: Artist, features: Features, report: Report) -> int:
-    """Return the index of the frame that a poster shows."""
-    state, moment = artist.start(), PosterMoment(len(features), features.fps)
-    for frame in features:
-        state = artist.step(state, frame)
-        moment.see(state, frame, artist.light(state, frame))
-        report(frame.index, len(features))
-    return moment.best[1].index
 
 
 def save_picture(picture: Picture, path: Path) -> None:

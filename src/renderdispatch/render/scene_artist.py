@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -68,6 +69,14 @@ class SceneArtist:
             SceneError: The scene raised an exception.
         """
         return self._projection.place(self.flat(state, frame))
+
+    def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
+        """Yield a new picture of each frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        return (self.draw(state, frame) for state, frame in moments)
 
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.

@@ -1,12 +1,12 @@
 """How does OpenGL draw the frames of a video?
 
-Each frame sets Shadertoy's inputs, draws the buffers and the image, and reads the image back.
+Each frame sets Shadertoy's inputs, draws the buffers and the image, and reads the image back. While one frame is
+drawn, the one before it is converted and encoded.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -18,17 +18,14 @@ from renderdispatch.render.device import device_class
 from renderdispatch.render.features import TEXTURE_WIDTH, Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
+from renderdispatch.render.gl.reading import reader_for
 from renderdispatch.render.gl.shader import BUFFERS, IMAGE, SOUND, Channel, Shader
-from renderdispatch.render.picture import Canvas, Converter, Picture
+from renderdispatch.render.picture import Canvas, Picture
 from renderdispatch.render.projection import projection_of
 
 _DATE: Final = (2026.0, 0.0, 1.0, 0.0)
 """A fixed day: a picture must not depend on when it is drawn."""
 
-_PACK_INVERT: Final = 0x8758
-"""GL_PACK_INVERT_MESA: read the rows from the top down."""
-_RGBA: Final = 0x1908
-_UNSIGNED_BYTE: Final = 0x1401
 _EYE: Final = 0.032
 """How far an eye is from the middle of the head, in the scene's units: metres, if the scene means to look natural."""
 
@@ -49,6 +46,7 @@ class GlArtist:
         pictures: By source (``cover``, ``image 1`` to ``image 3``): (rows, columns, 3) uint8, RGB.
         declarations: Of further uniforms, in GLSL.
         values: Of these uniforms.
+        planar: Whether OpenGL makes yuv420p; None is what is faster on this device.
     """
 
     def __init__(
@@ -60,6 +58,7 @@ class GlArtist:
         pictures: Mapping[str, Canvas] | None = None,
         declarations: str = "",
         values: Values | None = None,
+        planar: bool | None = None,
     ) -> None:
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
@@ -73,7 +72,8 @@ class GlArtist:
         self._projection = projection_of(output)
         width, height = self._projection.width, self._projection.height
         self._size = width, height
-        self._seen = width, height // max(self._eyes, 1)
+        # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
+        self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
         self._sound = context.texture((TEXTURE_WIDTH, 2), 1)
         self._sound.repeat_x = self._sound.repeat_y = False
         self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
@@ -92,8 +92,7 @@ class GlArtist:
         ]
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
         self._last = -1
-        self._pixels = np.empty((height, width, 4), np.uint8)
-        self._converter = Converter()
+        self._reader = reader_for(device, self._size, planar=planar)
 
     def start(self) -> GlState:
         """Return the state before the first frame."""
@@ -113,6 +112,27 @@ class GlArtist:
 
     def flat(self, state: GlState, frame: Frame) -> Picture:
         """Return the shader's own picture of a frame."""
+        self._reader.forget()
+        self._submit(state, frame)
+        return self._reader.picture(self._reader.fetch())
+
+    def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
+        """Draw frames that come in order, and yield a new picture of each."""
+        self._reader.forget()
+        asked = 0
+        for state, frame in moments:
+            # What is fetched is converted when the next frame is being drawn, and not before that.
+            fetched = self._reader.fetch() if asked == self._reader.ahead else None
+            self._submit(state, frame)
+            if fetched is None:
+                asked += 1
+            else:
+                yield self._projection.place(self._reader.picture(fetched))
+        for _ in range(asked):
+            yield self._projection.place(self._reader.picture(self._reader.fetch()))
+
+    def _submit(self, state: GlState, frame: Frame) -> None:
+        """Have a frame drawn, and ask for its pixels."""
         if frame.index != self._last + 1:
             for buffer in self._buffers.values():
                 buffer.clear()
@@ -130,7 +150,7 @@ class GlArtist:
             place, first = (2 * eye - 1) * (self._eyes - 1), (height - rows) * (self._eyes - 1 - eye)
             own = {"renderdispatch_eye": place * _EYE, "renderdispatch_below": float(first)}
             image.draw({**common, **own}, textures, rows=(first, rows))
-        return self._read(image.framebuffer)
+        self._reader.ask(image.framebuffer)
 
     def _common(self, state: GlState, frame: Frame) -> dict[str, Any]:
         """Return the uniforms of a frame that all passes share."""
@@ -166,11 +186,3 @@ class GlArtist:
         texture = self._device.context.texture((columns, rows), 3, upwards, alignment=1)
         texture.build_mipmaps()
         return texture
-
-    def _read(self, framebuffer: moderngl.Framebuffer) -> Picture:
-        width, height = self._size
-        framebuffer.use()
-        library = self._device.library
-        library.glPixelStorei(_PACK_INVERT, 1)
-        library.glReadPixels(0, 0, width, height, _RGBA, _UNSIGNED_BYTE, ctypes.c_void_p(self._pixels.ctypes.data))
-        return self._converter.from_rgba(self._pixels, width, height)
