@@ -47,7 +47,7 @@ vec2 stirred(vec2 at, float rise) {
     float loose = 0.25 + 0.75 * smoothstep(0.0, 0.45, at.y);
     vec2 along = vec2(0.28, 0.96);
     float fine = 3.1;
-    for (int n = 0; n < 8; n++) {
+    for (int n = 0; n < 7; n++) {
         float phase = fine * (dot(at, along) - rise * along.y) + 1.7 * float(n) + 0.8 * rise;
         at += 0.55 * loose / fine * swell(phase) * vec2(along.y, -along.x);
         along = mat2(0.6, -0.8, 0.8, 0.6) * along;
@@ -70,7 +70,11 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
     vec2 away = (grid - cell - own) / cells;
     away.y *= 0.45;
     float radius = max((0.0012 + 0.0022 * kind) * (1.0 - 0.4 * at.y), 0.9 * pixel);
-    float glow = exp(-dot(away, away) / (radius * radius)) + 0.12 * exp(-dot(away, away) / (25.0 * radius * radius));
+    float off = dot(away, away) / (radius * radius);
+    if (off > 100.0) {
+        return vec3(0.0);
+    }
+    float glow = exp(-off) + 0.12 * exp(-0.04 * off) * (1.0 - 0.01 * off);
     float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
     return glow * alive * colour_at(0.45 + 0.5 * kind);
 }
@@ -78,24 +82,8 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
 // The blue light at the root, where the gas is not yet hot.
 vec3 root_light(float body, float strands) { return root * body * (0.50 + 0.22 * strands); }
 
-// Bright light is rolled off, and what eight bits cannot hold is left to chance, so that gradients have no steps.
-vec3 shown(vec3 light, vec2 place) {
-    vec3 rolled = 0.92 * (1.0 - exp(-light));
-    uint seed = uint(place.x) * 0x9e3779b1u ^ uint(place.y) * 0x85ebca77u ^ uint(iFrame) * 0xc2b2ae3du;
-    return rolled + (chance(seed) - 0.5) / 255.0;
-}
-
-void mainImage(out vec4 colour, in vec2 place) {
-    float least = min(iResolution.x, iResolution.y);
-    vec2 size = iResolution.xy / least;
-    float tall = pow(size.y, 0.75);
-    vec2 at = vec2(place.x - 0.5 * iResolution.x, place.y) / (least * tall);
-    float half_width = 0.5 * size.x / tall;
-    float pixel = 1.0 / (least * tall);
-    float rise = speed * (0.30 * iTime + 0.75 * gain * iEnergy);
-    float loud = gain * iLevel;
-    float beat = pulse * iBeat;
-
+// The light of the flames.
+vec3 fire(vec2 at, float half_width, float rise, float loud, float beat) {
     vec2 gas = stirred(at, rise);
     float side = abs(gas.x) / half_width;
     float fed = gain * fed_at(side);
@@ -108,18 +96,42 @@ void mainImage(out vec4 colour, in vec2 place) {
     float behind = heat * 0.75 + 0.26 + 0.10 * swell(gas.x * 17.0 + 2.0 - gas.y * 3.0);
     float blue = smoothstep(0.11, 0.0, at.y * (1.0 + 0.35 * strands));
 
-    // The light that the fire throws on the smoke around it.
-    vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud));
-    vec3 light = background * (1.25 - 0.5 * at.y);
-    light += colour_at(0.22) * (0.16 + 0.36 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
-
     float veil = smoothstep(0.0, 1.0, behind);
-    light += colour_at(0.10 + 0.35 * behind) * veil * veil * (0.35 + 0.35 * loud);
+    vec3 light = colour_at(0.10 + 0.35 * behind) * veil * veil * (0.35 + 0.35 * loud);
     float body = smoothstep(0.0, 0.85, front);
     vec3 flame = colour_at(1.15 * front) * body * (0.55 + 2.1 * front * front);
     flame *= 0.80 + 0.60 * loud + 0.60 * beat;
     flame = mix(flame, root_light(body, strands), 0.85 * blue);
-    light += flame;
+    return light + flame;
+}
+
+// Bright light is rolled off, and what eight bits cannot hold is left to chance, so that gradients have no steps.
+vec3 shown(vec3 light, vec2 place) {
+    vec3 rolled = 0.92 * (1.0 - exp(-light));
+    uint seed = uint(place.x) * 0x9e3779b1u ^ uint(place.y) * 0x85ebca77u ^ uint(iFrame) * 0xc2b2ae3du;
+    return rolled + (chance(seed) - 0.5) / 255.0;
+}
+
+void mainImage(out vec4 colour, in vec2 place) {
+    float least = min(iResolution.x, iResolution.y);
+    vec2 size = iResolution.xy / least;
+    float tall = mix(1.0, size.y, 0.72);
+    vec2 at = vec2(place.x - 0.5 * iResolution.x, place.y) / (least * tall);
+    float half_width = 0.5 * size.x / tall;
+    float pixel = 1.0 / (least * tall);
+    float rise = speed * (0.30 * iTime + 0.75 * gain * iEnergy);
+    float loud = gain * iLevel;
+    float beat = pulse * iBeat;
+
+    // The light that the fire throws on the smoke around it.
+    vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud));
+    vec3 light = background * (1.25 - 0.5 * at.y);
+    light += mix(colours[0], colours[1], 0.6) * (0.16 + 0.36 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
+
+    float top = 0.72 + 0.34 * loud + 0.42 * gain; // no flame is seen above it
+    if (at.y < top) {
+        light += fire(at, half_width, rise, loud, beat) * smoothstep(top, top - 0.2, at.y);
+    }
     light += 2.2 * (0.6 + 0.6 * loud + beat) * (
         sparks(at, 0.55 * rise, 7.0, 1u, pixel, loud) + sparks(at + 0.37, 0.8 * rise, 11.0, 2u, pixel, loud));
     colour = vec4(shown(light, place), 1.0);

@@ -21,6 +21,18 @@ vec3 colour_at(float turns) {
     return mixed_in * mixed_in; // as light
 }
 
+// Nearly a cosine, of turns: smooth up to its second derivative, and quick where a CPU draws.
+vec3 swell(vec3 turns) {
+    vec3 high = abs(2.0 * fract(turns) - 1.0);
+    return high * high * (6.0 - 4.0 * high) - 1.0;
+}
+
+// How fast it rises.
+vec3 rise(vec3 turns) {
+    vec3 high = 2.0 * fract(turns) - 1.0;
+    return 24.0 * high * (1.0 - abs(high));
+}
+
 // How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
 float heard(int texel) { return smoothstep(0.35, 0.95, texelFetch(iChannel0, ivec2(texel, 0), 0).x); }
 
@@ -38,23 +50,37 @@ vec3 waves_of_the_sound() {
     return size * vec3(0.040 + 0.080 * bass, 0.012 + 0.040 * middle, 0.003 + 0.010 * high);
 }
 
-// Nearly a cosine, of turns: smooth up to its second derivative, and quick where a CPU draws.
-vec3 swell(vec3 turns) {
-    vec3 high = abs(2.0 * fract(turns) - 1.0);
-    return high * high * (6.0 - 4.0 * high) - 1.0;
+vec3 slow_turns(vec3 at, float flow) { return 0.49 * at + vec3(0.16, 0.21, 0.11) * flow + vec3(0.0, 0.3, 0.6); }
+
+vec3 quick_turns(vec3 at, float flow, vec3 slow) {
+    return 1.07 * at.yzx + 0.25 * slow + vec3(0.18, 0.0, -0.13) * flow + vec3(0.0, 0.25, 0.0);
 }
 
-float wave_at(vec3 at, Motion motion) {
-    float t = motion.flow;
-    vec3 slow = swell(0.49 * at + vec3(0.16 * t, 0.21 * t + 0.3, 0.11 * t + 0.6));
-    vec3 quick = swell(1.07 * at.yzx + 0.25 * slow + vec3(0.18 * t, 0.25, -0.13 * t));
-    vec3 fine = swell(2.40 * at.zxy + 0.21 * quick - vec3(0.0, 0.32 * t, 0.0));
-    return motion.waves.x * (slow.x * slow.y + slow.y * slow.z + 0.5 * slow.x)
-        + motion.waves.y * (quick.x * quick.y + quick.z)
-        + motion.waves.z * (fine.x + fine.y * fine.z);
+// How far a place is from the surface, without the fine waves: those only bend the light.
+float distance_to(vec3 at, Motion motion) {
+    vec3 slow = swell(slow_turns(at, motion.flow));
+    vec3 quick = swell(quick_turns(at, motion.flow, slow));
+    float wave = motion.waves.x * (slow.x * slow.y + slow.y * slow.z + 0.5 * slow.x)
+        + motion.waves.y * (quick.x * quick.y + quick.z);
+    return length(at) - motion.radius - wave;
 }
 
-float distance_to(vec3 at, Motion motion) { return length(at) - motion.radius - wave_at(at, motion); }
+// The direction away from the surface: that of the slope of the distance, and of the fine waves.
+vec3 normal_at(vec3 at, Motion motion) {
+    vec3 turns = slow_turns(at, motion.flow);
+    vec3 slow = swell(turns);
+    vec3 slow_rise = 0.49 * rise(turns);
+    turns = quick_turns(at, motion.flow, slow);
+    vec3 quick = swell(turns);
+    vec3 quick_rise = rise(turns);
+    turns = 2.40 * at.zxy + 0.21 * quick + vec3(0.0, -0.32, 0.0) * motion.flow;
+    vec3 fine = swell(turns);
+    vec3 by_fine = motion.waves.z * vec3(1.0, fine.z, fine.y) * rise(turns);
+    vec3 by_quick = (motion.waves.y * vec3(quick.y, quick.x, 1.0) + 0.21 * by_fine) * quick_rise;
+    vec3 by_slow = motion.waves.x * vec3(slow.y + 0.5, slow.x + slow.z, slow.y) + 0.25 * by_quick;
+    vec3 slope = by_slow * slow_rise + 1.07 * by_quick.zxy + 2.40 * by_fine.yzx;
+    return normalize(normalize(at) - slope);
+}
 
 // The panels of light around the horizon, in a direction: how bright each is, its notes say. The lowest are ahead.
 vec3 panels(vec3 way, float soft) {
@@ -82,10 +108,7 @@ vec3 room(vec3 way, float loud) {
 
 // The orb, as it is seen from a place relative to its middle.
 vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
-    vec2 step = vec2(0.004, -0.004);
-    vec3 normal = normalize(
-        step.xyy * distance_to(at + step.xyy, motion) + step.yyx * distance_to(at + step.yyx, motion)
-        + step.yxy * distance_to(at + step.yxy, motion) + step.xxx * distance_to(at + step.xxx, motion));
+    vec3 normal = normal_at(at, motion);
     float facing = clamp(-dot(normal, way), 0.0, 1.0);
     float edge = (1.0 - facing) * (1.0 - facing);
     edge *= edge;
@@ -100,32 +123,33 @@ vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
 // What an eye sees in a direction. `away` is how far the middle of the orb is ahead; `pixel` is an angle.
 vec3 look(vec3 eye, vec3 way, float away, float pixel, vec3 behind) {
     float loud = gain * iLevel;
-    float breath = sin(0.9 * iTime);
     Motion motion;
     motion.flow = speed * (0.35 * iTime + 0.9 * gain * iEnergy);
+    vec3 slow = swell(vec3(0.14 * iTime, 0.05 * motion.flow, 0.0));
+    float breath = slow.x;
     motion.radius = size * (0.66 + 0.008 * breath + 0.05 * loud + 0.05 * pulse * iBeat);
 
     vec3 from = eye + vec3(0.0, 0.0, away);
     float middle = -dot(from, way);
     float passing = middle > 0.0 ? length(from + middle * way) : away; // how near the ray comes to the middle
     float halo = exp(-3.2 * max(passing / motion.radius - 0.9, 0.0));
-    vec3 glow = colour_at(0.62 + 0.10 * sin(0.3 * motion.flow) + 0.25 * way.y);
+    vec3 glow = colour_at(0.62 + 0.10 * slow.y + 0.25 * way.y);
     vec3 light = behind + walls(way, loud) + glow * halo * (0.13 + 0.04 * breath + 0.50 * loud + 0.40 * pulse * iBeat);
 
     if (middle > 0.0 && passing < motion.radius + 0.35 * size) {
         motion.waves = waves_of_the_sound();
-        float reach = motion.radius + 1.8 * motion.waves.x + 2.0 * motion.waves.y + 2.0 * motion.waves.z;
+        float reach = motion.radius + 1.8 * motion.waves.x + 2.0 * motion.waves.y;
         float half_chord = sqrt(max(reach * reach - passing * passing, 0.0));
         float along = middle - half_chord;
         float nearest = 1.0;
         float nearest_at = middle;
-        for (int n = 0; n < 20; n++) {
+        for (int n = 0; n < 15; n++) {
             float gap = distance_to(from + along * way, motion);
             if (gap < nearest) {
                 nearest = gap;
                 nearest_at = along;
             }
-            along += 0.78 * gap;
+            along += 0.85 * gap;
             if (gap < 0.001 || along > middle + half_chord) {
                 break;
             }
