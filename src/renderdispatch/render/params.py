@@ -79,6 +79,9 @@ Colour = Annotated[str, Field(pattern=_HEX)]
 Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=MAX_COLOURS)]
 """One to eight colours, blended from the first to the last; a list, or text with commas."""
 
+FewColours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)]
+"""One to four colours, as `Colours`: so few that a shader blends them without a table, which takes CPUs long."""
+
 
 def _colours(*default: str) -> Any:
     return Field(default=default, description="the colours, first to last")
@@ -119,7 +122,7 @@ class RadialParams(LightParams):
 class FlameParams(SceneParams):
     """The parameters of `flame`."""
 
-    colours: Colours = _colours("#5c0d1f", "#d4301c", "#ff8a2a", "#ffe2a0")
+    colours: FewColours = _colours("#5c0d1f", "#d4301c", "#ff8a2a", "#ffe2a0")
     root: Colour = Field(default="#3566ff", description="the colour at the root of the flames")
     background: Colour = Field(default="#0c0710", description="the colour of the night behind")
     gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
@@ -131,7 +134,7 @@ class FlameParams(SceneParams):
 class OrbParams(SceneParams):
     """The parameters of `orb`."""
 
-    colours: Colours = _colours("#3a3dff", "#12c8ff", "#ff3fa4", "#ffb066")
+    colours: FewColours = _colours("#3a3dff", "#12c8ff", "#ff3fa4", "#ffb066")
     background: Colour = Field(default="#0a0b16", description="the colour of the room")
     gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
@@ -142,7 +145,7 @@ class OrbParams(SceneParams):
 class NebulaParams(SceneParams):
     """The parameters of `nebula`."""
 
-    colours: Colours = _colours("#1d2f86", "#14899c", "#e0663c", "#ffd79a")
+    colours: FewColours = _colours("#1d2f86", "#14899c", "#e0663c", "#ffd79a")
     background: Colour = Field(default="#04060f", description="the colour of the sky without gas")
     gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")

@@ -12,11 +12,18 @@ uint mixed(uint x) {
     return x ^ (x >> 16);
 }
 
+float into(float place, float first) {
+    float part = clamp(place - first, 0.0, 1.0);
+    return part * part * (3.0 - 2.0 * part);
+}
+
+// The colours, from the first at 0 to the last at 1.
 vec3 colour_at(float at) {
-    float place = clamp(at, 0.0, 1.0) * float(coloursCount - 1);
-    int first = min(int(place), max(coloursCount - 2, 0));
-    vec3 both = mix(colours[first], colours[min(first + 1, coloursCount - 1)], smoothstep(0.0, 1.0, place - float(first)));
-    return both * both; // as light
+    float place = at * float(coloursCount - 1);
+    vec3 colour = mix(colours[0], colours[1], into(place, 0.0));
+    colour = mix(colour, colours[2], into(place, 1.0));
+    colour = mix(colour, colours[3], into(place, 2.0));
+    return colour * colour; // as light
 }
 
 // How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.

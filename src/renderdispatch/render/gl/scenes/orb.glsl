@@ -12,13 +12,19 @@ uint mixed(uint x) {
     return x ^ (x >> 16);
 }
 
+float into(float place, float first) {
+    float part = clamp(place - first, 0.0, 1.0);
+    return part * part * (3.0 - 2.0 * part);
+}
+
 // The colours in a circle: 0 and 1 are the first one.
 vec3 colour_at(float turns) {
     float place = fract(turns) * float(coloursCount);
-    int first = min(int(place), coloursCount - 1);
-    int next = first + 1 == coloursCount ? 0 : first + 1;
-    vec3 mixed_in = mix(colours[first], colours[next], smoothstep(0.0, 1.0, place - float(first)));
-    return mixed_in * mixed_in; // as light
+    vec3 colour = mix(colours[0], colours[1], into(place, 0.0));
+    colour = mix(colour, colours[2], into(place, 1.0));
+    colour = mix(colour, colours[3], into(place, 2.0));
+    colour = mix(colour, colours[0], into(place, float(coloursCount - 1)));
+    return colour * colour; // as light
 }
 
 // Nearly a cosine, of turns: smooth up to its second derivative, and quick where a CPU draws.
