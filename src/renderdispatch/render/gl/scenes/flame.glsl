@@ -40,13 +40,11 @@ float fed_at(float side) {
     float bass = heard(4);
     float low = heard(11);
     float middle = heard(36) + 0.04;
-    float high = heard(120) + 0.10;
-    float air = heard(300) + 0.16;
-    float place = 4.0 * clamp(side, 0.0, 1.0);
+    float high = heard(150) + 0.12;
+    float place = 3.0 * side;
     float fed = mix(bass, low, smoothstep(0.0, 1.0, place));
     fed = mix(fed, middle, smoothstep(1.0, 2.0, place));
     fed = mix(fed, high, smoothstep(2.0, 3.0, place));
-    fed = mix(fed, air, smoothstep(3.0, 4.0, place));
     return smoothstep(0.35, 0.95, fed);
 }
 
@@ -79,12 +77,11 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
     away.y *= 0.45;
     float radius = max((0.0012 + 0.0022 * kind) * (1.0 - 0.4 * at.y), 0.9 * pixel);
     float off = dot(away, away) / (radius * radius);
-    if (off > 100.0) {
-        return vec3(0.0);
-    }
-    float glow = exp(-off) + 0.12 * exp(-0.04 * off) * (1.0 - 0.01 * off);
+    float hot = max(1.0 - 0.25 * off, 0.0);
+    float warm = max(1.0 - 0.02 * off, 0.0);
+    float glow = hot * hot * hot + 0.12 * warm * warm * warm;
     float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
-    return glow * alive * colour_at(0.45 + 0.5 * kind);
+    return glow * alive * mix(colours[2], colours[3], kind);
 }
 
 // The blue light at the root, where the gas is not yet hot.
@@ -105,7 +102,7 @@ vec3 fire(vec2 at, float half_width, float rise, float loud, float beat) {
     float blue = smoothstep(0.11, 0.0, at.y * (1.0 + 0.35 * strands));
 
     float veil = smoothstep(0.0, 1.0, behind);
-    vec3 light = colour_at(0.10 + 0.35 * behind) * veil * veil * (0.35 + 0.35 * loud);
+    vec3 light = mix(colours[0], colours[1], min(0.30 + behind, 1.0)) * veil * veil * (0.35 + 0.35 * loud);
     float body = smoothstep(0.0, 0.85, front);
     vec3 flame = colour_at(1.15 * front) * body * (0.55 + 2.1 * front * front);
     flame *= 0.80 + 0.60 * loud + 0.60 * beat;
@@ -133,13 +130,10 @@ void mainImage(out vec4 colour, in vec2 place) {
 
     // The light that the fire throws on the smoke around it.
     vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud));
-    vec3 light = background * (1.25 - 0.5 * at.y);
-    light += mix(colours[0], colours[1], 0.6) * (0.16 + 0.36 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
+    vec3 light = background * (1.5 - 0.5 * at.y);
+    light += mix(colours[0], colours[1], 0.6) * (0.24 + 0.34 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
 
-    float top = 0.72 + 0.34 * loud + 0.42 * gain; // no flame is seen above it
-    if (at.y < top) {
-        light += fire(at, half_width, rise, loud, beat) * smoothstep(top, top - 0.2, at.y);
-    }
+    light += fire(at, half_width, rise, loud, beat);
     light += 2.2 * (0.6 + 0.6 * loud + beat) * (
         sparks(at, 0.55 * rise, 7.0, 1u, pixel, loud) + sparks(at + 0.37, 0.8 * rise, 11.0, 2u, pixel, loud));
     colour = vec4(shown(light, place), 1.0);

@@ -110,6 +110,7 @@ vec3 look(vec3 eye, vec3 way, float pixel) {
     light += sky * (1.0 - 0.75 * thick);
     light *= mix(1.0, 0.14, dark);
     light += colour_at(warm + 0.30) * brink * brink * (0.03 + 0.06 * loud + 0.34 * shine);
+    light *= 0.72 + 0.45 * loud + 0.20 * beat;
     return max(mix(vec3(dot(light, vec3(0.3, 0.5, 0.2))), light, 1.22), 0.0);
 }
 

@@ -50,9 +50,9 @@ struct Motion {
 };
 
 vec3 waves_of_the_sound() {
-    float bass = gain * 0.5 * (heard(3) + heard(6));
-    float middle = gain * 0.5 * (heard(20) + heard(45));
-    float high = gain * 0.5 * (heard(110) + heard(220));
+    float bass = gain * heard(4);
+    float middle = gain * heard(30);
+    float high = gain * heard(150);
     return size * vec3(0.040 + 0.080 * bass, 0.012 + 0.040 * middle, 0.003 + 0.010 * high);
 }
 
@@ -100,16 +100,16 @@ vec3 panels(vec3 way, float soft) {
 }
 
 // The light of the walls, which have no edges.
-vec3 walls(vec3 way, float loud) {
-    vec3 wash = colour_at(0.10 + 0.22 * way.y) * (1.0 - way.y * way.y);
-    return background * background * (2.6 + 1.8 * way.y) + wash * (0.035 + 0.06 * loud);
+vec3 walls(vec3 way) {
+    vec3 wash = mix(colours[0] * colours[0], colours[1] * colours[1], 0.55 + 0.45 * way.y);
+    return background * background * (2.6 + 1.8 * way.y) + wash * (0.022 + 0.04 * gain * iLevel);
 }
 
 // All the light that comes from a direction, for what reflects it.
-vec3 room(vec3 way, float loud) {
+vec3 room(vec3 way) {
     vec3 lamp = vec3(1.0, 0.96, 0.92) * smoothstep(0.66, 0.93, way.y) * (0.9 + 0.7 * pulse * iBeat);
-    vec3 floor_light = colour_at(0.65) * 0.45 * smoothstep(0.35, 1.0, -way.y);
-    return walls(way, loud) + panels(way, 0.03) + lamp + floor_light;
+    vec3 floor_light = 0.45 * (0.3 * colours[2] * colours[2] + colours[3] * colours[3]) * smoothstep(0.35, 1.0, -way.y);
+    return 1.5 * walls(way) + panels(way, 0.03) + lamp + floor_light;
 }
 
 // The orb, as it is seen from a place relative to its middle.
@@ -122,7 +122,7 @@ vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
     float hollow = smoothstep(0.03, -0.12, (length(at) - motion.radius) / size);
     float beat = pulse * iBeat;
     vec3 within = film * (0.10 + 0.25 * loud + (0.6 * beat + 0.5 * loud) * hollow) * (0.35 + 0.65 * facing);
-    vec3 mirror = room(reflect(way, normal), loud) * mix(0.32 + 1.1 * film, vec3(1.0), edge);
+    vec3 mirror = room(reflect(way, normal)) * mix(0.32 + 1.1 * film, vec3(1.0), edge);
     return mirror + within + film * edge * (0.25 + 0.8 * loud);
 }
 
@@ -140,7 +140,8 @@ vec3 look(vec3 eye, vec3 way, float away, float pixel, vec3 behind) {
     float passing = middle > 0.0 ? length(from + middle * way) : away; // how near the ray comes to the middle
     float halo = exp(-3.2 * max(passing / motion.radius - 0.9, 0.0));
     vec3 glow = colour_at(0.62 + 0.10 * slow.y + 0.25 * way.y);
-    vec3 light = behind + walls(way, loud) + glow * halo * (0.13 + 0.04 * breath + 0.50 * loud + 0.40 * pulse * iBeat);
+    vec3 light = behind + walls(way) + glow * (0.004 + 0.014 * loud);
+    light += glow * halo * (0.13 + 0.04 * breath + 0.50 * loud + 0.40 * pulse * iBeat);
 
     if (middle > 0.0 && passing < motion.radius + 0.35 * size) {
         motion.waves = waves_of_the_sound();
@@ -184,6 +185,6 @@ void mainImage(out vec4 colour, in vec2 place) {
 }
 
 void mainVR(out vec4 colour, in vec2 place, in vec3 eye, in vec3 way) {
-    vec3 light = look(eye, way, 1.8, TURN / iResolution.x, 0.35 * panels(way, 0.06));
+    vec3 light = look(eye, way, 1.5, TURN / iResolution.x, 0.35 * panels(way, 0.06));
     colour = vec4(shown(light, place), 1.0);
 }
