@@ -23,6 +23,9 @@ SHIPPED: Final[Mapping[str, str]] = {
     "bars": "renderdispatch.render:bars",
     "wave": "renderdispatch.render:wave",
     "radial": "renderdispatch.render:radial",
+    "flame": "renderdispatch.render:flame",
+    "nebula": "renderdispatch.render:nebula",
+    "orb": "renderdispatch.render:orb",
     "glsl": "renderdispatch.render:glsl",
 }
 

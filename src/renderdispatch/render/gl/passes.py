@@ -97,5 +97,8 @@ class DrawnPass:
         self._vertices.render(moderngl.TRIANGLES, vertices=3)
 
     def _set(self, name: str, value: Any) -> None:
-        if name in self._program:  # compilers drop what a shader does not use
+        if name in self._program:  # compilers drop what a shader does not use, also at the end of an array
+            length = getattr(self._program[name], "array_length", 1)
+            if isinstance(value, list):
+                value = value[:length] if length > 1 else value[0]
             self._program[name] = value
