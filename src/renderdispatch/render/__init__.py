@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from renderdispatch.render.gl.renderer import ShaderFileRenderer
-from renderdispatch.render.params import BarsParams, RadialParams, WaveParams
+from renderdispatch.render.gl.renderer import GlslRenderer, ShaderFileRenderer
+from renderdispatch.render.params import BarsParams, InkParams, RadialParams, TerrainParams, TunnelParams, WaveParams
 from renderdispatch.render.scene import NumpyRenderer
 
-__all__ = ["bars", "glsl", "radial", "wave"]
+__all__ = ["bars", "glsl", "ink", "radial", "terrain", "tunnel", "wave"]
 
 bars: Final = NumpyRenderer(
     "renderdispatch.render.scenes.bars:Bars",
@@ -27,6 +27,24 @@ wave: Final = NumpyRenderer(
 
 radial: Final = NumpyRenderer(
     "renderdispatch.render.scenes.radial:Radial", RadialParams, about="A spectrum around a pulsing disc."
+)
+
+tunnel: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:tunnel.glsl",
+    TunnelParams,
+    about="A flight through a shaft of glass tiles, which the notes light up.",
+)
+
+terrain: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:terrain.glsl",
+    TerrainParams,
+    about="A flight at dusk between mountains, whose lines of light are the spectrum.",
+)
+
+ink: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:ink.glsl",
+    InkParams,
+    about="Two inks that the music drips into water, where they flow and fade.",
 )
 
 glsl: Final = ShaderFileRenderer()

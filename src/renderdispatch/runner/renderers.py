@@ -22,6 +22,9 @@ SHIPPED: Final[Mapping[str, str]] = {
     "bars": "renderdispatch.render:bars",
     "wave": "renderdispatch.render:wave",
     "radial": "renderdispatch.render:radial",
+    "tunnel": "renderdispatch.render:tunnel",
+    "terrain": "renderdispatch.render:terrain",
+    "ink": "renderdispatch.render:ink",
     "glsl": "renderdispatch.render:glsl",
 }
 
