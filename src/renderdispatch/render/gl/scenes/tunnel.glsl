@@ -145,8 +145,8 @@ vec3 seen(vec3 origin, vec3 ray, float bent, float pixel) {
     float reach = 22.0 * sign(-ray.z);
     vec3 there = normalize(vec3(reach * reach * (0.5 * now.curve + reach * now.change / 6.0) - origin.xy, -reach));
     float off = 1.0 - dot(ray, there);
-    light += now.end * now.heart * (0.0022 / (off + 0.0035) + 0.012 / (off + 0.12));
-    return light * haze + fog * thick * thick * (0.10 + 2.6 * thick * thick * thick);
+    light += now.end * now.heart * (0.0045 / (off + 0.0035) + 0.006 / (off + 0.10));
+    return light * haze + fog * thick * thick * (0.08 + 2.0 * thick * thick * thick);
 }
 
 vec3 graded(vec3 light, vec2 place) {
