@@ -2,8 +2,8 @@
 // shore, high ones at the tops. The spectrum is also a northern light over them.
 //
 // Lengths are metres, of a model: the viewer is three metres above the water. Buffer A holds the land as the viewer has
-// it around himself: a column for each direction, a row for each distance. Buffer B holds how steeply one must look up
-// to see over all that is nearer. So the land at a pixel is found by halving, with no march along the ray.
+// it around himself: a column for each direction, a row for each distance. Buffer B holds how steeply one must look
+// to see over all that is nearer, and how steeply what is farther rises in the water's mirror. So the land at a pixel is found by halving, with no march along the ray.
 //
 // On Shadertoy, put these lines into Common:
 //   #define iLevel 0.6
@@ -20,8 +20,9 @@ const float NEAR = 1.6;
 const float FAR = 150.0;
 const float LINE = 0.6;                                        // height from one contour line to the next
 
-float rows() { return min(64.0, iResolution.y); }
-float columns() { return min(2048.0, iResolution.x); }
+int groups() { return int(min(14.0, iResolution.y / 4.0)); }                       // of four rows
+float rows() { return 4.0 * float(groups()); }
+float columns() { return min(1280.0, iResolution.x); }
 
 uint mixed(uint n) {
     n = (n ^ (n >> 16u)) * 0x7feb352du;
@@ -48,18 +49,22 @@ vec3 viewer() {
     return vec3(middle(along), 3.0 + 0.25 * wave(iTime / 11.0), along);
 }
 
-// Columns are directions, in turns from -0.5 to 0.5, ahead at 0; there are more of them ahead.
-float column_of(float turn) {
-    float t = 2.0 * abs(turn);
-    return (0.5 + 0.5 * sign(turn) * t * 4.0 / (1.0 + 3.0 * t)) * columns();
+// Columns are directions, x to the right and y ahead; there are more of them ahead. The direction behind is the middle of
+// the first column and of the last one.
+float column_of(vec2 way) {
+    float t = 0.25 * way.x / (abs(way.x) + abs(way.y));
+    t = way.y < 0.0 ? (way.x < 0.0 ? -0.5 : 0.5) - t : t;
+    return 0.5 * columns() + 2.0 * t / (0.5 + 3.0 * abs(t)) * (columns() - 1.0);
 }
 
-float turn_of(float column) {
-    float t = 2.0 * abs(column / columns() - 0.5);
-    return sign(column / columns() - 0.5) * 0.5 * t / (4.0 - 3.0 * t);
+vec2 way_of(float column) {
+    float t = (column - 0.5 * columns()) / (columns() - 1.0);
+    t *= 4.0 / (4.0 - 6.0 * abs(t));
+    float x = abs(t) > 1.0 ? sign(t) * 2.0 - t : t;
+    return normalize(vec2(x, sign(1.0 - abs(t)) * (1.0 - abs(x))));
 }
 
-float distance_of(float row) { return NEAR * exp2(row / (rows() - 1.0) * log2(FAR / NEAR)); }
+float distance_of(float row) { return NEAR * exp2(row * (log2(FAR / NEAR) / (rows() - 1.0))); }
 
 //! Buffer A
 
@@ -78,124 +83,141 @@ vec3 noise(vec2 place) {
 }
 
 // The height of the land above the water.
-float land(vec2 place, float swell) {
-    float beside = abs(place.x - middle(place.y));
-    vec2 at = place * 0.045;
+float land(vec2 place, float swell, int octaves) {
+    vec2 at = place * 0.045, slope = vec2(0.0);
     float size = 1.0, sum = 0.0;
-    vec2 slope = vec2(0.0);
-    for (int octave = 0; octave < 6; octave++) {               // steep places are smooth: so water wears down land
+    for (int octave = 0; octave < octaves; octave++) {         // steep places are smooth: so water wears down land
         vec3 n = noise(at);
         slope += n.yz * 0.9 * size;
         sum += size * n.x / (1.0 + dot(slope, slope));
         size *= 0.48;
         at = mat2(1.6, 1.2, -1.2, 1.6) * at + 17.0;
     }
-    float bank = smoothstep(2.5, 30.0, beside), shore = smoothstep(2.0, 9.0, beside);
-    return (sum * 15.0 - 4.5) * (0.16 + 1.1 * bank) * (0.75 + 0.5 * swell) - 1.6 * (1.0 - shore);
+    float away = abs(place.x - middle(place.y));
+    float bank = smoothstep(2.5, 30.0, away), shore = smoothstep(2.0, 9.0, away);
+    return (sum - 0.3) * (0.16 + 1.1 * bank) * (10.5 + 8.0 * swell) - 1.6 * (1.0 - shore);
 }
 
-// How much there is of the spectrum's part for a place, smooth in time.
-float swelling(float part) {
-    float at = 2.0 * exp2(part * 6.5) / 512.0;
-    return textureLod(iChannel0, vec2(at, 0.25), 0.0).x;
-}
-
+// Renderers on the CPU skip no branch, but they do end loops: so the pixels that hold nothing cost little.
 void mainImage(out vec4 colour, in vec2 place) {
-    colour = vec4(0.0);
-    if (place.x > columns() || place.y > rows()) return;
-    float turn = turn_of(place.x), distance = distance_of(place.y - 0.5);
-    vec3 eye = viewer();
-    vec2 at = eye.xz + distance * vec2(sin(2.0 * PI * turn), cos(2.0 * PI * turn));
-    float swell = swelling(clamp(abs(at.x - middle(at.y)) / 40.0, 0.0, 1.0));
-    float height = land(at, swell), step = 0.02 * distance;
-    float right = land(at + vec2(step, 0.0), swell), ahead = land(at + vec2(0.0, step), swell);
-    colour = vec4(height, (right - height) / step, (ahead - height) / step, swell);
+    bool used = place.x < columns() && place.y < rows();
+    float distance = distance_of(place.y - 0.5), bass = texelFetch(iChannel0, ivec2(4, 0), 0).x, step = 0.02 * distance;
+    vec2 at = viewer().xz + distance * way_of(place.x);
+    vec3 heights = vec3(0.0);
+    for (int n = 0; n < (used ? 3 : 0); n++) {
+        vec3 one = vec3(n == 0, n == 1, n == 2);
+        heights += one * land(at + step * one.yz, bass, used ? 6 : 0);
+    }
+    colour = vec4(heights.x, (heights.yz - heights.x) / step, distance);
 }
 
 //! Buffer B
 //! iChannel0: Buffer A, nearest, clamp
 
+// A pixel holds four rows: how steeply one must look to see over each of them and over all that is nearer. Above these
+// pixels are as many that hold how steeply what is farther rises in the mirror of the water, how far that is, and at
+// which of the four rows the land falls, as bits.
 void mainImage(out vec4 colour, in vec2 place) {
-    colour = vec4(0.0);
-    if (place.x > columns() || place.y > rows()) return;
-    float eye = viewer().y;
-    vec2 steepest = vec2(-99.0);
-    for (int row = 0; row <= int(place.y); row++) {
-        float height = texelFetch(iChannel0, ivec2(int(place.x), row), 0).x, far = 1.0 / distance_of(float(row));
-        steepest.x = max(steepest.x, (max(height, 0.0) - eye) * far);
-        if (height > 0.0) steepest.y = max(steepest.y, (height + eye) * far);      // as the water mirrors it
+    int group = int(place.y) % groups();
+    bool over = place.y < float(groups()), used = place.x < columns() && place.y < 2.0 * float(groups());
+    float eye = viewer().y, steepest = -99.0, mirrored = -99.0, far = 0.0, falls = 0.0;
+    vec4 tops = vec4(-99.0);
+    for (int row = over ? 0 : 4 * group; row < (!used ? 0 : over ? 4 * group + 4 : int(rows())); row++) {
+        vec4 found = texelFetch(iChannel0, ivec2(int(place.x), row), 0);
+        float slope = (max(found.x, 0.0) - eye) / found.w, rise = (found.x + eye) / found.w;
+        int part = row - 4 * group;
+        if (part > 0 && part < 5 && slope < steepest) falls += float(1 << (part - 1));
+        steepest = max(steepest, slope);
+        tops = part == 0 ? vec4(steepest) : part == 1 ? vec4(tops.x, vec3(steepest)) : part == 2 ? vec4(tops.xy, vec2(steepest)) : part == 3 ? vec4(tops.xyz, steepest) : tops;
+        if (part > 3 && found.x > 0.0 && rise > mirrored) {
+            mirrored = rise;
+            far = found.w;
+        }
     }
-    colour = vec4(steepest, 0.0, 1.0);
+    colour = over ? tops : vec4(mirrored, far, falls, 0.0);
 }
 
 //! Image
 //! iChannel0: sound
-//! iChannel1: Buffer A, nearest, clamp
+//! iChannel1: Buffer A, linear, clamp
 //! iChannel2: Buffer B, nearest, clamp
 
-const vec3 SUN = vec3(0.0, 0.105, -0.9945);
+const vec3 SUN = vec3(0.0, 0.105, -0.99447222);
 
-// The angle of a direction, in turns from -0.5 to 0.5: 0 along x.
-float turn(vec2 v) {
-    vec2 a = abs(v);
-    float q = min(a.x, a.y) / max(max(a.x, a.y), 1e-6), s = q * q;
-    float t = q * (0.15915 + s * (-0.05295 + s * (0.03066 + s * (-0.01842 + s * 0.00656))));
-    t = a.y > a.x ? 0.25 - t : t;
-    t = v.x < 0.0 ? 0.5 - t : t;
-    return v.y < 0.0 ? -t : t;
+// Four rows of buffer B, between two columns.
+vec4 tops(float column, int group) {
+    float left = clamp(floor(column - 0.5), 0.0, columns() - 2.0), part = column - 0.5 - left;
+    ivec2 at = ivec2(int(left), group);
+    return mix(texelFetch(iChannel2, at, 0), texelFetch(iChannel2, at + ivec2(1, 0), 0), part);
 }
 
-// A buffer at a row, between two columns.
-vec4 between(sampler2D buffer, float column, int row) {
-    float left = floor(column - 0.5), part = column - 0.5 - left;
-    int one = int(mod(left, columns())), two = int(mod(left + 1.0, columns()));
-    return mix(texelFetch(buffer, ivec2(one, row), 0), texelFetch(buffer, ivec2(two, row), 0), part);
-}
+struct Hit {
+    bool open;          // nothing but the sky
+    bool ridge;         // the land falls behind it
+    float distance;
+    float top;          // of the land up to there, as a slope
+    vec2 slope;
+    vec2 mirrored;      // how steeply land behind it rises in the mirror, and how far that is
+};
 
-// The first row that rises above a slope: as seen, or as mirrored. `shift` moves the columns as an eye beside the middle
-// of the head sees them.
-int row_above(float turned, float shift, float slope, bool mirrored, int first) {
-    int low = first, high = int(rows());
-    for (int n = 0; n < 7; n++) {
+// The first land that rises above a slope. `shift` is how far the eye is beside the middle of the head.
+Hit land_at(vec2 way, vec2 shift, float slope) {
+    int low = 0, high = groups();
+    float column = column_of(way);
+    bool beside = shift != vec2(0.0);
+    for (int n = 0; n < 4; n++) {
         int half_way = (low + high) / 2;
-        float at = column_of(turned + shift / distance_of(float(half_way)));
-        vec2 top = between(iChannel2, at, half_way).xy;
-        bool above = (mirrored ? top.y : top.x) >= slope;
+        if (beside) column = column_of(way + shift / distance_of(float(4 * half_way + 3)));
         if (low < high) {
-            if (above) high = half_way;
+            if (tops(column, half_way).w >= slope) high = half_way;
             else low = half_way + 1;
         }
     }
-    return low;
+    Hit hit;
+    hit.open = low == groups();
+    if (beside) column = column_of(way + shift / distance_of(float(4 * low + 3)));
+    vec4 four = tops(column, min(low, groups() - 1));
+    vec4 before = vec4(low == 0 ? -99.0 : tops(column, low - 1).w, four.xyz);
+    int part = int(four.x < slope) + int(four.y < slope) + int(four.z < slope);
+    float here = before[part], there = four[part];
+    vec3 behind = texelFetch(iChannel2, ivec2(int(column), min(low, groups() - 1) + groups()), 0).xyz;
+    hit.ridge = (int(behind.z) >> part & 1) == 1;
+    hit.top = there;
+    hit.mirrored = behind.xy;
+    // Heights are straight between the rows: then one over the distance is, along a ray.
+    float row = float(4 * low + part), mixed_in = clamp((slope - here) / max(there - here, 1e-5), 0.0, 1.0);
+    hit.distance = 1.0 / mix(1.0 / distance_of(row - 1.0), 1.0 / distance_of(row), mixed_in);
+    hit.slope = textureLod(iChannel1, vec2(column, row + mixed_in - 0.5) / iResolution.xy, 0.0).yz;
+    return hit;
 }
 
-// The glow of the sky over the horizon, without the sun.
+// The glow of the air, without the sun.
 vec3 air(vec3 ray) {
-    float up = max(ray.y, 0.0), low = 1.0 / (1.0 + 7.0 * up), to_sun = 0.5 + 0.5 * dot(ray.xz, SUN.xz);
-    vec3 high = linear(sky), warm = linear(sun);
-    vec3 violet = high * 1.6 + warm * 0.22;
-    vec3 light = mix(high * 0.42, violet * 0.62, low);
-    light += warm * low * low * low * (0.10 + 0.62 * to_sun * to_sun) * (0.75 + 0.35 * iLevel);
-    return light;
+    float up = max(ray.y, 0.0), low = 1.0 / (1.0 + 9.0 * up), to_sun = 0.5 + 0.5 * dot(ray.xz, SUN.xz);
+    vec3 high = linear(sky), warm = linear(sun), violet = high * 1.5 + warm * 0.16;
+    float strong = 0.62 + 0.5 * iLevel;
+    return (mix(high * 0.62, violet * 0.80, low) + warm * low * low * low * (0.06 + 0.55 * to_sun * to_sun * to_sun)) * strong;
 }
 
-vec3 heaven(vec3 ray, float turned, float pixel, float stars) {
-    float off = 1.0 - dot(ray, SUN);
-    float power = 0.62 + 0.55 * iLevel + 0.45 * pulse * iBeat + 0.03 * wave(iTime / 8.0);
+vec3 heaven(vec3 ray, vec2 way, float pixel, float stars) {
+    float off = max(1.0 - dot(ray, SUN), 0.0);
+    float power = 0.55 + 0.5 * iLevel + 0.5 * pulse * iBeat + 0.03 * wave(iTime / 8.0);
     vec3 warm = linear(sun), light = air(ray);
-    light += warm * power * (0.010 / (off + 0.012) + 0.05 / (off + 0.25));
+    light += warm * power * (0.010 / (off + 0.012) + 0.014 / (off + 0.16));
     float disc = smoothstep(1.5 * pixel, -1.5 * pixel, sqrt(2.0 * off) - 0.115);
-    light += (warm * 1.5 + 0.30) * power * disc * (0.8 + 2.2 * clamp(ray.y, 0.0, 0.25));
+    light += (warm * 1.5 + 0.22) * power * disc * (0.8 + 2.2 * clamp(ray.y, 0.0, 0.25));
 
     // The northern light: the spectrum from the sun to both sides.
-    float part = abs(turned) * 2.0, at = 2.0 * exp2(6.6 * sqrt(part)) / 512.0;
+    float part = 0.5 * abs(way.x) / (abs(way.x) + abs(way.y));
+    part = way.y < 0.0 ? 1.0 - part : part;
+    float at = 2.0 * exp2(6.6 * sqrt(part)) / 512.0;
     float note = textureLod(iChannel0, vec2(at, 0.25), 0.0).x;
-    float folds = 0.06 * wave(5.0 * part + iTime / 21.0) + 0.04 * wave(13.0 * part - iTime / 13.0) + 0.012 * wave(47.0 * part + iTime / 7.0);
-    float foot = 0.22 + 0.5 * folds, over = ray.y - foot;
-    float rays = 0.6 + 0.25 * wave(61.0 * part + iTime / 9.0) + 0.15 * wave(149.0 * part - iTime / 5.0);
-    float curtain = smoothstep(-0.05, 0.02, over) / (1.0 + 34.0 * max(over, 0.0) * max(over, 0.0) + 4.0 * max(over, 0.0));
-    float strong = note * note * note * (0.9 + 0.7 * iLevel) * rays * (0.25 + 0.75 * smoothstep(0.02, 0.12, part));
-    light += mix(linear(lines), linear(sky) * 2.0 + linear(sun) * 0.5, clamp(over * 2.6, 0.0, 1.0)) * curtain * strong * 1.25;
+    float folds = 0.07 * wave(4.0 * part + iTime / 23.0) + 0.035 * wave(11.0 * part - iTime / 15.0);
+    float over = ray.y - 0.20 - folds;
+    float rays = 0.62 + 0.22 * wave(37.0 * part + iTime / 11.0) + 0.16 * wave(83.0 * part - iTime / 7.0);
+    float curtain = smoothstep(-0.09, 0.03, over) / (1.0 + 30.0 * max(over, 0.0) * max(over, 0.0) + 3.0 * max(over, 0.0));
+    float strong = note * note * note * (0.6 + 0.9 * iLevel) * rays * smoothstep(0.0, 0.16, part);
+    light += mix(linear(lines), linear(sky) * 1.5 + linear(sun) * 0.6, clamp(over * 2.4, 0.0, 1.0)) * curtain * strong * 1.1;
 
     // Stars: cells of a cube around the viewer, so that they are alike in all directions.
     vec3 cube = ray * 58.0, cell = floor(cube);
@@ -207,42 +229,12 @@ vec3 heaven(vec3 ray, float turned, float pixel, float stars) {
     return light + stars * star * smoothstep(0.05, 0.4, ray.y) * 0.9;
 }
 
-struct Hit {
-    float distance;
-    vec2 slope;
-    float top;          // of the ridge, as a slope
-    int row;
-};
-
-Hit land_at(float turned, float shift, float slope, int first, float eye) {
-    Hit hit;
-    hit.row = row_above(turned, shift, slope, false, first);
-    if (hit.row >= int(rows())) return hit;
-    float far = distance_of(float(hit.row)), column = column_of(turned + shift / far);
-    vec4 there = between(iChannel1, column, hit.row);
-    hit.distance = far;
-    hit.slope = there.yz;
-    hit.top = between(iChannel2, column, hit.row).x;
-    if (hit.row > 0) {
-        float near = distance_of(float(hit.row - 1));
-        vec4 here = between(iChannel1, column_of(turned + shift / near), hit.row - 1);
-        float low = (max(here.x, 0.0) - eye) / near, high = (max(there.x, 0.0) - eye) / far;
-        float part = clamp((slope - low) / max(high - low, 1e-5), 0.0, 1.0);
-        // Heights are straight between the rows: then one over the distance is, along a ray.
-        hit.distance = 1.0 / mix(1.0 / near, 1.0 / far, part);
-        hit.slope = mix(here.yz, there.yz, part);
-    }
-    return hit;
-}
-
 // The light of a place of the land.
-vec3 ground(Hit hit, vec3 eye, vec3 ray, float slope, float pixel) {
+vec3 ground(Hit hit, vec3 eye, vec3 ray, vec2 way, float slope, float pixel, float pulsed) {
     float height = eye.y + slope * hit.distance;
-    vec2 way = normalize(ray.xz * vec2(1.0, -1.0));
-    vec2 at = eye.xz + hit.distance * way;
     vec3 normal = normalize(vec3(-hit.slope.x, 1.0, hit.slope.y));
     float rise = dot(hit.slope, way), aside = dot(hit.slope, vec2(way.y, -way.x));
-    vec3 light = linear(sky) * (0.05 + 0.22 * normal.y * normal.y) + linear(sun) * 0.5 * max(dot(normal, SUN), 0.0);
+    vec3 light = linear(sky) * (0.10 + 0.45 * normal.y * normal.y) + linear(sun) * 0.30 * max(dot(normal, SUN), 0.0);
     light *= 0.55 + 0.45 * smoothstep(0.0, 9.0, height);
 
     float level = height / LINE, nearest = floor(level + 0.5);
@@ -251,80 +243,52 @@ vec3 ground(Hit hit, vec3 eye, vec3 ray, float slope, float pixel) {
     float thin = 0.035 + 0.9 * changes, line = smoothstep(thin, 0.0, abs(level - nearest)) * 0.05 / thin * 1.4;
     line = mix(line, 0.07, smoothstep(0.3, 0.8, changes));
     float halo = 0.05 / (0.06 + abs(level - nearest)) * 0.25;
-    float ring = hit.distance - 9.0 * -log(max(iBeat, 0.01)) - 2.0;
-    float pulsed = pulse * iBeat / (1.0 + 0.10 * ring * ring);
     vec3 hue = mix(linear(lines), linear(sun), smoothstep(1.0, 11.0, height));
     light += hue * (line + 0.12 * halo) * (0.10 + 0.25 * iLevel + 2.6 * band * band * band + 5.0 * pulsed);
     return light;
 }
 
+// Where the water mirrors a ray to, at a place; `footprint` is the size of a pixel there.
+vec3 mirrored(vec2 at, vec3 ray, float footprint) {
+    float choppy = (0.4 + 0.9 * iLevel) / (1.0 + 60.0 * footprint);
+    vec2 ripple = vec2(wave(at.x * 0.53 + at.y * 0.21 + iTime * 0.31) + 0.6 * wave(at.x * 1.1 - at.y * 0.7 - iTime * 0.43),
+                       wave(at.y * 0.61 - at.x * 0.17 + iTime * 0.37) + 0.6 * wave(at.y * 1.3 + at.x * 0.47 + iTime * 0.29));
+    vec3 look = reflect(ray, normalize(vec3(0.016 * ripple.x * choppy, 1.0, 0.04 * ripple.y * choppy)));
+    return normalize(vec3(look.x, abs(look.y) + 0.002, look.z));
+}
+
 vec3 seen(vec3 origin, vec3 ray, float pixel) {
     vec3 eye = viewer();
     eye.y += origin.y;
-    float flat_length = max(length(ray.xz), 1e-4), slope = ray.y / flat_length;
-    vec2 way = ray.xz / flat_length;
-    float turned = turn(vec2(-way.y, way.x));
-    float shift = (origin.x * -way.y + origin.z * way.x) / (2.0 * PI);             // the eye is to the right of the head
+    float level = max(length(ray.xz), 1e-4), slope = ray.y / level;
+    vec2 way = vec2(ray.x, -ray.z) / level, shift = vec2(origin.x, -origin.z);
     float size = pixel * (1.0 + slope * slope);
 
-    vec3 light = vec3(0.0);
+    vec3 light = vec3(0.0), haze = air(vec3(ray.x, 0.03, ray.z));
     float left = 1.0;                                          // how much of the pixel is not covered yet
-    int first = 0;
-    float below = slope;
-    for (int layer = 0; layer < 2; layer++) {
-        Hit hit = land_at(turned, shift, below, first, eye.y);
-        bool open = hit.row >= int(rows());
-        float height = eye.y + below * hit.distance;
-        bool water = !open && height < 0.03;
-        if (hit.row == 0) { water = true; }
-        float cover = open ? 1.0 : clamp((hit.top - below) / size + 0.5 * float(layer), 0.0, 1.0);
-        if (water) cover = 1.0;
-        vec3 colour = vec3(0.0);
-        if (open || water) {
-            vec3 look = ray;
-            float shine = 1.0, far = eye.y / max(-slope, 1e-3);
-            vec3 mirror = vec3(0.0);
-            bool land_mirrored = false;
-            if (water) {
-                vec2 at = eye.xz + far * vec2(way.x, -way.y);
-                float calm = 1.0 / (1.0 + 0.012 * far * far * pixel * 900.0);
-                float choppy = (0.5 + 0.9 * iLevel) * calm;
-                vec2 ripple = vec2(wave(at.x * 0.53 + at.y * 0.21 + iTime * 0.31) + 0.6 * wave(at.x * 1.1 - at.y * 0.7 - iTime * 0.43),
-                                   wave(at.y * 0.61 - at.x * 0.17 + iTime * 0.37) + 0.6 * wave(at.y * 1.3 + at.x * 0.47 + iTime * 0.29));
-                vec3 normal = normalize(vec3(0.016 * choppy * ripple.x, 1.0, 0.045 * choppy * ripple.y));
-                look = reflect(ray, normal);
-                look.y = abs(look.y) + 0.002;
-                look = normalize(look);
-                float cosine = clamp(-ray.y, 0.0, 1.0), grazing = 1.0 - cosine;
-                shine = 0.05 + 0.95 * grazing * grazing * grazing * grazing;
-                float up = look.y / max(length(look.xz), 1e-4);
-                int mirrored_row = row_above(turned, shift, up, true, hit.row);
-                land_mirrored = mirrored_row < int(rows());
-                if (land_mirrored) {
-                    float d = distance_of(float(mirrored_row));
-                    mirror = mix(linear(sky) * 0.10, air(vec3(ray.x, 0.02, ray.z)), 1.0 - exp(-0.014 * d));
-                }
-            }
-            colour = land_mirrored ? mirror : heaven(look, turned, pixel, open ? 1.0 : 0.0);
-            if (water) {
-                float ring = far - 9.0 * -log(max(iBeat, 0.01)) - 2.0;
-                colour = colour * shine + linear(sky) * 0.05;
-                colour += linear(lines) * pulse * iBeat * 0.35 / (1.0 + 0.4 * ring * ring);
-                hit.distance = far;
-            }
-        } else {
-            colour = ground(hit, eye, ray, below, pixel);
+    for (int layer = 0; layer < 2; layer++) {                  // at the edge of a ridge, what is behind it too
+        Hit hit = land_at(way, shift, slope);
+        float water_at = eye.y / max(-slope, 1e-3), ring = 9.0 * -log(max(iBeat, 0.01)) + 2.0;
+        bool water = !hit.open && hit.distance > water_at - 0.03 / max(-slope, 1e-3);
+        hit.distance = water ? water_at : hit.distance;
+        float cover = hit.ridge && !hit.open && !water ? clamp((hit.top - slope) / size + 0.5 * float(layer), 0.0, 1.0) : 1.0;
+        float shine = 1.0, shore = 0.0;
+        vec3 look = ray;
+        if (water) {
+            look = mirrored(eye.xz + water_at * way, ray, water_at * pixel);
+            float grazing = 1.0 - clamp(-ray.y, 0.0, 1.0);
+            shine = 0.06 + 0.94 * grazing * grazing * grazing * grazing;
+            shore = smoothstep(-0.01, 0.01, hit.mirrored.x - look.y / max(length(look.xz), 1e-3)) * exp(-0.014 * hit.mirrored.y);
         }
-        if (!open) {
-            float haze = 1.0 - exp(-0.016 * hit.distance);
-            float mist = haze * (water ? haze : 1.0);
-            colour = mix(colour, air(vec3(ray.x, 0.03, ray.z)), mist * 0.94);
-        }
-        light += left * cover * colour;
+        float pulsed = pulse * iBeat / (1.0 + 0.10 * (hit.distance - ring) * (hit.distance - ring));
+        vec3 colour = mix(heaven(look, way, pixel, water ? 0.0 : 1.0), linear(sky) * 0.10, shore) * shine;
+        if (water) colour += linear(sky) * 0.05 + linear(lines) * 0.35 * pulsed;
+        if (!water && !hit.open) colour = ground(hit, eye, ray, way, slope, pixel, pulsed);
+        float thick = hit.open ? 0.0 : 1.0 - exp(-0.016 * hit.distance);
+        light += left * cover * mix(colour, haze, 0.94 * thick * (water ? thick : 1.0));
         left *= 1.0 - cover;
-        if (left < 0.02 || open) break;
-        first = hit.row;
-        below = max(below, hit.top + 1e-5);
+        if (left < 0.02) break;
+        slope = max(slope, hit.top + 1e-5);
     }
     return light / max(1.0 - left, 1e-3);
 }
