@@ -26,6 +26,9 @@ SHIPPED: Final[Mapping[str, str]] = {
     "flame": "renderdispatch.render:flame",
     "nebula": "renderdispatch.render:nebula",
     "orb": "renderdispatch.render:orb",
+    "tunnel": "renderdispatch.render:tunnel",
+    "terrain": "renderdispatch.render:terrain",
+    "ink": "renderdispatch.render:ink",
     "glsl": "renderdispatch.render:glsl",
 }
 
