@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import Final, NoReturn
 
 import pytest
+
+from renderdispatch.errors import RenderDispatchError
 
 names_near_commands: Final = pytest.mark.skipif(
     tuple(map(int, version("click").split(".")[:2])) < (8, 4), reason="click names near commands since version 8.4"
@@ -41,12 +44,19 @@ def need_uwsgi() -> None:
 
 
 def need_opengl() -> None:
-    """Skip where OpenGL cannot be used without a screen."""
-    from renderdispatch.errors import RenderError
-    from renderdispatch.render.gl.context import open_device
+    """Skip where OpenGL cannot draw, not even on the CPU."""
+    if reason := _why_no_opengl():
+        lacking(reason)
 
+
+@cache
+def _why_no_opengl() -> str | None:
+    try:
+        from renderdispatch.render.gl.context import open_device
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed: pip install 'renderdispatch[gl]'"
     try:
         with open_device():
-            pass
-    except RenderError as error:
-        lacking(str(error))
+            return None
+    except RenderDispatchError as error:
+        return str(error)

@@ -1,7 +1,8 @@
 """Which moment of a video is on its poster?
 
 The brightest half second, by the scene's light, without the fades at both ends. While the video is drawn, the best
-moment so far is kept; it is drawn again at the end.
+moment so far is kept; it is drawn again at the end. Where that would take more than one frame, the moment is found
+before anything is drawn, and its picture is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from renderdispatch.render.features import Frame
+from renderdispatch.messages import Output
+from renderdispatch.protocols import Report
+from renderdispatch.render.artist import Artist, picture_at
+from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Converter, Picture
 
 _WINDOW_S: Final = Fraction(1, 2)
@@ -55,6 +59,52 @@ class PosterMoment:
         """The state and the frame of the moment."""
         assert self._best is not None
         return self._best[1:]
+
+
+class Poster:
+    """Has the picture of the poster when all frames are drawn.
+
+    Args:
+        artist: Draws the video.
+        features: Of all frames.
+        output: What is drawn.
+    """
+
+    def __init__(self, artist: Artist, features: Features, output: Output) -> None:
+        self._artist = artist
+        self._features = features
+        self._moment = PosterMoment(len(features), features.fps)
+        self._flat = output.projection == "flat"
+        self._best = None if artist.run_up == 0 else brightest(artist, features)
+        self._kept: Picture | None = None
+
+    def see(self, state: Any, frame: Frame) -> None:
+        """Take a frame that will be drawn next, and its state."""
+        if self._best is None:
+            self._moment.see(state, frame, self._artist.light(state, frame))
+
+    def drawn(self, index: int, picture: Picture) -> None:
+        """Take a frame that was drawn."""
+        if index == self._best:
+            self._kept = picture
+
+    def picture(self) -> Picture:
+        """Return the poster's picture; call it when all frames are drawn."""
+        if self._best is None:
+            return self._artist.flat(*self._moment.best)
+        if self._flat and self._kept is not None:
+            return self._kept
+        return picture_at(self._artist, self._features, self._best, flat=True)
+
+
+def brightest(artist: Artist, features: Features, report: Report = lambda _done, _total: None) -> int:
+    """Return the index of the frame that a poster shows. Nothing is drawn; ``report`` is called for each frame."""
+    state, moment = artist.start(), PosterMoment(len(features), features.fps)
+    for frame in features:
+        state = artist.step(state, frame)
+        moment.see(state, frame, artist.light(state, frame))
+        report(frame.index, len(features))
+    return moment.best[1].index
 
 
 def write_poster(path: Path, picture: Picture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from renderdispatch.errors import RenderError, SceneError
 from renderdispatch.messages import Output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.device import device_class
+from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
@@ -23,6 +24,7 @@ class SceneArtist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
     rendered_by = "numpy"
+    gpu: DrawingGpu | None = None
     run_up: int | None = 0
 
     def __init__(
@@ -68,6 +70,14 @@ class SceneArtist:
             SceneError: The scene raised an exception.
         """
         return self._projection.place(self.flat(state, frame))
+
+    def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
+        """Yield a new picture of each frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        return (self.draw(state, frame) for state, frame in moments)
 
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.

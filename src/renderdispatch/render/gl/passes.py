@@ -107,6 +107,8 @@ class DrawnPass:
         first, count = rows or (0, framebuffer.height)
         framebuffer.viewport = (0, first, framebuffer.width, count)
         self._vertices.render(moderngl.TRIANGLES, vertices=3)
+        for number, one in enumerate(inputs):  # what is drawn next may read in its own way
+            one.sampler.clear(number)
         if self._is_mipmapped:
             self.shown.build_mipmaps()
 

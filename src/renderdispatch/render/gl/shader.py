@@ -152,6 +152,16 @@ def read_shader(text: str, *, name: str) -> Shader:
     return reader.finish()
 
 
+def reads_images(shader: Shader) -> bool:
+    """Return whether a pass reads one of an order's images."""
+    return any(
+        channel.source in IMAGES and re.search(rf"\b(?:iChannel|iCh){number}\b", text.code)
+        for one in shader.passes
+        for text in shader.texts_of(one)
+        for number, channel in enumerate(one.channels)
+    )
+
+
 class _Reader:
     """Takes the lines of one file."""
 
