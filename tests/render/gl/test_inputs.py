@@ -101,7 +101,7 @@ def test_a_broken_image(is_green: Callable[..., bool], tmp_path: Path) -> None:
 def test_a_missing_image(device: GlDevice, condition: str, text: str) -> None:
     """A file that reads an image that the job does not have is refused, with the way out."""
     channel = 0 if text else 2
-    with pytest.raises(SceneError, match=f"Image reads image 2 from iChannel{channel}, and the job has no") as caught:
+    with pytest.raises(SceneError, match=f"iChannel{channel} is image 2, and the job has no") as caught:
         artist_of(device, text + SHOW.format(condition), pictures={"image 1": np.zeros((1, 1, 3), np.uint8)})
     assert caught.value.code == "shader.image"
 

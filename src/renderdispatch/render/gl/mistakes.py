@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from renderdispatch.render.gl.shader import IMAGE, Pass, Shader
+from renderdispatch.render.gl.shader import Pass, Shader
 from renderdispatch.render.gl.text import Text, printable, shortened, unclosed_bracket
 
 OURS: Final = 2_000_000
@@ -52,7 +52,6 @@ def describe_mistakes(
         taken: The types of all inputs, by name.
     """
     texts = shader.texts_of(drawn)
-    where = "" if len(shader.passes) == 1 and drawn.name == IMAGE else f"{drawn.name}: "
     found: dict[int, str] = {}
     around: list[str] = []
     for line, what in _said(log):
@@ -62,10 +61,10 @@ def describe_mistakes(
             found.setdefault(line, what)
     if not found:
         line, what = _of_the_whole(texts, around, signature)
-        return where + what, line
+        return what, line
     said = [_with_its_line(texts, line, what, taken) for line, what in list(found.items())[:_MOST]]
     more = [f"; line {line}: {what}" for line, what in zip(list(found)[1:], said[1:], strict=False)]
-    return where + said[0] + "".join(more), next(iter(found))
+    return said[0] + "".join(more), next(iter(found))
 
 
 def line_of(name: str, texts: Iterable[Text]) -> int | None:

@@ -137,19 +137,18 @@ def compile_pass(
     """
     name = "mainImage" if entry == "image" else "mainVR"
     if line_of(name, shader.texts_of(drawn)) is None:
-        where = "" if len(shader.passes) == 1 else f" in {drawn.name}"
-        raise shader.wrong(f"there is no {name}{where}; write {SIGNATURES[entry]} {{ ... }}")
+        raise shader.wrong(f"there is no {name}; write {SIGNATURES[entry]} {{ ... }}", drawn=drawn)
     try:
         program = context.program(VERTEX, source_of(shader, drawn, entry, uniforms=uniforms))
     except moderngl.Error as error:
         what, line = describe_mistakes(shader, drawn, str(error), signature=SIGNATURES[entry], taken=_TAKEN)
-        raise shader.wrong(what, line=line) from error
+        raise shader.wrong(what, drawn=drawn, line=line) from error
     known = {*_TAKEN, *_DECLARATION.findall(uniforms + _BEFORE)}
     for member in program:
         is_set = not isinstance(program[member], moderngl.Uniform | moderngl.UniformBlock)
         if (name := re.split(r"[.\[]", member)[0]) not in known and not is_set:
             what = f"nothing sets the uniform {name!r}; give it a value here, as a const"
-            raise shader.wrong(what, line=line_of(name, shader.texts_of(drawn)))
+            raise shader.wrong(what, drawn=drawn, line=line_of(name, shader.texts_of(drawn)))
     return program
 
 

@@ -123,9 +123,12 @@ class Shader:
         """Return what is compiled for a pass."""
         return (*self.common, drawn.text)
 
-    def wrong(self, what: str, *, line: int | None = None, code: str = "shader.compile") -> SceneError:
-        """Return the error of a mistake in this file."""
-        return _error(self.name, what, line=line, code=code)
+    def wrong(
+        self, what: str, *, drawn: Pass | None = None, line: int | None = None, code: str = "shader.compile"
+    ) -> SceneError:
+        """Return the error of a mistake in this file, which names the pass where there are several."""
+        where = self.name if drawn is None or len(self.passes) == 1 else f"{self.name}, {drawn.name}"
+        return _error(where, what, line=line, code=code)
 
 
 def read_shader(text: str, *, name: str) -> Shader:

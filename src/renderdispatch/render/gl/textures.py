@@ -137,6 +137,6 @@ def check_images(shader: Shader, reads: Mapping[str, Iterable[int]], pictures: I
         for number in reads[one.name]:
             source = one.channels[number].source
             if source in IMAGES and source not in there:
-                what = f"{one.name} reads {source} from iChannel{number}, and the job has no such image"
+                what = f"iChannel{number} is {source}, and the job has no such image"
                 advice = f"submit it, or say what it reads: '//! iChannel{number}: {COVER}'"
-                raise shader.wrong(f"{what}; {advice}", code="shader.image")
+                raise shader.wrong(f"{what}; {advice}", drawn=one, code="shader.image")
