@@ -65,7 +65,7 @@ uniform float renderdispatch_below;
 out vec4 renderdispatch_colour;
 vec4 renderdispatch_shown(vec4 colour) {
     uvec3 bits = floatBitsToUint(colour.rgb) & 0x7fffffffu;
-    return vec4(mix(clamp(colour.rgb, 0.0, 1.0), vec3(0.0), greaterThan(bits, uvec3(0x7f800000u))), 1.0);
+    return vec4(mix(colour.rgb, vec3(0.0), greaterThan(bits, uvec3(0x7f800000u))), 1.0);
 }
 void renderdispatch_ray(out vec2 place, out vec3 eye, out vec3 ahead) {
     place = gl_FragCoord.xy - vec2(0.0, renderdispatch_below);
@@ -74,7 +74,8 @@ void renderdispatch_ray(out vec2 place, out vec3 eye, out vec3 ahead) {
     eye = renderdispatch_eye * vec3(cos(turn.x), 0.0, sin(turn.x));
 }
 """
-"""What is not a number is black: a value that OpenGL leaves open would differ from device to device.
+"""What is not a number is black: a value that OpenGL leaves open would differ from device to device. It does not leave
+open that the others are clamped to 0 and 1 when they become bytes.
 
 In a 360 picture each column is a longitude, and each eye is beside the middle of the head, at right angles to it.
 """
