@@ -54,7 +54,6 @@ from renderdispatch.testing import make_order
 with numpy_held():
     import av
 
-    from renderdispatch.render.encoders import LIBX264
     from renderdispatch.render.features import Features
     from renderdispatch.render.mp4 import Mp4Writer
     from renderdispatch.render.picture import Picture
@@ -132,7 +131,7 @@ class Bench:
         """Libx264 alone, into nothing."""
 
         def run() -> None:
-            context = av.CodecContext.create(LIBX264.name, "w")
+            context = av.CodecContext.create("libx264", "w")
             context.width, context.height, context.pix_fmt = PICTURE.width, PICTURE.height, "yuv420p"
             context.time_base, context.framerate = 1 / PICTURE.fps, PICTURE.fps
             context.options = PRESET
