@@ -117,15 +117,15 @@ class ShaderFileRenderer(_OpenGlRenderer):
 def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **uniforms: Any) -> Iterator[Artist]:
     """Return what draws the text of a shader."""
     with extra_is_named(), gl_is_named():
-        from renderdispatch.render.covers import read_cover
+        from renderdispatch.render.covers import read_image
         from renderdispatch.render.gl.artist import GlArtist
         from renderdispatch.render.gl.context import open_device
         from renderdispatch.render.gl.shader import COVER, IMAGES, read_shader
     shader = read_shader(text, name=name)
-    pictures = {} if cover is None else {COVER: cover.pixels, IMAGES[0]: cover.pixels}
+    pictures: dict[str, Any] = {} if cover is None else {COVER: cover.pixels, IMAGES[0]: cover.pixels}
     for source, image in zip(IMAGES, order.images, strict=False):
         assert image.path is not None
-        pictures[source] = read_cover(Path(image.path)).pixels
+        pictures[source] = read_image(Path(image.path))
     with open_device(require_gpu=order.require_gpu) as device:
         yield GlArtist(device, shader, order.output, pictures=pictures, **uniforms)
 
