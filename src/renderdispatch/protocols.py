@@ -411,6 +411,28 @@ class SupportsCheck(Protocol):
 
 
 @runtime_checkable
+class SupportsSceneFiles(Protocol):
+    """A renderer that draws files of users, or a backend that has it: it can refuse such a file at submit."""
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a file that can never be drawn, as far as its text alone says that.
+
+        Args:
+            text: What the file says.
+            name: The file's own, for the message.
+        """
+
+
+@runtime_checkable
+class SupportsImages(Protocol):
+    """A renderer that may draw the images of an order. Of one without this power, requests have none."""
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether it draws them."""
+
+
+@runtime_checkable
 class SupportsDeviceClass(Protocol):
     """A backend that knows which devices draw for it. Those of one class make the same bytes of the same order."""
 

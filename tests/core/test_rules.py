@@ -10,6 +10,7 @@ from attrs import evolve
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.events import (
+    AttachmentsStored,
     AttemptFailed,
     AudioDropped,
     AudioStored,
@@ -20,7 +21,6 @@ from renderdispatch.engine.events import (
     CleanedUp,
     ClockAdvanced,
     ClockStepped,
-    CoverStored,
     Dispatched,
     JobEvent,
     LeaseDoubted,
@@ -379,13 +379,15 @@ def test_a_poster_is_the_attempt_s_own(asked: bool, reported: bool) -> None:
     assert done.artifact.poster_key == (own if asked and reported else None)
 
 
-def test_a_cover_is_stored_once() -> None:
-    """The first stored copy of a cover is recorded, by the attempt that has the job, until the render is dispatched."""
-    first, second = (CoverStored(token="token-1", cover=StoredAudio(key=key, size=5)) for key in ("a", "b"))
+def test_a_file_beside_the_audio_is_stored_once() -> None:
+    """The first stored copy of each is recorded, by the attempt that has the job, until the render is dispatched."""
+    a, b, c = (StoredAudio(key=key, size=5) for key in "abc")
+    first = AttachmentsStored(token="token-1", stored={"cover": a})
+    second = AttachmentsStored(token="token-1", stored={"cover": b, "image_1": c})
     job = after(new_job(), [claimed(), first, second])
-    assert job.cover == first.cover
-    assert decide(after(new_job(), [claimed()]), evolve(first, token="another"), _LATER).job.cover is None
-    assert after(new_job(), [*HISTORIES["dispatching"], first]).cover is None
+    assert job.attachments == {"cover": a, "image_1": c}
+    assert decide(after(new_job(), [claimed()]), evolve(first, token="another"), _LATER).job.attachments == {}
+    assert after(new_job(), [*HISTORIES["dispatching"], first]).attachments == {}
 
 
 @pytest.mark.parametrize(("size", "etag"), [(1, make_artifact().etag), (make_artifact().bytes, "another")])

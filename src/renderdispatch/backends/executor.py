@@ -33,7 +33,7 @@ from renderdispatch.messages import (
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, Renderer
 from renderdispatch.runner.render import check_renderer
-from renderdispatch.runner.renderers import find_renderer
+from renderdispatch.runner.renderers import check_scene_file, find_renderer
 from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends")
@@ -376,6 +376,10 @@ class ThreadBackend:
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
         check_renderer(self._renderers.get(request.scene) or find_renderer(request.scene), request)
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a scene file that can never be drawn."""
+        check_scene_file(text, name=name, renderers=self._renderers)
 
     def poll(self, call: BackendCall) -> CallState:
         """Return whether the render runs, or how it ended."""

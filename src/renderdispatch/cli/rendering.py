@@ -150,6 +150,7 @@ def _make(
     encoder: str | None,
     poster: bool,
     cover: Path | None,
+    images: tuple[Path, ...],
     params: list[tuple[str, JsonValue]],
     force: bool,
     as_json: bool,
@@ -161,13 +162,13 @@ def _make(
     began = time.monotonic()
     job: Job | None = None
     target = read_target(output, force=force)
+    chosen = ChosenScene.named(scene)
     try:
         targets = [target, target.poster] if poster else [target]
         for each in targets:
-            each.check(statuses_of(song, cover))
+            each.check(statuses_of(song, cover=cover, scene=chosen.shader, image=images))
         picture = read_picture(preset, size, fps, quality, encoder)
-        chosen = ChosenScene.named(scene)
-        if chosen.where is not None:
+        if chosen.where is not None or chosen.shader is not None:
             with interrupts.abrupt():  # the import of a file may take any time
                 chosen.load()
         bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
@@ -175,11 +176,12 @@ def _make(
         service, where = chosen.open_service(backend)
         with closing(service):  # its worker starts with the submit, and so with this job
             fields: dict[str, Any] = {
-                "scene": chosen.name,
+                "scene": chosen.submitted,
                 "output": picture,
                 "params": dict(params),
                 "limits": limits,
                 "cover": cover,
+                "images": images,
                 **where,
             }
             with open_song(song, interrupts) as audio:

@@ -286,9 +286,10 @@ def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
     return evolve(job, audio=event.audio, request=request)
 
 
-def store_cover(job: Job, event: events.CoverStored, now: datetime) -> Job:
-    """Record where the cover is stored, once."""
-    return job if job.cover is not None else evolve(job, cover=event.cover)
+def store_attachments(job: Job, event: events.AttachmentsStored, now: datetime) -> Job:
+    """Record where the files beside the audio are stored, each once."""
+    attachments = {**event.stored, **job.attachments}
+    return job if attachments == job.attachments else evolve(job, attachments=attachments)
 
 
 def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:

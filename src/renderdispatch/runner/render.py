@@ -28,7 +28,16 @@ from renderdispatch.errors import (
 )
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
-from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsGpuReason, SupportsParams, SupportsPreview
+from renderdispatch.protocols import (
+    Renderer,
+    Report,
+    SupportsGpu,
+    SupportsGpuReason,
+    SupportsImages,
+    SupportsParams,
+    SupportsPreview,
+    SupportsSceneFiles,
+)
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.probe import renders_here
@@ -58,11 +67,17 @@ def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> N
     """Refuse what this renderer can never do.
 
     Raises:
-        InvalidRequestError: A parameter is wrong.
+        InvalidRequestError: A parameter is wrong, the file is missing that the scene draws, or it draws no images.
         GpuUnavailableError: A GPU is required, and this renderer would draw on the CPU.
     """
     if isinstance(renderer, SupportsParams):
         renderer.check_params(wanted.params)
+    if isinstance(renderer, SupportsSceneFiles) and wanted.scene_file is None:
+        message = f"scene {wanted.scene!r} draws a Shadertoy file: pass its path as the scene"
+        raise InvalidRequestError(message, code="scene.file")
+    if wanted.images and not (isinstance(renderer, SupportsImages) and renderer.draws_images):
+        message = f"scene {wanted.scene!r} draws no images; leave them out, or pass a Shadertoy file that draws them"
+        raise InvalidRequestError(message, code="image.unused")
     if wanted.require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
         why = f": {renderer.why_no_gpu()}" if isinstance(renderer, SupportsGpuReason) else ""
         raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here{why}")
