@@ -24,6 +24,7 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.artist import Artist, picture_at
 from renderdispatch.render.features import Features
+from renderdispatch.render.one_pass import heard
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import PosterMoment, to_image
 from renderdispatch.render.renderer import VideoRenderer
@@ -107,6 +108,7 @@ def draw_moment(
             report=report,
             longest_s=order.max_duration,
         ) as features,
+        heard(artist, features, audio=audio, folder=Path(folder), report=report),
     ):
         if at is None:
             index = _brightest(artist, features, report)

@@ -26,6 +26,7 @@ from renderdispatch.render.boxes import finish
 from renderdispatch.render.device import check_device, picture_version
 from renderdispatch.render.features import Analyser, Features
 from renderdispatch.render.mp4 import ENCODER, Mp4Writer
+from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import PosterMoment, write_poster
 from renderdispatch.render.renderer import VideoRenderer
@@ -48,7 +49,7 @@ def render_video(
     picture, song = order.output, describe_song(order, audio)
     with (
         renderer.artist(order, cover=song.cover) as artist,
-        translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
+        translated({OSError: render_error, av.FFmpegError: render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         open_song(audio, order) as sound,
         _open_writer(Path(folder), picture, sound) as writer,
@@ -58,7 +59,8 @@ def render_video(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features:
             poster = None if order.poster is None else PosterMoment(len(features), picture.fps)
-            draw_and_encode(artist, features, writer, report, poster=poster)
+            with heard(artist, features, audio=audio, folder=Path(folder), report=report, poster=poster is not None):
+                draw_and_encode(artist, features, writer, report, poster=poster)
             writer.close()
             finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
             if poster is not None:
@@ -80,6 +82,8 @@ def render_video(
 
 
 def _poster_picture(artist: Artist, features: Features, poster: PosterMoment) -> Picture:
+    if isinstance(artist, OnePassArtist):
+        return artist.poster
     state, frame = poster.best
     return artist.flat(state, frame) if artist.run_up == 0 else picture_at(artist, features, frame.index, flat=True)
 
@@ -177,7 +181,7 @@ class Consumer(Generic[T]):
         self._unfinished.append(self._thread.submit(self._consume, item))
 
 
-def _render_error(error: OSError | av.FFmpegError) -> RenderError:
+def render_error(error: OSError | av.FFmpegError) -> RenderError:
     """Translate an error of the file system or of FFmpeg; some are both."""
     if isinstance(error, MemoryError):
         return RenderError("out of memory", code="memory.full")
