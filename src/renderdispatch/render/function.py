@@ -29,7 +29,7 @@ from inspect import Parameter, Signature, signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, get_type_hints, overload
 
-from pydantic import create_model
+from pydantic import ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
 from renderdispatch.errors import ConfigurationError
@@ -47,6 +47,12 @@ Drawing = Callable[..., Iterable[Any]]
 GIVEN: Final = ("width", "height", "fps", "cover")
 """What a function gets, of those that it names: pixels, pixels, frames a second as a `Fraction`, and the song's cover,
 (n, n, 3) uint8, RGB, or None."""
+
+
+class FunctionParams(SceneParams):
+    """The base of the parameters of functions, whose defaults are checked as given values are."""
+
+    model_config = ConfigDict(validate_default=True)
 
 
 class FunctionRenderer(VideoRenderer):
@@ -142,7 +148,7 @@ def _params_of(function: Drawing, said: Signature, name: str) -> type[SceneParam
     try:
         types = get_type_hints(annotated, getattr(function, "__globals__", {}), include_extras=True)
         fields: dict[str, Any] = {one.name: (types.get(one.name, type(one.default)), one.default) for one in own}
-        model: type[SceneParams] = create_model(f"{name}_params", __base__=SceneParams, **fields)
+        model: type[SceneParams] = create_model(f"{name}_params", __base__=FunctionParams, **fields)
         model()
     except (NameError, TypeError, ValueError, PydanticUserError) as error:
         raise ConfigurationError(f"the parameters of {name}: {error}") from error

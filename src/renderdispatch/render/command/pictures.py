@@ -104,9 +104,8 @@ class ProgramArtist(OnePassArtist):
     def _say_what_is_missing(self, number: int, program: Program) -> None:
         """Raise an error if there is no picture at all; that there are too few is said elsewhere."""
         if number == 0:
-            last = f"; its last line: {program.printed.last_line}" if program.printed.last_line else ""
             expected = self._renderer.picture_name(0)
-            message = f"{program.name} ended well and wrote no picture {expected} into {{frames}}{last}"
+            message = f"{program.name} exited with status 0 and wrote no picture {expected}{program.printed.tail}"
             raise SceneError(message, code="command.no-output")
 
     def _read(self, path: Path, converter: Converter) -> Picture:

@@ -42,7 +42,9 @@ _KEPT_LINES: Final = 20
 _LOOKED_AT: Final = 64
 """The lines at the end of a chunk that are searched for progress: a program that prints fast says it often."""
 _DISK_EVERY_S: Final = 0.25
-_LAST_LINE: Final = 300
+_TAIL_LINES: Final = 3
+_TAIL: Final = 500
+"""The lines and the characters that a message quotes: a program often says what is wrong before its last line."""
 _NO_SPACE: Final = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _ENDS: Final = re.compile(rb"[\r\n]+")
 
@@ -90,9 +92,10 @@ class Printed:
         self._open = b""
 
     @property
-    def last_line(self) -> str:
-        """The last line that is not blank, shortened."""
-        return self._lines[-1][:_LAST_LINE] if self._lines else ""
+    def tail(self) -> str:
+        """The last lines that are not blank, as a part of a message; empty if there are none."""
+        said = " | ".join(list(self._lines)[-_TAIL_LINES:])
+        return f": {said if len(said) <= _TAIL else '...' + said[-_TAIL:]}" if said else ""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -217,7 +220,7 @@ class Program:
 
     def error_of(self, status: int, faults: Mapping[int, FaultDomain]) -> RenderError:
         """Return what an exit status other than 0 means."""
-        last = f": {self.printed.last_line}" if self.printed.last_line else ""
+        last = self.printed.tail
         free, kept = self._free_and_kept()
         if free < kept or any(map(_NO_SPACE.search, self.printed.lines)):
             return RenderError(f"no space is left for the files of {self.name}{last}", code="disk.full")
@@ -242,7 +245,7 @@ class Program:
     def _check(self) -> None:
         if self.printed.size > self._bounds.printed:
             message = f"{self.name} printed more than {_mib(self._bounds.printed)}, and was ended"
-            raise SceneError(f"{message}: {self.printed.last_line}", code="command.printed-too-much")
+            raise SceneError(f"{message}{self.printed.tail}", code="command.printed-too-much")
         now = time.monotonic()
         if now < self._next_check:
             return

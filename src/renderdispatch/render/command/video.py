@@ -111,6 +111,6 @@ def _run(
         if status != 0:
             raise program.error_of(status, renderer.faults)
         if not target.is_file() or target.stat().st_size == 0:
-            last = f"; its last line: {program.printed.last_line}" if program.printed.last_line else ""
-            raise SceneError(f"{program.name} ended well and wrote no video{last}", code="command.no-output")
+            message = f"{program.name} exited with status 0 and wrote no video{program.printed.tail}"
+            raise SceneError(message, code="command.no-output")
     return target
