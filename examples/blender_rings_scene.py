@@ -1,4 +1,4 @@
-"""What runs in Blender for ``blender_rings.py``: it builds the scene once, then moves the rings and draws each frame."""
+"""What runs in Blender for ``blender_rings.py``: it builds the scene once, then moves the rings for each frame."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import bpy
 
@@ -35,7 +36,7 @@ def blended(colours: list[str], at: float) -> list[float]:
     return [a + (b - a) * (place - first) for a, b in zip(*pair, strict=True)]
 
 
-def shining(name: str, colour: list[float]):
+def shining(name: str, colour: list[float]) -> tuple[Any, Any]:
     """Return a material that sheds light of a colour, and the input for how much."""
     material = bpy.data.materials.new(name)
     material.use_nodes = True
@@ -47,7 +48,7 @@ def shining(name: str, colour: list[float]):
     return material, emission.inputs["Strength"]
 
 
-def mirror():
+def mirror() -> Any:
     """Return the material of the floor."""
     material = bpy.data.materials.new("mirror")
     material.use_nodes = True

@@ -1,7 +1,7 @@
 """Two scenes of FFmpeg's filters: ``renderdispatch render song.mp3 --scene ffmpeg_scope.py:notes`` (or ``scope``).
 
-They need the program (``apt-get install ffmpeg``). FFmpeg draws and encodes; the video is checked and described as every
-other one.
+They need the program (``apt-get install ffmpeg``). FFmpeg draws and encodes the video, which is then
+checked.
 """
 
 from __future__ import annotations

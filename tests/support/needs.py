@@ -38,3 +38,9 @@ def need_uwsgi() -> None:
     )
     if asked.stdout.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
         pytest.skip(f"uwsgi runs Python {asked.stdout.strip() or 'not at all'}, the tests {sys.version.split()[0]}")
+
+
+def need_blender() -> None:
+    """Skip where Blender is not installed."""
+    if shutil.which("blender") is None:
+        lacking("blender is not installed")

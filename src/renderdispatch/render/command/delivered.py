@@ -32,6 +32,9 @@ from renderdispatch.render.song import open_song, read_song
 FRAMES_OFF: Final = 1
 """How many frames a program's video may have more or less: programs cut the last one in different ways."""
 
+_RATE_OFF: Final = Fraction(1, 100)
+"""From here on it is another frame rate; below it, single frames are late or early."""
+
 _PIXELS: Final = frozenset({"yuv420p", "yuvj420p"})
 _ADVICE: Final = "-c:v libx264 -pix_fmt yuv420p"
 
@@ -101,7 +104,7 @@ def _problem_of(times: tuple[int, ...], time_base: Fraction, *, fps: Fraction, f
     """Return what a video has, and what was ordered, if these times are not those of the frames that were ordered."""
     count, step = len(times), time_base * fps
     lasts = (times[-1] - times[0]) * step  # in frames
-    if count > 1 and abs(lasts / (count - 1) - 1) > Fraction(1, 100):
+    if count > 1 and abs(lasts - (count - 1)) > max(_RATE_OFF * count, Fraction(2)):
         rate = f"{float(fps * (count - 1) / lasts):.5g}" if lasts else "endlessly many"
         return f"{rate} frames a second", f"{fps} were ordered"
     if abs(count - frames) > FRAMES_OFF:

@@ -39,8 +39,7 @@ _READ_AT_ONCE: Final = 64
 """Chunks that are read before anything else is checked."""
 _LINE_BYTES: Final = 4096
 _KEPT_LINES: Final = 20
-_LOOKED_AT: Final = 64
-"""The lines at the end of a chunk that are searched for progress: a program that prints fast says it often."""
+"""The lines at the end of a chunk that are looked at: a program that prints fast says its progress often."""
 _DISK_EVERY_S: Final = 0.25
 _TAIL_LINES: Final = 3
 _TAIL: Final = 500
@@ -81,7 +80,7 @@ class Printed:
     def take(self, piece: bytes) -> None:
         """Take the next bytes. Lines end with a line feed or, as those of progress, with a carriage return."""
         self.size += len(piece)
-        *complete, rest = (self._open + piece).replace(b"\r", b"\n").rsplit(b"\n", _LOOKED_AT)
+        *complete, rest = (self._open + piece).replace(b"\r", b"\n").rsplit(b"\n", _KEPT_LINES)
         self._open = rest[:_LINE_BYTES]
         for line in complete:
             self._see(line)
@@ -94,7 +93,8 @@ class Printed:
     @property
     def tail(self) -> str:
         """The last lines that are not blank, as a part of a message; empty if there are none."""
-        said = " | ".join(list(self._lines)[-_TAIL_LINES:])
+        said = " | ".join(list(self._lines)[-_TAIL_LINES:])[-2 * _TAIL :]
+        said = "".join(sign if sign.isprintable() else " " for sign in said)
         return f": {said if len(said) <= _TAIL else '...' + said[-_TAIL:]}" if said else ""
 
     @property
@@ -115,7 +115,7 @@ class Printed:
         text = line.rpartition(b"\n")[2][-_LINE_BYTES:].decode(errors="replace").strip()
         if not text:
             return
-        self._lines.append("".join(sign if sign.isprintable() else " " for sign in text))
+        self._lines.append(text)
         if self.progress is not None and (found := self.progress.search(text)):
             for unit, number in found.groupdict().items():
                 with suppress(ValueError, TypeError):

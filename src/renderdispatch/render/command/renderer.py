@@ -119,7 +119,7 @@ class CommandRenderer(VideoRenderer):
             raise ConfigurationError(f"faults: an exit status other than 0 is the fault of one of {known}")
 
     def __repr__(self) -> str:
-        return f"CommandRenderer({list(self.template.words)!r}, makes={self.makes!r})"
+        return f"CommandRenderer({self.name[:80]!r}, makes={self.makes!r})"
 
     @property
     def shows_progress(self) -> bool:
