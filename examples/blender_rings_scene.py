@@ -17,7 +17,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("--features", "--params", "--frames"):
         parser.add_argument(name, type=Path)
-    for name in ("--width", "--height", "--fps-num", "--fps-den", "--frame-count"):
+    for name in ("--width", "--height", "--fps-num", "--fps-den", "--frame-count", "--first-frame"):
         parser.add_argument(name, type=int)
     return parser.parse_args(sys.argv[sys.argv.index("--") + 1 :])
 
@@ -115,6 +115,8 @@ def main() -> None:
             tilt = 0.35 * heights[number] * math.sin(1.3 * frame / fps + number)
             ring.rotation_euler = (tilt, tilt / 2, 0)
             strength.default_value = 0.1 + 0.8 * heights[number] ** 2 + 0.25 * features["beat"][frame]
+        if frame < given.first_frame:  # a preview: only the heights follow from what came before
+            continue
         around = 0.25 * frame / fps
         camera.location = (9.5 * math.sin(around), -9.5 * math.cos(around), 3.6)
         scene.render.filepath = str(given.frames / f"{frame:06d}.png")

@@ -1,7 +1,7 @@
-"""How do pictures that only come in one order, from the first to the last, become frames?
+"""How do pictures that come one after the other, each once, become frames?
 
-A function that yields pictures, and a program that writes them, make each picture once. So the picture of the poster is
-kept when it comes by: it follows from the sound alone.
+A function yields them, or a program writes them. The picture of the poster is kept when it comes by: which one it is
+follows from the sound alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from renderdispatch.render.projection import projection_of
 class OnePassArtist(ABC):
     """Draws all frames of a video in one pass; see `renderdispatch.render.artist.Artist`.
 
-    Frames are drawn in order, each once, within a block of `heard`; frame 0 begins a new pass.
+    Frames are drawn in order, each once, within a block of `heard`. Frame 0 begins a new pass. So does any other frame
+    that is not the next one, where ``run_up`` is 0.
 
     Args:
         output: Size, frame rate and projection.
@@ -44,8 +45,11 @@ class OnePassArtist(ABC):
         self._poster: Picture | None = None
 
     @abstractmethod
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self, first: int) -> Iterator[Picture]:
         """Iterate over the pictures of a new pass, (`rows`, `columns`) each, in a generator.
+
+        Args:
+            first: The frame to begin with; 0 unless ``run_up`` is 0.
 
         Raises:
             SceneError: The scene is at fault.
@@ -110,9 +114,9 @@ class OnePassArtist(ABC):
             SceneError: ``frames.too-few``, ``frames.too-many``, or as of `pictures`.
         """
         del state
-        if frame.index == 0:
+        if frame.index == 0 or (self.run_up == 0 and frame.index != self._next):
             self.close()
-            self._pass, self._next = self.pictures(), 0
+            self._pass, self._next = self.pictures(frame.index), frame.index
         if self._pass is None or frame.index != self._next:
             raise ValueError(f"frame {frame.index} is not the next one, {self._next}")
         picture = next(self._pass, None)

@@ -160,3 +160,14 @@ def test_a_preview_is_a_frame_of_the_video(song: Path) -> None:
     code = "for n in range(count): save(n, grey(10 * n))\ntime.sleep(60)"
     picture = preview(song, scene=drawing(code), at=0.4, output=Output(width=64, height=36))
     assert np.asarray(picture).mean() == pytest.approx(120, abs=2)
+
+
+def test_a_program_that_begins_anywhere_draws_a_preview_alone(song: Path, tmp_path: Path) -> None:
+    """It draws no frame before it."""
+    scene = drawing(
+        f"first = int(sys.argv[6]); open({str(tmp_path / 'first')!r}, 'w').write(str(first)); save(first, grey(9 * first))"
+    )
+    anywhere = CommandRenderer([*scene.template.words, "{first_frame}"], makes="frames")
+    picture = preview(song, scene=anywhere, at=0.4, output=Output(width=64, height=36))
+    assert np.asarray(picture).mean() == pytest.approx(108, abs=2)
+    assert (tmp_path / "first").read_text() == "12"

@@ -50,6 +50,7 @@ def filled(made: Template, **params: Any) -> list[str]:
         (["program"], "makes video writes to {output}"),
         (["program", "{frames}"], "makes video writes to {output}"),
         (["program", "{output}", "{frames}"], "and to nothing else"),
+        (["program", "{first_frame}", "{output}"], "for a command that makes frames"),
         (["{param.title}", "{output}"], "the program itself"),
         (["program", "{width:>9}", "{output}"], "a name alone"),
         (["program", "{width!r}", "{output}"], "a name alone"),

@@ -6,7 +6,7 @@ frame n at exactly n / fps, the song's sound if it has none, the index in front.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from heapq import merge
@@ -116,7 +116,9 @@ def _problem_of(times: tuple[int, ...], time_base: Fraction, *, fps: Fraction, f
     return None
 
 
-def write_anew(delivered: Delivered, target: Path, *, order: RenderOrder, audio: Path) -> None:
+def write_anew(
+    delivered: Delivered, target: Path, *, order: RenderOrder, audio: Path, check: Callable[[], None]
+) -> None:
     """Write the video as `Mp4Writer` would: frame n at n / fps, and with sound.
 
     Args:
@@ -124,6 +126,7 @@ def write_anew(delivered: Delivered, target: Path, *, order: RenderOrder, audio:
         target: A new file.
         order: The order.
         audio: The song, for a video without sound.
+        check: Called for each packet; raises to end the work.
 
     Raises:
         AudioError: The song cannot be read.
@@ -145,6 +148,7 @@ def write_anew(delivered: Delivered, target: Path, *, order: RenderOrder, audio:
         made.start_encoding()
         for packet in merge(packets, heard, key=_decoded_at):
             made.mux(packet)
+            check()
 
 
 def picture_of(delivered: Delivered, index: int) -> Picture:

@@ -82,6 +82,7 @@ def values_of(
     target: Path,
     size: tuple[int, int],
     cover: Cover | None,
+    first: int = 0,
 ) -> Mapping[str, str]:
     """Return the values of the placeholders, and write the files that they name.
 
@@ -95,6 +96,7 @@ def values_of(
         target: Where the program writes.
         size: Width and height of the pictures.
         cover: The song's cover.
+        first: The first frame to draw.
     """
     fps = order.output.fps
     paths = {name: folder / f"{name}{suffix}" for name, suffix in _SUFFIXES.items()}
@@ -122,6 +124,7 @@ def values_of(
         "start": f"{order.start:.6f}",
         "duration": f"{float(len(features) / fps):.6f}",
         "frame_count": str(len(features)),
+        "first_frame": str(first),
     }
 
 

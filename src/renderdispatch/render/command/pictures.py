@@ -50,20 +50,22 @@ class ProgramArtist(OnePassArtist):
         if renderer.draws_projection:
             output = output.model_copy(update={"projection": "flat"})  # its pictures are those of the video
         super().__init__(output, what=renderer.name)
+        if "first_frame" in renderer.template.uses:
+            self.run_up = 0
         self.rendered_by, self.device_class = renderer.name, device_class
         self._renderer, self._order, self._cover = renderer, order, cover
         self._params = renderer.read_params(order.params)
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self, first: int) -> Iterator[Picture]:
         """Run the program, and iterate over its pictures."""
         with ExitStack() as stack:
             folder = self.folder / "program"
             frames = folder / "frames"
             frames.mkdir(parents=True)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            program = stack.enter_context(self._start(folder, frames))
+            program = stack.enter_context(self._start(folder, frames, first))
             converter, status = Converter(), None
-            for number in range(self._total):
+            for number in range(first, self._total):
                 path = frames / self._renderer.picture_name(number)
                 pause_s = _CHECK_S
                 while status is None and not _is_complete(path):
@@ -73,7 +75,7 @@ class ProgramArtist(OnePassArtist):
                 if status:
                     raise program.error_of(status, self._renderer.faults)
                 if not path.exists():
-                    self._say_what_is_missing(number, program)
+                    self._say_what_is_missing(number, first, program)
                     return
                 yield self._read(path, converter)
                 path.unlink()
@@ -87,7 +89,7 @@ class ProgramArtist(OnePassArtist):
             if next(frames.iterdir(), None) is not None:
                 yield Picture.empty(self.columns, self.rows)  # one more than the frames, as whoever takes them sees
 
-    def _start(self, folder: Path, frames: Path) -> Program:
+    def _start(self, folder: Path, frames: Path, first: int) -> Program:
         values = values_of(
             self._renderer.template.uses,
             self._order,
@@ -96,15 +98,16 @@ class ProgramArtist(OnePassArtist):
             features=self.features,
             folder=folder,
             target=frames,
+            first=first,
             size=(self.columns, self.rows),
             cover=self._cover,
         )
         return self._renderer.start(values, self._params, folder=folder)
 
-    def _say_what_is_missing(self, number: int, program: Program) -> None:
+    def _say_what_is_missing(self, number: int, first: int, program: Program) -> None:
         """Raise an error if there is no picture at all; that there are too few is said elsewhere."""
-        if number == 0:
-            expected = self._renderer.picture_name(0)
+        if number == first:
+            expected = self._renderer.picture_name(first)
             message = f"{program.name} exited with status 0 and wrote no picture {expected}{program.printed.tail}"
             raise SceneError(message, code="command.no-output")
 

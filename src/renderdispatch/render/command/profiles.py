@@ -16,6 +16,9 @@ _ENCODING: Final = ("-c:v", "libx264", "-preset", "veryfast", "-crf", "19")
 _PLAIN: Final = r"[\w .#+-]*"
 """The text parameters of a filter graph: nothing that has a meaning there."""
 
+_PRINTED: Final = 8 << 30
+"""Blender prints some 8 KiB for each frame."""
+
 
 def ffmpeg(
     graph: str,
@@ -66,9 +69,10 @@ def blender(
     """Return a renderer of what a script draws in Blender, which needs no display with Cycles.
 
     The script finds its arguments behind ``--``: ``--features FILE --params FILE --frames FOLDER --width N --height N
-    --fps-num N --fps-den N --frame-count N``. It writes the frames to the folder as ``000000.png``, ``000001.png`` and
-    so on. See `write_features` of `renderdispatch.render.command.inputs` for the
-    features. An exception in the script fails the render.
+    --fps-num N --fps-den N --frame-count N --first-frame N``. It writes the frames to the folder, as ``000000.png``,
+    ``000001.png`` and so on: from the first one (0 unless a preview is drawn) to the last one (the count less 1). See
+    `write_features` of `renderdispatch.render.command.inputs` for the features. An exception in the script fails the
+    render.
 
     Args:
         script: A file, or ``"package:file.py"``, a file of a package.
@@ -86,8 +90,9 @@ def blender(
         *("--python-exit-code", "1", "--python", _literal(str(path)), "--"),
         *("--features", "{features}", "--params", "{params}", "--frames", "{frames}"),
         *("--width", "{width}", "--height", "{height}", "--fps-num", "{fps_num}", "--fps-den", "{fps_den}"),
-        *("--frame-count", "{frame_count}"),
+        *("--frame-count", "{frame_count}", "--first-frame", "{first_frame}"),
     ]
+    options = {"max_printed": _PRINTED, **options}
     return CommandRenderer(
         command, makes="frames", params=params, install="apt-get install blender", about=about, **options
     )

@@ -38,6 +38,8 @@ class CommandRenderer(VideoRenderer):
     ``{sound}``                             the ordered range of the song, as 16-bit WAV
     ``{start}``                             seconds into ``{audio}`` at which the range begins
     ``{duration}``, ``{frame_count}``       seconds and frames of the video
+    ``{first_frame}``                       the frame to begin with, counted from 0, of a command that makes ``frames``:
+                                            it can draw any frame without those before it, and so has quick previews
     ``{width}``, ``{height}``               of the pictures
     ``{fps}``, ``{fps_num}``, ``{fps_den}`` frames a second as ``30`` or ``30000/1001``; numerator and denominator
     ``{features}``                          a JSON file with the sound's level, beat and bands of each frame; see
@@ -107,7 +109,8 @@ class CommandRenderer(VideoRenderer):
         self.name: Final = Path(self.template.words[0]).name
         self.faults: Final = dict(faults or {})
         self.draws_projection: Final = "projection" in self.template.uses
-        self.reads_audio_first = "audio" not in self.template.uses
+        # a video without sound gets the song's at the end
+        self.reads_audio_first = makes == "frames" and "audio" not in self.template.uses
         self._progress = _read_progress(progress, makes)
         self._pictures, self._first = _read_pictures(pictures), first
         self._uses_gpu = uses_gpu

@@ -23,7 +23,7 @@ Makes = Literal["video", "frames"]
 PLACEHOLDERS: Final = frozenset(
     (
         *("audio", "sound", "output", "frames", "features", "params", "cover", "projection", "threads"),
-        *("width", "height", "fps", "fps_num", "fps_den", "start", "duration", "frame_count"),
+        *("width", "height", "fps", "fps_num", "fps_den", "start", "duration", "frame_count", "first_frame"),
     )
 )
 """See `CommandRenderer`. ``{param.NAME}`` is one more for each parameter."""
@@ -62,6 +62,8 @@ class Template:
             self._check_known(name, params)
         if any(name is not None for _, name in self._parts[0]):
             raise ConfigurationError(f"{self.words[0]!r}: the program itself cannot be a placeholder")
+        if makes == "video" and "first_frame" in used:
+            raise ConfigurationError("{first_frame} is for a command that makes frames")
         target = _TARGET[makes]
         if target not in used or {*_TARGET.values()} & used != {target}:
             raise ConfigurationError(f"a command that makes {makes} writes to {{{target}}}, and to nothing else")

@@ -51,7 +51,8 @@ def video_by_program(
         ):
             made = _run(order, audio, folder / "program", silent, renderer=renderer, features=features, song=song)
             delivered = inspect(made, picture, frames=len(features), name=renderer.name)
-            write_anew(delivered, folder / "raw.mp4", order=order, audio=audio)
+            total = len(features)
+            write_anew(delivered, folder / "raw.mp4", order=order, audio=audio, check=lambda: silent(total, total))
             finish(folder / "raw.mp4", folder / "video.mp4", projection=picture.projection, tags=song.tags)
             if order.poster is not None:
                 moment = PosterMoment(len(features), picture.fps)
