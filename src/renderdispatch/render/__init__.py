@@ -12,10 +12,20 @@ from __future__ import annotations
 from typing import Final
 
 from renderdispatch.render.gl.renderer import GlslRenderer, ShaderFileRenderer
-from renderdispatch.render.params import BarsParams, FlameParams, NebulaParams, OrbParams, RadialParams, WaveParams
+from renderdispatch.render.params import (
+    BarsParams,
+    FlameParams,
+    InkParams,
+    NebulaParams,
+    OrbParams,
+    RadialParams,
+    TerrainParams,
+    TunnelParams,
+    WaveParams,
+)
 from renderdispatch.render.scene import NumpyRenderer
 
-__all__ = ["bars", "flame", "glsl", "nebula", "orb", "radial", "wave"]
+__all__ = ["bars", "flame", "glsl", "ink", "nebula", "orb", "radial", "terrain", "tunnel", "wave"]
 
 bars: Final = NumpyRenderer(
     "renderdispatch.render.scenes.bars:Bars",
@@ -47,6 +57,24 @@ orb: Final = GlslRenderer(
     "renderdispatch.render.gl.scenes:orb.glsl",
     OrbParams,
     about="A drop of liquid metal in a room whose lights are the spectrum; also in 360.",
+)
+
+tunnel: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:tunnel.glsl",
+    TunnelParams,
+    about="A flight through a shaft of glass tiles, which the notes light up.",
+)
+
+terrain: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:terrain.glsl",
+    TerrainParams,
+    about="A flight at dusk between mountains, whose lines of light are the spectrum.",
+)
+
+ink: Final = GlslRenderer(
+    "renderdispatch.render.gl.scenes:ink.glsl",
+    InkParams,
+    about="Two inks that the music drips into water, where they flow and fade.",
 )
 
 glsl: Final = ShaderFileRenderer()

@@ -151,3 +151,33 @@ class NebulaParams(SceneParams):
     pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the gas flows")
     stars: float = Field(default=0.6, ge=0, le=1, description="how many stars shine")
+
+
+class TunnelParams(SceneParams):
+    """The parameters of `tunnel`."""
+
+    near: Colour = Field(default="#22b8ff", description="one colour of the light")
+    far: Colour = Field(default="#ff3d86", description="the other one, and the light at the end")
+    speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    turns: float = Field(default=1.0, ge=0, le=1.5, description="how far the tunnel bends; 0 is straight")
+
+
+class TerrainParams(SceneParams):
+    """The parameters of `terrain`."""
+
+    sky: Colour = Field(default="#1a2466", description="the colour of the night above")
+    sun: Colour = Field(default="#ff8a4c", description="of the sun and the horizon")
+    lines: Colour = Field(default="#4de1ff", description="of the lines of light on the land")
+    speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+
+
+class InkParams(SceneParams):
+    """The parameters of `ink`."""
+
+    first: Colour = Field(default="#1c3fa8", description="the colour of one ink")
+    second: Colour = Field(default="#d3225f", description="the colour of the other ink")
+    paper: Colour = Field(default="#f1e9dc", description="the colour of the water's ground")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="of the currents")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
