@@ -215,6 +215,7 @@ FrameRate = Annotated[
 
 Projection = Literal["flat", "360-mono", "360-stereo"]
 Quality = Literal["fast", "balanced", "quality"]
+VideoEncoder = Literal["auto", "libx264", "h264_nvenc"]
 
 
 class Output(Argument):
@@ -226,6 +227,8 @@ class Output(Argument):
         fps: Frames a second, any rational number.
         projection: ``flat``, or equirectangular ``360-mono`` and ``360-stereo`` (top/bottom).
         quality: How much time the encoder takes: ``fast``, ``balanced``, or ``quality`` for the best picture.
+        encoder: ``libx264`` on the CPU; ``h264_nvenc`` on a GPU of NVIDIA's, which fails where there is none that
+            encodes; or ``auto``: ``h264_nvenc`` where a GPU draws and is found to encode, else ``libx264``.
     """
 
     width: int = Field(default=1920, ge=16, le=16384, multiple_of=2)
@@ -233,6 +236,7 @@ class Output(Argument):
     fps: FrameRate = Fraction(30)
     projection: Projection = "flat"
     quality: Quality = "balanced"
+    encoder: VideoEncoder = "auto"
 
 
 # built without validation, because this would build the model; the tests validate every preset

@@ -524,7 +524,19 @@ class SupportsGpu(Protocol):
     """A renderer that may draw on a GPU. A renderer without this power does not."""
 
     def uses_gpu(self) -> bool:
-        """Return whether a render started now would draw on a GPU."""
+        """Return whether a render started now would draw on a GPU.
+
+        Services ask, and the process that renders asks again. So a service's process must load no driver for the
+        answer.
+        """
+
+
+@runtime_checkable
+class SupportsGpuReason(Protocol):
+    """A renderer that says why it draws on the CPU, for those who required a GPU."""
+
+    def why_no_gpu(self) -> str:
+        """Return why a render started now would not draw on a GPU, with the next step."""
 
 
 @runtime_checkable

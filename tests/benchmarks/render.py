@@ -54,8 +54,9 @@ from renderdispatch.testing import make_order
 with numpy_held():
     import av
 
+    from renderdispatch.render.encoders import LIBX264
     from renderdispatch.render.features import Features
-    from renderdispatch.render.mp4 import ENCODER, Mp4Writer
+    from renderdispatch.render.mp4 import Mp4Writer
     from renderdispatch.render.picture import Picture
     from renderdispatch.render.scene_artist import SceneArtist
     from renderdispatch.render.video import draw_and_encode, read_sound
@@ -131,7 +132,7 @@ class Bench:
         """Libx264 alone, into nothing."""
 
         def run() -> None:
-            context = av.CodecContext.create(ENCODER, "w")
+            context = av.CodecContext.create(LIBX264.name, "w")
             context.width, context.height, context.pix_fmt = PICTURE.width, PICTURE.height, "yuv420p"
             context.time_base, context.framerate = 1 / PICTURE.fps, PICTURE.fps
             context.options = PRESET

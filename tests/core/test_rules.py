@@ -36,12 +36,14 @@ from renderdispatch.engine.events import (
 )
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.rules import (
+    BUSY,
     CLOCK_SLACK,
     HANDED_BACK,
     LAST_CHANCE,
     MAX_HANDED_BACK,
     MAX_RUNS,
     VIDEO_GRACE,
+    WAITED,
     retry_delay,
 )
 from renderdispatch.engine.transitions import Verdict, decide
@@ -654,6 +656,21 @@ def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
     error = JobError(code=HANDED_BACK, message="the worker closed", fault=FaultDomain.INFRASTRUCTURE)
     job = after(job, [claimed(), AttemptFailed(token="token-1", error=error, stopped=True)])
     assert (job.stage, job.ready_at) == (Stage.RETRY_WAIT, job.updated_at)
+
+
+@pytest.mark.parametrize("code", [BUSY, WAITED])
+def test_j11_an_attempt_that_got_no_slot_does_not_count(code: str) -> None:
+    """It costs none of the job's attempts. A refused one is tried ever less often, one that waited at once."""
+    job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))
+    error = JobError(code=code, message="all slots are taken", fault=FaultDomain.INFRASTRUCTURE)
+    delays = []
+    for number in range(1, 7):
+        token = f"token-{number}"
+        refused = AttemptFailed(token=token, error=error, stopped=True)
+        job = _without_result(after(job, [claimed(token), intended(token), refused], start=_LATER))
+        assert job.stage is Stage.RETRY_WAIT and job.ready_at is not None
+        delays.append((job.ready_at - job.updated_at).total_seconds())
+    assert delays == ([2, 8, 32, 128, 300, 300] if code == BUSY else [0] * 6)
 
 
 @pytest.mark.parametrize("called", [False, True])

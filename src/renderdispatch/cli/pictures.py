@@ -31,6 +31,7 @@ from renderdispatch.messages import (
     Message,
     Output,
     Quality,
+    VideoEncoder,
     describe_validation,
     read_output,
 )
@@ -137,6 +138,12 @@ quality_option: Final = click.option(
     "--quality", type=click.Choice(get_args(Quality)), help="How much time the encoder takes. Default: balanced."
 )
 
+encoder_option: Final = click.option(
+    "--encoder",
+    type=click.Choice(get_args(VideoEncoder)),
+    help="What encodes the video. Default: auto, which is h264_nvenc where a GPU draws and can encode, else libx264.",
+)
+
 
 def picture_options(command: _F) -> _F:
     """Add the options that say what is drawn."""
@@ -153,7 +160,11 @@ def _with(options: tuple[Callable[[Any], Any], ...], command: _F) -> _F:
 
 
 def read_picture(
-    preset: str, size: tuple[int, int] | None = None, fps: str | None = None, quality: str | None = None
+    preset: str,
+    size: tuple[int, int] | None = None,
+    fps: str | None = None,
+    quality: str | None = None,
+    encoder: str | None = None,
 ) -> Output:
     """Return the output that the options describe.
 
@@ -161,7 +172,7 @@ def read_picture(
         InvalidRequestError: A value makes no sense.
     """
     changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
-    more = {"fps": fps, "quality": quality}
+    more = {"fps": fps, "quality": quality, "encoder": encoder}
     changes |= {name: value for name, value in more.items() if value is not None}
     return checked(Output, {**dict(read_output(preset)), **changes})
 

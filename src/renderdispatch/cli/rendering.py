@@ -37,6 +37,7 @@ from renderdispatch.cli.pictures import (
     ChosenScene,
     checked,
     cover_option,
+    encoder_option,
     picture_options,
     quality_option,
     range_options,
@@ -68,6 +69,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _OPTIONS: Final = (
     picture_options,
     quality_option,
+    encoder_option,
     click.option("--title", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
     click.option("--artist", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
     cover_option,
@@ -145,6 +147,7 @@ def _make(
     size: tuple[int, int] | None,
     fps: str | None,
     quality: str | None,
+    encoder: str | None,
     poster: bool,
     cover: Path | None,
     images: tuple[Path, ...],
@@ -164,7 +167,7 @@ def _make(
         targets = [target, target.poster] if poster else [target]
         for each in targets:
             each.check(statuses_of(song, cover=cover, scene=chosen.shader, image=images))
-        picture = read_picture(preset, size, fps, quality)
+        picture = read_picture(preset, size, fps, quality, encoder)
         if chosen.where is not None or chosen.shader is not None:
             with interrupts.abrupt():  # the import of a file may take any time
                 chosen.load()

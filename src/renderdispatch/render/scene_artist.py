@@ -12,7 +12,7 @@ from renderdispatch.errors import RenderError, SceneError
 from renderdispatch.messages import Output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.device import device_class
+from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
@@ -24,6 +24,7 @@ class SceneArtist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
     rendered_by = "numpy"
+    gpu: DrawingGpu | None = None
     run_up: int | None = 0
 
     def __init__(

@@ -24,8 +24,9 @@ from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
 from renderdispatch.render.device import check_device, picture_version
+from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
-from renderdispatch.render.mp4 import ENCODER, Mp4Writer
+from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.poster import Poster, write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song, read_song
@@ -50,9 +51,10 @@ def render_video(
         translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         open_song(audio, order) as sound,
-        _open_writer(Path(folder), picture, sound) as writer,
+        _open_writer(Path(folder), picture, sound, find_encoder(picture, artist.gpu)) as writer,
     ):
-        check_device(order.device_class, artist.device_class)
+        drawn_on = "+".join(filter(None, (artist.device_class, writer.encoder.device_class)))
+        check_device(order.device_class, drawn_on)
         with read_sound(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features:
@@ -71,14 +73,14 @@ def render_video(
             frames=len(features),
             duration_s=float(sound.duration),
             rendered_by=artist.rendered_by,
-            encoded_by=ENCODER,
-            device_class=artist.device_class,
+            encoded_by=writer.encoder.name,
+            device_class=drawn_on,
             picture_version=picture_version(),
             warnings=(*sound.warnings, *song.warnings),
         )
 
 
-def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer:
+def _open_writer(folder: Path, picture: Output, sound: SoundReader, encoder: Encoder) -> Mp4Writer:
     """Return the writer of the video. What the encoder refuses now, it will refuse at each attempt."""
 
     def refused(error: av.FFmpegError) -> Exception:
@@ -88,7 +90,8 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
         return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
 
     with translated({av.FFmpegError: refused}, chain=True):
-        return Mp4Writer(folder / "raw.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+        files = folder / "raw.mp4", folder / "sound"
+        return Mp4Writer(*files, picture, rate=sound.rate, layout=sound.layout, encoder=encoder)
 
 
 def read_sound(

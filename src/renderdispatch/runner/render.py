@@ -32,6 +32,7 @@ from renderdispatch.protocols import (
     Renderer,
     Report,
     SupportsGpu,
+    SupportsGpuReason,
     SupportsImages,
     SupportsParams,
     SupportsPreview,
@@ -39,6 +40,7 @@ from renderdispatch.protocols import (
 )
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
+from renderdispatch.runner.probe import renders_here
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
 from renderdispatch.runner.stalls import Stalls
@@ -77,7 +79,8 @@ def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> N
         message = f"scene {wanted.scene!r} draws no images; leave them out, or pass a Shadertoy file that draws them"
         raise InvalidRequestError(message, code="image.unused")
     if wanted.require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
-        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here")
+        why = f": {renderer.why_no_gpu()}" if isinstance(renderer, SupportsGpuReason) else ""
+        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here{why}")
 
 
 def with_preview(renderer: Renderer, scene: str) -> SupportsPreview:
@@ -193,10 +196,12 @@ class SupervisedRender:
     Args:
         renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
             ``"/folder/file.py:name"``, imported there.
+        hold: A descriptor that stays open until nothing of a render runs any more; see `SupervisedProcess`.
     """
 
-    def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, renderers: Mapping[str, str] | None = None, *, hold: int | None = None) -> None:
         self.renderers = dict(renderers or {})
+        self._hold = hold
         self._forked: SupervisedProcess | None = None
         self._prepared: SupervisedProcess | None = None
 
@@ -214,7 +219,7 @@ class SupervisedRender:
         It shares what is imported here, and so starts in milliseconds. If the fork fails, a new process is started.
         """
         with contextlib.suppress(OSError):
-            self._forked = SupervisedProcess(child_main)
+            self._forked = SupervisedProcess(child_main, hold=self._hold)
 
     def prepare(self, scene: str) -> SupervisedProcess:
         """Have the process of the next render import its scene, ahead of the audio.
@@ -224,7 +229,7 @@ class SupervisedRender:
         """
         process, self._forked = self._forked, None
         try:
-            process = process or SupervisedProcess("renderdispatch.runner.child")
+            process = process or SupervisedProcess("renderdispatch.runner.child", hold=self._hold)
         except OSError as failure:
             if is_disk_full(failure):
                 raise
@@ -317,6 +322,7 @@ def child_main() -> None:
     """Render one task: read it from stdin, answer over the events descriptor."""
     from renderdispatch.render.device import numpy_held
 
+    renders_here()
     with events_pipe() as events, numpy_held():
         lock = threading.Lock()
         last, done = 0.0, False

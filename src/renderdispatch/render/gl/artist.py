@@ -14,7 +14,7 @@ import moderngl
 import numpy as np
 
 from renderdispatch.messages import Output
-from renderdispatch.render.device import device_class
+from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import TEXTURE_WIDTH, Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
@@ -62,6 +62,7 @@ class GlArtist:
     ) -> None:
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
+        self.gpu: DrawingGpu | None = device.gpu
         self.run_up = shader.run_up
         self._device, self._fps = device, output.fps
         context = device.context

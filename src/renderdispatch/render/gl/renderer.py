@@ -18,7 +18,26 @@ if TYPE_CHECKING:
     from renderdispatch.render.covers import Cover
 
 
-class GlslRenderer(VideoRenderer):
+class _OpenGlRenderer(VideoRenderer):
+    """Draws with OpenGL."""
+
+    def uses_gpu(self) -> bool:
+        """Return whether a render started now would draw on a GPU; see `SupportsGpu`.
+
+        The process that renders opens the device for it; others ask a process of its own, so that no driver is loaded.
+        """
+        from renderdispatch.runner.probe import opengl_here
+
+        return opengl_here().on_gpu
+
+    def why_no_gpu(self) -> str:
+        """Return what would draw instead of a GPU, and what to do; see `SupportsGpuReason`."""
+        from renderdispatch.runner.probe import opengl_here
+
+        return opengl_here().why_no_gpu
+
+
+class GlslRenderer(_OpenGlRenderer):
     """Renders a scene in GLSL, as Shadertoy has it, to H.264 and AAC in mp4.
 
     Each parameter is a uniform of its name: a number is a ``float`` or an ``int``, true or false a ``bool``, a
@@ -59,7 +78,7 @@ class GlslRenderer(VideoRenderer):
             yield artist
 
 
-class ShaderFileRenderer(VideoRenderer):
+class ShaderFileRenderer(_OpenGlRenderer):
     """Renders the Shadertoy file of an order, with the order's images."""
 
     draws_images = True
@@ -97,7 +116,7 @@ class ShaderFileRenderer(VideoRenderer):
 @contextmanager
 def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **uniforms: Any) -> Iterator[Artist]:
     """Return what draws the text of a shader."""
-    with extra_is_named(), _gl_is_named():
+    with extra_is_named(), gl_is_named():
         from renderdispatch.render.covers import read_cover
         from renderdispatch.render.gl.artist import GlArtist
         from renderdispatch.render.gl.context import open_device
@@ -107,7 +126,7 @@ def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **un
     for source, image in zip(IMAGES, order.images, strict=False):
         assert image.path is not None
         pictures[source] = read_cover(Path(image.path)).pixels
-    with open_device() as device:
+    with open_device(require_gpu=order.require_gpu) as device:
         yield GlArtist(device, shader, order.output, pictures=pictures, **uniforms)
 
 
@@ -136,7 +155,8 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 @contextmanager
-def _gl_is_named() -> Iterator[None]:
+def gl_is_named() -> Iterator[None]:
+    """Say which extra holds a library that is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
