@@ -23,6 +23,12 @@ SHIPPED: Final[Mapping[str, str]] = {
     "bars": "renderdispatch.render:bars",
     "wave": "renderdispatch.render:wave",
     "radial": "renderdispatch.render:radial",
+    "flame": "renderdispatch.render:flame",
+    "nebula": "renderdispatch.render:nebula",
+    "orb": "renderdispatch.render:orb",
+    "tunnel": "renderdispatch.render:tunnel",
+    "terrain": "renderdispatch.render:terrain",
+    "ink": "renderdispatch.render:ink",
     "glsl": "renderdispatch.render:glsl",
 }
 

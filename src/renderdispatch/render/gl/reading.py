@@ -152,7 +152,7 @@ class PlanarReader:
         self._library = device.library
         self._width, self._height = size
         self._length = self._width * self._height * 3 // 2
-        columns = -(-self._width // 4)
+        columns = self._width // 2  # neither side is longer than the picture's, which OpenGL can draw
         rows = -(-self._length // (4 * columns))
         self._pixels = np.empty(self._length, np.uint8)
         self._program = context.program(VERTEX, _PLANES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
 from renderdispatch.messages import RenderOrder
-from renderdispatch.render.params import SceneParams
+from renderdispatch.render.params import MAX_COLOURS, SceneParams
 from renderdispatch.render.renderer import VideoRenderer, extra_is_named
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class GlslRenderer(_OpenGlRenderer):
     """Renders a scene in GLSL, as Shadertoy has it, to H.264 and AAC in mp4.
 
     Each parameter is a uniform of its name: a number is a ``float`` or an ``int``, true or false a ``bool``, a
-    `Colour` a ``vec3``, and `Colours` an array of ``vec3`` with its length in the uniform ``<name>Count``.
+    `Colour` a ``vec3``. `Colours` are ``vec3 <name>[8]``, in which the last one is repeated, and ``int <name>Count``.
 
     Args:
         shader: ``package:file.glsl``, a file of the package.
@@ -117,23 +117,24 @@ class ShaderFileRenderer(_OpenGlRenderer):
 def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **uniforms: Any) -> Iterator[Artist]:
     """Return what draws the text of a shader."""
     with extra_is_named(), gl_is_named():
-        from renderdispatch.render.covers import read_cover
+        from renderdispatch.render.covers import read_image
         from renderdispatch.render.gl.artist import GlArtist
         from renderdispatch.render.gl.context import open_device
         from renderdispatch.render.gl.shader import COVER, IMAGES, read_shader
     shader = read_shader(text, name=name)
-    pictures = {} if cover is None else {COVER: cover.pixels, IMAGES[0]: cover.pixels}
+    pictures: dict[str, Any] = {} if cover is None else {COVER: cover.pixels, IMAGES[0]: cover.pixels}
     for source, image in zip(IMAGES, order.images, strict=False):
         assert image.path is not None
-        pictures[source] = read_cover(Path(image.path)).pixels
+        pictures[source] = read_image(Path(image.path))
     with open_device(require_gpu=order.require_gpu) as device:
         yield GlArtist(device, shader, order.output, pictures=pictures, **uniforms)
 
 
 def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
-    """Return the declarations of a scene's parameters in GLSL, and their values."""
+    """Return the declarations of a scene's parameters in GLSL, and their values; see `GlslRenderer`."""
     declarations, values = "", dict[str, Any]()
     for name, value in params:
+        size = ""
         match value:
             case bool():
                 kind = "bool"
@@ -143,11 +144,21 @@ def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
                 kind = "float"
             case str():
                 kind, value = "vec3", _rgb(value)  # noqa: PLW2901 - the same one, as OpenGL takes it
+            case (str(), *_):
+                kind, size = "vec3", f"[{MAX_COLOURS}]"
+                declarations += f"uniform int {name}Count;\n"
+                values[f"{name}Count"] = len(value)
+                value = _filled([_rgb(colour) for colour in value])  # noqa: PLW2901 - likewise
             case _:
                 raise TypeError(f"parameter {name!r}: {type(value).__name__} cannot be a uniform")
-        declarations += f"uniform {kind} {name};\n"
+        declarations += f"uniform {kind} {name}{size};\n"
         values[name] = value
     return declarations, values
+
+
+def _filled(colours: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return as many colours as the array of a uniform has."""
+    return colours + colours[-1:] * (MAX_COLOURS - len(colours))
 
 
 def _rgb(colour: str) -> tuple[float, ...]:
