@@ -1,7 +1,7 @@
 """Every example in the documents runs, in the order in which a reader meets it.
 
 ``python`` blocks share one namespace for each document, unless their first line is a comment with a file's name: such
-a block is that file. The lines of ``console`` blocks that begin with ``$`` are typed into a shell. ``sh``, ``toml`` and
+a block is that file, and so is every ``glsl`` block. The lines of ``console`` blocks that begin with ``$`` are typed into a shell. ``sh``, ``toml`` and
 ``ini`` blocks are for other machines than this one. The pages about webhooks and Modal have tests of their own, for they
 need servers; the commands of the page about performance measure for minutes.
 """
