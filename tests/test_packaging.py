@@ -16,6 +16,7 @@ import pytest
 import renderdispatch
 from renderdispatch import AsyncJobHandle, AsyncRenderService, JobHandle, RenderService
 from renderdispatch.cli import main
+from renderdispatch.runner.renderers import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"s3fs", "modal", "sqlalchemy", "av", "numpy", "PIL", "httpx"}
@@ -96,20 +97,20 @@ def test_entry_points_resolve() -> None:
         for point in entry_points(group=group)
         if point.value.startswith("renderdispatch.")
     }
-    assert set(ours) == {"renderdispatch", "bars", "wave", "radial"}
+    assert set(ours) == {"renderdispatch", *SHIPPED}
     assert ours["renderdispatch"] is main
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
-    """Every module is in it, and the marker that tells type checkers to look."""
+    """Every module and every scene in GLSL is in it, and the marker that tells type checkers to look."""
     build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert version("renderdispatch") in wheel.name
     inside = set(zipfile.ZipFile(wheel).namelist())
     source = ROOT / "src"
-    modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
-    assert modules <= inside
+    files = {path.relative_to(source).as_posix() for kind in ("*.py", "*.glsl") for path in source.rglob(kind)}
+    assert files <= inside
     assert "renderdispatch/py.typed" in inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
 

@@ -263,7 +263,7 @@ class Bench:
         """Libx264 alone, into nothing."""
 
         def run() -> None:
-            context = av.CodecContext.create(LIBX264.name, "w")
+            context: Any = av.CodecContext.create(LIBX264.name, "w")
             context.width, context.height, context.pix_fmt = PICTURE.width, PICTURE.height, "yuv420p"
             context.time_base, context.framerate = 1 / PICTURE.fps, PICTURE.fps
             context.options = PRESET

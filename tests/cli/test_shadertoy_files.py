@@ -123,7 +123,7 @@ def test_what_a_file_declares_is_shown(cli: CommandLine, shader: str) -> None:
     ]
     shown = json.loads(cli("scenes", shader, "--json").out)
     assert (shown["runUp"], shown["mainVR"], [one["name"] for one in shown["passes"]]) == (
-        90,
+        "90 frames",
         False,
         ["Buffer A", "Image"],
     )

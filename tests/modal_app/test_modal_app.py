@@ -114,7 +114,7 @@ def test_the_environment_chooses(server: LoopbackModal) -> None:
 
 
 def test_it_can_be_deployed_without_a_gpu(server: LoopbackModal) -> None:
-    """The scenes that ship draw on the CPU."""
+    """Scenes of NumPy draw on the CPU."""
     server.deploy(APP, name="cpu", env={"RENDERDISPATCH_MODAL_GPU": "none"})
     assert server.function("render", app="cpu").gpus == ()
 

@@ -16,7 +16,7 @@ from renderdispatch.messages import FaultDomain, Output, Quality, VideoEncoder
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.render import bars
 from renderdispatch.render.device import DrawingGpu, check_device
-from renderdispatch.render.encoders import LIBX264, Nvenc, choose_encoder, prove
+from renderdispatch.render.encoders import LIBX264, Nvenc, choose_encoder, nvenc_of, prove
 from tests.support.needs import need_ffmpeg
 
 L4 = DrawingGpu(device_class="nvidia-l4-535.183.01", cuda=0)
@@ -59,6 +59,15 @@ def test_what_was_asked_for_and_cannot_encode_is_refused() -> None:
         choose_encoder("h264_nvenc", gpu=L4, prove=fails)
     error = job_error(refused.value, otherwise=FaultDomain.SCENE)
     assert (error.code, error.fault) == ("encoder.unavailable", FaultDomain.REQUEST)
+
+
+def test_nvenc_is_on_the_gpu_that_draws() -> None:
+    """Where that is one of NVIDIA's, its class and number are taken over; a GPU of another maker has no NVENC."""
+    nvenc = nvenc_of(DrawingGpu(device_class="nvidia-l4-535.183.01", cuda=3))
+    assert nvenc.device_class == "nvenc-l4-535.183.01"
+    assert nvenc.gpu in {3, None}  # None: CUDA may use one GPU alone
+    other = nvenc_of(DrawingGpu(device_class="intel-uhd-graphics-620-kbl-gt2-mesa-22.3.6"))
+    assert other == nvenc_of(None)
 
 
 def _nvenc_works() -> bool:

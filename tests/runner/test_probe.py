@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.errors import GpuUnavailableError, RenderError
 from renderdispatch.messages import Asset, Output, RenderRequest, RenderStats, StoredAudio
+from renderdispatch.modal_app.deployment import DRIVER_FILES
 from renderdispatch.render.gl.devices import APT_PACKAGES
 from renderdispatch.render.music import compose
 from renderdispatch.runner import SupervisedRender
@@ -158,6 +160,33 @@ def test_without_egl_the_next_step_is_named(without_egl: None) -> None:
     assert f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}" in error
 
 
+def test_an_egl_without_drivers_is_no_egl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It can be loaded and lists no device; the next step is the same."""
+    need_opengl()
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", str(tmp_path))
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_FILENAMES", str(tmp_path / "none.json"))
+    error = probe().opengl.error
+    assert error is not None
+    assert "EGL lists 0 devices" in error
+    assert "apt-get install" in error
+
+
+def test_a_driver_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Images name NVIDIA's library to EGL wherever they run: without it, the next driver draws."""
+    found = _drawn_on_cpu()
+    (tmp_path / "10_nvidia.json").write_text(json.dumps(next(iter(DRIVER_FILES.values()))))
+    own = "/usr/share/glvnd/egl_vendor.d"
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", f"{tmp_path}:/etc/glvnd/egl_vendor.d:{own}")
+    assert probe().opengl == found
+
+
+def test_a_gpu_that_is_gone_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU that a render was given is not replaced by another one."""
+    found = _drawn_on_cpu()
+    monkeypatch.setenv("RENDERDISPATCH_GPU", "GPU-00000000-1111-2222-3333-444444444444")
+    assert probe().opengl == found
+
+
 # --- require_gpu ----------------------------------------------------------------------------------
 
 
@@ -198,9 +227,10 @@ def test_a_backend_refuses_at_submit(scene: str) -> None:
     found = _drawn_on_cpu()
     backend = LocalGpuBackend(slots=1)
     audio = StoredAudio(key="a", size=1)
+    file = StoredAudio(key="scene.glsl", size=1) if scene == "glsl" else None
     with pytest.raises(GpuUnavailableError, match="glsl|bars|" + found.renderer.partition(" ")[0]):
-        backend.check(RenderRequest(audio=audio, scene=scene, backend="local", require_gpu=True))
-    backend.check(RenderRequest(audio=audio, scene=scene, backend="local"))
+        backend.check(RenderRequest(audio=audio, scene=scene, scene_file=file, backend="local", require_gpu=True))
+    backend.check(RenderRequest(audio=audio, scene=scene, scene_file=file, backend="local"))
     backend.close()
     assert opengl_here() == found
 

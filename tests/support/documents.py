@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-BLOCK: Final = re.compile(r"^```(python|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_FILE: Final = re.compile(r"# ([\w.]+\.py)\n")
+BLOCK: Final = re.compile(r"^```(python|console|glsl)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE: Final = re.compile(r"(?:#|//) ([\w.]+\.(?:py|glsl))\n")
 
 
 def script_of(document: Path) -> str:

@@ -55,8 +55,8 @@ _seconds = seconds_reader("[smh]?", "90s, 30m or 2h")
     "--gpu",
     type=_read_gpu,
     metavar="LIST",
-    help=f"GPUs in order of preference, such as {','.join(SUGGESTED_GPUS)} or H100:2. Default: none, because the "
-    f"scenes that ship draw on the CPU. Modal has {', '.join(GPUS)}.",
+    help=f"GPUs in order of preference, such as {','.join(SUGGESTED_GPUS)} or H100:2. Default: none; scenes "
+    f"of NumPy draw on the CPU, those in GLSL on either. Modal has {', '.join(GPUS)}.",
 )
 @click.option("--app", metavar="NAME", help="The app's name. Default: renderdispatch.")
 @click.option("-e", "--environment", metavar="ENV", help="The Modal environment. Default: Modal's own.")

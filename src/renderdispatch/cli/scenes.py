@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Final
 
 import click
 from attrs import asdict
@@ -14,13 +13,8 @@ from renderdispatch.cli.options import json_option, output_path
 from renderdispatch.cli.pictures import ChosenScene, complete_scene
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.protocols import Renderer, SupportsParams
-from renderdispatch.render.gl.shader import Channel, Shader
+from renderdispatch.render.gl.shader import Channel, RunUp, Shader
 from renderdispatch.runner.renderers import scene_names
-
-_RUN_UPS: Final = {
-    0: "no feedback, so that each frame is drawn by itself",
-    None: "feedback without a run-up, so that each frame needs all those before it",
-}
 
 
 @click.command()
@@ -74,15 +68,22 @@ def _show(name: str, renderer: Renderer, *, as_json: bool) -> None:
 
 
 def _show_shader(shader: Shader, *, as_json: bool) -> None:
+    run_up = shader.run_up
     if as_json:
         passes = [{"name": one.name, "channels": list(map(asdict, one.channels))} for one in shader.passes]
-        print_json({"name": shader.name, "passes": passes, "runUp": shader.run_up, "mainVR": shader.has_vr})
+        print_json({"name": shader.name, "passes": passes, "runUp": run_up and str(run_up), "mainVR": shader.has_vr})
         return
-    click.echo(f"{shader.name}: {_RUN_UPS.get(shader.run_up, f'a run-up of {shader.run_up} frames')}")
+    click.echo(f"{shader.name}: {_about(run_up)}")
     if shader.has_vr:
         click.echo("It offers mainVR: 360 videos are drawn all around.")
     rows = [(one.name, *map(_channel, one.channels)) for one in shader.passes]
     print_table(rows, "PASS", *(f"iChannel{number}" for number in range(4)))
+
+
+def _about(run_up: RunUp | None) -> str:
+    if run_up is None:
+        return "feedback without a run-up, so that each frame needs all those before it"
+    return f"a run-up of {run_up}" if run_up != RunUp() else "no feedback, so that each frame is drawn by itself"
 
 
 def _channel(channel: Channel) -> str:

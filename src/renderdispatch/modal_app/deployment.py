@@ -104,8 +104,8 @@ class Deployment(BaseModel):
 
     Args:
         app: The app's name.
-        gpu: GPUs in order of preference, separated by commas; empty, or ``none``, for none. The scenes that ship draw
-            on the CPU, and Modal bills an idle GPU all the same.
+        gpu: GPUs in order of preference, separated by commas; empty, or ``none``, for none. Scenes of NumPy
+            draw on the CPU, those in GLSL on either, and Modal bills an idle GPU all the same.
         cpu: Cores of a render.
         memory: MiB of a render.
         timeout: Seconds after which Modal ends a call that was spawned without a timeout of its own. `ModalBackend`

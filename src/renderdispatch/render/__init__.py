@@ -4,7 +4,8 @@
 when they render, not when this package is imported. Write your own scene with `Scene`, `SceneParams` and
 `NumpyRenderer` of `renderdispatch.render.scene`.
 
-`flame`, `nebula` and `orb`: scenes in GLSL, which OpenGL draws. They need the ``gl`` extra.
+`flame`, `nebula`, `orb`, `tunnel`, `terrain` and `ink`: scenes in GLSL, which OpenGL draws. They need the ``gl``
+extra. `glsl` draws a Shadertoy file of an order.
 """
 
 from __future__ import annotations

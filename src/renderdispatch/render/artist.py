@@ -30,6 +30,12 @@ class Artist(Protocol):
     """How many frames must be drawn in order before a frame is right; None: all before it. 0 for most scenes: only
     those that draw from their own earlier pictures need it."""
 
+    keep: int | None
+    """Set it to the index of a frame whose own picture, as of `flat`, is to be kept when `pictures` draws it."""
+
+    kept: Picture | None
+    """That picture, once it is drawn."""
+
     def start(self) -> Any:
         """Return the state before the first frame."""
 

@@ -177,9 +177,9 @@ def choose_encoder(wanted: VideoEncoder, *, gpu: DrawingGpu | None, prove: Calla
 
 
 def nvenc_of(gpu: DrawingGpu | None) -> Nvenc:
-    """Return NVENC on the GPU that draws; if the CPU draws, on the first one that CUDA may use."""
+    """Return NVENC on the GPU that draws; if none of NVIDIA's draws, on the first one that CUDA may use."""
     visible = gpus()
-    if gpu is None:
+    if gpu is None or not gpu.device_class.startswith("nvidia-"):
         name = nvidia_class(visible[0].name, visible[0].driver) if visible else "nvidia"
         return Nvenc(device_class=name.replace("nvidia", "nvenc", 1))
     # Where CUDA may use one GPU alone, its number is 0, whatever it is among all.

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Final, Self
 
 import av
+from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -69,13 +71,7 @@ class Mp4Writer:
             assert isinstance(video, VideoStream)
             video.time_base = self._frame_time
             encoder.set_up(video.codec_context, output)
-            sound = self._container.add_stream("aac", rate=rate, layout=layout)
-            # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
-            # not, takes half the time, and is as close to the original at this bit rate.
-            sound.options = {"aac_coder": "fast"}
-            sound.codec_context.thread_count = 1
-            sound.codec_context.flags |= Flags.bitexact
-            sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
+            sound = add_sound(self._container, rate=rate, layout=layout)
             self._video, self._sound = video, sound
             self._container.start_encoding()
             # libx264 writes its version and settings, with the number of threads, into a SEI unit.
@@ -153,3 +149,15 @@ class Mp4Writer:
             packet.pts, packet.dts, packet.duration = pts, dts, duration
             packet.is_keyframe = True
             yield packet
+
+
+def add_sound(container: OutputContainer, *, rate: int, layout: str) -> AudioStream:
+    """Return a new stream of AAC; ``layout`` is ``mono`` or ``stereo``."""
+    sound = container.add_stream("aac", rate=rate, layout=layout)
+    # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
+    # not, takes half the time, and is as close to the original at this bit rate.
+    sound.options = {"aac_coder": "fast"}
+    sound.codec_context.thread_count = 1
+    sound.codec_context.flags |= Flags.bitexact
+    sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
+    return sound

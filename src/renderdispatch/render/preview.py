@@ -25,6 +25,7 @@ from renderdispatch.render import glsl
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.artist import picture_at
 from renderdispatch.render.features import Features
+from renderdispatch.render.one_pass import heard
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import brightest, to_image
 from renderdispatch.render.renderer import VideoRenderer
@@ -114,6 +115,7 @@ def draw_moment(
             report=report,
             longest_s=order.max_duration,
         ) as features,
+        heard(artist, features, audio=audio, folder=Path(folder), report=report),
     ):
         if at is None:
             index = brightest(artist, features, report)

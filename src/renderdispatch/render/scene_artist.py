@@ -26,6 +26,8 @@ class SceneArtist:
     rendered_by = "numpy"
     gpu: DrawingGpu | None = None
     run_up: int | None = 0
+    keep: int | None = None
+    kept: Picture | None = None
 
     def __init__(
         self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
@@ -77,7 +79,11 @@ class SceneArtist:
         Raises:
             SceneError: The scene raised an exception.
         """
-        return (self.draw(state, frame) for state, frame in moments)
+        for state, frame in moments:
+            flat = self.flat(state, frame)
+            if frame.index == self.keep:
+                self.kept = flat
+            yield self._projection.place(flat)
 
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.

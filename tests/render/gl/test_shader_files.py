@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from renderdispatch.errors import SceneError
 from renderdispatch.render.gl.program import source_of
-from renderdispatch.render.gl.shader import Channel, Shader, read_shader
+from renderdispatch.render.gl.shader import Channel, RunUp, Shader, read_shader
 
 IMAGE = "void mainImage(out vec4 c, in vec2 p) { c = vec4(1.0); }\n"
 
@@ -32,7 +33,7 @@ def test_a_plain_file() -> None:
     shader = read(IMAGE)
     assert [one.name for one in shader.passes] == ["Image"]
     assert [channel.source for channel in shader.passes[0].channels] == ["sound", "image 1", "image 2", "image 3"]
-    assert shader.run_up == 0 and shader.common == () and not shader.has_vr
+    assert shader.run_up == RunUp() and shader.common == () and not shader.has_vr
 
 
 def test_parts() -> None:
@@ -52,7 +53,7 @@ def test_line_ends(end: str, mark: str) -> None:
     """Lines end as on any system, and a byte order mark is dropped. Other characters end no line."""
     text = f"{mark}//! run-up: 3\n// \u2028 \x85 \x0b \x0c\n//! Buffer A\n//! iChannel1: Buffer A\n\n{IMAGE}\t//! Image\n{IMAGE}"
     shader = read(text.replace("\n", end))
-    assert [one.text.line for one in shader.passes] == [4, 8] and shader.run_up == 3
+    assert [one.text.line for one in shader.passes] == [4, 8] and shader.run_up == RunUp(3)
     assert "\r" not in source_of(shader, shader.passes[0], "image")
 
 
@@ -64,11 +65,20 @@ def test_comments_that_say_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "frames"), [("run-up: 90", 90), ("runup:0", 0), ("Run-Up : 7 frames", 7), ("run-up: 36000", 36_000)]
+    ("said", "run_up", "frames"),
+    [
+        ("run-up: 90", RunUp(90), 90),
+        ("runup:0", RunUp(0), 0),
+        ("Run-Up : 7 frames", RunUp(7), 7),
+        ("run-up: 1.5 s", RunUp(seconds=Fraction(3, 2)), 38),
+        ("run-up: 2 seconds", RunUp(seconds=Fraction(2)), 50),
+    ],
 )
-def test_run_up(said: str, frames: int) -> None:
-    """It is a number of frames."""
-    assert read(f"//! {said}\n//! Buffer A\n//! iChannel0: Buffer A\n{IMAGE}//! Image\n{IMAGE}").run_up == frames
+def test_run_up(said: str, run_up: RunUp, frames: int) -> None:
+    """It is a number of frames, or seconds, which are rounded up to frames: here 25 a second."""
+    shader = read(f"//! {said}\n//! Buffer A\n//! iChannel0: Buffer A\n{IMAGE}//! Image\n{IMAGE}")
+    assert shader.run_up == run_up
+    assert run_up.at(Fraction(25)) == frames
 
 
 def test_feedback() -> None:
@@ -77,7 +87,7 @@ def test_feedback() -> None:
     later = f"//! Buffer A\n//! iChannel3: Buffer B\n{IMAGE}//! Buffer B\n{IMAGE}//! Image\n{IMAGE}"
     chain = f"//! run-up: 9\n//! Buffer A\n{IMAGE}//! Buffer B\n//! iChannel0: Buffer A\n{IMAGE}//! Image\n{IMAGE}"
     assert read(own).run_up is None and read(later).run_up is None
-    assert read(chain).run_up == 0
+    assert read(chain).run_up == RunUp(0)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +101,9 @@ def test_feedback() -> None:
             "line 1: unknown option 'near'; known are nearest, linear, mipmap, clamp, repeat",
         ),
         ("//! iChannel0: Buffer B\n", "Image reads Buffer B, which is not there"),
-        ("//! run-up: 1.5\n", "line 1: '//! run-up: 1.5' says nothing known; known are run-up: FRAMES"),
-        ("//! run-up: 36001\n", "line 1: a run-up has at most 36000 frames"),
+        ("//! run-up: 1.5\n", "line 1: a run-up is a whole number of frames, or in seconds"),
+        ("//! run-up: 36001\n", "line 1: a run-up has at most 36000 frames, 600 seconds"),
+        ("//! run-up: 601 s\n", "line 1: a run-up has at most 36000 frames, 600 seconds"),
         ("//! run-up: -1\n", "line 1: '//! run-up: -1' says nothing known"),
         (f"//! Image\n{IMAGE}//! Image\n", "line 3: Image is there twice"),
         (f"//! Buffer A\n{IMAGE}", "there is no Image; begin it with a line '//! Image'"),

@@ -6,6 +6,7 @@ drawn, the one before it is converted and encoded.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
@@ -64,10 +65,12 @@ class GlArtist:
         values: Values | None = None,
         planar: bool | None = None,
     ) -> None:
+        self.keep: int | None = None
+        self.kept: Picture | None = None
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
         self.gpu: DrawingGpu | None = device.gpu
-        self.run_up = shader.run_up
+        self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
         self._device, self._fps = device, output.fps
         context = device.context
         self._eyes = 0  # a flat picture
@@ -122,18 +125,21 @@ class GlArtist:
     def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
         """Draw frames that come in order, and yield a new picture of each."""
         self._reader.forget()
-        asked = 0
+        asked = deque[int]()
         for state, frame in moments:
-            if asked < self._reader.ahead:
+            if len(asked) < self._reader.ahead:
                 self._submit(state, frame, lambda: None)
-                asked += 1
             else:
-                yield self._submit(state, frame, partial(self._placed, self._reader.fetch()))
-        for _ in range(asked):
-            yield self._placed(self._reader.fetch())
+                yield self._submit(state, frame, partial(self._placed, self._reader.fetch(), asked.popleft()))
+            asked.append(frame.index)
+        for index in asked:
+            yield self._placed(self._reader.fetch(), index)
 
-    def _placed(self, pixels: Pixels) -> Picture:
-        return self._projection.place(self._reader.picture(pixels))
+    def _placed(self, pixels: Pixels, index: int) -> Picture:
+        flat = self._reader.picture(pixels)
+        if index == self.keep:
+            self.kept = flat
+        return self._projection.place(flat)
 
     def _submit(self, state: GlState, frame: Frame, meanwhile: Callable[[], T]) -> T:
         """Have a frame drawn, and ask for its pixels; return what ``meanwhile`` returns, called when drawing began."""

@@ -21,14 +21,16 @@ or ``none``; then how it is read, ``nearest``, ``linear`` or ``mipmap``, and ``c
 sound from ``iChannel0`` and the images from ``iChannel1`` to ``iChannel3``, unless it says otherwise. Before the first
 pass, these lines hold for all passes.
 
-``run-up`` says how many frames of its past a picture depends on. Only a file that reads pictures of earlier frames
-needs it. Without it, such a video is drawn from its first frame on, and is never cut.
+``run-up`` says how much of its past a picture depends on: frames, or seconds as in ``1.5 s``. Only a file that reads
+pictures of earlier frames needs it. Without it, such a video is drawn from its first frame on, and is never cut.
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from fractions import Fraction
+from math import ceil
 from typing import Final, Literal
 
 from attrs import frozen
@@ -63,7 +65,7 @@ MAX_RUN_UP: Final = 36_000
 
 _DIRECTIVE: Final = "//!"
 _CHANNEL: Final = re.compile(r"iChannel([0-3])\s*:\s*(.*)", re.IGNORECASE)
-_RUN_UP: Final = re.compile(r"run-?up\s*:\s*(\d{1,9})\s*(?:frames?)?", re.IGNORECASE)
+_RUN_UP: Final = re.compile(r"run-?up\s*:\s*(\d{1,9}(?:\.\d{1,9})?)\s*(frames?|s|seconds?)?", re.IGNORECASE)
 _VR: Final = re.compile(r"\bmainVR\s*\(")
 _NOT_OFFERED: Final = re.compile(r"\b(mainSound|mainCubemap)\s*\(")
 _PASSES: Final = {name.lower(): name for name in (COMMON, *BUFFERS, IMAGE)}
@@ -93,6 +95,21 @@ class Channel:
 
 
 @frozen
+class RunUp:
+    """How much of its past a picture depends on: frames and seconds, together."""
+
+    frames: int = 0
+    seconds: Fraction = Fraction(0)
+
+    def __str__(self) -> str:
+        return f"{float(self.seconds):g} s" if self.seconds else f"{self.frames} frames"
+
+    def at(self, fps: Fraction) -> int:
+        """Return the frames that it is in a video."""
+        return self.frames + ceil(self.seconds * fps)
+
+
+@frozen
 class Pass:
     """One picture that is drawn in each frame: a buffer, or the image."""
 
@@ -109,14 +126,14 @@ class Shader:
         name: The file's, for errors.
         common: What stands before the text of each pass.
         passes: In the order in which they are drawn; the last one is the image.
-        run_up: How many frames must be drawn before a picture is right: 0 without feedback; None: all before it.
+        run_up: What must be drawn before a picture is right: nothing without feedback; None: all frames before it.
         has_vr: Whether the image offers ``mainVR``.
     """
 
     name: str
     common: tuple[Text, ...]
     passes: tuple[Pass, ...]
-    run_up: int | None
+    run_up: RunUp | None
     has_vr: bool
 
     def texts_of(self, drawn: Pass) -> tuple[Text, ...]:
@@ -157,12 +174,12 @@ def read_shader(text: str, *, name: str) -> Shader:
 
 def reads_images(shader: Shader) -> bool:
     """Return whether a pass reads one of an order's images."""
-    return any(
-        channel.source in IMAGES and re.search(rf"\b(?:iChannel|iCh){number}\b", text.code)
-        for one in shader.passes
-        for text in shader.texts_of(one)
-        for number, channel in enumerate(one.channels)
-    )
+    for one in shader.passes:
+        images = [number for number, channel in enumerate(one.channels) if channel.source in IMAGES]
+        reads = re.compile(rf"\biCh(?:annel)?[{''.join(map(str, images))}]\b") if images else None
+        if reads is not None and any(reads.search(text.code) for text in shader.texts_of(one)):
+            return True
+    return False
 
 
 class _Reader:
@@ -173,7 +190,7 @@ class _Reader:
         self._lines: dict[str, list[str]] = {}
         self._first: dict[str, int] = {}
         self._channels: dict[str, dict[int, Channel]] = {}
-        self._run_up: int | None = None
+        self._run_up: RunUp | None = None
         self._section = ""  # before the first line that names one
         self._begin("", 1)
 
@@ -213,7 +230,7 @@ class _Reader:
             name=self._name,
             common=common,
             passes=passes,
-            run_up=self._run_up if _has_feedback(passes) else 0,
+            run_up=self._run_up if _has_feedback(passes) else RunUp(),
             has_vr=any(_VR.search(text.code) for text in (*common, passes[-1].text)),
         )
         with self._mistakes():
@@ -238,9 +255,7 @@ class _Reader:
 
     def _describe(self, number: int, said: str) -> None:
         if (run_up := _RUN_UP.fullmatch(said)) is not None:
-            self._run_up = int(run_up[1])
-            if self._run_up > MAX_RUN_UP:
-                raise self._wrong(number, f"a run-up has at most {MAX_RUN_UP} frames")
+            self._run_up = self._run_up_of(number, run_up[1], (run_up[2] or "frames").lower())
         elif (channel := _CHANNEL.fullmatch(said)) is not None:
             self._channels[self._section][int(channel[1])] = self._channel(number, channel[2])
         elif _spaced(said) in _OTHER_PASSES:
@@ -248,6 +263,17 @@ class _Reader:
         else:
             known = "run-up: FRAMES, iChannel0: SOURCE, Common, Buffer A to Buffer D, Image"
             raise self._wrong(number, f"'//! {shortened(said)}' says nothing known; known are {known}")
+
+    def _run_up_of(self, number: int, amount: str, unit: str) -> RunUp:
+        if unit.startswith("s"):
+            run_up = RunUp(seconds=Fraction(amount))
+        elif "." in amount:
+            raise self._wrong(number, "a run-up is a whole number of frames, or in seconds, such as 'run-up: 1.5 s'")
+        else:
+            run_up = RunUp(frames=int(amount))
+        if run_up.at(Fraction(60)) > MAX_RUN_UP:
+            raise self._wrong(number, f"a run-up has at most {MAX_RUN_UP} frames, {MAX_RUN_UP // 60} seconds")
+        return run_up
 
     def _channel(self, number: int, said: str) -> Channel:
         source, *options = (_spaced(part) for part in said.split(","))

@@ -1,5 +1,5 @@
 // A buffer that reads its own last picture: it is black before the first frame.
-//! run-up: 15
+//! run-up: 0.5 s
 //! Buffer A
 //! iChannel0: Buffer A
 void mainImage(out vec4 fragColor, in vec2 fragCoord)

@@ -75,13 +75,14 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
     vec2 own = vec2(seed & 1023u, (seed >> 10) & 1023u) / 1023.0 * 0.5 + 0.25;
     vec2 away = (grid - cell - own) / cells;
     away.y *= 0.45;
-    float radius = max((0.0012 + 0.0022 * kind) * (1.0 - 0.4 * at.y), 0.9 * pixel);
+    float own_radius = (0.0017 + 0.0028 * kind) * max(1.0 - 0.4 * at.y, 0.3);
+    float radius = max(own_radius, 0.9 * pixel); // what is smaller than a pixel is as dim as it is small
     float off = dot(away, away) / (radius * radius);
     float hot = max(1.0 - 0.25 * off, 0.0);
     float warm = max(1.0 - 0.02 * off, 0.0);
     float glow = hot * hot * hot + 0.12 * warm * warm * warm;
     float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
-    return glow * alive * mix(colours[2], colours[3], kind);
+    return own_radius * own_radius / (radius * radius) * glow * alive * mix(colours[2], colours[3], kind);
 }
 
 // The blue light at the root, where the gas is not yet hot.

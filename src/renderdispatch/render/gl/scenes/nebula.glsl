@@ -71,10 +71,11 @@ vec3 stars_at(vec3 way, float cells, float pixel, uint layer) {
     }
     float far = length(star - way * cells) / cells;
     float bright = own.x * own.x * own.x;
-    float radius = max(0.0011 + 0.0012 * bright, 0.8 * pixel);
+    float own_radius = 0.0011 + 0.0012 * bright;
+    float radius = max(own_radius, 0.8 * pixel); // what is smaller than a pixel is as dim as it is small
     float twinkle = 0.55 + 0.25 * swell(vec3(0.21 * iTime + own.y)).x + 1.2 * gain * heard(100 + int(own.z * 220.0));
     float light = exp(-far * far / (radius * radius)) + 0.10 * bright / (1.0 + far * far / (9.0 * radius * radius));
-    light *= smoothstep(room_left, 0.5 * room_left, far * cells);
+    light *= smoothstep(room_left, 0.5 * room_left, far * cells) * own_radius * own_radius / (radius * radius);
     return mix(vec3(0.75, 0.85, 1.0), vec3(1.0, 0.86, 0.68), own.y) * light * (0.15 + 1.8 * bright) * twinkle;
 }
 
