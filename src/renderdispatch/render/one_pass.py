@@ -7,7 +7,7 @@ follows from the sound alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,14 +39,14 @@ class OnePassArtist(ABC):
     def __init__(self, output: Output, *, what: str) -> None:
         self._what = what
         self._projection = projection_of(output)
-        self._pass: Iterator[Picture] | None = None
+        self._pass: Generator[Picture, None, None] | None = None
         self._next = self._total = 0
         self._poster_at: int | None = None
         self._poster: Picture | None = None
 
     @abstractmethod
-    def pictures(self, first: int) -> Iterator[Picture]:
-        """Iterate over the pictures of a new pass, (`rows`, `columns`) each, in a generator.
+    def pictures(self, first: int) -> Generator[Picture, None, None]:
+        """Iterate over the pictures of a new pass, (`rows`, `columns`) each.
 
         Args:
             first: The frame to begin with; 0 unless ``run_up`` is 0.
@@ -127,15 +127,19 @@ class OnePassArtist(ABC):
         if frame.index == self._poster_at:
             self._poster = picture
         if self._next == self._total and next(self._pass, None) is not None:
-            message = f"{self._what} made more than the {self._total} frames that were ordered"
-            raise SceneError(message, code="frames.too-many")
+            raise self.too_many()
         return picture
+
+    def too_many(self) -> SceneError:
+        """Return the error of a pass that goes on after the last frame."""
+        message = f"{self._what} made more than the {self._total} frames that were ordered"
+        return SceneError(message, code="frames.too-many")
 
     def close(self) -> None:
         """End the pass. A second call does nothing."""
         making, self._pass = self._pass, None
         if making is not None:
-            making.close()  # type: ignore[attr-defined]  # a generator, whose annotation would name what it is sent
+            making.close()
 
 
 @contextmanager
