@@ -1,8 +1,8 @@
 """How near does rendering come to what the encoder alone can do, and to what others do?
 
-``python tests/benchmarks/render.py [--quick]`` renders the scenes at 1280x720, x264 veryfast, on two cores. What is
-compared takes turns, and medians count. moviepy is installed into a temporary environment. The last line of the output
-is JSON:
+``python tests/benchmarks/render.py [--quick]`` renders the scenes and two shaders at 1280x720, x264 veryfast, on two
+cores; the shaders are drawn by llvmpipe. What is compared takes turns, and medians count. moviepy and ShaderFlow are
+installed into temporary environments. The last line of the output is JSON:
 
 ``overlap_vs_sequential``
     of `bars`, frames a second overlapped / frames a second one after the other; at least 1. It was more when the
@@ -18,6 +18,15 @@ is JSON:
 ``numpy_vs_showcqt``
     frames a second of the fastest scene / those of FFmpeg's showcqt with the same song and settings, whole commands
     without their starts: for the difference between two lengths of the song; at least 0.55.
+``cpu_vs_parts_simple``, ``_heavy``
+    of a shader, CPU seconds from the song to the file / (those of drawing, reading and converting alone + of encoding
+    alone + of the sound); at most 1.1.
+``fps_vs_limit_simple``, ``_heavy``
+    of a shader, frames a second from the song to the file, with OpenGL open / (cores / CPU seconds a frame of these
+    parts), which is as fast as two cores can be; at least 0.9.
+``vs_shaderflow_simple``, ``_heavy``
+    of a shader, frames a second from the song to the file, with the start of OpenGL / those of ShaderFlow's ``main``
+    with the same song and settings, and the same scene in its own language; at least 4 and 2.
 
 "One after the other" is the same scene and the same encoder with the same settings, called in turn by one thread: a
 picture is encoded when it is drawn. libx264's own threads work meanwhile.
@@ -36,28 +45,32 @@ import time
 import venv
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from renderdispatch.messages import Output
-from renderdispatch.render import bars, radial, wave
+from renderdispatch.messages import Asset, Output, RenderOrder
+from renderdispatch.render import bars, glsl, radial, wave
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.device import numpy_held
 from renderdispatch.render.music import compose
-from renderdispatch.render.scene import NumpyRenderer
+from renderdispatch.render.params import SceneParams
+from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import make_order
 
 with numpy_held():
     import av
 
-    from renderdispatch.render.features import Features
-    from renderdispatch.render.mp4 import ENCODER, Mp4Writer
+    from renderdispatch.render.artist import Artist
+    from renderdispatch.render.covers import Cover
+    from renderdispatch.render.encoders import LIBX264
+    from renderdispatch.render.features import Features, Frame
+    from renderdispatch.render.mp4 import Mp4Writer
     from renderdispatch.render.picture import Picture
-    from renderdispatch.render.scene_artist import SceneArtist
     from renderdispatch.render.video import draw_and_encode, read_sound
 
 PICTURE: Final = Output(width=1280, height=720, fps=Fraction(30))
@@ -85,6 +98,104 @@ print(time.perf_counter() - began)
 """
 
 
+SIMPLE: Final = """
+void mainImage(out vec4 colour, in vec2 place) {
+    vec2 at = place / iResolution.xy;
+    float strength = texture(iChannel0, vec2(at.x, 0.25)).x;
+    vec3 sky = 0.5 + 0.5 * cos(iTime + 4.0 * at.xyx + vec3(0.0, 2.0, 4.0));
+    float below = smoothstep(0.0, 0.02, 0.2 + 0.6 * strength - at.y);
+    colour = vec4(sky * (0.3 + 0.7 * below), 1.0);
+}
+"""
+"""A few cosines, and the spectrum as a curve."""
+
+_MARCH: Final = """
+float distanceTo(vec3 place) {
+    place.z = mod(place.z, 4.0) - 2.0;
+    float bumps = sin(5.0 * place.x + iTime) * sin(5.0 * place.y) * sin(5.0 * place.z);
+    return length(place) - 1.0 + 0.1 * bumps;
+}
+
+vec3 march(vec2 at, float loud) {
+    vec3 eye = vec3(0.0, 0.0, iTime - 3.0), ray = normalize(vec3(at, 1.5));
+    float far = 0.0;
+    for (int number = 0; number < 40; number++) {
+        float near = distanceTo(eye + far * ray);
+        if (near < 0.001 || far > 30.0) break;
+        far += 0.6 * near;
+    }
+    vec3 hit = eye + far * ray;
+    vec2 step = vec2(0.01, 0.0);
+    vec3 slope = vec3(distanceTo(hit + step.xyy), distanceTo(hit + step.yxy), distanceTo(hit + step.yyx));
+    float light = max(dot(normalize(slope - distanceTo(hit)), vec3(0.58, 0.58, -0.58)), 0.0);
+    return (0.3 + 0.7 * light) * (0.5 + loud) * vec3(0.6, 0.8, 1.0) / (1.0 + 0.1 * far);
+}
+"""
+
+HEAVY: Final = (
+    _MARCH
+    + """
+void mainImage(out vec4 colour, in vec2 place) {
+    vec2 at = (2.0 * place - iResolution.xy) / iResolution.y;
+    colour = vec4(march(at, texture(iChannel0, vec2(0.1, 0.25)).x), 1.0);
+}
+"""
+)
+"""Spheres, by 40 steps along each ray, with light."""
+
+SHADERS: Final = {"simple": SIMPLE, "heavy": HEAVY}
+
+SHADERFLOW: Final = "shaderflow==0.12.0"
+THEIR_SHADERS: Final = {
+    "simple": """
+void main() {
+    float strength = sqrt(texture(iSpectrogram, vec2(0.0, astuv.x)).x / 1000.0);
+    vec3 sky = 0.5 + 0.5 * cos(iTime + 4.0 * astuv.xyx + vec3(0.0, 2.0, 4.0));
+    float below = smoothstep(0.0, 0.02, 0.2 + 0.6 * strength - astuv.y);
+    fragColor = vec4(sky * (0.3 + 0.7 * below), 1.0);
+}
+""",
+    "heavy": _MARCH
+    + """
+void main() {
+    float loud = sqrt(texture(iSpectrogram, vec2(0.0, 0.1)).x / 1000.0);
+    fragColor = vec4(march(vec2(agluv.x * iResolution.x / iResolution.y, agluv.y), loud), 1.0);
+}
+""",
+}
+
+THEIR_SCENE: Final = """
+import sys, time, types
+from pathlib import Path
+sys.modules["soundcard"] = types.ModuleType("soundcard")  # it wants a sound server, for microphones
+import shaderflow.ffmpeg as ffmpeg
+from shaderflow.audio import ShaderAudio
+from shaderflow.audio.spectrogram import ShaderSpectrogram
+from shaderflow.scene import ShaderScene
+
+fragment, song, output, fps, height, width, seconds, subsample = sys.argv[1:]
+
+# 0.12.0 passes a text here where its own `command` wants a member: no file can be heard without this.
+of_format = lambda self, format="pcm_f32le": self.smartset(ffmpeg.FFmpegAudioCodecPCM(format=ffmpeg.FFmpegPCM(format)))
+ffmpeg.FFmpeg.pcm = of_format
+
+class Scene(ShaderScene):
+    def build(self):
+        self.audio = ShaderAudio(scene=self, name="iAudio", file=Path(song))
+        self.spectrogram = ShaderSpectrogram(scene=self, audio=self.audio, length=0, smooth=True)
+        self.shader.fragment = fragment
+
+scene = Scene(backend="headless")
+scene.ffmpeg.h264(preset="veryfast", crf=19)
+scene.ffmpeg.aac(bitrate=192)
+began = time.perf_counter()
+scene.main(
+    width=int(width), height=int(height), fps=float(fps), time=float(seconds), output=output, subsample=int(subsample)
+)
+print(time.perf_counter() - began)
+"""
+
+
 class Cost(NamedTuple):
     """Seconds of wall and of CPU."""
 
@@ -92,11 +203,22 @@ class Cost(NamedTuple):
     cpu: float
 
 
-class Bench:
-    """One song, rendered with one scene in different ways."""
+class Opened(VideoRenderer):
+    """Renders with an artist that is there already."""
 
-    def __init__(self, renderer: NumpyRenderer, song: Path, folder: Path) -> None:
-        self.renderer = renderer
+    def __init__(self, artist: Artist) -> None:
+        super().__init__(SceneParams)
+        self._artist = artist
+
+    def artist(self, order: RenderOrder, *, cover: Cover | None = None) -> AbstractContextManager[Artist]:
+        return nullcontext(self._artist)
+
+
+class Bench:
+    """One song, rendered with one artist in different ways."""
+
+    def __init__(self, artist: Artist, song: Path, folder: Path) -> None:
+        self.artist = artist
         self.song = song
         self.folder = folder
         writer, self.features = self._begin()
@@ -106,7 +228,17 @@ class Bench:
 
     def whole(self) -> Cost:
         """From the song to the file."""
-        return measured(lambda: render(self.renderer, self.song, self.folder / "whole.mp4"))
+        return measured(lambda: render(Opened(self.artist), self.song, self.folder / "whole.mp4"))
+
+    def sound(self) -> Cost:
+        """Analyse and encode the song."""
+
+        def run() -> None:
+            writer, features = self._begin()
+            features.close()
+            writer.abandon()
+
+        return measured(run)
 
     def draw(self) -> Cost:
         return measured(lambda: deque(self._pictures(), maxlen=0))
@@ -121,7 +253,7 @@ class Bench:
         writer, features = self._begin()
 
         def run() -> None:
-            draw_and_encode(self._artist(), features, writer, lambda done, total: None)
+            draw_and_encode(self.artist, features, writer, lambda done, total: None)
             writer.close()
 
         with features:
@@ -131,7 +263,7 @@ class Bench:
         """Libx264 alone, into nothing."""
 
         def run() -> None:
-            context = av.CodecContext.create(ENCODER, "w")
+            context: Any = av.CodecContext.create(LIBX264.name, "w")
             context.width, context.height, context.pix_fmt = PICTURE.width, PICTURE.height, "yuv420p"
             context.time_base, context.framerate = 1 / PICTURE.fps, PICTURE.fps
             context.options = PRESET
@@ -151,11 +283,13 @@ class Bench:
                 file.write(picture.frame.to_ndarray(format="rgb24").tobytes())
 
     def _pictures(self) -> Iterator[Picture]:
-        artist = self._artist()
-        state = artist.start()
+        return self.artist.pictures(self._moments())
+
+    def _moments(self) -> Iterator[tuple[Any, Frame]]:
+        state = self.artist.start()
         for frame in self.features:
-            state = artist.step(state, frame)
-            yield artist.draw(state, frame)
+            state = self.artist.step(state, frame)
+            yield state, frame
 
     def _written(self, pictures: Iterable[Picture]) -> Cost:
         writer, features = self._begin()
@@ -176,27 +310,38 @@ class Bench:
             path = self.folder / "features"
             return writer, read_sound(sound, writer, path, fps=PICTURE.fps, report=lambda done, total: None)
 
-    def _artist(self) -> SceneArtist:
-        return SceneArtist(*self.renderer.load({}), PICTURE)
-
 
 class Peers:
     """What others make of the same song, in processes of their own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        venv.create(folder / "peers", with_pip=True)
-        self._python = folder / "peers" / "bin" / "python"
-        subprocess.run([self._python, "-m", "pip", "install", "--quiet", "moviepy>=2.1"], check=True)
+        self._moviepy, self._shaderflow = folder / "moviepy", folder / "shaderflow"
+        for environment, package in ((self._moviepy, "moviepy>=2.1"), (self._shaderflow, SHADERFLOW)):
+            venv.create(environment, with_pip=True)
+            self._run(environment, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", package)
         self._ffmpeg = shutil.which("ffmpeg") or self._run(
-            "-c", "import imageio_ffmpeg as f; print(f.get_ffmpeg_exe())"
+            self._moviepy, "-c", "import imageio_ffmpeg as f; print(f.get_ffmpeg_exe())"
         )
 
     def moviepy(self, bench: Bench, rgb: Path) -> float:
         """Return the seconds that moviepy takes for a video of these frames."""
         size = str(PICTURE.height), str(PICTURE.width), str(bench.frames)
         files = str(rgb), str(bench.song), str(self._folder / "moviepy.mp4")
-        return float(self._run("-c", MOVIEPY, *files, str(float(PICTURE.fps)), *size))
+        return float(self._run(self._moviepy, "-c", MOVIEPY, *files, str(float(PICTURE.fps)), *size))
+
+    def shaderflow(self, shader: str, song: Path, *, seconds: int, samples: int = 1) -> Cost:
+        """Return what ShaderFlow takes, without the CPU.
+
+        Args:
+            shader: Which one.
+            song: The file.
+            seconds: Its length.
+            samples: The square root of how often it reads each pixel of its picture to make the final one.
+        """
+        size = str(float(PICTURE.fps)), str(PICTURE.height), str(PICTURE.width), str(seconds), str(samples)
+        files = str(song), str(self._folder / "shaderflow.mp4")
+        return Cost(float(self._run(self._shaderflow, "-c", THEIR_SCENE, THEIR_SHADERS[shader], *files, *size)), 0)
 
     def showcqt(self, song: Path) -> Cost:
         """Return what FFmpeg's command takes, without the CPU."""
@@ -207,18 +352,22 @@ class Peers:
         output = ["-movflags", "+faststart", str(self._folder / "showcqt.mp4")]
         return measured(lambda: subprocess.run([*command, *sound, *output], check=True))._replace(cpu=0)
 
-    def _run(self, *arguments: str) -> str:
+    def _run(self, environment: Path, *arguments: str) -> str:
         # Without the variables that would show it this environment's packages.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        done = subprocess.run(
-            [self._python, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        return done.stdout.strip().splitlines()[-1]
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        command = [str(environment / "bin" / "python"), *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables)
+        if done.returncode != 0:
+            raise SystemExit(done.stderr[-4000:])
+        return done.stdout.strip().rpartition("\n")[2]
 
 
-def render(renderer: NumpyRenderer, song: Path, output: Path) -> None:
-    order = make_order(MemoryStorage(), output=PICTURE, params={})
-    renderer.render(order, song, output, lambda done, total: None)
+def order_for(**fields: Any) -> RenderOrder:
+    return make_order(MemoryStorage(), output=PICTURE, params={}, **fields)
+
+
+def render(renderer: VideoRenderer, song: Path, output: Path, **fields: Any) -> None:
+    renderer.render(order_for(**fields), song, output, lambda done, total: None)
 
 
 def measured(run: Callable[[], object]) -> Cost:
@@ -279,7 +428,7 @@ def against_moviepy(bench: Bench, peers: Peers, folder: Path, rounds: int) -> fl
     return ratio(costs, "moviepy", "ours")
 
 
-def against_showcqt(renderer: NumpyRenderer, peers: Peers, folder: Path, *, seconds: int, rounds: int) -> float:
+def against_showcqt(renderer: VideoRenderer, peers: Peers, folder: Path, *, seconds: int, rounds: int) -> float:
     """Return frames a second of a scene / those of showcqt, both between a length of the song and three times it."""
     songs = [folder / "short.wav", folder / "long.wav"]
     for song, times in zip(songs, (1, 3), strict=True):
@@ -298,6 +447,37 @@ def against_showcqt(renderer: NumpyRenderer, peers: Peers, folder: Path, *, seco
     return more["theirs"] / more["ours"]
 
 
+def shader_alone(shader: str, file: Asset, song: Path, folder: Path, *, rounds: int) -> dict[str, float]:
+    """Return how near a shader comes to what the cores can do."""
+    with glsl.artist(order_for(scene_file=file)) as artist:
+        bench = Bench(artist, song, folder)
+        ways = {name: getattr(bench, name) for name in ("draw", "encode", "sound", "whole")}
+        costs = in_turns(ways, rounds)
+        for name in ways:
+            show(f"{shader}, {name}", costs[name], bench.frames)
+    parts = sum(statistics.median(cost.cpu for cost in costs[name]) for name in ("draw", "encode", "sound"))
+    wall, cpu = (statistics.median(values) for values in zip(*costs["whole"], strict=True))
+    return {
+        f"cpu_vs_parts_{shader}": cpu / parts,
+        f"fps_vs_limit_{shader}": parts / len(os.sched_getaffinity(0)) / wall,
+    }
+
+
+def against_shaderflow(
+    shader: str, file: Asset, song: Path, peers: Peers, folder: Path, *, seconds: int, rounds: int
+) -> float:
+    ways: dict[str, Callable[[], Cost]] = {
+        "ours": lambda: measured(lambda: render(glsl, song, folder / "whole.mp4", scene_file=file)),
+        "shaderflow": lambda: peers.shaderflow(shader, song, seconds=seconds),
+    }
+    costs = in_turns(ways, rounds)
+    costs["shaderflow, as it comes"] = [peers.shaderflow(shader, song, seconds=seconds, samples=2)]
+    for name, each in costs.items():
+        wall = statistics.median(cost.wall for cost in each)
+        print(f"{shader + ', ' + name:>32}: {seconds * PICTURE.fps / wall:6.1f} frames/s", flush=True)
+    return ratio(costs, "shaderflow", "ours")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="measure rendering against the encoder alone, moviepy and showcqt")
     parser.add_argument("--quick", action="store_true", help="shorter clips and fewer rounds")
@@ -314,14 +494,23 @@ def main() -> None:
         figures: dict[str, float] = {}
         speeds: dict[str, float] = {}
         for scene, renderer in SCENES.items():
-            bench = Bench(renderer, song, folder)
-            if scene == "bars":
-                figures |= overlap(bench, rounds)
-                figures["vs_moviepy"] = against_moviepy(bench, peers, folder, rounds // 2 + 1)
-            figures[f"pipeline_vs_encoder_{scene}"] = pipeline(scene, bench, rounds)
-            speeds[scene] = min(bench.whole().wall for _ in range(2))
+            with renderer.artist(order_for()) as artist:
+                bench = Bench(artist, song, folder)
+                if scene == "bars":
+                    figures |= overlap(bench, rounds)
+                    figures["vs_moviepy"] = against_moviepy(bench, peers, folder, rounds // 2 + 1)
+                figures[f"pipeline_vs_encoder_{scene}"] = pipeline(scene, bench, rounds)
+                speeds[scene] = min(bench.whole().wall for _ in range(2))
         fastest = SCENES[min(speeds, key=speeds.__getitem__)]
         figures["numpy_vs_showcqt"] = against_showcqt(fastest, peers, folder, seconds=seconds, rounds=rounds // 2 + 1)
+        for shader, text in SHADERS.items():
+            path = folder / f"{shader}.glsl"
+            path.write_text(text)
+            file = Asset(url="", size=len(text), path=str(path))
+            figures |= shader_alone(shader, file, song, folder, rounds=rounds)
+            figures[f"vs_shaderflow_{shader}"] = against_shaderflow(
+                shader, file, song, peers, folder, seconds=seconds, rounds=rounds // 2 + 1
+            )
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 

@@ -66,6 +66,7 @@ MISUSED = {
     "an unknown command": ["rendr", "song.wav"],
     "an unknown option": ["render", "song.wav", "--colour", "red"],
     "a size without a height": ["render", "song.wav", "--size", "640"],
+    "an unknown encoder": ["render", "song.wav", "--encoder", "hevc"],
     "a parameter without a value": ["render", "song.wav", "--set", "bars"],
     "a start that is no number": ["render", "song.wav", "--start", "soon"],
     "nothing to remove": ["jobs", "rm"],

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import Final, NoReturn
 
 import pytest
+
+from renderdispatch.errors import RenderDispatchError
 
 names_near_commands: Final = pytest.mark.skipif(
     tuple(map(int, version("click").split(".")[:2])) < (8, 4), reason="click names near commands since version 8.4"
@@ -38,6 +41,25 @@ def need_uwsgi() -> None:
     )
     if asked.stdout.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
         pytest.skip(f"uwsgi runs Python {asked.stdout.strip() or 'not at all'}, the tests {sys.version.split()[0]}")
+
+
+def need_opengl() -> None:
+    """Skip where OpenGL cannot draw, not even on the CPU."""
+    if reason := _why_no_opengl():
+        lacking(reason)
+
+
+@cache
+def _why_no_opengl() -> str | None:
+    try:
+        from renderdispatch.render.gl.context import open_device
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed: pip install 'renderdispatch[gl]'"
+    try:
+        with open_device():
+            return None
+    except RenderDispatchError as error:
+        return str(error)
 
 
 def need_blender() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from renderdispatch.protocols import Report
+from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Picture
 
@@ -21,9 +23,18 @@ class Artist(Protocol):
     device_class: str
     """The class of the device that draws; see `renderdispatch.render.device`."""
 
+    gpu: DrawingGpu | None
+    """The GPU that draws; None if the CPU does."""
+
     run_up: int | None
     """How many frames must be drawn in order before a frame is right; None: all before it. 0 for most scenes: only
     those that draw from their own earlier pictures need it."""
+
+    keep: int | None
+    """Set it to the index of a frame whose own picture, as of `flat`, is to be kept when `pictures` draws it."""
+
+    kept: Picture | None
+    """That picture, once it is drawn."""
 
     def start(self) -> Any:
         """Return the state before the first frame."""
@@ -38,6 +49,16 @@ class Artist(Protocol):
         """Return a new picture of a frame, of the output's size.
 
         If the frame before was not the last one that was drawn, earlier pictures count as black.
+        """
+
+    def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
+        """Yield a new picture of each frame, as `draw` would, for frames that come in order.
+
+        One or two frames may be drawn before the first picture is yielded, so that drawing goes on while pictures are
+        used: `moments` is ahead of the pictures. Draw nothing else until the last one.
+
+        Args:
+            moments: States and frames.
         """
 
     def flat(self, state: Any, frame: Frame) -> Picture:

@@ -38,7 +38,7 @@ class FunctionArtist(OnePassArtist):
         size = {"width": self.columns, "height": self.rows}
         self._arguments = {**arguments, **{name: pixels for name, pixels in size.items() if name in renderer.given}}
 
-    def pictures(self, first: int) -> Generator[Picture, None, None]:
+    def make(self, first: int) -> Generator[Picture, None, None]:
         """Call the function, and iterate over its pictures, from frame 0 on."""
         assert first == 0  # only the function knows what it remembers
         with blamed_on_the_scene("failed at its start"):

@@ -1,13 +1,12 @@
 """How do pictures that come one after the other, each once, become frames?
 
-A function yields them, or a program writes them. The picture of the poster is kept when it comes by: which one it is
-follows from the sound alone.
+A function yields them, or a program writes them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from renderdispatch.errors import SceneError
 from renderdispatch.messages import Output
 from renderdispatch.protocols import Report
 from renderdispatch.render.artist import Artist
+from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Picture
-from renderdispatch.render.poster import PosterMoment
 from renderdispatch.render.projection import projection_of
 
 
@@ -33,6 +32,7 @@ class OnePassArtist(ABC):
     """
 
     run_up: int | None = None
+    gpu: DrawingGpu | None = None
     rendered_by: str
     device_class: str
 
@@ -41,11 +41,11 @@ class OnePassArtist(ABC):
         self._projection = projection_of(output)
         self._pass: Generator[Picture, None, None] | None = None
         self._next = self._total = 0
-        self._poster_at: int | None = None
-        self._poster: Picture | None = None
+        self.keep: int | None = None
+        self.kept: Picture | None = None
 
     @abstractmethod
-    def pictures(self, first: int) -> Generator[Picture, None, None]:
+    def make(self, first: int) -> Generator[Picture, None, None]:
         """Iterate over the pictures of a new pass, (`rows`, `columns`) each.
 
         Args:
@@ -65,7 +65,7 @@ class OnePassArtist(ABC):
         """The height of the pictures."""
         return self._projection.height
 
-    def hear(self, features: Features, *, audio: Path, folder: Path, report: Report, poster: bool = False) -> None:
+    def hear(self, features: Features, *, audio: Path, folder: Path, report: Report) -> None:
         """Take the song, before the first frame.
 
         Args:
@@ -73,21 +73,9 @@ class OnePassArtist(ABC):
             audio: The file.
             folder: For temporary files; it exists until the artist is closed.
             report: Called while a picture is waited for.
-            poster: Whether to keep the picture of the poster.
         """
         self.features, self.audio, self.folder, self.report = features, audio, folder, report
         self._total = len(features)
-        if poster:
-            moment = PosterMoment(len(features), features.fps)
-            for frame in features:
-                moment.see((), frame, self.light((), frame))
-            self._poster_at = moment.best[1].index
-
-    @property
-    def poster(self) -> Picture:
-        """The picture of the poster, in a 360 video what is ahead of the viewer; there is one after the last frame."""
-        assert self._poster is not None
-        return self._poster
 
     def start(self) -> tuple[()]:
         """Return the state, which is always empty."""
@@ -103,6 +91,10 @@ class OnePassArtist(ABC):
         del state
         return frame.level
 
+    def pictures(self, moments: Iterable[tuple[tuple[()], Frame]]) -> Iterator[Picture]:
+        """Yield the picture of each frame; they come in order."""
+        return (self.draw(state, frame) for state, frame in moments)
+
     def draw(self, state: tuple[()], frame: Frame) -> Picture:
         """Return the picture of the next frame."""
         return self._projection.place(self.flat(state, frame))
@@ -111,12 +103,12 @@ class OnePassArtist(ABC):
         """Return the picture of the next frame as it was made.
 
         Raises:
-            SceneError: ``frames.too-few``, ``frames.too-many``, or as of `pictures`.
+            SceneError: ``frames.too-few``, ``frames.too-many``, or as of `make`.
         """
         del state
         if frame.index == 0 or (self.run_up == 0 and frame.index != self._next):
             self.close()
-            self._pass, self._next = self.pictures(frame.index), frame.index
+            self._pass, self._next = self.make(frame.index), frame.index
         if self._pass is None or frame.index != self._next:
             raise ValueError(f"frame {frame.index} is not the next one, {self._next}")
         picture = next(self._pass, None)
@@ -124,8 +116,8 @@ class OnePassArtist(ABC):
             message = f"{self._what} made {frame.index} frames; {self._total} were ordered"
             raise SceneError(message, code="frames.too-few")
         self._next += 1
-        if frame.index == self._poster_at:
-            self._poster = picture
+        if frame.index == self.keep:
+            self.kept = picture
         if self._next == self._total and next(self._pass, None) is not None:
             raise self.too_many()
         return picture
@@ -143,14 +135,12 @@ class OnePassArtist(ABC):
 
 
 @contextmanager
-def heard(
-    artist: Artist, features: Features, *, audio: Path, folder: Path, report: Report, poster: bool = False
-) -> Iterator[None]:
+def heard(artist: Artist, features: Features, *, audio: Path, folder: Path, report: Report) -> Iterator[None]:
     """Within the block, a `OnePassArtist` can draw the song; other artists need nothing. See `OnePassArtist.hear`."""
     if not isinstance(artist, OnePassArtist):
         yield
         return
-    artist.hear(features, audio=audio, folder=folder, report=report, poster=poster)
+    artist.hear(features, audio=audio, folder=folder, report=report)
     try:
         yield
     finally:

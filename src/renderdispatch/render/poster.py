@@ -1,7 +1,7 @@
 """Which moment of a video is on its poster?
 
-The brightest half second, by the scene's light, without the fades at both ends. While the video is drawn, the best
-moment so far is kept; it is drawn again at the end.
+The brightest half second, by the scene's light, without the fades at both ends. It is found before anything is drawn:
+a scene's states are cheap. The picture is kept when its frame is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from renderdispatch.render.features import Frame
+from renderdispatch.protocols import Report
+from renderdispatch.render.artist import Artist
+from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Converter, Picture
 
 _WINDOW_S: Final = Fraction(1, 2)
@@ -55,6 +57,16 @@ class PosterMoment:
         """The state and the frame of the moment."""
         assert self._best is not None
         return self._best[1:]
+
+
+def brightest(artist: Artist, features: Features, report: Report = lambda _done, _total: None) -> int:
+    """Return the index of the frame that a poster shows. Nothing is drawn; ``report`` is called for each frame."""
+    state, moment = artist.start(), PosterMoment(len(features), features.fps)
+    for frame in features:
+        state = artist.step(state, frame)
+        moment.see(state, frame, artist.light(state, frame))
+        report(frame.index, len(features))
+    return moment.best[1].index
 
 
 def write_poster(path: Path, picture: Picture) -> None:

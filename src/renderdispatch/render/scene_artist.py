@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from renderdispatch.errors import RenderError, SceneError
 from renderdispatch.messages import Output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.device import device_class
+from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
@@ -23,7 +24,10 @@ class SceneArtist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
     rendered_by = "numpy"
+    gpu: DrawingGpu | None = None
     run_up: int | None = 0
+    keep: int | None = None
+    kept: Picture | None = None
 
     def __init__(
         self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
@@ -68,6 +72,18 @@ class SceneArtist:
             SceneError: The scene raised an exception.
         """
         return self._projection.place(self.flat(state, frame))
+
+    def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
+        """Yield a new picture of each frame.
+
+        Raises:
+            SceneError: The scene raised an exception.
+        """
+        for state, frame in moments:
+            flat = self.flat(state, frame)
+            if frame.index == self.keep:
+                self.kept = flat
+            yield self._projection.place(flat)
 
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.

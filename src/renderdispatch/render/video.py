@@ -7,12 +7,12 @@ its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import av
 
@@ -20,15 +20,15 @@ from renderdispatch.errors import AudioError, InvalidRequestError, RenderError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
-from renderdispatch.render.artist import Artist, picture_at
+from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
 from renderdispatch.render.device import check_device, picture_version
-from renderdispatch.render.features import Analyser, Features
-from renderdispatch.render.mp4 import ENCODER, Mp4Writer
-from renderdispatch.render.one_pass import OnePassArtist, heard
-from renderdispatch.render.picture import Picture
-from renderdispatch.render.poster import PosterMoment, write_poster
+from renderdispatch.render.encoders import Encoder, find_encoder
+from renderdispatch.render.features import Analyser, Features, Frame
+from renderdispatch.render.mp4 import Mp4Writer
+from renderdispatch.render.one_pass import heard
+from renderdispatch.render.poster import brightest, write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
@@ -52,19 +52,21 @@ def render_video(
         translated({OSError: render_error, av.FFmpegError: render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         open_song(audio, order) as sound,
-        _open_writer(Path(folder), picture, sound) as writer,
+        _open_writer(Path(folder), picture, sound, find_encoder(picture, artist.gpu)) as writer,
     ):
-        check_device(order.device_class, artist.device_class)
+        drawn_on = "+".join(filter(None, (artist.device_class, writer.encoder.device_class)))
+        check_device(order.device_class, drawn_on)
         with read_sound(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features:
-            poster = None if order.poster is None else PosterMoment(len(features), picture.fps)
-            with heard(artist, features, audio=audio, folder=Path(folder), report=report, poster=poster is not None):
-                draw_and_encode(artist, features, writer, report, poster=poster)
+            if order.poster is not None:
+                artist.keep = brightest(artist, features, lambda _done, total: report(0, total))
+            with heard(artist, features, audio=audio, folder=Path(folder), report=report):
+                draw_and_encode(artist, features, writer, report)
             writer.close()
             finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
-            if poster is not None:
-                write_poster(Path(folder, "poster.jpg"), _poster_picture(artist, features, poster))
+            if artist.kept is not None:
+                write_poster(Path(folder, "poster.jpg"), artist.kept)
                 Path(folder, "poster.jpg").replace(output.with_suffix(".jpg"))
         Path(folder, "video.mp4").replace(output)
         return RenderStats(
@@ -74,21 +76,14 @@ def render_video(
             frames=len(features),
             duration_s=float(sound.duration),
             rendered_by=artist.rendered_by,
-            encoded_by=ENCODER,
-            device_class=artist.device_class,
+            encoded_by=writer.encoder.name,
+            device_class=drawn_on,
             picture_version=picture_version(),
             warnings=(*sound.warnings, *song.warnings),
         )
 
 
-def _poster_picture(artist: Artist, features: Features, poster: PosterMoment) -> Picture:
-    if isinstance(artist, OnePassArtist):
-        return artist.poster
-    state, frame = poster.best
-    return artist.flat(state, frame) if artist.run_up == 0 else picture_at(artist, features, frame.index, flat=True)
-
-
-def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer:
+def _open_writer(folder: Path, picture: Output, sound: SoundReader, encoder: Encoder) -> Mp4Writer:
     """Return the writer of the video. What the encoder refuses now, it will refuse at each attempt."""
 
     def refused(error: av.FFmpegError) -> Exception:
@@ -98,7 +93,8 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
         return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
 
     with translated({av.FFmpegError: refused}, chain=True):
-        return Mp4Writer(folder / "raw.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+        files = folder / "raw.mp4", folder / "sound"
+        return Mp4Writer(*files, picture, rate=sound.rate, layout=sound.layout, encoder=encoder)
 
 
 def read_sound(
@@ -134,18 +130,19 @@ def read_sound(
         return analyser.finish(frames)
 
 
-def draw_and_encode(
-    artist: Artist, features: Features, writer: Mp4Writer, report: Report, *, poster: PosterMoment | None = None
-) -> None:
+def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, report: Report) -> None:
     """Draw each frame here, while another thread encodes the frames before it."""
-    state = artist.start()
-    with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
+
+    def moments() -> Iterator[tuple[Any, Frame]]:
+        state = artist.start()
         for frame in features:
             state = artist.step(state, frame)
-            if poster is not None:
-                poster.see(state, frame, artist.light(state, frame))
-            encoder.put(artist.draw(state, frame).frame)
-            report(frame.index + 1, len(features))
+            yield state, frame
+
+    with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
+        for done, picture in enumerate(artist.pictures(moments()), start=1):
+            encoder.put(picture.frame)
+            report(done, len(features))
 
 
 class Consumer(Generic[T]):

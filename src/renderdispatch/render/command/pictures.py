@@ -56,7 +56,7 @@ class ProgramArtist(OnePassArtist):
         self._renderer, self._order, self._cover = renderer, order, cover
         self._params = renderer.read_params(order.params)
 
-    def pictures(self, first: int) -> Generator[Picture, None, None]:
+    def make(self, first: int) -> Generator[Picture, None, None]:
         """Run the program, and iterate over its pictures."""
         with ExitStack() as stack:
             folder = self.folder / "program"

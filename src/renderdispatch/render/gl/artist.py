@@ -1,34 +1,33 @@
 """How does OpenGL draw the frames of a video?
 
-Each frame sets Shadertoy's inputs, draws the buffers and the image, and reads the image back.
+Each frame sets Shadertoy's inputs, draws the buffers and the image, and reads the image back. While one frame is
+drawn, the one before it is converted and encoded.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, Final, NamedTuple
-
-import moderngl
-import numpy as np
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from renderdispatch.messages import Output
-from renderdispatch.render.device import device_class
-from renderdispatch.render.features import TEXTURE_WIDTH, Frame
+from renderdispatch.render.device import DrawingGpu, device_class
+from renderdispatch.render.features import Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
-from renderdispatch.render.gl.shader import BUFFERS, IMAGE, SOUND, Channel, Shader
-from renderdispatch.render.picture import Canvas, Converter, Picture
+from renderdispatch.render.gl.reading import Pixels, reader_for
+from renderdispatch.render.gl.shader import BUFFERS, IMAGE, Shader
+from renderdispatch.render.gl.textures import Image, Input, Inputs, check_images
+from renderdispatch.render.picture import Picture
 from renderdispatch.render.projection import projection_of
+
+T = TypeVar("T")
 
 _DATE: Final = (2026.0, 0.0, 1.0, 0.0)
 """A fixed day: a picture must not depend on when it is drawn."""
 
-_PACK_INVERT: Final = 0x8758
-"""GL_PACK_INVERT_MESA: read the rows from the top down."""
-_RGBA: Final = 0x1908
-_UNSIGNED_BYTE: Final = 0x1401
 _EYE: Final = 0.032
 """How far an eye is from the middle of the head, in the scene's units: metres, if the scene means to look natural."""
 
@@ -46,9 +45,13 @@ class GlArtist:
         device: Draws. Use this artist in its thread.
         shader: What is drawn.
         output: Size, frame rate and projection.
-        pictures: By source (``cover``, ``image 1`` to ``image 3``): (rows, columns, 3) uint8, RGB.
+        pictures: By source (``cover``, ``image 1`` to ``image 3``).
         declarations: Of further uniforms, in GLSL.
         values: Of these uniforms.
+        planar: Whether OpenGL makes yuv420p; None is what is faster on this device.
+
+    Raises:
+        SceneError: ``shader.compile``: the file has a mistake; ``shader.image``: an image that it reads is missing.
     """
 
     def __init__(
@@ -57,13 +60,17 @@ class GlArtist:
         shader: Shader,
         output: Output,
         *,
-        pictures: Mapping[str, Canvas] | None = None,
+        pictures: Mapping[str, Image] | None = None,
         declarations: str = "",
         values: Values | None = None,
+        planar: bool | None = None,
     ) -> None:
+        self.keep: int | None = None
+        self.kept: Picture | None = None
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
-        self.run_up = shader.run_up
+        self.gpu: DrawingGpu | None = device.gpu
+        self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
         self._device, self._fps = device, output.fps
         context = device.context
         self._eyes = 0  # a flat picture
@@ -73,11 +80,9 @@ class GlArtist:
         self._projection = projection_of(output)
         width, height = self._projection.width, self._projection.height
         self._size = width, height
-        self._seen = width, height // max(self._eyes, 1)
-        self._sound = context.texture((TEXTURE_WIDTH, 2), 1)
-        self._sound.repeat_x = self._sound.repeat_y = False
-        self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
-        self._black = context.texture((1, 1), 4, bytes(4))
+        # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
+        self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
+        self._inputs = Inputs(context, shader, pictures or {})
         self._passes = [
             DrawnPass(
                 context,
@@ -90,10 +95,10 @@ class GlArtist:
             )
             for one in shader.passes
         ]
+        check_images(shader, {one.name: one.reads for one in self._passes}, pictures or {})
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
         self._last = -1
-        self._pixels = np.empty((height, width, 4), np.uint8)
-        self._converter = Converter()
+        self._reader = reader_for(device, self._size, planar=planar)
 
     def start(self) -> GlState:
         """Return the state before the first frame."""
@@ -113,64 +118,80 @@ class GlArtist:
 
     def flat(self, state: GlState, frame: Frame) -> Picture:
         """Return the shader's own picture of a frame."""
+        self._reader.forget()
+        self._submit(state, frame, lambda: None)
+        return self._reader.picture(self._reader.fetch())
+
+    def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
+        """Draw frames that come in order, and yield a new picture of each."""
+        self._reader.forget()
+        asked = deque[int]()
+        for state, frame in moments:
+            if len(asked) < self._reader.ahead:
+                self._submit(state, frame, lambda: None)
+            else:
+                yield self._submit(state, frame, partial(self._placed, self._reader.fetch(), asked.popleft()))
+            asked.append(frame.index)
+        for index in asked:
+            yield self._placed(self._reader.fetch(), index)
+
+    def _placed(self, pixels: Pixels, index: int) -> Picture:
+        flat = self._reader.picture(pixels)
+        if index == self.keep:
+            self.kept = flat
+        return self._projection.place(flat)
+
+    def _submit(self, state: GlState, frame: Frame, meanwhile: Callable[[], T]) -> T:
+        """Have a frame drawn, and ask for its pixels; return what ``meanwhile`` returns, called when drawing began."""
         if frame.index != self._last + 1:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index
-        self._sound.write(frame.texture.tobytes())
+        self._inputs.hear(frame)
         common = self._common(state, frame)
-        for one in self._passes[:-1]:
-            one.draw(common, self._textures_of(one))
-        image = self._passes[-1]
-        textures = self._textures_of(image)
+        first, *others = self._passes
+        self._draw_pass(first, common)
+        done = meanwhile()
+        for one in others:
+            if not self._device.on_gpu:
+                # llvmpipe waits when a pass reads what is still being drawn, and moderngl would hold the GIL meanwhile.
+                self._device.library.glFinish()
+            self._draw_pass(one, common)
+        return done
+
+    def _draw_pass(self, one: DrawnPass, common: dict[str, Any]) -> None:
+        inputs = self._inputs_of(one)
+        if one.name != IMAGE:
+            one.draw(common, inputs)
+            self._device.library.glFlush()
+            return
         if self._eyes == 0:
-            image.draw(common, textures)
+            one.draw(common, inputs)
         height, rows = self._size[1], self._seen[1]
         for eye in range(self._eyes):  # the left eye's picture is above the right eye's
             place, first = (2 * eye - 1) * (self._eyes - 1), (height - rows) * (self._eyes - 1 - eye)
             own = {"renderdispatch_eye": place * _EYE, "renderdispatch_below": float(first)}
-            image.draw({**common, **own}, textures, rows=(first, rows))
-        return self._read(image.framebuffer)
+            one.draw({**common, **own}, inputs, rows=(first, rows))
+        self._reader.ask(one.framebuffer)
 
     def _common(self, state: GlState, frame: Frame) -> dict[str, Any]:
         """Return the uniforms of a frame that all passes share."""
         return {
             "iResolution": (*self._seen, 1.0),
             "iTime": float(Fraction(frame.index) / self._fps),
+            "iGlobalTime": float(Fraction(frame.index) / self._fps),
             "iTimeDelta": float(1 / self._fps),
             "iFrameRate": float(self._fps),
             "iFrame": frame.index,
             "iMouse": (0.0, 0.0, 0.0, 0.0),
             "iDate": _DATE,
-            "iSampleRate": 44_100.0,
-            "iChannelTime": [frame.time_s] * 4,
+            "iSampleRate": float(frame.rate),
             "iBeat": frame.beat,
             "iLevel": frame.level,
             "iEnergy": state.energy,
             "iBands": frame.bands.tolist(),
         }
 
-    def _textures_of(self, one: DrawnPass) -> list[moderngl.Texture]:
-        return [self._source(channel) for channel in one.channels]
-
-    def _source(self, channel: Channel) -> moderngl.Texture:
-        if channel.source == SOUND:
-            return self._sound
-        if channel.source in self._buffers:
-            return self._buffers[channel.source].shown
-        return self._pictures.get(channel.source, self._black)
-
-    def _texture(self, canvas: Canvas) -> moderngl.Texture:
-        rows, columns, _ = canvas.shape
-        upwards = np.ascontiguousarray(canvas[::-1]).tobytes()
-        texture = self._device.context.texture((columns, rows), 3, upwards, alignment=1)
-        texture.build_mipmaps()
-        return texture
-
-    def _read(self, framebuffer: moderngl.Framebuffer) -> Picture:
-        width, height = self._size
-        framebuffer.use()
-        library = self._device.library
-        library.glPixelStorei(_PACK_INVERT, 1)
-        library.glReadPixels(0, 0, width, height, _RGBA, _UNSIGNED_BYTE, ctypes.c_void_p(self._pixels.ctypes.data))
-        return self._converter.from_rgba(self._pixels, width, height)
+    def _inputs_of(self, one: DrawnPass) -> list[Input]:
+        shown = {name: buffer.shown for name, buffer in self._buffers.items()}
+        return [self._inputs.of(channel, shown) for channel in one.channels]
