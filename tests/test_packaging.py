@@ -16,6 +16,7 @@ import pytest
 import renderdispatch
 from renderdispatch import AsyncJobHandle, AsyncRenderService, JobHandle, RenderService
 from renderdispatch.cli import main
+from renderdispatch.runner.renderers import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"s3fs", "modal", "sqlalchemy", "av", "numpy", "PIL", "httpx"}
@@ -96,7 +97,7 @@ def test_entry_points_resolve() -> None:
         for point in entry_points(group=group)
         if point.value.startswith("renderdispatch.")
     }
-    assert set(ours) == {"renderdispatch", "bars", "wave", "radial"}
+    assert set(ours) == {"renderdispatch", *SHIPPED}
     assert ours["renderdispatch"] is main
 
 

@@ -38,3 +38,15 @@ def need_uwsgi() -> None:
     )
     if asked.stdout.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
         pytest.skip(f"uwsgi runs Python {asked.stdout.strip() or 'not at all'}, the tests {sys.version.split()[0]}")
+
+
+def need_gl() -> None:
+    """Skip where OpenGL cannot be used."""
+    from renderdispatch.errors import RenderError
+    from renderdispatch.render.gl.context import open_device
+
+    try:
+        with open_device():
+            pass
+    except RenderError as error:
+        lacking(str(error))
