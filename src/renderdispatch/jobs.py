@@ -126,7 +126,8 @@ class Job:
         finish_by: When it fails unless it has ended.
         audio: The audio in storage; None before it is stored.
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
-        cover: The stored copy of a cover that is a file; None before it is stored. It is kept until the job is deleted.
+        attachments: The stored copies of files beside the audio, by the names of `RenderRequest.attached`. They are
+            kept until the job is deleted.
         compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
         finalizing_at: When a delivery was reported; None before that.
         revision: Rises by one at each write; set by the store.
@@ -149,7 +150,7 @@ class Job:
     progress: float = 0.0
     audio: messages.StoredAudio | None = None
     audio_clean_up: CleanUp = CleanUp.NONE
-    cover: messages.StoredAudio | None = None
+    attachments: Mapping[str, messages.StoredAudio] = field(factory=dict)
     attempts: tuple[Attempt, ...] = ()
     error: messages.JobError | None = None
     artifact: messages.Artifact | None = None
@@ -175,10 +176,14 @@ class Job:
         """Whether the job has ended, however it ended."""
         return self.status.terminal
 
+    def attached(self) -> dict[str, messages.StoredAudio | messages.LocalAudio]:
+        """Return where the files beside the audio are now, by the names of `RenderRequest.attached`."""
+        return {**self.request.attached(), **self.attachments}
+
     @property
     def machine(self) -> str | None:
-        """The only machine whose workers may claim this job: its audio or cover is a file there. None: any machine."""
-        needed = (self.audio or self.request.audio, self.cover or self.request.cover)
+        """The only machine whose workers may claim this job, because a file of it lies there. None: any machine."""
+        needed = (self.audio or self.request.audio, *self.attached().values())
         return next((file.machine for file in needed if isinstance(file, messages.LocalAudio)), None)
 
     @property

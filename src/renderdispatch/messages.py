@@ -215,6 +215,7 @@ FrameRate = Annotated[
 
 Projection = Literal["flat", "360-mono", "360-stereo"]
 Quality = Literal["fast", "balanced", "quality"]
+VideoEncoder = Literal["auto", "libx264", "h264_nvenc"]
 
 
 class Output(Argument):
@@ -226,6 +227,8 @@ class Output(Argument):
         fps: Frames a second, any rational number.
         projection: ``flat``, or equirectangular ``360-mono`` and ``360-stereo`` (top/bottom).
         quality: How much time the encoder takes: ``fast``, ``balanced``, or ``quality`` for the best picture.
+        encoder: ``libx264`` on the CPU; ``h264_nvenc`` on a GPU of NVIDIA's, which fails where there is none that
+            encodes; or ``auto``: ``h264_nvenc`` where a GPU draws and is found to encode, else ``libx264``.
     """
 
     width: int = Field(default=1920, ge=16, le=16384, multiple_of=2)
@@ -233,6 +236,7 @@ class Output(Argument):
     fps: FrameRate = Fraction(30)
     projection: Projection = "flat"
     quality: Quality = "balanced"
+    encoder: VideoEncoder = "auto"
 
 
 # built without validation, because this would build the model; the tests validate every preset
@@ -334,7 +338,7 @@ class AudioUrl:
 
 @frozen
 class StorageKey:
-    """Names audio, or a cover, in the service's own storage, for `submit`."""
+    """Names audio, a cover or an image in the service's own storage, for `submit`."""
 
     key: str = field(validator=_text)
 
@@ -386,6 +390,11 @@ def _small_json(value: object, limit: int, what: str) -> object:
     return value
 
 
+def is_image(place: str) -> bool:
+    """Return whether a place of `RenderRequest.attached` is one of the images."""
+    return place.startswith("image_")
+
+
 class RenderRequest(Message):
     """The request of a job, exactly as it was made; the job's fingerprint covers all of it.
 
@@ -425,6 +434,20 @@ class RenderRequest(Message):
     limits: Limits = Limits.model_construct()
     metadata: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
 
+    def attached(self) -> dict[str, StoredAudio | LocalAudio]:
+        """Return the files beside the audio, by the names of their places: ``cover``, ``scene_file``, ``image_1``."""
+        places = {"cover": self.cover, "scene_file": self.scene_file}
+        places.update({f"image_{number}": image for number, image in enumerate(self.images, start=1)})
+        return {place: file for place, file in places.items() if file is not None}
+
+    def attaching(self, files: Mapping[str, StoredAudio | LocalAudio]) -> Self:
+        """Return the request with other files at these places; the rest stays."""
+        now = {**self.attached(), **files}
+        images = tuple(now[place] for place in now if is_image(place))
+        return self.model_copy(
+            update={"cover": now.get("cover"), "scene_file": now.get("scene_file"), "images": images}
+        )
+
     @pydantic.field_validator("title", "artist", mode="before")
     @classmethod
     def _clean_tags(cls, value: object) -> object:
@@ -459,7 +482,7 @@ class Asset(Message):
     """A file that a scene needs beside the audio, such as the cover.
 
     Args:
-        url: Where the runner gets it; blank in the order that renderers see.
+        url: Where the runner gets it; blank if it is in the order's bundle, and in the order that renderers see.
         size: Bytes.
         mtime_ns: Of the submitted file itself, where ``url`` names it; it may change until it is read.
         path: Where the runner put it; None before that.
@@ -487,8 +510,9 @@ class RenderOrder(Message):
     fences the attempt; it does not authenticate. ``max_duration`` is in seconds of audio; None is no limit.
     ``audio_mtime_ns`` is set where ``audio_url`` names the submitted file itself, which may change while it is read.
     Where there is a ``poster``, the renderer writes a JPEG beside its output, with the suffix ``.jpg``.
-    ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices refuse the order,
-    because their frames would differ. None declares nothing.
+    ``bundle`` is an archive of those assets whose URL is blank, by the names of `RenderRequest.attached`: many URLs
+    would not fit. ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices
+    refuse the order, because their frames would differ. None declares nothing.
     """
 
     protocol: int = PROTOCOL
@@ -511,6 +535,7 @@ class RenderOrder(Message):
     cover: Asset | None = None
     scene_file: Asset | None = None
     images: tuple[Asset, ...] = ()
+    bundle: Asset | None = None
     poster: ObjectUrls | None = None
     max_duration: float | None = None
     device_class: str | None = None
@@ -527,6 +552,7 @@ class RenderOrder(Message):
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
         blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
+        hidden["bundle"] = None
         for name in ("cover", "scene_file"):
             if (asset := getattr(self, name)) is not None:
                 hidden[name] = asset.model_copy(update={"url": ""})

@@ -411,6 +411,28 @@ class SupportsCheck(Protocol):
 
 
 @runtime_checkable
+class SupportsSceneFiles(Protocol):
+    """A renderer that draws files of users, or a backend that has it: it can refuse such a file at submit."""
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a file that can never be drawn, as far as its text alone says that.
+
+        Args:
+            text: What the file says.
+            name: The file's own, for the message.
+        """
+
+
+@runtime_checkable
+class SupportsImages(Protocol):
+    """A renderer that may draw the images of an order. Of one without this power, requests have none."""
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether it draws them."""
+
+
+@runtime_checkable
 class SupportsDeviceClass(Protocol):
     """A backend that knows which devices draw for it. Those of one class make the same bytes of the same order."""
 
@@ -502,7 +524,19 @@ class SupportsGpu(Protocol):
     """A renderer that may draw on a GPU. A renderer without this power does not."""
 
     def uses_gpu(self) -> bool:
-        """Return whether a render started now would draw on a GPU."""
+        """Return whether a render started now would draw on a GPU.
+
+        Services ask, and the process that renders asks again. So a service's process must load no driver for the
+        answer.
+        """
+
+
+@runtime_checkable
+class SupportsGpuReason(Protocol):
+    """A renderer that says why it draws on the CPU, for those who required a GPU."""
+
+    def why_no_gpu(self) -> str:
+        """Return why a render started now would not draw on a GPU, with the next step."""
 
 
 @runtime_checkable

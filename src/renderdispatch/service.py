@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from pydantic import JsonValue
 
 from renderdispatch.engine import layout
+from renderdispatch.engine.attachments import AttachmentSource
 from renderdispatch.engine.audio import AudioSource
-from renderdispatch.engine.cover import CoverSource
-from renderdispatch.engine.intake import scene_name
+from renderdispatch.engine.intake import read_images, read_scene
 from renderdispatch.engine.parts import Closable, Parts, Route, machine_id
 from renderdispatch.engine.runtime import Engine
 from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
@@ -150,7 +150,8 @@ class RenderService:
         audio_track: int | None = None,
         title: str | None = None,
         artist: str | None = None,
-        cover: CoverSource | None = None,
+        cover: AttachmentSource | None = None,
+        images: Iterable[AttachmentSource] = (),
         poster: bool = False,
         backend: str | None = None,
         require_gpu: bool = False,
@@ -164,7 +165,9 @@ class RenderService:
         Args:
             audio: A file's path; bytes; an open binary file, read to its end; an `AudioUrl`; or a `StorageKey`. With a
                 worker in this process, a file is checked now and read later. Bytes and streams are stored now.
-            scene: The name of a registered scene.
+            scene: The name of a registered scene, as a string; or a Shadertoy file of at most 1 MiB, as a `Path`. A
+                string is never a path, so that what a web form sends is never read from this disk. A file is read when
+                the audio is.
             params: The scene's parameters, at most 2 KiB of JSON.
             output: An `Output`, or a preset's name.
             start: Seconds into the audio.
@@ -176,6 +179,8 @@ class RenderService:
             cover: The song's cover, for the tags and for scenes that draw it: the path of a JPEG, PNG, WebP, GIF or BMP
                 of at most 16 MiB, or a `StorageKey`. None is the one in the song's tags. A file is read when the audio
                 is.
+            images: At most 3 pictures for the scene, as ``cover``; a Shadertoy file reads them from ``iChannel1`` to
+                ``iChannel3``.
             poster: Deliver a JPEG of the video's brightest moment beside it.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
@@ -188,11 +193,14 @@ class RenderService:
             InvalidRequestError: The request can never be served; nothing was recorded.
             IdempotencyConflictError: The key belongs to a job with another request.
             StoreUnavailableError: The job store does not answer. With an idempotency key a second call is safe.
-            StorageError: The audio or the cover could not be stored.
+            StorageError: A file could not be stored.
         """
         self._engine.check_open()
+        name, file = read_scene(scene)
+        beside = {"cover": cover, "scene_file": file}
+        attached = {place: source for place, source in beside.items() if source is not None} | read_images(images)
         fields = {
-            "scene": scene_name(scene),
+            "scene": name,
             "params": {} if params is None else params,
             "output": read_output(output),
             "start": start,
@@ -206,12 +214,12 @@ class RenderService:
             "metadata": {} if metadata is None else metadata,
         }
         job = self._submissions.submit(
-            audio, cover, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
+            audio, attached, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
         )
         return JobHandle(self, job.id)
 
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
-        """Let a client send audio or a cover straight to storage; its bytes do not pass through the application.
+        """Let a client send audio or a picture straight to storage; its bytes do not pass through the application.
 
         The client sends one PUT to ``put.url``, with exactly ``put.headers`` (browsers set the length by themselves),
         within a day; then the application submits ``StorageKey(grant.key)``, on the same day or the next, in UTC. The
@@ -377,7 +385,7 @@ class RenderService:
 
         Raises:
             JobNotFoundError: This tenant has no such job.
-            InvalidRequestError: The job did not fail, or its audio or cover is gone.
+            InvalidRequestError: The job did not fail, or one of its files is gone.
         """
         return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 

@@ -38,11 +38,11 @@ _PREFIX: Final = "RENDERDISPATCH_"
 _DEPLOYMENT: Final = "APP GPU CPU MEMORY TIMEOUT STARTUP_TIMEOUT SCALEDOWN_WINDOW WORKER SECRET PERIOD"
 """What ``RENDERDISPATCH_MODAL_...`` says where the render function is deployed."""
 
-_OF_PROCESSES: Final = ("PYTHON", "PASS_ENV")
+_OF_PROCESSES: Final = ("PYTHON", "PASS_ENV", "GPU", "GPU_LOCKS")
 """What is read where a render's process is started."""
 
 _NOT_OURS: Final = re.compile(
-    r"LIVE_.*|TEST_.*|STORM|EVENTS_FD|SYS_PATH"  # of the tests, and of render processes
+    r"LIVE_.*|TEST_.*|STORM|EVENTS_FD|HELD_FD|SYS_PATH"  # of the tests, and of render processes
     # Kubernetes and Docker describe each service by such variables, one that is called renderdispatch too
     r"|(.+_)?SERVICE_(HOST|PORT(_.+)?)|(.+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
 )

@@ -67,8 +67,9 @@ with numpy_held():
 
     from renderdispatch.render.artist import Artist
     from renderdispatch.render.covers import Cover
+    from renderdispatch.render.encoders import LIBX264
     from renderdispatch.render.features import Features, Frame
-    from renderdispatch.render.mp4 import ENCODER, Mp4Writer
+    from renderdispatch.render.mp4 import Mp4Writer
     from renderdispatch.render.picture import Picture
     from renderdispatch.render.video import draw_and_encode, read_sound
 
@@ -255,7 +256,7 @@ class Bench:
         """Libx264 alone, into nothing."""
 
         def run() -> None:
-            context = av.CodecContext.create(ENCODER, "w")
+            context: Any = av.CodecContext.create(LIBX264.name, "w")
             context.width, context.height, context.pix_fmt = PICTURE.width, PICTURE.height, "yuv420p"
             context.time_base, context.framerate = 1 / PICTURE.fps, PICTURE.fps
             context.options = PRESET

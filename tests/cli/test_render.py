@@ -250,12 +250,13 @@ def test_the_table_of_commands_is_true() -> None:
     ],
 )
 def test_shells_complete_commands(cli: CommandLine, words: str, found: str) -> None:
-    """The names of commands and of commands of commands, of scenes and presets."""
+    """The names of commands and of commands of commands, of scenes, which may be files too, and of presets."""
     position = str(len(words.split()) - 1)
     asked = {"_RENDERDISPATCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
     script = Path(sys.executable).with_name("renderdispatch")
     ran = subprocess.run([script], check=True, capture_output=True, text=True, env={**cli.environment, **asked})
-    assert ran.stdout == f"plain,{found}\n"
+    own = f"file,{words.rsplit(maxsplit=1)[-1]}\n" if "--scene" in words else ""  # bash lists files by itself
+    assert ran.stdout == f"{own}plain,{found}\n"
 
 
 @pytest.mark.parametrize(("missing", "arguments"), [("click", ["--version"]), ("rich", ["scenes"])])

@@ -92,7 +92,7 @@ def test_an_order_says_what_is_the_song_s() -> None:
     assert (plain.title, plain.artist, plain.cover, plain.poster) == (None, None, None, None)
     job = claimed_job(request=make_request(title="A", artist="B", poster=True))
     cover = StoredAudio(key="front.jpg", size=9)
-    order = make_order(job, AUDIO, cover, signer=Signer(), now=START, callback=None, local=False)
+    order = make_order(job, AUDIO, {"cover": cover}, signer=Signer(), now=START, callback=None, local=False)
     assert (order.title, order.artist) == ("A", "B")
     assert order.cover == Asset(url="https://objects.example/front.jpg", size=9)
     assert order.poster is not None and order.poster.put.headers == {"content-type": "image/jpeg"}
@@ -102,8 +102,28 @@ def test_an_order_says_what_is_the_song_s() -> None:
 def test_a_file_in_place_says_its_time() -> None:
     """A cover that is read where it is carries what shows a change."""
     cover = LocalAudio(path="/covers/a b.jpg", machine="here", size=9, mtime_ns=5)
-    order = make_order(claimed_job(), AUDIO, cover, signer=Signer(), now=START, callback=None, local=True)
+    attached = {"cover": cover, "scene_file": cover}
+    order = make_order(claimed_job(), AUDIO, attached, signer=Signer(), now=START, callback=None, local=True)
     assert order.cover == Asset(url="file:///covers/a%20b.jpg", size=9, mtime_ns=5)
+    assert order.scene_file == Asset(url="file:///covers/a%20b.jpg", size=9, mtime_ns=5, name="a b.jpg")
+
+
+def test_an_order_has_the_scene_s_files() -> None:
+    """Scene file and images come by URLs that read them, in order and under their own names; renderers see no URL."""
+    attached = {
+        "scene_file": StoredAudio(key="1.glsl", size=9, name="waves.glsl"),
+        "image_1": StoredAudio(key="2.png", size=8, name="rocks.png"),
+        "image_2": StoredAudio(key="3.png", size=7),
+    }
+    order = make_order(claimed_job(), AUDIO, attached, signer=Signer(), now=START, callback=None, local=False)
+    assert order.scene_file == Asset(url="https://objects.example/1.glsl", size=9, name="waves.glsl")
+    assert order.images == (
+        Asset(url="https://objects.example/2.png", size=8, name="rocks.png"),
+        Asset(url="https://objects.example/3.png", size=7),
+    )
+    seen = order.without_secrets()
+    assert seen.scene_file is not None
+    assert {asset.url for asset in (seen.scene_file, *seen.images)} == {""}
 
 
 def test_uploads_are_named_where_storage_can() -> None:

@@ -59,6 +59,17 @@ def test_a_newer_record_is_understood() -> None:
     assert load_job(json.dumps(document)) == job
 
 
+def test_a_record_with_a_stored_cover_is_understood() -> None:
+    """The version before kept the stored copy of a cover in a field of its own."""
+    job = make_ended_job()
+    document = _document(job)
+    document["cover"] = document.pop("attachments")["cover"]
+    read = load_job(json.dumps(document))
+    assert read.attachments == {"cover": job.attachments["cover"]}
+    assert "cover" not in _document(read)
+    assert load_job(dump_job(read)) == read
+
+
 def test_an_older_record_is_understood() -> None:
     """Fields with a default may be missing, and take it."""
     document = _document(make_job(id="old", priority=3))

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from renderdispatch.engine import layout
 from renderdispatch.engine.events import (
+    AttachmentsStored,
     AttemptFailed,
     AudioDropped,
     AudioStored,
@@ -20,7 +21,6 @@ from renderdispatch.engine.events import (
     CleanedUp,
     ClockAdvanced,
     ClockStepped,
-    CoverStored,
     Dispatched,
     JobEvent,
     LeaseDoubted,
@@ -36,12 +36,14 @@ from renderdispatch.engine.events import (
 )
 from renderdispatch.engine.records import dump_job
 from renderdispatch.engine.rules import (
+    BUSY,
     CLOCK_SLACK,
     HANDED_BACK,
     LAST_CHANCE,
     MAX_HANDED_BACK,
     MAX_RUNS,
     VIDEO_GRACE,
+    WAITED,
     retry_delay,
 )
 from renderdispatch.engine.transitions import Verdict, decide
@@ -377,13 +379,15 @@ def test_a_poster_is_the_attempt_s_own(asked: bool, reported: bool) -> None:
     assert done.artifact.poster_key == (own if asked and reported else None)
 
 
-def test_a_cover_is_stored_once() -> None:
-    """The first stored copy of a cover is recorded, by the attempt that has the job, until the render is dispatched."""
-    first, second = (CoverStored(token="token-1", cover=StoredAudio(key=key, size=5)) for key in ("a", "b"))
+def test_a_file_beside_the_audio_is_stored_once() -> None:
+    """The first stored copy of each is recorded, by the attempt that has the job, until the render is dispatched."""
+    a, b, c = (StoredAudio(key=key, size=5) for key in "abc")
+    first = AttachmentsStored(token="token-1", stored={"cover": a})
+    second = AttachmentsStored(token="token-1", stored={"cover": b, "image_1": c})
     job = after(new_job(), [claimed(), first, second])
-    assert job.cover == first.cover
-    assert decide(after(new_job(), [claimed()]), evolve(first, token="another"), _LATER).job.cover is None
-    assert after(new_job(), [*HISTORIES["dispatching"], first]).cover is None
+    assert job.attachments == {"cover": a, "image_1": c}
+    assert decide(after(new_job(), [claimed()]), evolve(first, token="another"), _LATER).job.attachments == {}
+    assert after(new_job(), [*HISTORIES["dispatching"], first]).attachments == {}
 
 
 @pytest.mark.parametrize(("size", "etag"), [(1, make_artifact().etag), (make_artifact().bytes, "another")])
@@ -652,6 +656,21 @@ def test_j11_an_attempt_that_was_handed_back_does_not_count() -> None:
     error = JobError(code=HANDED_BACK, message="the worker closed", fault=FaultDomain.INFRASTRUCTURE)
     job = after(job, [claimed(), AttemptFailed(token="token-1", error=error, stopped=True)])
     assert (job.stage, job.ready_at) == (Stage.RETRY_WAIT, job.updated_at)
+
+
+@pytest.mark.parametrize("code", [BUSY, WAITED])
+def test_j11_an_attempt_that_got_no_slot_does_not_count(code: str) -> None:
+    """It costs none of the job's attempts. A refused one is tried ever less often, one that waited at once."""
+    job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))
+    error = JobError(code=code, message="all slots are taken", fault=FaultDomain.INFRASTRUCTURE)
+    delays = []
+    for number in range(1, 7):
+        token = f"token-{number}"
+        refused = AttemptFailed(token=token, error=error, stopped=True)
+        job = _without_result(after(job, [claimed(token), intended(token), refused], start=_LATER))
+        assert job.stage is Stage.RETRY_WAIT and job.ready_at is not None
+        delays.append((job.ready_at - job.updated_at).total_seconds())
+    assert delays == ([2, 8, 32, 128, 300, 300] if code == BUSY else [0] * 6)
 
 
 @pytest.mark.parametrize("called", [False, True])

@@ -18,8 +18,10 @@ import pytest
 
 from renderdispatch.render.music import compose
 from tests.support.documents import BLOCK, ROOT, script_of
+from tests.support.needs import need_ffmpeg
 
 ELSEWHERE = {"modal.md", "webhooks.md", "webhooks-verify.md", "performance.md"}
+WITH_FFMPEG = {"any-program.md"}
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 CODE = re.compile(r'code(?:: str)? ?= ?"([a-z-]+\.[a-z.-]+)"|_infrastructure\("([a-z.-]+)"')
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
@@ -54,6 +56,8 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_the_examples_run(document: Path, folder: Path) -> None:
     """None fails."""
+    if document.name in WITH_FFMPEG:
+        need_ffmpeg()
     script = folder / "the_examples.py"
     script.write_text(script_of(document))
     ran = _run([script], folder)

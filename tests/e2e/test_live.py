@@ -6,6 +6,7 @@ what it costs stands in ``docs/how-to/live-tests.md``; the cost is printed befor
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from renderdispatch.messages import Limits
+from renderdispatch.modal_app.deployment import Deployment
 from renderdispatch.wiring import open_storage
 from tests.support.chain import Chain, settings_of
 from tests.support.live import PATIENCE_S, Accounts, accounts, missing
@@ -33,6 +35,7 @@ from tests.support.scenarios import (
 pytestmark = [pytest.mark.live, pytest.mark.timeout(3 * PATIENCE_S)]
 
 _DEPLOY_S = 1200.0
+_WITH_NVENC = frozenset({"T4", "L4", "A10", "L40S", "RTX-PRO-6000"})
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +110,24 @@ def test_t4_submit_answers_at_once(live_chain: Chain, song: Path) -> None:
     """The answer comes before anything of Modal is asked; then the job goes its way."""
     job_id = answers_at_once(live_chain, song)
     assert live_chain.wait(job_id)["status"] == "complete"
+
+
+def test_a_container_says_what_it_draws_with(real: Accounts) -> None:
+    """OpenGL draws on the GPU that was asked for, and NVENC encodes where it has that; else llvmpipe and libx264."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "renderdispatch.cli", "modal", "check", "--json"],
+        env={**os.environ, **real.variables, "RENDERDISPATCH_STORAGE": real.storage},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    findings = {found["check"]: found for found in map(json.loads, ran.stdout.splitlines())}
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    gpu = next(iter(Deployment.from_environment(real.variables).gpu), None)
+    assert findings["container opengl"]["status"] == ("note" if gpu is None else "ok"), findings
+    encoders = "libx264, h264_nvenc" if gpu in _WITH_NVENC else "libx264"
+    assert findings["container encoder"]["said"].startswith(encoders), findings
 
 
 def test_h2_an_upload_that_fails_in_the_container_is_a_failed_job(

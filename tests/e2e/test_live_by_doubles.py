@@ -44,7 +44,7 @@ def run_live(home: Path, *options: str, **variables: str) -> str:
 def test_without_accounts_they_are_skipped_and_say_what_is_missing(tmp_path: Path) -> None:
     """Each test is collected and skipped; the reason names every variable, and no cost is announced."""
     said = run_live(tmp_path)
-    assert re.search(r"\b5 skipped in", said), said
+    assert re.search(r"\b6 skipped in", said), said
     assert "live tests: nothing will be rendered" in said
     for name in (
         "MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",
@@ -87,9 +87,9 @@ def test_the_page_says_what_is_announced(gpu: str) -> None:
 def test_the_page_says_the_numbers_behind_it() -> None:
     """How many renders, how long each, and when they are cancelled."""
     words = " ".join(PAGE.read_text().split())
-    assert (RENDERS, RENDER_S, PATIENCE_S) == (5, 30, 600)
+    assert (RENDERS, RENDER_S, PATIENCE_S) == (6, 30, 600)
     assert "starts five renders" in words
-    assert "about 30 seconds for each render" in words
+    assert "about 30 seconds for each of the six" in words
     assert "not over after ten minutes is cancelled" in words
 
 
@@ -106,7 +106,7 @@ def test_they_pass_where_the_accounts_are_doubles(
             variables["RENDERDISPATCH_LIVE_WEBHOOK_URL"] = f"http://127.0.0.1:{port.number}/some/path"
             variables["RENDERDISPATCH_LIVE_WEBHOOK_PORT"] = str(port.number)
         said = run_live(tmp_path, "-q", "-rs", **variables)
-    assert re.search(r"\b4 passed, 1 skipped", said), said
+    assert re.search(r"\b5 passed, 1 skipped", said), said
     assert estimate(variables) in said.partition("passed")[0], said
     assert "RENDERDISPATCH_LIVE_READ_ONLY_ACCESS_KEY_ID" in said
     assert_emptied(r2)

@@ -7,7 +7,6 @@ real Modal client, ``modal deploy`` and container entry point, Cloudflare's own 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import socket
 import sqlite3
 import time
@@ -22,10 +21,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from renderdispatch.messages import Completed, Limits, RenderEvent, RenderOrder
+from renderdispatch.messages import Completed, Limits, RenderEvent
 from renderdispatch.testing.local_r2 import LocalR2
-from renderdispatch.testing.modal import LoopbackModal, ModalCall
+from renderdispatch.testing.modal import LoopbackModal
 from tests.support.chain import Answer, Chain, StartChain
+from tests.support.observing import Process, call_of, descendants, order_in
 from tests.support.ports import ReservedPort
 from tests.support.scenarios import (
     DISPATCH_STAGES,
@@ -42,20 +42,6 @@ from tests.support.scenarios import (
 _LONG_BYTES = 64 << 20
 _BROKEN_OFF_AT = 40 << 20
 _LAST_SEEN_S = 0.5
-
-
-def call_of(chain: Chain, modal: LoopbackModal, job_id: str) -> ModalCall:
-    """Return the call of a job's last attempt, as the control plane has it."""
-    call_id = chain.job(job_id).attempts[-1].call_id
-    assert call_id is not None
-    return modal.call(call_id)
-
-
-def order_in(call: ModalCall) -> RenderOrder:
-    """Return the order that went to Modal."""
-    (argument,), named = pickle.loads(call.args)
-    assert named == {}
-    return RenderOrder.model_validate_json(argument)
 
 
 # --- the truths
@@ -319,40 +305,3 @@ def let_one_by(database: sqlite3.Connection) -> None:
     while database.execute("PRAGMA data_version").fetchone() == before and time.monotonic() < until:
         pass
     database.execute("BEGIN IMMEDIATE")
-
-
-def descendants(pid: int) -> list[int]:
-    """Return a process and all that it started, as /proc has it."""
-    found = [pid]
-    for one in found:
-        with contextlib.suppress(OSError):
-            for thread in Path(f"/proc/{one}/task").iterdir():
-                found += map(int, (thread / "children").read_text().split())
-    return found
-
-
-class Process:
-    """A process, as /proc shows it; one that is gone touches nothing."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._proc = Path(f"/proc/{pid}")
-
-    def touched(self) -> list[str]:
-        """Its environment, command line, working directory and open files."""
-        found: list[str] = []
-        with contextlib.suppress(OSError):
-            for name in ("environ", "cmdline"):
-                found += (self._proc / name).read_bytes().decode(errors="replace").split("\0")
-            for link in (self._proc / "cwd", *(self._proc / "fd").iterdir()):
-                with contextlib.suppress(OSError):
-                    found.append(str(link.readlink()))
-        return found
-
-    def peak_bytes(self) -> int:
-        """The most memory that was resident at once."""
-        with contextlib.suppress(OSError):
-            for line in (self._proc / "status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) << 10
-        return 0

@@ -104,7 +104,11 @@ def test_an_installed_wheel_deploys_and_renders(store: Objects, tmp_path: Path) 
     python = new_venv(tmp_path / "venv", f"renderdispatch[cli,modal,render] @ {wheel.as_uri()}")
     with LoopbackModal(container_env={"PYTHONPATH": ""}) as server:
         env = {**server.environment(), "TERM": "dumb", "COLUMNS": "200"}
-        said = run([python, "-m", "renderdispatch.cli", "modal", "deploy", "--gpu", "L4"], env=env, cwd=tmp_path)
+        said = run(
+            [python, "-m", "renderdispatch.cli", "modal", "deploy", "--gpu", "L4", "--allow-cpu-drawing"],
+            env=env,
+            cwd=tmp_path,
+        )
         assert "RENDERDISPATCH_BACKENDS=modal" in said
         by_command = server.function("render", app="renderdispatch")
         by_hand_env = {**env, "RENDERDISPATCH_MODAL_GPU": "L4"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import httpx
 import pytest
 
 from renderdispatch.messages import CallResult, Completed, JobStatus, LocalAudio, Output
-from renderdispatch.modal_app.deployment import APT_PACKAGES, GPUS, PYTHON_VERSION, pip_requirements
+from renderdispatch.modal_app.deployment import APT_PACKAGES, DRIVER_FILES, GPUS, PYTHON_VERSION, pip_requirements
+from renderdispatch.runner.probe import Probe, opengl_here
 from renderdispatch.testing import eventually
 from renderdispatch.testing.modal import CallStatus, DeployFailedError, LoopbackModal
 from renderdispatch.wiring import Settings, from_settings
 from tests.support.containers import Objects, read, serve_objects, song
+from tests.support.needs import need_opengl
 
 APP: Final = "renderdispatch.modal_app"
 SMALL: Final = Output(width=64, height=36)
@@ -60,17 +63,45 @@ def test_render_gets_no_secret(server: LoopbackModal) -> None:
 
 def test_nothing_but_render_is_deployed(server: LoopbackModal) -> None:
     """The worker comes only when it is asked for."""
-    assert [function.name for function in server.functions] == ["render"]
+    assert {function.name for function in server.functions} == {"render", "probe"}
 
 
 def test_the_image_has_what_a_render_needs(server: LoopbackModal) -> None:
     """A pinned Python, the system's packages, then Python's; what changes most often comes last."""
     layers = ["\n".join(layer.commands) for layer in server.image_layers]
-    python, settings, system, packages = layers
+    python, settings, system, drivers, packages = layers
     assert f"FROM python:{PYTHON_VERSION}" in python
     assert "NVIDIA_DRIVER_CAPABILITIES=all" in settings
     assert all(package in system for package in APT_PACKAGES)
-    assert all(f"'{requirement}'" in packages for requirement in pip_requirements("render"))
+    assert all(f"'{requirement}'" in packages for requirement in pip_requirements("render", "gl"))
+    assert all(path in drivers for path in DRIVER_FILES)
+
+
+def test_the_images_driver_files_are_written_where_they_are_missing(server: LoopbackModal, tmp_path: Path) -> None:
+    """Each is JSON that names NVIDIA's library; one that is there stays."""
+    commands = [line.removeprefix("RUN ") for layer in server.image_layers for line in layer.commands]
+    for path, content in DRIVER_FILES.items():
+        (command,) = {line for line in commands if line.endswith(path)}
+        here = ["sh", "-c", command.replace(str(Path(path).parent), f"{tmp_path}{Path(path).parent}")]
+        written = Path(f"{tmp_path}{path}")
+        subprocess.run(here, check=True)
+        assert json.loads(written.read_text()) == content
+        written.write_text("the driver's own")
+        subprocess.run(here, check=True)
+        assert written.read_text() == "the driver's own"
+
+
+def test_a_container_says_what_it_draws_with(server: LoopbackModal) -> None:
+    """The same as this machine does, for here it runs on it; on the same GPU as renders, and billed for seconds."""
+    need_opengl()
+    tried = Probe.model_validate_json(server.function_handle("renderdispatch", "probe").remote())
+    assert (tried.opengl.error, tried.encoders["libx264"]) == (None, None)
+    assert tried.opengl == opengl_here()
+    server.deploy(APP, name="probed", env={"RENDERDISPATCH_MODAL_GPU": "L4,T4"})
+    render, probe = (server.function(name, app="probed") for name in ("render", "probe"))
+    assert (probe.gpus, probe.cpu, probe.memory_mb) == (render.gpus, render.cpu, render.memory_mb)
+    assert probe.secrets == ()
+    assert probe.definition.task_idle_timeout_secs == 2
 
 
 def test_the_environment_chooses(server: LoopbackModal) -> None:
@@ -182,7 +213,7 @@ def worker(settings: dict[str, str]) -> Iterator[LoopbackModal]:
 def test_only_the_worker_gets_the_secret(worker: LoopbackModal) -> None:
     """Render goes without, in the same app."""
     secrets = {function.name: function.secrets for function in worker.functions}
-    assert secrets == {"render": (), "tick": ("ours",), "webhook": ("ours",)}
+    assert secrets == {"render": (), "probe": (), "tick": ("ours",), "webhook": ("ours",)}
 
 
 def test_the_worker_is_scheduled(worker: LoopbackModal) -> None:

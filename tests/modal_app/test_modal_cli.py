@@ -13,7 +13,9 @@ import pytest
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
 from renderdispatch.modal_app.deployment import GPUS, Deployment, read_gpus
+from renderdispatch.runner.probe import opengl_here
 from renderdispatch.testing.modal import LoopbackModal
+from tests.support.needs import lacking, need_opengl
 
 COMMAND = [sys.executable, "-m", "renderdispatch.cli"]
 
@@ -49,12 +51,20 @@ def run_any(
     )
 
 
+def drawn_on_cpu() -> None:
+    """Skip where the containers of this machine would draw on a GPU."""
+    need_opengl()
+    if opengl_here().on_gpu:
+        lacking("OpenGL draws on a GPU here: what happens where it does not cannot be tried")
+
+
 # --- deploy ---------------------------------------------------------------------------------------
 
 
 def test_deploy_deploys_and_says_what_is_next(server: LoopbackModal) -> None:
     """By the real ``modal deploy``; then which variables the application needs."""
     arguments = ["--gpu", "h100:2,T4", "--app", "mine", "-e", "staging", "--cpu", "2", "--timeout", "2h"]
+    arguments.append("--allow-cpu-drawing")
     ran = run("deploy", *arguments, server=server)
     assert ran.returncode == 0, ran.stderr + ran.stdout
     render = server.function("render", app="mine")
@@ -70,10 +80,29 @@ def test_deploy_deploys_and_says_what_is_next(server: LoopbackModal) -> None:
 def test_deploy_takes_what_the_environment_says_and_options_go_before_it(server: LoopbackModal) -> None:
     """So that ``modal deploy -m`` by hand, in the same environment, deploys the same."""
     env = {"RENDERDISPATCH_MODAL_GPU": "T4", "RENDERDISPATCH_MODAL_MEMORY": "1024"}
-    ran = run("deploy", "--gpu", "L40S", server=server, env=env)
+    ran = run("deploy", "--gpu", "L40S", "--allow-cpu-drawing", server=server, env=env)
     assert ran.returncode == 0, ran.stderr + ran.stdout
     render = server.function("render", app="renderdispatch")
     assert (render.gpus, render.memory_mb) == (("L40S",), 1024)
+
+
+def test_deploy_says_that_the_gpu_would_not_draw(server: LoopbackModal) -> None:
+    """It tries a container, whose OpenGL is llvmpipe here: status 1, and what to do. The app stays deployed."""
+    drawn_on_cpu()
+    ran = run("deploy", "--gpu", "L4", "--app", "llvmpipe", server=server)
+    assert ran.returncode == 1
+    assert "llvmpipe" in ran.stderr
+    assert "L4 is billed for each render, and scenes in GLSL are drawn on the CPU there" in ran.stderr
+    assert "without --gpu" in ran.stderr
+    assert "--allow-cpu-drawing" in ran.stderr
+    assert server.function("render", app="llvmpipe").gpus == ("L4",)
+
+
+def test_deploy_without_a_gpu_starts_no_container(server: LoopbackModal) -> None:
+    """Nothing is billed that nothing draws on."""
+    before = len(server.containers)
+    assert run("deploy", "--app", "cpu", server=server).returncode == 0
+    assert len(server.containers) == before
 
 
 def test_deploy_brings_the_worker(server: LoopbackModal) -> None:
@@ -139,11 +168,33 @@ SET = {
 def test_check_finds_what_is_deployed(server: LoopbackModal) -> None:
     """All is well, and no container was started."""
     server.deploy("renderdispatch.modal_app", name="checked")
-    ran = run("check", "--app", "checked", server=server, env=SET)
+    ran = run("check", "--app", "checked", "--no-probe", server=server, env=SET)
     assert ran.returncode == 0, ran.stdout
     assert "'render' of app 'checked' is deployed" in ran.stdout
     assert "not-to-be-seen" not in ran.stdout + ran.stderr
     assert server.containers == []
+
+
+def test_check_says_what_a_container_draws_and_encodes_with(server: LoopbackModal) -> None:
+    """OpenGL's device, Vulkan's, and the encoders, as the container itself found them."""
+    drawn_on_cpu()
+    server.deploy("renderdispatch.modal_app", name="tried")
+    ran = run("check", "--app", "tried", "--json", server=server, env=SET)
+    assert ran.returncode == 0, ran.stdout
+    lines = {line["check"]: line for line in map(json.loads, ran.stdout.splitlines())}
+    assert lines["container opengl"]["status"] == "note"
+    assert "llvmpipe" in lines["container opengl"]["said"]
+    assert lines["container encoder"]["said"].startswith("libx264; h264_nvenc: ")
+    assert "container vulkan" in lines
+
+
+def test_check_says_that_an_older_app_cannot_tell(server: LoopbackModal) -> None:
+    """It has no such function; the other checks count."""
+    server.deploy("tests.support.modal_renders", name="older")
+    ran = run("check", "--app", "older", "--json", server=server, env=SET)
+    assert ran.returncode == 0, ran.stdout
+    assert "this version of the app cannot tell what it draws with" in ran.stdout
+    assert "renderdispatch modal deploy --app older" in ran.stdout
 
 
 def test_check_says_what_is_wrong(server: LoopbackModal) -> None:

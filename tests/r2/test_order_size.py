@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from renderdispatch import RenderService, StorageKey
-from renderdispatch.messages import MAX_ORDER_BYTES, MAX_PARAMS_BYTES, RenderOrder
+from renderdispatch.engine import layout
+from renderdispatch.messages import MAX_IMAGES, MAX_ORDER_BYTES, MAX_PARAMS_BYTES, RenderOrder
+from renderdispatch.plumbing.bundles import unpack
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing.local_r2 import LocalR2
@@ -78,6 +81,54 @@ def test_the_longest_song_fits(far: tuple[RenderService, Keeping], tmp_path: Pat
     assert max(sizes) <= MAX_ORDER_BYTES, sizes
     named = {order.video.put.headers["content-disposition"] for order in backend.orders}
     assert named >= {'inline; filename="x - x.mp4"', 'inline; filename="video.mp4"'}
+
+
+def files_of_a_scene(folder: Path) -> dict[str, Any]:
+    """Return a cover, a Shadertoy file and as many images as there may be, for `submit`."""
+    pictures = [folder / f"{name}.png" for name in ("cover", "rocks", "clouds", "waves")]
+    for picture in pictures:
+        picture.write_bytes(b"\x89PNG\r\n\x1a\n" + picture.name.encode())
+    shader = folder / "my waves.glsl"
+    shader.write_text("void mainImage(out vec4 colour, in vec2 place) { colour = vec4(1.0); }")
+    return {"scene": shader, "cover": pictures[0], "images": pictures[1:], "poster": True}
+
+
+def test_a_scene_with_all_its_files_fits(r2: LocalR2, tmp_path: Path) -> None:
+    """With names of a usual length each file has a URL of its own."""
+    backend, storage = Keeping(), r2.storage(prefix="production/renders")
+    url = "https://app.example.com/hooks/renderdispatch"
+    with RenderService(
+        MemoryJobStore(), storage, backend, secrets=[MASTER], webhook_url=url, worker=False, owned=[storage]
+    ) as service:
+        service.for_tenant("acme").submit(b"RIFF", title="The title of a song", **files_of_a_scene(tmp_path))
+        service.tick()
+    (order,) = backend.orders
+    assert order.bundle is None
+    assert order.scene_file is not None and order.cover is not None and len(order.images) == MAX_IMAGES
+    assert all(asset.url for asset in (order.scene_file, order.cover, *order.images))
+    assert len(order.model_dump_json().encode()) <= MAX_ORDER_BYTES
+
+
+def test_many_files_with_long_names_travel_as_one(far: tuple[RenderService, Keeping], tmp_path: Path) -> None:
+    """Where their URLs would not fit, there is one archive of them under the job's prefix; the order is small again."""
+    service, backend = far
+    tenant = service.for_tenant("t" * 64)
+    song: dict[str, Any] = {"title": "x" * 200, "artist": "日" * 100}
+    handle = tenant.submit(b"RIFF", **song, **files_of_a_scene(tmp_path))
+    service.tick()
+    (order,) = backend.orders
+    assert len(order.model_dump_json().encode()) <= MAX_ORDER_BYTES
+    assert order.bundle is not None and order.scene_file is not None and order.cover is not None
+    assert {asset.url for asset in (order.scene_file, order.cover, *order.images)} == {""}
+    assert order.scene_file.name == "my waves.glsl"
+    archive = tmp_path / "bundle.zip"
+    archive.write_bytes(httpx.get(order.bundle.url, trust_env=False).content)
+    for place, asset in (("cover", order.cover), ("scene_file", order.scene_file), ("image_3", order.images[2])):
+        unpack(archive, place, tmp_path / place, size=asset.size)
+    assert (tmp_path / "image_3").read_bytes().endswith(b"waves.png")
+    prefix = layout.prefix_of(handle.job)
+    kept = sorted(info.key.removeprefix(prefix)[:5] for info in service._engine.parts.storage.list(prefix))
+    assert kept == ["audio", "bundl", "cover", "image", "image", "image", "scene"]
 
 
 def test_an_order_that_does_not_fit_is_told(far: tuple[RenderService, Keeping], r2: LocalR2) -> None:

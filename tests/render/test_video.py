@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from renderdispatch.errors import AudioError, RenderError, RenderStopped, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.render import bars
+from renderdispatch.render.encoders import LIBX264
 from renderdispatch.render.features import Frame
-from renderdispatch.render.mp4 import set_coding
 from renderdispatch.render.music import compose
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Canvas
@@ -200,7 +200,7 @@ def test_colours_are_converted_by_bt709_in_limited_range(tmp_path: Path, write_w
 def test_the_encoders_threads_follow_from_the_size(width: int, height: int, kind: str, threads: int) -> None:
     """The number of threads, on which the bytes depend, is the same on every machine; large frames are shared."""
     context = av.CodecContext.create("libx264", "w")
-    set_coding(context, Output(width=width, height=height))
+    LIBX264.set_up(context, Output(width=width, height=height))
     assert (context.thread_type.name, context.thread_count) == (kind, threads)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ from renderdispatch.messages import (
     RenderWarning,
     Stage,
 )
+from renderdispatch.plumbing.bundles import pack
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Renderer, Report
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, SupervisedRender, run_order
@@ -48,6 +51,8 @@ STOP = EventReply(action=Action.STOP, reason="cancelled")
 
 class Scene:
     """A renderer made from one function."""
+
+    draws_images = True
 
     def __init__(self, render: Callable[[RenderOrder, Path, Path, Report], RenderStats]) -> None:
         self.render = render
@@ -240,6 +245,46 @@ def test_a_cover_that_cannot_be_used(storage: FsspecStorage, size: int, code: st
     cover = Asset(url=storage.sign_get("cover.png", expires_in=timedelta(hours=1)), size=size)
     outcome = run(make_order(storage, cover=cover), scene=raising(AssertionError("rendered")))
     assert failure(outcome) == (code, FaultDomain.REQUEST)
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_scene_s_files_are_brought(storage: FsspecStorage, tmp_path: Path, bundled: bool) -> None:
+    """The renderer gets them as files, by a URL of each or from one archive, in order and under their own names."""
+    data = {"scene_file": b"void mainImage", "image_1": b"rocks", "image_2": b"clouds!", "cover": b"a cover"}
+    assets = {}
+    for place, content in data.items():
+        storage.put(place, content)
+        url = "" if bundled else storage.sign_get(place, expires_in=timedelta(hours=1))
+        assets[place] = Asset(url=url, size=len(content), name=f"my {place}")
+    images = (assets["image_1"], assets["image_2"])
+    order = make_order(storage, scene_file=assets["scene_file"], images=images, cover=assets["cover"])
+    if bundled:
+        order = order.model_copy(update={"bundle": bundle_of(data, storage, tmp_path)})
+
+    def render(order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+        assert order.scene_file is not None and order.cover is not None and order.bundle is None
+        brought = (order.scene_file, *order.images, order.cover)
+        assert [Path(asset.path or "").read_bytes() for asset in brought] == list(data.values())
+        assert [(asset.url, asset.name) for asset in brought] == [("", f"my {place}") for place in data]
+        return FakeRenderer().render(order, audio, output, report)
+
+    assert isinstance(run(order, scene=Scene(render)), Completed)
+
+
+def bundle_of(data: Mapping[str, bytes], storage: FsspecStorage, folder: Path) -> Asset:
+    pack({place: partial(io.BytesIO, content) for place, content in data.items()}, folder / "bundle.zip")
+    size = storage.put("bundle.zip", folder / "bundle.zip").size
+    return Asset(url=storage.sign_get("bundle.zip", expires_in=timedelta(hours=1)), size=size)
+
+
+@pytest.mark.parametrize(("what", "code"), [("gone", "bundle.missing"), ("broken", "bundle.invalid")])
+def test_a_bundle_that_cannot_be_used(storage: FsspecStorage, tmp_path: Path, what: str, code: str) -> None:
+    """The run fails and says so; nothing is rendered."""
+    bundle = bundle_of({"cover": b"a cover"}, storage, tmp_path)
+    if what == "gone":
+        storage.delete("bundle.zip")
+    order = make_order(storage, images=(Asset(url="", size=5),), bundle=bundle)
+    assert failure(run(order, scene=raising(AssertionError("rendered"))))[0] == code
 
 
 def test_an_earlier_poster_stays(storage: FsspecStorage) -> None:

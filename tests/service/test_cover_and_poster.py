@@ -171,7 +171,7 @@ def test_a_file_in_place_is_not_stored(service: RenderService, song_and_cover: t
     in_place = isinstance(service._engine.parts.storage, FsspecStorage)
     kept = [] if in_place else ["cover"]
     assert [name.partition("-")[0] for name in stored(service)] == [*kept, "result.json", "video.mp4"]
-    assert (job.cover is None) == in_place
+    assert (job.attachments == {}) == in_place
     service.delete(handle.id)
     assert stored(service) == []
     assert cover.read_bytes() == PNG
@@ -348,7 +348,7 @@ def test_a_cover_waits_for_its_machine(idle: RenderService, cover: Path) -> None
     with RenderService(parts.store, parts.storage, backend, machine="elsewhere", worker=False) as there:
         done = finished(there, job.id)
     backend.close()
-    assert done.cover is not None and done.machine is None
+    assert isinstance(done.attached()["cover"], StoredAudio) and done.machine is None
     assert poster_of(idle, done) == PNG
 
 

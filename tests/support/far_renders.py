@@ -17,7 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from attrs import define, field
 
-from renderdispatch.backends.executor import Executor, ThreadTask
+from renderdispatch.backends.executor import Capacity, Executor, ThreadTask
 from renderdispatch.messages import Completed, EventReply, Failed, RenderEvent, RenderOrder, RenderStats
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, Report
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
@@ -58,7 +58,7 @@ class FarBackend:
     slots = None
 
     def __init__(self, *, at_once: int = 8, pace: Pace = QUICK, try_s: float = TRY_S, mute: bool = False) -> None:
-        self._calls = Executor(lambda: 1000)
+        self._calls = Executor(lambda: Capacity(slots=1000))
         self._room = threading.Semaphore(at_once)
         self._pace = pace
         self._try_s = try_s

@@ -19,8 +19,8 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "how-to" / "live-tests.md"
 APP: Final = "renderdispatch-live-tests"
 """The Modal app that the tests deploy: not the one that an application renders with."""
 
-RENDERS: Final = 5
-"""How many renders the tests start."""
+RENDERS: Final = 6
+"""How many containers the tests start: five to render, and one to say what it draws with."""
 
 RENDER_S: Final = 30
 """Seconds of a container that a render is billed for: it starts, imports, renders a second or two, and waits idly."""
@@ -98,10 +98,10 @@ def estimate(environment: Mapping[str, str]) -> str:
     gpu = chosen.gpu[0].partition(":")[0] if chosen.gpu else "no GPU"
     known = prices()
     if chosen.gpu and gpu not in known:
-        return f"{RENDERS} renders on {gpu}, whose price docs/how-to/live-tests.md does not know"
+        return f"{RENDERS} containers on {gpu}, whose price docs/how-to/live-tests.md does not know"
     a_second = known.get(gpu, 0) + chosen.cpu * known["core"] + chosen.memory / 1024 * known["GiB"]
     return (
-        f"{RENDERS} renders on Modal ({gpu}, {chosen.cpu:g} cores, {chosen.memory / 1024:g} GiB: "
+        f"{RENDERS} containers on Modal ({gpu}, {chosen.cpu:g} cores, {chosen.memory / 1024:g} GiB: "
         f"${a_second:.6f} a second), about {RENDER_S} s each: about ${RENDERS * RENDER_S * a_second:.2f}; "
         f"${RENDERS * PATIENCE_S * a_second:.2f} at most, for a render is cancelled after {PATIENCE_S // 60} minutes. "
         "R2: some hundred operations and 10 MB for minutes, which its free tier covers"

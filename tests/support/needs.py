@@ -60,3 +60,9 @@ def _why_no_opengl() -> str | None:
             return None
     except RenderDispatchError as error:
         return str(error)
+
+
+def need_blender() -> None:
+    """Skip where Blender is not installed."""
+    if shutil.which("blender") is None:
+        lacking("blender is not installed")

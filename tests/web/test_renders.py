@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import make_server
 
+import av
 import httpx
 import pytest
 import uvicorn
+from PIL import Image
 
 from renderdispatch.backends.http import KeyedHttpBackend
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.backends.waiting import WaitingLine
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import EventReply, JobStatus, RenderOrder, Stage, StorageKey
+from renderdispatch.messages import EventReply, JobStatus, Output, RenderOrder, Stage, StorageKey
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage
@@ -31,6 +33,8 @@ from renderdispatch.testing import eventually, in_threads, make_order, registere
 from renderdispatch.web import objects, renders, webhook
 from renderdispatch.web.asgi import AsgiApp, Receive, Scope, Send
 from renderdispatch.web.wsgi import Environ, StartResponse
+from tests.support.command_line import write_song
+from tests.support.needs import need_opengl
 from tests.support.object_servers import SECRET, Quiet
 
 TOKEN = "a-token-that-is-secret"
@@ -384,6 +388,22 @@ def test_a_job_that_is_cancelled(chain: Chain) -> None:
     assert job.attempt is not None and job.attempt.call_id is not None
     call = BackendCall(job.attempt.call_id)
     eventually(lambda: chain.gpu.poll(call).status is CallStatus.ENDED)
+
+
+@pytest.mark.parametrize("chain", [True], indirect=True, ids=["webhooks"])
+def test_a_shadertoy_file(chain: Chain, tmp_path: Path) -> None:
+    """The other machine draws it, with its image, by signed URLs."""
+    need_opengl()
+    shader, picture = tmp_path / "waves.glsl", tmp_path / "rocks.png"
+    shader.write_text("void mainImage(out vec4 c, in vec2 p) { c = texture(iChannel1, p / iResolution.xy); }")
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(picture)
+    song, output = write_song(tmp_path / "song.wav", seconds=1), Output(width=64, height=64)
+    job = chain.service.submit(song, scene=shader, images=[picture], duration=0.2, output=output).wait(timeout=90)
+    assert (job.status, len(job.attempts)) == (JobStatus.COMPLETE, 1), job.error
+    assert job.artifact is not None and "llvmpipe" in job.artifact.rendered_by
+    with av.open(str(chain.service.save(job.id, tmp_path / "video.mp4"))) as video:
+        frame = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    assert frame[32, 32].tolist() == pytest.approx([0, 255, 0], abs=3)
 
 
 def test_the_inline_backend_serves_too(tmp_path: Path) -> None:

@@ -1,27 +1,40 @@
 """Which orders run here, which wait for a slot, and how did the last ones end?
 
-An `Executor` starts tasks, as many at once as there are slots, and lets some more wait in a queue, first come first
-served. A task computes in a thread (`ThreadTask`), or by another backend (`renderdispatch.backends.waiting`).
+An `Executor` starts tasks, as many at once as there are slots, and lets some more wait in a queue. Those of one kind
+are served first come first served; a kind that has no slot holds up no other. A task computes in a thread
+(`ThreadTask`), or by another backend (`renderdispatch.backends.waiting`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 
+from renderdispatch.engine.rules import BUSY, WAITED
 from renderdispatch.errors import BackendError
-from renderdispatch.messages import Completed, EventReply, Failed, FaultDomain, JobError, RenderEvent, RenderRequest
+from renderdispatch.messages import (
+    Completed,
+    EventReply,
+    Failed,
+    FaultDomain,
+    JobError,
+    RenderEvent,
+    RenderOrder,
+    RenderRequest,
+)
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, Renderer
 from renderdispatch.runner.render import check_renderer
-from renderdispatch.runner.renderers import find_renderer
+from renderdispatch.runner.renderers import check_scene_file, find_renderer
+from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends")
 
@@ -34,6 +47,14 @@ _REMEMBERED: Final = 1000
 class Task(Protocol):
     """One order, as the executor sees it."""
 
+    @property
+    def kind(self) -> str:
+        """What it waits for; see `Capacity`."""
+
+    @property
+    def patience_s(self) -> float | None:
+        """The seconds that it may wait before it is given up; None: as long as it takes."""
+
     def begin(self, queued_as: BackendCall | None) -> BackendCall:
         """Start it, without waiting for its end, and return the call that `poll` of the executor shall know.
 
@@ -41,7 +62,7 @@ class Task(Protocol):
             queued_as: The call under which it was queued, which stays its call; None: it was not queued.
 
         Raises:
-            BackendError: It cannot be started. With the code ``backend.busy``, a queued task goes on waiting.
+            BackendError: It cannot be started. With the code ``backend.busy`` it waits, and so do others of its kind.
         """
 
     def poll(self) -> CallState:
@@ -57,6 +78,21 @@ class Task(Protocol):
         """Report that a queued task ends without having begun, and return how it ended. It must not block."""
 
 
+@frozen(kw_only=True)
+class Capacity:
+    """How many tasks an executor takes.
+
+    Args:
+        slots: Tasks at once; None: no limit, so that none waits for a slot.
+        of_kind: Tasks at once of each kind that has a limit of its own.
+        room: Tasks that may wait, beyond the slots.
+    """
+
+    slots: int | None
+    of_kind: Mapping[str, int] = field(factory=dict)
+    room: int = 0
+
+
 class ThreadTask:
     """A task that runs in a thread of its own.
 
@@ -64,6 +100,9 @@ class ThreadTask:
         body: Computes, and returns the outcome.
         stop: Makes ``body`` end soon; may be called at any time, by any thread.
     """
+
+    kind = ""
+    patience_s: float | None = None
 
     def __init__(self, body: Callable[[BackendCall], Completed | Failed], stop: Callable[[], None]) -> None:
         self._body = body
@@ -115,6 +154,7 @@ class _Entry:
     task: Task
     call: BackendCall | None = None
     begun: bool = False
+    queued_s: float = field(factory=time.monotonic)
     given_up: CallState | None = None
     """How it ended, for a task that never began."""
 
@@ -134,13 +174,11 @@ class Executor:
     """Runs tasks in a number of slots. Safe to share between threads, and across forks.
 
     Args:
-        slots: Tasks at once; None: no limit, so that none ever waits.
-        room: Tasks that may wait for a slot.
+        capacity: Returns how many tasks it takes, which may change.
     """
 
-    def __init__(self, slots: Callable[[], int | None], *, room: int = 0) -> None:
-        self._slots = slots
-        self._room = room
+    def __init__(self, capacity: Callable[[], Capacity]) -> None:
+        self._capacity = capacity
         self._closed = False
         self._here: PerProcess[_State] = PerProcess(_State)
 
@@ -155,15 +193,28 @@ class Executor:
             if self._closed:
                 raise BackendError("the backend is closed", retryable=True, code="backend.closed")
             self._advance(here)
-            if not here.queue and self._has_slot(here):
-                return self._begin(here, _Entry(task))
-            if len(here.queue) >= self._room:
-                full = f"{self._room} orders wait already" if self._room else f"all {self._slots()} slots are taken"
-                raise BackendError(full, retryable=True, code="backend.busy")
+            capacity = self._capacity()
+            held_up = any(entry.task.kind == task.kind for entry in here.queue)
+            if not held_up and self._has_slot(here, task.kind):
+                try:
+                    return self._begin(here, _Entry(task))
+                except BackendError as error:
+                    if error.code != BUSY or not capacity.room:
+                        raise
+            if len(here.running) + len(here.queue) >= (capacity.slots or 0) + capacity.room:
+                full = f"{len(here.queue)} orders wait already" if here.queue else "all slots are taken"
+                raise BackendError(full, retryable=True, code=BUSY)
             self._ensure_feeder(here)
             entry = _Entry(task, BackendCall(uuid.uuid4().hex))
             here.queue.append(entry)
             return self._remember(here, entry)
+
+    def load(self) -> tuple[Counter[str], int]:
+        """Return how many tasks of each kind run, and how many tasks wait."""
+        here = self._here.get()
+        with here.lock:
+            self._refresh(here)
+            return Counter(entry.task.kind for entry in here.running), len(here.queue)
 
     def poll(self, call: BackendCall) -> CallState | None:
         """Return the state of the call; None if it is not known here, or no longer."""
@@ -231,13 +282,17 @@ class Executor:
     def _has_ended(self, here: _State, entry: _Entry) -> bool:
         return entry.given_up is not None or (entry.begun and entry not in here.running)
 
-    def _has_slot(self, here: _State) -> bool:
-        slots = self._slots()
-        if slots is None:
+    def _has_slot(self, here: _State, kind: str) -> bool:
+        capacity = self._capacity()
+        if capacity.slots is None:
             here.running.clear()
             return True
+        self._refresh(here)
+        most = capacity.of_kind.get(kind, capacity.slots)
+        return len(here.running) < capacity.slots and sum(entry.task.kind == kind for entry in here.running) < most
+
+    def _refresh(self, here: _State) -> None:
         here.running = [entry for entry in here.running if self._runs(entry)]
-        return len(here.running) < slots
 
     def _runs(self, entry: _Entry) -> bool:
         try:
@@ -246,19 +301,32 @@ class Executor:
             return True
 
     def _advance(self, here: _State) -> None:
-        """Start queued tasks while slots are free."""
-        while here.queue and self._has_slot(here):
-            entry = here.queue[0]
-            try:
-                self._begin(here, entry)
-            except BackendError as error:
-                if error.code == "backend.busy":
-                    return
-                self._give_up(entry, error.code, str(error))
-            except Exception as error:  # noqa: BLE001 - the tasks behind it in the queue still get their turn
-                _log.exception("a queued call could not be started")
-                self._give_up(entry, "backend.error", f"it could not be started: {type(error).__name__}")
-            here.queue.popleft()
+        """Start queued tasks while slots are free; give up those that waited for too long."""
+        held_up: set[str] = set()
+        for entry in tuple(here.queue):
+            kind, patience_s = entry.task.kind, entry.task.patience_s
+            if kind not in held_up and not self._is_begun(here, entry):
+                held_up.add(kind)
+            if kind not in held_up:
+                here.queue.remove(entry)
+            elif patience_s is not None and time.monotonic() - entry.queued_s > patience_s:
+                here.queue.remove(entry)
+                self._give_up(entry, WAITED, f"no slot became free in {patience_s:.0f} s")
+
+    def _is_begun(self, here: _State, entry: _Entry) -> bool:
+        """Begin a queued task if there is a slot for it, or give it up; return False if it has to wait."""
+        if not self._has_slot(here, entry.task.kind):
+            return False
+        try:
+            self._begin(here, entry)
+        except BackendError as error:
+            if error.code == BUSY:
+                return False
+            self._give_up(entry, error.code, str(error))
+        except Exception as error:  # noqa: BLE001 - the tasks behind it in the queue still get their turn
+            _log.exception("a queued call could not be started")
+            self._give_up(entry, "backend.error", f"it could not be started: {type(error).__name__}")
+        return True
 
     def _give_up(self, entry: _Entry, code: str, message: str) -> None:
         entry.given_up = entry.task.give_up(JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE))
@@ -284,22 +352,34 @@ def hand_over(on_event: OnEvent, event: RenderEvent) -> EventReply | None:
     return None
 
 
+def hand_over_failure(order: RenderOrder, on_event: OnEvent | None, error: JobError) -> CallState:
+    """Report a failure in the place of a run that never began, without waiting; return how its call ended."""
+    outcome = RunEvents(order).failed(error)
+    if on_event is not None:
+        with contextlib.suppress(RuntimeError):  # no thread can be started; a poll tells it
+            threading.Thread(target=hand_over, args=(on_event, outcome), daemon=True).start()
+    return CallState(status=CallStatus.ENDED, outcome=outcome)
+
+
 class ThreadBackend:
     """What backends share that give each render a thread.
 
     Args:
-        slots: Renders at once.
+        capacity: Returns how many renders it takes.
         renderers: Scenes beside those that are registered, by name.
     """
 
-    def __init__(self, slots: int, renderers: Mapping[str, Renderer] | None = None) -> None:
-        self.slots = slots
+    def __init__(self, capacity: Callable[[], Capacity], renderers: Mapping[str, Renderer] | None = None) -> None:
         self._renderers = dict(renderers or {})
-        self._executor = Executor(lambda: slots)
+        self._executor = Executor(capacity)
 
     def check(self, request: RenderRequest) -> None:
         """Raise `InvalidRequestError` for what can never be rendered here."""
         check_renderer(self._renderers.get(request.scene) or find_renderer(request.scene), request)
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a scene file that can never be drawn."""
+        check_scene_file(text, name=name, renderers=self._renderers)
 
     def poll(self, call: BackendCall) -> CallState:
         """Return whether the render runs, or how it ended."""

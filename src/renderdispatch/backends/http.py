@@ -73,6 +73,7 @@ from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import CallResult, Message, RenderOrder
 from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response, is_loopback
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
+from renderdispatch.runner.renderers import check_scene_file
 
 MAX_RESPONSE_BYTES: Final = 1 << 20
 CALL_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._~:-]{0,199}"
@@ -178,6 +179,10 @@ class HttpBackend:
         if response.status not in _STARTED:
             raise self._refusal("start", response, secrets=_secrets_of(order))
         return BackendCall(self._parsed(StartReply, "start", response).call_id)
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a scene file that can never be drawn; its text needs nothing from there."""
+        check_scene_file(text, name=name)
 
     def poll(self, call: BackendCall) -> CallState:
         """Ask for the state of the call."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from renderdispatch.backends.executor import ThreadBackend, ThreadTask
+from renderdispatch.backends.executor import Capacity, ThreadBackend, ThreadTask
 from renderdispatch.messages import Completed, Failed, RenderOrder
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality, OnEvent, Renderer
@@ -32,7 +32,8 @@ class InlineBackend(ThreadBackend):
     def __init__(
         self, renderers: Mapping[str, Renderer] | None = None, *, slots: int = 1, pace: Pace | None = None
     ) -> None:
-        super().__init__(slots, renderers)
+        super().__init__(lambda: Capacity(slots=slots), renderers)
+        self.slots = slots
         self._pace = pace or Pace()
 
     @property

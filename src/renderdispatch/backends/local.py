@@ -1,7 +1,8 @@
 """How is an order rendered on the GPUs of this machine?
 
 By ``python -m renderdispatch.runner``, one process a render, behind the supervisor. A crash takes nothing with it, a
-cancel ends it within seconds, and nothing outlives the process that started it, however that process dies.
+cancel ends it within seconds, and nothing outlives the process that started it, however that process dies. A scene that
+draws on a GPU has one to itself, among all services of this machine (`renderdispatch.backends.gpu_slots`).
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Final, Literal
 
 from pydantic import ValidationError
 
 from renderdispatch import messages
-from renderdispatch.backends.executor import ThreadBackend, ThreadTask, hand_over
+from renderdispatch.backends.executor import Capacity, ThreadBackend, ThreadTask, hand_over, hand_over_failure
+from renderdispatch.backends.gpu_slots import GpuSlots
 from renderdispatch.errors import BackendError, ConfigurationError
+from renderdispatch.plumbing import gpus as installed
+from renderdispatch.plumbing.gpus import Gpu
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.protocols import BackendCall, Locality, OnEvent
+from renderdispatch.protocols import BackendCall, CallState, Locality, OnEvent, SupportsGpu
 from renderdispatch.runner.environment import for_the_runner
 from renderdispatch.runner.process import SupervisedProcess, describe_exit
-from renderdispatch.runner.renderers import load_renderer
+from renderdispatch.runner.renderers import find_renderer, load_renderer
 from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.local")
@@ -29,19 +36,40 @@ _log: Final = logging.getLogger("renderdispatch.backends.local")
 _STOP_S: Final = 5.0
 """How long a render that was told to stop may take to clean up before it is killed."""
 
+_ON_GPU: Final = "gpu"
+_ON_CPU: Final = "cpu"
+
+_AHEAD: Final = 2
+"""How many orders more are taken than slots are free, where there are two kinds.
+
+Which kind a job is of shows only when it was taken. So this is how many scenes that wait for a GPU let one behind them
+have the CPU, and the other way round. Jobs that wait here cannot begin on another machine: they must be few.
+"""
+
+_PATIENCE_S: Final = 300.0
+"""How long an order waits here for a slot, unless it is to start soon. Then its job goes back to the queue, where
+another machine may take it."""
+
+_LEAST_PATIENCE_S: Final = 2.0
+
 
 class LocalGpuBackend(ThreadBackend):
     """Renders in processes of this machine.
 
     Args:
-        slots: Renders at once; ``auto`` is one.
+        slots: Renders at once. ``auto``: one on each GPU, and one that needs none. A number: so many in all, and at
+            most one of them on each GPU.
+        gpus: The GPUs that renders may use: ``auto`` is all those that NVML lists and ``CUDA_VISIBLE_DEVICES`` leaves;
+            or indexes as ``nvidia-smi`` counts, or UUIDs. A `Gpu` is taken as it is, also if it does not exist, which
+            simulates one in a test. Where there is none, scenes that draw on a GPU count as any other.
         report: How renders report: over a pipe, or by webhook as in the cloud, which takes a service with a
             ``webhook_url`` that reaches this machine. Whatever the webhook loses, `poll` knows.
         renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
             ``"/folder/file.py:name"``. They are imported here, to check parameters, and in the process that renders.
 
     Raises:
-        ConfigurationError: ``slots`` makes no sense, or no program of this Python is found to start renders with.
+        ConfigurationError: ``slots`` makes no sense, there is no such GPU, or no program of this Python is found to
+            start renders with.
     """
 
     locality = Locality.MACHINE
@@ -50,6 +78,7 @@ class LocalGpuBackend(ThreadBackend):
         self,
         slots: int | Literal["auto"] = "auto",
         *,
+        gpus: Literal["auto"] | Sequence[int | str | Gpu] = "auto",
         report: Literal["pipe", "webhook"] = "pipe",
         renderers: Mapping[str, str] | None = None,
     ) -> None:
@@ -58,8 +87,33 @@ class LocalGpuBackend(ThreadBackend):
         interpreter()  # where Python is embedded, no render could ever start: say so now
         self._where = dict(renderers or {})
         found = {name: load_renderer(name, where) for name, where in self._where.items()}
-        super().__init__(1 if slots == "auto" else slots, found)
+        super().__init__(self._capacity, found)
+        self._slots = slots
+        self._wanted = gpus
+        if gpus != "auto":  # else they are counted when a slot is asked for, which may take a while
+            known = () if all(isinstance(gpu, Gpu) for gpu in gpus) else installed.gpus()
+            self._wanted = installed.choose(gpus, known)
         self.reports_by_webhook = report == "webhook"
+
+    @property
+    def slots(self) -> int:
+        """How many orders it takes at once: those that render or wait here, and as many as there are slots free now.
+
+        The GPUs that other services of this machine use are not free. While any slot is, a few orders more are taken.
+        """
+        capacity = self._capacity()
+        assert capacity.slots is not None
+        if not self._gpu_slots.gpus:
+            return capacity.slots
+        running, waiting = self._executor.load()
+        for_cpu = capacity.of_kind[_ON_CPU] - running[_ON_CPU]
+        free = min(capacity.slots - running.total(), for_cpu + self._gpu_slots.free())
+        return running.total() + max(waiting, free + _AHEAD if free > 0 else 0)
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that renders may use."""
+        return self._gpu_slots.gpus
 
     @property
     def device_class(self) -> str | None:
@@ -69,8 +123,33 @@ class LocalGpuBackend(ThreadBackend):
         return declared_class()
 
     def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
-        """Start the render in a process of its own."""
-        return self._executor.start(_Run(order, None if order.callback is not None else on_event, self._where))
+        """Start the render in a process of its own, as soon as there is a slot for it."""
+        own = None if order.callback is not None else on_event
+        return self._executor.start(_Run(order, own, self._where, self._gpu_slots if self._on_gpu(order) else None))
+
+    @cached_property
+    def _gpu_slots(self) -> GpuSlots:
+        chosen = installed.choose(self._wanted, installed.gpus() if self._wanted == "auto" else ())
+        _log.info("GPUs that renders may use: %s", ", ".join(f"{gpu.name} {gpu.uuid}" for gpu in chosen) or "none")
+        return GpuSlots(chosen)
+
+    def _capacity(self) -> Capacity:
+        count = len(self._gpu_slots.gpus)
+        on_cpu = 1 if self._slots == "auto" else self._slots
+        if not count:
+            return Capacity(slots=on_cpu)
+        total = on_cpu + count if self._slots == "auto" else self._slots
+        return Capacity(slots=total, of_kind={_ON_CPU: on_cpu, _ON_GPU: count}, room=_AHEAD)
+
+    def _on_gpu(self, order: messages.RenderOrder) -> bool:
+        if not self._gpu_slots.gpus:
+            return False
+        try:
+            renderer = self._renderers.get(order.scene) or find_renderer(order.scene)
+            return isinstance(renderer, SupportsGpu) and renderer.uses_gpu()
+        except Exception as error:  # noqa: BLE001 - the render meets it again, and reports it
+            _log.warning("job %s: it is not known whether its scene draws on a GPU: %s", order.job_id, error)
+            return False
 
 
 class _Run(ThreadTask):
@@ -79,10 +158,21 @@ class _Run(ThreadTask):
     Args:
         on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
         renderers: Where scenes are that are not registered.
+        gpus: The GPUs that it may take one of; None: it needs none.
     """
 
-    def __init__(self, order: messages.RenderOrder, on_event: OnEvent | None, renderers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        order: messages.RenderOrder,
+        on_event: OnEvent | None,
+        renderers: Mapping[str, str],
+        gpus: GpuSlots | None,
+    ) -> None:
         super().__init__(self._follow, self._tell)
+        self._gpus = gpus
+        self.kind = _ON_CPU if gpus is None else _ON_GPU
+        to_start_s = (order.start_by - datetime.now(UTC)).total_seconds()
+        self.patience_s = max(_LEAST_PATIENCE_S, min(_PATIENCE_S, to_start_s / 2))
         self._order = order
         self._renderers = renderers
         self._on_event = on_event
@@ -91,7 +181,12 @@ class _Run(ThreadTask):
     def begin(self, queued_as: BackendCall | None) -> BackendCall:
         """Start the process, and the thread."""
         try:
-            self._process = SupervisedProcess("renderdispatch.runner")
+            with nullcontext() if self._gpus is None else self._gpus.taken() as taken:
+                self._process = SupervisedProcess(
+                    "renderdispatch.runner",
+                    hold=None if taken is None else taken.descriptor,
+                    variables=None if taken is None else taken.variables,
+                )
         except OSError as error:
             raise BackendError(f"the render process cannot be started: {error}", retryable=True) from error
         except ConfigurationError as error:
@@ -105,6 +200,10 @@ class _Run(ThreadTask):
         except BackendError:
             self._process.end()
             raise
+
+    def give_up(self, error: messages.JobError) -> CallState:
+        """Report that it does not begin."""
+        return hand_over_failure(self._order, self._on_event, error)
 
     def _tell(self) -> None:
         """Tell the render to stop; kill it if it does not."""

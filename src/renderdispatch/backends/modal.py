@@ -21,6 +21,7 @@ from renderdispatch.errors import BackendError, ConfigurationError, MissingExtra
 from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallResult, FaultDomain, JobError, RenderOrder
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
+from renderdispatch.runner.renderers import check_scene_file
 
 _log: Final = logging.getLogger("renderdispatch.backends.modal")
 
@@ -128,6 +129,10 @@ class ModalBackend:
             job = f"job {order.job_id}"
             unknown = f"whether {job} was started is not known"
             raise self._refusal(trouble, f"{job} was not started", unknown=unknown) from None
+
+    def check_scene_file(self, text: str, *, name: str) -> None:
+        """Raise `InvalidRequestError` for a scene file that can never be drawn; its text needs nothing from there."""
+        check_scene_file(text, name=name)
 
     def poll(self, call: BackendCall) -> CallState:
         """Return the state of the call. At most 50 polls are sent at once; the others wait for their turn.

@@ -6,17 +6,14 @@ slots of its backends itself, and leaves jobs in their store until one is free.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 from typing import Final
 
-from renderdispatch.backends.executor import Executor, hand_over
+from renderdispatch.backends.executor import Capacity, Executor, hand_over_failure
 from renderdispatch.engine import calls
 from renderdispatch.errors import BackendError, ConfigurationError
 from renderdispatch.messages import CheckedIn, EventReply, JobError, RenderEvent, RenderOrder
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
-from renderdispatch.runner.reporting import RunEvents
 
 _log: Final = logging.getLogger("renderdispatch.backends.waiting")
 
@@ -36,7 +33,7 @@ class WaitingLine:
             raise ConfigurationError(f"room must be at least 1, not {room}")
         self._backend = backend
         self._room = room
-        self._executor = Executor(lambda: backend.slots, room=room)
+        self._executor = Executor(lambda: Capacity(slots=backend.slots, room=room))
 
     @property
     def locality(self) -> Locality:
@@ -69,6 +66,9 @@ class WaitingLine:
 
 class _Order:
     """One order for the backend behind the queue."""
+
+    kind = ""
+    patience_s: float | None = None
 
     def __init__(self, backend: RenderBackend, order: RenderOrder, on_event: OnEvent) -> None:
         self._backend = backend
@@ -119,7 +119,4 @@ class _Order:
 
     def give_up(self, error: JobError) -> CallState:
         """Hand over a failure in the place of the run that never began."""
-        outcome = RunEvents(self._order).failed(error)
-        with contextlib.suppress(RuntimeError):  # no thread can be started; a poll tells it
-            threading.Thread(target=hand_over, args=(self._on_event, outcome), daemon=True).start()
-        return CallState(status=CallStatus.ENDED, outcome=outcome)
+        return hand_over_failure(self._order, self._on_event, error)

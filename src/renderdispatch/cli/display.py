@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from renderdispatch.cli import streams
+from renderdispatch.engine.names import attached_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +67,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "attempt": job.attempt_number,
         "scene": job.request.scene,
+        "sceneFile": scene_file_name(job),
         "audio": audio_name(job),
         "output": job.request.output.model_dump(mode="json"),
         "createdAt": job.created_at.isoformat(),
@@ -101,6 +103,17 @@ def audio_name(job: Job) -> str:
     if audio.kind == "remote":
         return "a URL"
     return audio.path if audio.kind == "local" else audio.key
+
+
+def scene_file_name(job: Job) -> str | None:
+    """Return the name of the file that the scene draws, without its folder; None if there is none."""
+    file = job.request.scene_file
+    return None if file is None else attached_name(file) or "a file"
+
+
+def scene_name(job: Job) -> str:
+    """Return what draws the job: a registered scene, or the name of a file."""
+    return scene_file_name(job) or job.request.scene
 
 
 def describe_stage(job: Job) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 import uuid
@@ -25,12 +24,14 @@ from pydantic import SecretStr
 
 from renderdispatch.cli.bucket import check_access, check_urls, examine_bucket
 from renderdispatch.cli.finding import Finding, Verdict, found, show
+from renderdispatch.cli.machine import examine_probe
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
 from renderdispatch.cli.requirements import outdated
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.messages import JobStatus, Limits, Output
 from renderdispatch.protocols import BackendCall, CallStatus, JobQuery, SupportsCounts, SupportsFind
+from renderdispatch.runner.probe import probe
 from renderdispatch.runner.renderers import find_renderer, scene_names
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.wiring import (
@@ -48,6 +49,7 @@ _HERE: Final = ("local", "inline")
 """The backends that render on this machine."""
 _LOW_DISK_BYTES: Final = 2 << 30
 _RENDER_S: Final = 60.0
+_PROBE_S: Final = 30.0
 _SOUND_HZ: Final = 8000
 
 
@@ -84,7 +86,7 @@ def examine(*, origin: str | None = None) -> list[Finding]:
         *_backends(settings),
         *_renders(settings, stored=stored),
         found("scenes", _scenes),
-        found("gpu", _gpu),
+        *examine_probe(probe(timeout_s=_PROBE_S)),
     ]
 
 
@@ -236,21 +238,3 @@ def _scenes() -> Verdict:
         except RenderDispatchError as error:
             broken.append(f"{name}: {error}")
     return ("broken", "; ".join(broken)) if broken else ("ok", ", ".join(scene_names()))
-
-
-def _gpu() -> Verdict:
-    tool = shutil.which("nvidia-smi")
-    if tool is not None:
-        ran = _run([tool, "-L"], timeout_s=30)
-        names = [line.partition(" (UUID")[0] for line in ran.stdout.splitlines() if line.startswith("GPU")]
-        if ran.returncode == 0 and names:
-            return "ok", "; ".join(names)
-    if any(Path("/dev").glob("nvidia[0-9]*")):
-        return "note", "a device is present, but nvidia-smi does not list it; check the driver"
-    return "note", "none; the scenes that ship draw on the CPU"
-
-
-def _run(command: list[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
-    )

@@ -223,7 +223,7 @@ def _print(job: Job, *, as_json: bool) -> None:
 
 def _row(job: Job) -> tuple[str, ...]:
     progress, audio = f"{job.progress:.0f}", Path(display.audio_name(job)).name
-    return display.short(job.id), job.status, job.stage, progress, job.request.scene, audio, _age(job)
+    return display.short(job.id), job.status, job.stage, progress, display.scene_name(job), audio, _age(job)
 
 
 def _age(job: Job) -> str:
@@ -243,7 +243,7 @@ def _facts(job: Job) -> dict[str, object]:
         "stage": f"{job.stage}, {job.progress:g} %",
         "attempts": job.attempt_number,
         "retry of": job.retry_of,
-        "scene": request.scene,
+        "scene": display.scene_name(job),
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
         "audio": display.audio_name(job),
         "title": request.title,

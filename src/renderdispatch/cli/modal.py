@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
+from attrs import evolve
 
 from renderdispatch.backends.modal_faults import LOG_IN, Unanswered, how_to_deploy, refusal
 from renderdispatch.cli.finding import Finding, Verdict, found, show
+from renderdispatch.cli.machine import examine_probe
 from renderdispatch.cli.options import json_option, seconds_reader
-from renderdispatch.errors import ConfigurationError, MissingExtraError, RenderDispatchError
+from renderdispatch.errors import BackendError, ConfigurationError, MissingExtraError, RenderDispatchError
 from renderdispatch.modal_app.deployment import GPUS, SUGGESTED_GPUS, Deployment, read_gpus
 from renderdispatch.plumbing.interpreter import interpreter
 from renderdispatch.protocols import Locality
+from renderdispatch.runner.probe import Probe
 from renderdispatch.wiring import Settings, open_storage, read_settings
+
+_T = TypeVar("_T")
 
 _APP: Final = "renderdispatch.modal_app"
 _FIND_S: Final = 10.0
+_PROBE_S: Final = 240.0
+"""How long the container that tries the GPU may take, most of it to be started."""
 
 
 @click.group()
@@ -61,10 +69,16 @@ _seconds = seconds_reader("[smh]?", "90s, 30m or 2h")
 @click.option("--secret", metavar="NAME", help="The Modal Secret with the worker's RENDERDISPATCH_ variables.")
 @click.option("--period", type=_seconds, metavar="TIME", help="Between two starts of the worker. Default: 60s.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
-def deploy(*, environment: str | None, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--allow-cpu-drawing", is_flag=True, help="Accept GPUs that OpenGL does not draw on, and do not try them."
+)
+def deploy(*, environment: str | None, dry_run: bool, allow_cpu_drawing: bool, **options: Any) -> int:
     """Deploy the render function with 'modal deploy'.
 
     An option that is not given takes its value from the RENDERDISPATCH_MODAL_ variable of the same name.
+
+    If it has a GPU, a container is then started for some seconds, to try it. The exit status is 1 if OpenGL draws on
+    the CPU in there.
     """
     chosen = _choose(options)
     command = [interpreter(), "-m", "modal", "deploy", "-m", _APP]
@@ -73,7 +87,7 @@ def deploy(*, environment: str | None, dry_run: bool, **options: Any) -> None:
         for name, value in chosen.to_environment().items():
             click.echo(f"{name}={value}")
         click.echo(" ".join(["modal", *command[3:]]))
-        return
+        return 0
     _client()
     _token()
     try:
@@ -83,6 +97,28 @@ def deploy(*, environment: str | None, dry_run: bool, **options: Any) -> None:
     if done.returncode != 0:
         raise click.ClickException(f"modal deploy ended with status {done.returncode}; its output is above")
     click.echo(_next_steps(chosen, environment))
+    return 0 if allow_cpu_drawing or not chosen.gpu else _try_gpu(chosen, environment)
+
+
+def _try_gpu(chosen: Deployment, environment: str | None) -> int:
+    """Say what the GPU that was asked for is good for; return the exit status."""
+    gpus = " or ".join(chosen.gpu)
+    click.echo(f"\ntrying {gpus}: a container is started", err=True)
+    try:
+        tried = _probe(chosen.app, environment)
+    except RenderDispatchError as error:
+        step = "'renderdispatch modal check' tries again"
+        click.echo(f"renderdispatch: warning: what {gpus} draws is not known: {error}; {step}", err=True)
+        return 0
+    for finding in _drawing(tried):
+        click.echo(f"{finding.check}: {finding.said}", err=True)
+    if tried.opengl.on_gpu:
+        return 0
+    raise click.ClickException(
+        f"{gpus} is billed for each render, and scenes in GLSL are drawn on the CPU there. The app is deployed all the "
+        "same. Deploy it without --gpu, or with another one; for renderers that use the GPU without OpenGL, accept "
+        "this with --allow-cpu-drawing"
+    )
 
 
 def _choose(options: dict[str, Any]) -> Deployment:
@@ -125,16 +161,26 @@ def _next_steps(chosen: Deployment, environment: str | None) -> str:
 @modal.command(short_help="Check that renders can go to Modal from here.")
 @click.option("--app", metavar="NAME", help="Default: RENDERDISPATCH_MODAL_APP.")
 @click.option("-e", "--environment", metavar="ENV", help="Default: RENDERDISPATCH_MODAL_ENVIRONMENT.")
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    help="Whether to start a container, for some seconds that are billed, to see what it draws and encodes with. "
+    "Default: yes.",
+)
 @json_option
-def check(*, app: str | None, environment: str | None, as_json: bool) -> int:
+def check(*, app: str | None, environment: str | None, probe: bool, as_json: bool) -> int:
     """Check that renders can go to Modal from here. The exit status is 1 if something is broken.
 
-    Nothing is rendered, and no container is started.
+    Nothing is rendered. A container of the app is started for some seconds, unless --no-probe is given.
     """
     settings = read_settings()
     changes = {"modal_app": app, "modal_environment": environment}
     settings = settings.model_copy(update={name: value for name, value in changes.items() if value})
-    return show([*examine_modal(settings), found("backend", lambda: _backend(settings))], as_json=as_json)
+    findings = examine_modal(settings)
+    deployed = any(finding.check == "function" and finding.status == "ok" for finding in findings)
+    if probe and deployed:
+        findings += _examine_container(settings)
+    return show([*findings, found("backend", lambda: _backend(settings))], as_json=as_json)
 
 
 def examine_modal(settings: Settings) -> list[Finding]:
@@ -165,29 +211,90 @@ def _function(settings: Settings) -> Verdict:
     """Find the deployed function, without waiting for as long as Modal's client would."""
     import modal as client
 
-    name, app = settings.modal_function, settings.modal_app
-    where = f" in the environment {settings.modal_environment!r}" if settings.modal_environment else ""
-    failures: list[BaseException] = []
+    name, app, environment = settings.modal_function, settings.modal_app, settings.modal_environment
+    where = _where(app, environment)
+    try:
+        _bounded(
+            lambda: client.Function.from_name(app, name, environment_name=environment).hydrate(),
+            f"function {name!r} of app {where} cannot be used",
+            _FIND_S,
+        )
+    except BackendError as error:
+        if error.code != "modal.not-deployed":
+            raise
+        step = how_to_deploy(app, environment=environment)
+        return "broken", f"there is no function {name!r} of app {where}; {step}"
+    return "ok", f"{name!r} of app {where} is deployed"
 
-    def find() -> None:
+
+def _where(app: str, environment: str | None) -> str:
+    return f"{app!r} in the environment {environment!r}" if environment else repr(app)
+
+
+def _bounded(ask: Callable[[], _T], what: str, timeout_s: float) -> _T:
+    """Return what Modal answers.
+
+    Args:
+        ask: Called in a thread, which is left behind if it takes too long.
+        what: Could not be done, for the error.
+        timeout_s: How long it may take.
+
+    Raises:
+        BackendError: As the table of `modal_faults` says.
+    """
+    answers, failures = list[_T](), list[BaseException]()
+
+    def run() -> None:
         try:
-            client.Function.from_name(app, name, environment_name=settings.modal_environment).hydrate()
+            answers.append(ask())
         except BaseException as error:  # noqa: BLE001 - judged below
             failures.append(error)
 
-    finding = threading.Thread(target=find, daemon=True)
-    finding.start()
-    finding.join(_FIND_S)
-    if finding.is_alive():
-        failures.append(Unanswered(f"no answer for {_FIND_S:.0f} s"))
-    if failures:
-        what = f"function {name!r} of app {app!r}{where} cannot be used"
-        error = refusal(failures[0], what, sent=False, secret=os.environ.get("MODAL_TOKEN_SECRET"))
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    if answers:
+        return answers[0]
+    failure = failures[0] if failures else Unanswered(f"no answer for {timeout_s:.0f} s")
+    raise refusal(failure, what, sent=False, secret=os.environ.get("MODAL_TOKEN_SECRET"))
+
+
+# --- what a container draws with ------------------------------------------------------------------
+
+
+def _probe(app: str, environment: str | None) -> Probe:
+    """Have a container of the app say what it draws and encodes with.
+
+    Raises:
+        BackendError: It did not; ``modal.not-deployed``: the app has no such function.
+    """
+    import modal as client
+
+    def ask() -> Probe:
+        call = client.Function.from_name(app, "probe", environment_name=environment).spawn()
+        try:
+            return Probe.model_validate_json(call.get(timeout=_PROBE_S))
+        except TimeoutError:
+            call.cancel()  # it may still wait for a GPU, or hold one
+            raise Unanswered(f"no container answered for {_PROBE_S:.0f} s") from None
+
+    return _bounded(ask, f"what a container of app {_where(app, environment)} draws with is not known", _PROBE_S + 20)
+
+
+def _examine_container(settings: Settings) -> list[Finding]:
+    """Say what a container of the app draws and encodes with."""
+    app, environment = settings.modal_app, settings.modal_environment
+    try:
+        return _drawing(_probe(app, environment))
+    except BackendError as error:
         if error.code != "modal.not-deployed":
-            raise error
-        step = how_to_deploy(app, environment=settings.modal_environment)
-        return "broken", f"there is no function {name!r} of app {app!r}{where}; {step}"
-    return "ok", f"{name!r} of app {app!r}{where} is deployed"
+            return [Finding("container", "note", str(error))]
+        step = how_to_deploy(app, environment=environment)
+        return [Finding("container", "note", f"this version of the app cannot tell what it draws with; {step}")]
+
+
+def _drawing(tried: Probe) -> list[Finding]:
+    return [evolve(finding, check=f"container {finding.check}") for finding in examine_probe(tried)]
 
 
 def _backend(settings: Settings) -> Verdict:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -14,22 +15,29 @@ from typing import Any, Final, TypeVar, get_args
 
 import click
 from attrs import frozen
+from click.shell_completion import CompletionItem
 from pydantic import JsonValue, ValidationError
 
 from renderdispatch import errors
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.cli.options import read_time
+from renderdispatch.engine.attachments import read_scene_file as shader_text
+from renderdispatch.engine.intake import is_shader_name
+from renderdispatch.engine.names import safe_name
 from renderdispatch.messages import (
     MAX_AUDIO_TRACK,
     PRESETS,
+    SCENE_OF_FILES,
     Message,
     Output,
     Quality,
+    VideoEncoder,
     describe_validation,
     read_output,
 )
 from renderdispatch.protocols import Renderer
-from renderdispatch.runner.renderers import find_renderer, load_renderer, scene_names
+from renderdispatch.render.gl.shader import Shader, read_shader
+from renderdispatch.runner.renderers import check_scene_file, find_renderer, load_renderer, scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
 from renderdispatch.wiring import from_settings
@@ -58,9 +66,10 @@ def _read_param(text: str) -> tuple[str, JsonValue]:
         return name, value  # a word needs no quotes
 
 
-def complete_scene(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """Return the scenes whose names begin so, for a shell."""
-    return [name for name in scene_names() if name.startswith(begun)]
+def complete_scene(_context: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the scenes whose names begin so, for a shell; it adds files by itself. Bash wants those to come first."""
+    names = [name for name in scene_names() if name.startswith(begun) and name != SCENE_OF_FILES]
+    return [CompletionItem(begun, type="file"), *map(CompletionItem, names)]
 
 
 def _complete_preset(_context: click.Context, _param: click.Parameter, begun: str) -> list[str]:
@@ -74,7 +83,15 @@ _PICTURE: Final = (
         show_default=True,
         metavar="NAME",
         shell_complete=complete_scene,
-        help="See 'renderdispatch scenes'; or file.py:NAME, a scene in a file of yours.",
+        help="See 'renderdispatch scenes'; or a file of yours: a Shadertoy file, such as my.glsl, or file.py:NAME.",
+    ),
+    click.option(
+        "images",
+        "--image",
+        multiple=True,
+        type=click.Path(path_type=Path, readable=False),
+        metavar="FILE",
+        help="A picture that a Shadertoy file reads from iChannel1; the second one from iChannel2, and so on to three.",
     ),
     click.option(
         "--preset",
@@ -121,6 +138,12 @@ quality_option: Final = click.option(
     "--quality", type=click.Choice(get_args(Quality)), help="How much time the encoder takes. Default: balanced."
 )
 
+encoder_option: Final = click.option(
+    "--encoder",
+    type=click.Choice(get_args(VideoEncoder)),
+    help="What encodes the video. Default: auto, which is h264_nvenc where a GPU draws and can encode, else libx264.",
+)
+
 
 def picture_options(command: _F) -> _F:
     """Add the options that say what is drawn."""
@@ -137,7 +160,11 @@ def _with(options: tuple[Callable[[Any], Any], ...], command: _F) -> _F:
 
 
 def read_picture(
-    preset: str, size: tuple[int, int] | None = None, fps: str | None = None, quality: str | None = None
+    preset: str,
+    size: tuple[int, int] | None = None,
+    fps: str | None = None,
+    quality: str | None = None,
+    encoder: str | None = None,
 ) -> Output:
     """Return the output that the options describe.
 
@@ -145,7 +172,7 @@ def read_picture(
         InvalidRequestError: A value makes no sense.
     """
     changes: dict[str, object] = {} if size is None else {"width": size[0], "height": size[1]}
-    more = {"fps": fps, "quality": quality}
+    more = {"fps": fps, "quality": quality, "encoder": encoder}
     changes |= {name: value for name, value in more.items() if value is not None}
     return checked(Output, {**dict(read_output(preset)), **changes})
 
@@ -161,31 +188,70 @@ def checked(model: type[_M], fields: Mapping[str, object]) -> _M:
 # --- scenes ---------------------------------------------------------------------------------------
 
 
+def _is_shader(text: str) -> bool:
+    """Return whether a command line names a Shadertoy file, whether or not it exists."""
+    if text in scene_names():
+        return False
+    return is_shader_name(text) or os.sep in text or os.path.isfile(text)  # noqa: PTH113 - never raises
+
+
 @frozen
 class ChosenScene:
     """A registered scene, or one in a file.
 
     Args:
         name: What a job records.
-        where: ``/folder/file.py:name``; None for a registered scene.
+        where: ``/folder/file.py:name`` for a scene in Python; None for any other.
+        shader: The Shadertoy file; None for any other scene.
     """
 
     name: str
     where: str | None = None
+    shader: Path | None = None
 
     @classmethod
     def named(cls, text: str) -> ChosenScene:
         """Return the scene that a command line names."""
-        file = read_scene_file(text)
-        return cls(text) if file is None else cls(file.short, f"{file.path.absolute()}:{file.name}")
+        if (file := read_scene_file(text)) is not None:
+            return cls(file.short, f"{file.path.absolute()}:{file.name}")
+        return cls(SCENE_OF_FILES, shader=Path(text)) if _is_shader(text) else cls(text)
+
+    @property
+    def submitted(self) -> str | Path:
+        """The scene as `submit` takes it."""
+        return self.name if self.shader is None else self.shader
+
+    @property
+    def stem(self) -> str:
+        """The name without folder and suffix, for files that are named after the scene."""
+        return self.name.rpartition(":")[2] if self.shader is None else self.shader.stem
 
     def load(self) -> Renderer:
-        """Return the renderer. A file is imported in this process, as Python would run it.
+        """Return the renderer. A Python file is imported in this process, as Python would run it.
 
         Raises:
             InvalidRequestError: There is no such scene, or the file cannot be used.
         """
-        return find_renderer(self.name) if self.where is None else load_renderer(self.name, self.where)
+        if self.where is not None:
+            return load_renderer(self.name, self.where)
+        if self.shader is not None:
+            self.read_shader()
+        return find_renderer(self.name)
+
+    def read_shader(self) -> Shader:
+        """Return what the Shadertoy file says.
+
+        Raises:
+            InvalidRequestError: There is no such file, or it cannot be used.
+        """
+        assert self.shader is not None
+        if not os.path.lexists(self.shader):
+            step = "check its path, or name a scene that 'renderdispatch scenes' lists"
+            name = click.format_filename(self.shader)
+            raise errors.InvalidRequestError(f"there is no file {name}; {step}", code="scene-file.missing")
+        text, name = shader_text(self.shader), safe_name(self.shader.name)
+        check_scene_file(text, name=name)
+        return read_shader(text, name=name)
 
     @property
     def files(self) -> dict[str, str]:

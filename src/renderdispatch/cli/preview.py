@@ -23,9 +23,9 @@ from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
 from renderdispatch.cli.pictures import ChosenScene, cover_option, picture_options, range_options, read_picture
 from renderdispatch.cli.progress import PictureBar
-from renderdispatch.cli.songs import STDIN, cover_file, song_file, statuses_of
+from renderdispatch.cli.songs import STDIN, files_beside, song_file, statuses_of
 from renderdispatch.cli.targets import FileTarget, Target, check_picture_name, read_target
-from renderdispatch.messages import RenderOrder
+from renderdispatch.messages import SCENE_OF_FILES, RenderOrder
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.runner.render import SupervisedRender, check_renderer, with_preview
 from renderdispatch.runner.renderers import scene_names
@@ -51,7 +51,9 @@ def preview(
     output: str | None,
     *,
     at: float | None,
+    scene: str,
     cover: Path | None,
+    images: tuple[Path, ...],
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -68,10 +70,15 @@ def preview(
     target = read_target(output, force=force, check_name=check_picture_name)
     try:
         with Interrupts() as interrupts:
-            target.check(statuses_of(song, cover))
-            with song_file(song, interrupts) as path, cover_file(cover) as picture:
+            chosen = ChosenScene.named(scene)
+            target.check(statuses_of(song, cover=cover, scene=chosen.shader, image=images))
+            with (
+                song_file(song, interrupts) as path,
+                files_beside("cover", () if cover is None else [cover]) as covers,
+                files_beside("image", images) as pictures,
+            ):
                 with interrupts.abrupt():  # the import of a scene file may take any time
-                    wish = _Wish.of(path, at, cover=picture, **options)
+                    wish = _Wish.of(path, at, chosen, cover=next(iter(covers), None), images=pictures, **options)
                 index = wish.draw(target, interrupts, quiet=quiet or as_json)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, on_stderr=target.result_on_stderr)
@@ -93,13 +100,14 @@ class _Wish:
         cls,
         song: Path,
         at: float | None,
+        chosen: ChosenScene,
         *,
-        scene: str,
         preset: str,
         size: tuple[int, int] | None = None,
         fps: str | None = None,
         params: Sequence[tuple[str, JsonValue]] = (),
         cover: Path | None = None,
+        images: Sequence[Path] = (),
         **request: Any,
     ) -> _Wish:
         """Return what the options say.
@@ -107,10 +115,9 @@ class _Wish:
         Raises:
             InvalidRequestError: They make no sense, or the scene cannot draw a single frame.
         """
-        chosen = ChosenScene.named(scene)
-        picture = read_picture(preset, size, fps)
-        order = order_alone(song, cover=cover, scene=chosen.name, params=dict(params), output=picture, **request)
         renderer = chosen.load()
+        request.update(scene=chosen.name, params=dict(params), output=read_picture(preset, size, fps))
+        order = order_alone(song, cover=cover, scene_file=chosen.shader, images=images, **request)
         check_renderer(renderer, order)
         with_preview(renderer, chosen.name)
         return cls(song, check_moment(at), chosen, order)
@@ -159,11 +166,12 @@ def draw_scenes(name: str | None, folder: str, interrupts: Interrupts, *, force:
         song = Path(scratch, "demo.wav")
         with interrupts.abrupt():
             compose(song, seconds=_DEMO_S)
-        for known in scene_names() if name is None else [name]:
-            target = FileTarget(Path(folder, f"{known.rpartition(':')[2]}.png"), force, check_picture_name)
+        drawn = [known for known in scene_names() if known != SCENE_OF_FILES] if name is None else [name]
+        for chosen in map(ChosenScene.named, drawn):
+            target = FileTarget(Path(folder, f"{chosen.stem}.png"), force, check_picture_name)
             try:
                 with interrupts.abrupt():
-                    wish = _Wish.of(song, None, scene=known, preset=_DEMO_PRESET)
+                    wish = _Wish.of(song, None, chosen, preset=_DEMO_PRESET)
             except errors.RenderDispatchError as error:
                 if name is not None:
                     raise

@@ -37,6 +37,7 @@ from renderdispatch.cli.pictures import (
     ChosenScene,
     checked,
     cover_option,
+    encoder_option,
     picture_options,
     quality_option,
     range_options,
@@ -68,6 +69,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _OPTIONS: Final = (
     picture_options,
     quality_option,
+    encoder_option,
     click.option("--title", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
     click.option("--artist", metavar="TEXT", help="For the video's tags. Default: as the song's tags say."),
     cover_option,
@@ -145,8 +147,10 @@ def _make(
     size: tuple[int, int] | None,
     fps: str | None,
     quality: str | None,
+    encoder: str | None,
     poster: bool,
     cover: Path | None,
+    images: tuple[Path, ...],
     params: list[tuple[str, JsonValue]],
     force: bool,
     as_json: bool,
@@ -158,13 +162,13 @@ def _make(
     began = time.monotonic()
     job: Job | None = None
     target = read_target(output, force=force)
+    chosen = ChosenScene.named(scene)
     try:
         targets = [target, target.poster] if poster else [target]
         for each in targets:
-            each.check(statuses_of(song, cover))
-        picture = read_picture(preset, size, fps, quality)
-        chosen = ChosenScene.named(scene)
-        if chosen.where is not None:
+            each.check(statuses_of(song, cover=cover, scene=chosen.shader, image=images))
+        picture = read_picture(preset, size, fps, quality, encoder)
+        if chosen.where is not None or chosen.shader is not None:
             with interrupts.abrupt():  # the import of a file may take any time
                 chosen.load()
         bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
@@ -172,11 +176,12 @@ def _make(
         service, where = chosen.open_service(backend)
         with closing(service):  # its worker starts with the submit, and so with this job
             fields: dict[str, Any] = {
-                "scene": chosen.name,
+                "scene": chosen.submitted,
                 "output": picture,
                 "params": dict(params),
                 "limits": limits,
                 "cover": cover,
+                "images": images,
                 **where,
             }
             with open_song(song, interrupts) as audio:

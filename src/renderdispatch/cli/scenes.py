@@ -13,6 +13,7 @@ from renderdispatch.cli.options import json_option, output_path
 from renderdispatch.cli.pictures import ChosenScene, complete_scene
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.protocols import Renderer, SupportsParams
+from renderdispatch.render.gl.shader import Channel, RunUp, Shader
 from renderdispatch.runner.renderers import scene_names
 
 
@@ -30,7 +31,8 @@ from renderdispatch.runner.renderers import scene_names
 def scenes(*, name: str | None, folder: str | None, force: bool, as_json: bool) -> int:
     """List the scenes, or show the parameters of one.
 
-    NAME may also be file.py:NAME, a scene in a file of yours.
+    NAME may also be a file of yours: a Shadertoy file, such as my.glsl, of which the passes are shown and what they
+    read; or file.py:NAME, a scene in Python.
     """
     if folder is not None:
         from renderdispatch.cli.preview import draw_scenes
@@ -38,7 +40,11 @@ def scenes(*, name: str | None, folder: str | None, force: bool, as_json: bool) 
         with Interrupts() as interrupts:
             return draw_scenes(name, folder, interrupts, force=force, as_json=as_json)
     if name is not None:
-        _show(name, ChosenScene.named(name).load(), as_json=as_json)
+        chosen = ChosenScene.named(name)
+        if chosen.shader is not None:
+            _show_shader(chosen.read_shader(), as_json=as_json)
+        else:
+            _show(name, chosen.load(), as_json=as_json)
     elif as_json:
         for known in scene_names():
             print_json({"name": known, "summary": _summary(known)})
@@ -59,6 +65,29 @@ def _show(name: str, renderer: Renderer, *, as_json: bool) -> None:
         print_table(rows, "PARAMETER", "TYPE", "DEFAULT", "MEANING")
     else:
         click.echo("It takes no parameters.")
+
+
+def _show_shader(shader: Shader, *, as_json: bool) -> None:
+    run_up = shader.run_up
+    if as_json:
+        passes = [{"name": one.name, "channels": list(map(asdict, one.channels))} for one in shader.passes]
+        print_json({"name": shader.name, "passes": passes, "runUp": run_up and str(run_up), "mainVR": shader.has_vr})
+        return
+    click.echo(f"{shader.name}: {_about(run_up)}")
+    if shader.has_vr:
+        click.echo("It offers mainVR: 360 videos are drawn all around.")
+    rows = [(one.name, *map(_channel, one.channels)) for one in shader.passes]
+    print_table(rows, "PASS", *(f"iChannel{number}" for number in range(4)))
+
+
+def _about(run_up: RunUp | None) -> str:
+    if run_up is None:
+        return "feedback without a run-up, so that each frame needs all those before it"
+    return f"a run-up of {run_up}" if run_up != RunUp() else "no feedback, so that each frame is drawn by itself"
+
+
+def _channel(channel: Channel) -> str:
+    return ", ".join(filter(None, (channel.source, channel.filter, channel.wrap)))
 
 
 def _summary(name: str) -> str:

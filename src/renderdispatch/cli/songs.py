@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 from typing_extensions import Buffer
 
 from renderdispatch.cli.interrupts import Interrupts
-from renderdispatch.engine.audio import examine_file
+from renderdispatch.engine.audio import Part, examine_file
 from renderdispatch.engine.intake import is_text
 from renderdispatch.errors import InvalidRequestError
 
@@ -84,17 +84,14 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
 
 
 @contextmanager
-def cover_file(cover: Path | None) -> Iterator[Path | None]:
-    """Yield the cover as `song_file` yields the song; None if there is none.
+def files_beside(part: Part, paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """Yield files as `song_file` yields the song.
 
     Raises:
-        InvalidRequestError: It cannot be read.
+        InvalidRequestError: One cannot be read.
     """
-    if cover is None:
-        yield None
-        return
-    with _as_text(examine_file(cover, "", "cover").path) as path:
-        yield path
+    with ExitStack() as stack:
+        yield [stack.enter_context(_as_text(examine_file(path, "", part).path)) for path in paths]
 
 
 @contextmanager
@@ -109,9 +106,14 @@ def _as_text(path: str) -> Iterator[Path]:
         yield link
 
 
-def statuses_of(song: str, cover: Path | None) -> dict[str, os.stat_result | None]:
+def statuses_of(
+    song: str, *, cover: Path | None = None, scene: Path | None = None, image: Iterable[Path] = ()
+) -> dict[str, os.stat_result | None]:
     """Return the status of the files that a command reads, which it never overwrites."""
-    return {"song": status_of(song), "cover": None if cover is None else status_of(str(cover))}
+    images = zip(("first image", "second image", "third image"), image, strict=False)
+    beside = {"cover": cover, "scene file": scene, **dict(images)}
+    found = {what: status_of(str(path)) for what, path in beside.items() if path is not None}
+    return {"song": status_of(song), **found}
 
 
 def status_of(name: str) -> os.stat_result | None:

@@ -37,21 +37,26 @@ _MAX_FILE_URL: Final = 2048
 """An order has little room; a file with a longer path is copied."""
 _WANTED: Final = "pass a pathlib.Path, bytes, an open binary file, an AudioUrl or a StorageKey"
 _AS_TEXT: Final = "the audio is open as text; open it with 'rb'"
-_KINDS: Final = {"audio": "an audio file", "cover": "a picture"}
+_KINDS: Final = {
+    "audio": "an audio file",
+    "cover": "a picture",
+    "image": "a picture",
+    "scene-file": "a Shadertoy file",
+}
 _NO_FETCHER: Final = "audio by URL needs a fetcher, and this worker has none"
 
 
 # --- at submit ------------------------------------------------------------------------------------
 
 
-Part = Literal["audio", "cover"]
+Part = Literal["audio", "cover", "scene-file", "image"]
 """Of a request, in the codes of errors."""
 
 _Found_co = TypeVar("_Found_co", bound=Audio, covariant=True)
 
 
 class Incoming(Protocol[_Found_co]):
-    """Audio, or a cover, that an application hands in."""
+    """Audio, or another file of a request, that an application hands in."""
 
     def describe(self) -> _Found_co:
         """Return what identifies it, without storing anything: rule J9 compares it with a record."""
@@ -124,7 +129,8 @@ class Kept(Incoming[StoredAudio]):
         owner = None
         with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
             owner = (job_id := layout.job_of(self.key)) and self.parts.store.get(job_id)
-        for known in (owner.audio, owner.request.audio, owner.cover, owner.request.cover) if owner else ():
+        attached = (*owner.attached().values(), *owner.request.attached().values()) if owner else ()
+        for known in (owner.audio, owner.request.audio, *attached) if owner else ():
             if isinstance(known, StoredAudio) and known.key == self.key:
                 return known
         return StoredAudio(key=self.key, size=0)

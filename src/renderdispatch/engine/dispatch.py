@@ -155,12 +155,12 @@ class Dispatcher:
         return self._lanes.start[name].ensure() and (lane is None or (not lane.full and lane.ensure()))
 
     def _lane_of(self, job: Job) -> Lane | None:
-        """Return the lane that brings audio and cover; None if they are in storage."""
+        """Return the lane that brings the job's files; None if they are in storage."""
         audio = job.audio or job.request.audio
         if isinstance(audio, RemoteAudio):
             return self._lanes.fetch
-        files = isinstance(audio, LocalAudio) or isinstance(job.cover or job.request.cover, LocalAudio)
-        return self._lanes.files if files else None
+        files = (audio, *job.attached().values())
+        return self._lanes.files if any(isinstance(file, LocalAudio) for file in files) else None
 
     def _take(self, job: Job, name: str) -> bool:
         store = self._parts.store

@@ -7,6 +7,7 @@ process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from attrs import field, frozen
@@ -60,10 +61,13 @@ class AudioStored(AttemptEvent):
 
 
 @frozen(kw_only=True)
-class CoverStored(AttemptEvent):
-    """A cover that is a file of this machine is stored."""
+class AttachmentsStored(AttemptEvent):
+    """Files beside the audio that lie on this machine are stored: cover, scene file, images.
 
-    cover: StoredAudio
+    ``stored`` holds them by the names of `RenderRequest.attached`.
+    """
+
+    stored: Mapping[str, StoredAudio]
 
 
 @frozen(kw_only=True)

@@ -11,8 +11,9 @@ import json
 import operator
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,16 @@ from pydantic import ValidationError
 from renderdispatch.engine.records import unreadable
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import FOR_THE_RECORD, Argument, RenderRequest, StoredAudio, describe_validation
+from renderdispatch.messages import (
+    FOR_THE_RECORD,
+    MAX_IMAGES,
+    SCENE_OF_FILES,
+    Argument,
+    RenderRequest,
+    StorageKey,
+    StoredAudio,
+    describe_validation,
+)
 
 _MAX_PRIORITY: Final = 1_000_000
 _MAX_UPLOAD_BYTES: Final = 5 << 30
@@ -38,6 +48,8 @@ _FIRST_AUDIO: Final = {
     "local": ("kind", "path", "machine", "size", "mtimeNs"),
     "remote": ("kind", "url"),
 }
+_PYTHON_FILE: Final = re.compile(r"\.pyw?(?::|$)", re.IGNORECASE)
+_SHADER_SUFFIXES: Final = (".glsl", ".frag", ".fs", ".fsh", ".shader")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _UPLOADED: Final = re.compile(
     r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}|image/(?:jpeg|png|webp|gif|bmp)",
@@ -45,16 +57,49 @@ _UPLOADED: Final = re.compile(
 )
 
 
-def scene_name(scene: str | Path) -> str:
-    """Return the name of a registered scene.
+def read_scene(scene: str | Path) -> tuple[str, Path | None]:
+    """Return the name of a registered scene, and the Shadertoy file that it draws, if there is one.
 
     Raises:
-        InvalidRequestError: It is a scene file.
+        InvalidRequestError: ``scene.file``: it is a Python file, or a file whose path came as a string, or the scene
+            that draws files came without one.
     """
     if isinstance(scene, Path):
-        message = f"{scene.name} is a scene file, and no renderer here takes scene files; name a registered scene"
-        raise InvalidRequestError(message, code="scene.file-unsupported")
-    return scene
+        if _PYTHON_FILE.search(scene.name):
+            message = (
+                f"{scene.name} is Python, which runs where it is rendered, so that only a command takes it: "
+                "renderdispatch render --scene file.py:NAME; here, register the scene and pass its name"
+            )
+            raise InvalidRequestError(message, code="scene.file")
+        return SCENE_OF_FILES, scene
+    text = str(scene)[:200]  # whatever came: what is no string at all is refused with the other fields
+    if scene == SCENE_OF_FILES:
+        message = f"scene {text!r} draws a Shadertoy file: pass its path as the scene, Path('my.glsl')"
+        raise InvalidRequestError(message, code="scene.file")
+    if is_shader_name(text):
+        message = f"scene {text!r} is a string, and strings name registered scenes; pass a path, scene=Path({text!r})"
+        raise InvalidRequestError(message, code="scene.file")
+    return scene, None
+
+
+def is_shader_name(text: str) -> bool:
+    """Return whether a text ends as the names of files with GLSL do."""
+    return text.lower().endswith(_SHADER_SUFFIXES)
+
+
+def read_images(images: object) -> dict[str, Any]:
+    """Return the images of a scene, by the names of their places.
+
+    Raises:
+        InvalidRequestError: ``image.invalid`` or ``image.too-many``.
+    """
+    if isinstance(images, str | bytes | Path | StorageKey) or not isinstance(images, Iterable):
+        message = f"images: a list of paths or StorageKeys, not {type(images).__name__}"
+        raise InvalidRequestError(message, code="image.invalid")
+    found = list(islice(images, MAX_IMAGES + 1))
+    if len(found) > MAX_IMAGES:
+        raise InvalidRequestError(f"a scene takes at most {MAX_IMAGES} images", code="image.too-many")
+    return {f"image_{number}": image for number, image in enumerate(found, start=1)}
 
 
 def check_priority(priority: object) -> int:
@@ -125,7 +170,7 @@ def fingerprint(request: RenderRequest, *, version: int = _FINGERPRINT) -> str:
 
     1: all fields of the first requests, and younger ones that are used. Audio that `submit` stored counts by its hash,
        other audio by where it is.
-    2: all fields that are used. Audio and cover count by their hash if it is known, else by their key or URL.
+    2: all fields that are used. Files count by their hash if it is known, else by their key or URL.
     """
     fields = request.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD)
     counted = _by_first_rule(fields) if version == 1 else _by_second_rule(fields)
@@ -161,8 +206,9 @@ def _kept(fields: Mapping[str, Any], names: Collection[str], used: Mapping[str, 
 
 
 def _by_second_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
-    files = {name: _identity(fields[name]) for name in ("audio", "cover") if fields[name] is not None}
-    return {**_used(fields, _defaults()), **files}
+    files = {name: _identity(fields[name]) for name in ("audio", "cover", "sceneFile") if fields[name] is not None}
+    images = {"images": [_identity(image) for image in fields["images"]]} if fields["images"] else {}
+    return {**_used(fields, _defaults()), **files, **images}
 
 
 def _identity(file: Mapping[str, Any]) -> dict[str, Any]:

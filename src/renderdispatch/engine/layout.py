@@ -100,15 +100,16 @@ def audio_key(prefix: str, upload: str, filename: str) -> str:
     return f"{prefix}{upload}/audio{'.' + extension[1].lower() if extension else ''}"
 
 
-def cover_key(prefix: str, sha256: str, kind: str) -> str:
-    """Return the key of a job's cover. It names the content, so that attempts which store it write the same object.
+def attachment_key(prefix: str, part: str, sha256: str, suffix: str) -> str:
+    """Return the key of a file beside the audio. It names the content: attempts that store it write the same object.
 
     Args:
         prefix: The job's, from `job_prefix`.
-        sha256: Of the picture, in hex.
-        kind: The picture's, such as ``jpg``.
+        part: What the file is, such as ``cover``.
+        sha256: Of the file, in hex.
+        suffix: The extension, such as ``jpg``.
     """
-    return f"{prefix}cover-{sha256[:32]}.{kind}"
+    return f"{prefix}{part}-{sha256[:32]}.{suffix}"
 
 
 def attempt_upload(token: str) -> str:

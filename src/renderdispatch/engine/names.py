@@ -56,6 +56,16 @@ def kept_name(name: str | None) -> str | None:
     return last if _EXTENSION.search(last) else None
 
 
+def safe_name(name: str) -> str:
+    """Return the last part of a file's name, safe for a record and for messages."""
+    return _safe(_last_part(name), MAX_NAME_BYTES)
+
+
+def attached_name(file: StoredAudio | LocalAudio) -> str | None:
+    """Return what messages call a file beside the audio; None if that is not known."""
+    return safe_name(file.path) if isinstance(file, LocalAudio) else file.name
+
+
 def _own_name(audio: Audio) -> str | None:
     match audio:
         case LocalAudio():

@@ -5,6 +5,7 @@ The order: `make_order` makes it from the job's record. It is pure; signing is h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +22,7 @@ from renderdispatch.messages import (
     RenderOrder,
     SignedPut,
     StoredAudio,
+    is_image,
 )
 from renderdispatch.protocols import SupportsFileNames
 
@@ -28,6 +30,9 @@ _URL_SLACK: Final = timedelta(minutes=10)
 """How long an order's URLs outlive the job's deadline (rule J10)."""
 
 _MAX_URL: Final = timedelta(days=7)
+
+
+TOO_LARGE: Final = "order.too-large"
 
 
 class Signer(Protocol):
@@ -43,8 +48,9 @@ class Signer(Protocol):
 def make_order(
     job: Job,
     audio: StoredAudio | LocalAudio,
-    cover: StoredAudio | LocalAudio | None = None,
+    attached: Mapping[str, StoredAudio | LocalAudio] | None = None,
     *,
+    bundle: StoredAudio | None = None,
     signer: Signer,
     now: datetime,
     callback: Callback | None,
@@ -56,7 +62,8 @@ def make_order(
     Args:
         job: The job.
         audio: The audio in storage, or the submitted file for a renderer that reads it in place.
-        cover: The cover, likewise, if the request has one.
+        attached: The files beside the audio, likewise, by the names of `RenderRequest.attached`.
+        bundle: The archive of all of them, where their own URLs would not fit.
         signer: Signs the order's URLs.
         now: The store's time.
         callback: Where the run reports by webhook; None where it does not.
@@ -88,11 +95,15 @@ def make_order(
             found["poster"] = ObjectUrls(key=key, put=put(key, "image/jpeg", ".jpg" if named else None))
         return found
 
-    def asset(file: StoredAudio | LocalAudio) -> Asset:
+    def asset(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
         if isinstance(file, LocalAudio):
-            return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns)
-        return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size)
+            return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns, name=name)
+        return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size, name=name)
 
+    def beside(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
+        return asset(file, name) if bundle is None else Asset(url="", size=file.size, name=name)
+
+    files = attached or {}
     song, uploads = asset(audio), pictures(named=True)
     order = RenderOrder(
         job_id=job.id,
@@ -112,7 +123,10 @@ def make_order(
         audio_track=request.audio_track,
         title=request.title,
         artist=request.artist,
-        cover=None if cover is None else asset(cover),
+        cover=beside(files["cover"]) if "cover" in files else None,
+        scene_file=beside(file, names.attached_name(file)) if (file := files.get("scene_file")) else None,
+        images=tuple(beside(file, names.attached_name(file)) for place, file in files.items() if is_image(place)),
+        bundle=None if bundle is None else asset(bundle),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
         device_class=device_class,
@@ -133,7 +147,7 @@ def make_order(
             "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
             "parameters"
         )
-        raise InvalidRequestError(message, code="order.too-large")
+        raise InvalidRequestError(message, code=TOO_LARGE)
     return order
 
 

@@ -7,24 +7,30 @@ next one. After a crash between any two of them, another dispatcher takes the jo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from renderdispatch.engine import calls, events, layout
+from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
 from renderdispatch.engine.audio import bring, check_source
 from renderdispatch.engine.commit import commit_patiently
-from renderdispatch.engine.cover import bring_cover, check_cover
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
-from renderdispatch.engine.orders import make_order
+from renderdispatch.engine.orders import TOO_LARGE, make_order
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
-from renderdispatch.errors import BackendError, JobNotFoundError, RenderDispatchError, StoreUnavailableError
+from renderdispatch.errors import (
+    BackendError,
+    InvalidRequestError,
+    JobNotFoundError,
+    RenderDispatchError,
+    StoreUnavailableError,
+)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
 from renderdispatch.plumbing.failures import job_error
@@ -38,8 +44,9 @@ _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 class _Brought:
     """Where the renderer reads its inputs."""
 
-    audio: StoredAudio | LocalAudio
-    cover: StoredAudio | LocalAudio | None
+    audio: File
+    attached: Mapping[str, File]
+    bundle: StoredAudio | None = None
 
 
 @define(eq=False)
@@ -66,7 +73,7 @@ class Preparation:
         return self.job.audio or self.job.request.audio
 
     def bring(self) -> bool:
-        """Bring audio and cover to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
+        """Bring the job's files to storage; return whether the attempt goes on. It takes up no slot meanwhile."""
         with self._concluding():
             self._brought = self._bring_inputs()
         if self._brought is None:
@@ -124,29 +131,53 @@ class Preparation:
     # --- the steps
 
     def _bring_inputs(self) -> _Brought:
-        """See that the renderer can read audio and cover; each stage is shown, also if nothing is left to do."""
-        token, cover = self.held.token, self.job.cover or self.job.request.cover
+        """See that the renderer can read the job's files; each stage is shown, also if nothing is left to do."""
+        token, attached = self.held.token, self.job.attached()
         self.held.stop.check()
         check_source(self.source, self._parts)
-        if cover is not None:
-            check_cover(cover, self._parts.storage)
+        for place, file in attached.items():
+            check_attachment(place, file, self._parts.storage)
         self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        brought = _Brought(cover=cover and self._bring_cover(cover), audio=self._bring_audio())
+        brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
+        brought = self._bundled(brought)
         self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
         return brought
 
-    def _bring_cover(self, source: StoredAudio | LocalAudio) -> StoredAudio | LocalAudio:
-        """See that the renderer can read the cover."""
-        backend = self._parts.backends[self.held.backend]
-        cover = bring_cover(source, self._parts, backend, layout.prefix_of(self.job))
-        if isinstance(cover, StoredAudio) and cover is not source:
-            try:
-                self._advance(events.CoverStored(token=self.held.token, cover=cover))
-            except (GivenUp, JobNotFoundError):
-                if self._current() is None:  # no delete comes any more; else another attempt may need it
-                    self._parts.storage.delete(cover.key)
+    def _bring_attachments(self, attached: Mapping[str, File]) -> Mapping[str, File]:
+        """See that the renderer can read the files beside the audio."""
+        parts, backend, prefix = self._parts, self._parts.backends[self.held.backend], layout.prefix_of(self.job)
+        stored: dict[str, StoredAudio] = {}
+        try:
+            for place, source in attached.items():
+                self.held.stop.check()
+                file = bring_attachment(place, source, parts, backend, prefix)
+                if isinstance(file, StoredAudio) and file is not source:
+                    stored[place] = file
+            if stored:
+                self._advance(events.AttachmentsStored(token=self.held.token, stored=stored))
+        except (GivenUp, JobNotFoundError):
+            if self._current() is None:  # no delete comes any more; else another attempt may need them
+                for file in stored.values():
+                    parts.storage.delete(file.key)
+            raise
+        return {**attached, **stored}
+
+    def _bundled(self, brought: _Brought) -> _Brought:
+        """Have the files beside the audio travel as one, if the order has no room for a URL of each."""
+        if len(brought.attached) < 2:
+            return brought
+        try:
+            self._order(brought)
+        except InvalidRequestError as error:
+            if error.code != TOO_LARGE:
                 raise
-        return cover
+        else:
+            return brought
+        storage = self._parts.storage
+        bundle = bundle_attachments(brought.attached, storage, layout.prefix_of(self.job))
+        if self._current() is None:  # no delete comes any more
+            storage.delete(bundle.key)
+        return evolve(brought, bundle=bundle)
 
     def _bring_audio(self) -> StoredAudio | LocalAudio:
         """See that the renderer can read the audio."""
@@ -172,7 +203,8 @@ class Preparation:
         return make_order(
             job,
             brought.audio,
-            brought.cover,
+            brought.attached,
+            bundle=brought.bundle,
             signer=parts.storage,
             now=parts.store.now(),
             callback=callback,

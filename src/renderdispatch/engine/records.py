@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, Model
+from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, Model, StoredAudio
 
 
 class _Record(Model):
@@ -37,7 +37,11 @@ def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any]) -> type
 
 
 _AttemptRecord: Final[Any] = _record_of(Attempt, {})
-_JobRecord: Final[Any] = _record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]})
+_JobRecord: Final[Any] = create_model(
+    "JobRecord",
+    __base__=_record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]}),
+    cover=(StoredAudio | None, Field(default=None, exclude=True)),  # of the version before, now one of `attachments`
+)
 
 
 def dump_job(job: Job) -> str:
@@ -56,7 +60,8 @@ def load_job(document: str | bytes) -> Job:
     """
     record = _JobRecord.model_validate_json(document)
     attempts = tuple(Attempt(**_fields(a, Attempt)) for a in record.attempts)
-    return Job(**{**_fields(record, Job), "attempts": attempts})
+    older = {} if record.cover is None else {"cover": record.cover}
+    return Job(**{**_fields(record, Job), "attempts": attempts, "attachments": {**older, **record.attachments}})
 
 
 def check_protocol(job: Job) -> Job:

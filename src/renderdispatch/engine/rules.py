@@ -32,6 +32,14 @@ MAX_RUNS: Final = 8
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
 
+BUSY: Final = "backend.busy"
+"""The error code of an attempt that its backend refused because all slots are taken. It does not count either."""
+
+WAITED: Final = "backend.waited"
+"""The error code of an attempt that waited for a slot of its backend in vain. It does not count either."""
+
+UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED})
+
 MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
@@ -73,10 +81,10 @@ def stage_progress(stage: Stage, fraction: float = 0.0) -> float:
 def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     """Return how long to wait before the next attempt.
 
-    A lost worker or a preemption says nothing about the render: the next attempt follows at once. After other errors
-    the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
+    A lost worker or a preemption says nothing about the render: the next attempt follows at once. So does one after a
+    wait for a slot. After other errors the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK, WAITED}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -163,7 +171,8 @@ def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
     tried = sum(1 for a in job.attempts if not _was_handed_back(a))
-    delay = retry_delay(tried, error)
+    refused = sum(1 for a in job.attempts if a.error is not None and a.error.code == BUSY)
+    delay = retry_delay(refused if error.code == BUSY else tried, error)
     may_retry = error.fault.retryable and tried < job.request.limits.max_attempts
     if may_retry and now + delay < job.finish_by:
         return evolve(
@@ -243,7 +252,7 @@ def _remembered(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
 
 
 def _was_handed_back(attempt: Attempt) -> bool:
-    return attempt.error is not None and attempt.error.code == HANDED_BACK
+    return attempt.error is not None and attempt.error.code in UNCOUNTED
 
 
 def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:
@@ -277,9 +286,10 @@ def store_audio(job: Job, event: events.AudioStored, now: datetime) -> Job:
     return evolve(job, audio=event.audio, request=request)
 
 
-def store_cover(job: Job, event: events.CoverStored, now: datetime) -> Job:
-    """Record where the cover is stored, once."""
-    return job if job.cover is not None else evolve(job, cover=event.cover)
+def store_attachments(job: Job, event: events.AttachmentsStored, now: datetime) -> Job:
+    """Record where the files beside the audio are stored, each once."""
+    attachments = {**event.stored, **job.attachments}
+    return job if attachments == job.attachments else evolve(job, attachments=attachments)
 
 
 def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:

@@ -9,55 +9,66 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
+from renderdispatch.engine.attachments import AttachmentSource, File, copy_attachment, examine_attachments
 from renderdispatch.engine.audio import AudioSource, Incoming, Streamed, examine
-from renderdispatch.engine.cover import CoverSource, copy_cover, examine_cover
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, JobStatus, LocalAudio, RenderRequest, StoredAudio, UploadGrant
-from renderdispatch.protocols import SupportsCheck
+from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
+from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsSceneFiles
 
 UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 """How long a client has for an upload of its own."""
 
-_Files = Mapping[str, Audio | None]
-"""Fields of a request that hold files."""
+_AnyFile = TypeVar("_AnyFile", bound=Audio)
 
-_NO_AUDIO: Final = StoredAudio.model_construct(key="", size=0)
+_NO_FILE: Final = StoredAudio.model_construct(key="", size=0)
+
+
+@frozen
+class _Files:
+    """Where the files of a request are, as its record has them."""
+
+    audio: Audio
+    attached: Mapping[str, File]
+
+    def of(self, request: RenderRequest) -> RenderRequest:
+        """Return the request with these files."""
+        return request.attaching(self.attached).model_copy(update={"audio": self.audio})
 
 
 @frozen
 class _Inputs:
-    """The files of a request: its audio, and its cover if it has one."""
+    """The files of a request: its audio, and others by their places."""
 
     audio: Incoming[Audio]
-    cover: Incoming[StoredAudio | LocalAudio] | None
+    attached: Mapping[str, Incoming[File]]
 
-    def describe(self) -> dict[str, Audio | None]:
-        """Return what identifies them, as fields of the request."""
-        cover = None if self.cover is None else self.cover.describe()
-        return {"audio": self.audio.describe(), "cover": cover}
+    def describe(self) -> _Files:
+        """Return what identifies them."""
+        attached = {place: incoming.describe() for place, incoming in self.attached.items()}
+        return _Files(self.audio.describe(), attached)
 
-    def store(self, prefix: str) -> dict[str, Audio | None]:
-        """See that a worker can read both; return the fields of the request. If one fails, nothing stays stored."""
-        cover = None if self.cover is None else self.cover.store(prefix)
+    def store(self, prefix: str) -> _Files:
+        """See that a worker can read all; return where they are. If one fails, nothing stays stored."""
         try:
-            return {"audio": self.audio.store(prefix), "cover": cover}
+            attached = {place: incoming.store(prefix) for place, incoming in self.attached.items()}
+            return _Files(self.audio.store(prefix), attached)
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
         """Remove what `store` stored, if anything."""
-        for incoming in (self.audio, self.cover):
-            if incoming is not None:
-                incoming.discard()
+        for incoming in (self.audio, *self.attached.values()):
+            incoming.discard()
 
 
 @frozen
@@ -75,7 +86,7 @@ class Submissions:
     def submit(
         self,
         audio: AudioSource,
-        cover: CoverSource | None,
+        attached: Mapping[str, AttachmentSource],
         fields: Mapping[str, Any],
         *,
         backend: str | None,
@@ -86,7 +97,7 @@ class Submissions:
 
         Args:
             audio: What the application handed in.
-            cover: As ``audio``.
+            attached: Further files, by the names of `RenderRequest.attached`.
             fields: The rest of the request.
             backend: Where to render; None is chosen by the route, else the first backend.
             priority: Higher goes first.
@@ -98,12 +109,17 @@ class Submissions:
         """
         priority = check_priority(priority)
         named = "" if backend is None else backend
-        request = self._routed(read_request({**fields, "audio": _NO_AUDIO, "backend": named}))
+        named_files = dict.fromkeys(attached, _NO_FILE)
+        request = read_request({**fields, "audio": _NO_FILE, "backend": named}).attaching(named_files)
+        request = self._routed(request)
         job_id = uuid.uuid4().hex if idempotency_key is None else keyed_id(self._tenant, idempotency_key)
         keyed = idempotency_key is not None
+        backend_of = self._parts.backends[request.backend]
         incoming = _Inputs(
             examine(audio, self._parts, self._tenant, keyed=keyed),
-            examine_cover(cover, self._parts, self._tenant, keyed=keyed),
+            examine_attachments(
+                attached, self._parts, self._tenant, keyed=keyed, check_text=partial(_check_text, backend_of)
+            ),
         )
 
         def same(files: Callable[[], _Files]) -> Job | None:
@@ -113,7 +129,7 @@ class Submissions:
             return job
         incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
         stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
-        recorded = request.model_copy(update=stored)
+        recorded = stored.of(request)
         try:
             return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
         except errors.JobExistsError:  # another submit with this key was faster
@@ -130,7 +146,7 @@ class Submissions:
         """Submit a failed or cancelled job again; return the new job.
 
         Raises:
-            InvalidRequestError: The job did not fail, its audio or cover is gone,
+            InvalidRequestError: The job did not fail, one of its files is gone,
                 or its backend is not one of this service.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
@@ -187,12 +203,11 @@ class Submissions:
         except errors.JobNotFoundError:
             return None
         chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
-        given = dict(files())
-        for name, file in given.items():
-            recorded = getattr(job.request, name)
-            if isinstance(file, StoredAudio) and isinstance(recorded, StoredAudio) and file.key == recorded.key != "":
-                given[name] = recorded  # one object, which may be gone meanwhile
-        if not same_request(job, request.model_copy(update={**given, "backend": chosen})):
+        given, recorded = files(), job.request.attached()
+        audio = _recorded(given.audio, job.request.audio)
+        attached = {place: _recorded(file, recorded.get(place)) for place, file in given.attached.items()}
+        again = request.attaching(attached).model_copy(update={"audio": audio, "backend": chosen})
+        if not same_request(job, again):
             message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
             raise errors.IdempotencyConflictError(message)
         return job
@@ -222,16 +237,19 @@ class Submissions:
 
     def _with_copies(self, job: Job, prefix: str) -> RenderRequest:
         """Return a job's request for a new job, with copies of what may go before the new one ends."""
-        audio, cover, copies = job.request.audio, job.request.cover, dict[str, StoredAudio]()
-        passing = (layout.prefix_of(job), layout.UPLOADS)
+        audio, passing = job.request.audio, (layout.prefix_of(job), layout.UPLOADS)
         if isinstance(audio, StoredAudio) and not audio.key:
             message = f"the audio of job {job.id} was never stored; submit it again"
             raise errors.InvalidRequestError(message, code="audio.missing")
-        if isinstance(cover, StoredAudio) and cover.key.startswith(passing):
-            copies["cover"] = copy_cover(cover, self._parts.storage, prefix)
+        copies = {
+            place: copy_attachment(place, file, self._parts.storage, prefix)
+            for place, file in job.request.attached().items()
+            if isinstance(file, StoredAudio) and file.key.startswith(passing)
+        }
+        request = job.request.attaching(copies)
         if isinstance(audio, StoredAudio) and audio.key.startswith(passing):
-            copies["audio"] = self._copied(audio, prefix)
-        return job.request.model_copy(update=copies)
+            request = request.model_copy(update={"audio": self._copied(audio, prefix)})
+        return request
 
     def _copied(self, audio: StoredAudio, prefix: str) -> StoredAudio:
         storage = self._parts.storage
@@ -241,3 +259,16 @@ class Submissions:
                 return copy.model_copy(update={"name": audio.name})
         except errors.ObjectNotFoundError:
             raise errors.InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
+
+
+def _recorded(file: _AnyFile, recorded: Audio | None) -> _AnyFile | StoredAudio:
+    """Return what a record has of the object that a file names, which may be gone meanwhile; else the file."""
+    if isinstance(file, StoredAudio) and isinstance(recorded, StoredAudio) and file.key == recorded.key != "":
+        return recorded
+    return file
+
+
+def _check_text(backend: RenderBackend, text: str, name: str) -> None:
+    """Have the backend check what a scene file says, if it can."""
+    if isinstance(backend, SupportsSceneFiles):
+        backend.check_scene_file(text, name=name)

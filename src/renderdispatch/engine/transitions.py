@@ -63,7 +63,7 @@ TABLE: Final = (
     Row(events.LeaseRenewed, ACTIVE | CANCELLING, rules.renew),
     Row(events.StageEntered, PREPARING, rules.advance, (Stage.UPLOADING_AUDIO, Stage.GENERATING_URL)),
     Row(events.AudioStored, PREPARING | CANCELLING, rules.store_audio),
-    Row(events.CoverStored, PREPARING | CANCELLING, rules.store_cover),
+    Row(events.AttachmentsStored, PREPARING | CANCELLING, rules.store_attachments),
     Row(events.DispatchIntended, PREPARING, rules.intend, (Stage.DISPATCHING,)),
     Row(events.Dispatched, OUT, rules.dispatched, (Stage.DISPATCHED,)),
     Row(events.Dispatched, FINALIZING | CANCELLING, rules.dispatched),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["app", "render", "tick", "webhook"]
+__all__ = ["app", "probe", "render", "tick", "webhook"]
 
 
 def __getattr__(name: str) -> Any:

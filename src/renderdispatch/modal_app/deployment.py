@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from renderdispatch.errors import ConfigurationError, UnknownNameError
+from renderdispatch.render.gl.devices import APT_PACKAGES as OPENGL
 
 GPUS: Final = ("T4", "L4", "A10", "L40S", "A100", "A100-80GB", "RTX-PRO-6000", "H100", "H200", "B200")
 """The GPUs that Modal rents out, cheapest first."""
@@ -22,13 +23,26 @@ SUGGESTED_GPUS: Final = ("L4", "A10", "T4")
 """For renderers that use a GPU. All three encode video (NVENC); A100, H100 and H200 do not. Modal takes the first one
 that is available; the L4 is the newest."""
 
-APT_PACKAGES: Final = ("libegl1", "libgl1")
-"""What renderers that draw with OpenGL need besides their Python packages."""
+APT_PACKAGES: Final = (*OPENGL, "libvulkan1")
+"""What renderers that draw with OpenGL or Vulkan need besides their Python packages."""
+
+DRIVER_FILES: Final = {
+    "/usr/share/glvnd/egl_vendor.d/10_nvidia.json": {
+        "file_format_version": "1.0.0",
+        "ICD": {"library_path": "libEGL_nvidia.so.0"},
+    },
+    "/etc/vulkan/icd.d/nvidia_icd.json": {
+        "file_format_version": "1.0.0",
+        "ICD": {"library_path": "libGLX_nvidia.so.0", "api_version": "1.3.0"},
+    },
+}
+"""What names NVIDIA's driver to EGL and to Vulkan, by path. Container hosts bring the libraries, and not always these.
+Where there is no such library, it is passed over."""
 
 PYTHON_VERSION: Final = "3.12"
 """The image's Python. Every image builder of Modal's since 2023 knows this version."""
 
-RENDER_EXTRAS: Final = ("render",)
+RENDER_EXTRAS: Final = ("render", "gl")
 WORKER_EXTRAS: Final = ("r2", "modal", "postgres")
 
 _CARRIED: Final = frozenset({"app", "worker", "secret", "period"})
@@ -82,7 +96,7 @@ def pip_requirements(*extras: str) -> tuple[str, ...]:
         if extra is None or extra[1] in extras:
             rest = marker if extra is None else marker.replace(extra[0], "").strip()
             found.append(f"{what}; {rest}" if rest else what)
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 class Deployment(BaseModel):

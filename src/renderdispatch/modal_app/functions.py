@@ -1,9 +1,9 @@
 """What do users deploy to Modal?
 
-An app with one function, ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
+An app with the function ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
 It takes a `RenderOrder` and returns a `CallResult`, both as JSON. It gets no secret: an order holds signed URLs and the
 key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be chosen, by variables in the
-environment of ``modal deploy``.
+environment of ``modal deploy``. The function ``probe`` has the same image and GPU, and says what it draws on.
 
 With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also has a worker, for applications without one: ``tick`` is scheduled,
 and dispatches and reconciles; ``webhook`` receives the reports of renders. These two get the Modal Secret that
@@ -40,6 +40,7 @@ LONGEST: Final = timedelta(hours=24)
 """Modal ends a call after this time, whatever timeout it was spawned with."""
 
 _PAUSE_S: Final = 1.0
+_PROBE_S: Final = 60
 _WORKER_MEMORY: Final = 512
 _WEBHOOKS_AT_ONCE: Final = 32
 
@@ -47,8 +48,11 @@ _WEBHOOKS_AT_ONCE: Final = 32
 app: Final = modal.App(DEPLOYMENT.app, include_source=False)
 
 
+_image: Final = with_source(base_image(*RENDER_EXTRAS))
+
+
 @app.function(
-    image=with_source(base_image(*RENDER_EXTRAS)),
+    image=_image,
     gpu=list(DEPLOYMENT.gpu) or None,
     cpu=DEPLOYMENT.cpu,
     memory=DEPLOYMENT.memory,
@@ -61,6 +65,24 @@ app: Final = modal.App(DEPLOYMENT.app, include_source=False)
 def render(order: str) -> str:
     """Carry out one order."""
     return carry_out(order, call_id=modal.current_function_call_id(), timeout=LONGEST)
+
+
+@app.function(
+    image=_image,
+    gpu=list(DEPLOYMENT.gpu) or None,
+    cpu=DEPLOYMENT.cpu,
+    memory=DEPLOYMENT.memory,
+    timeout=2 * _PROBE_S,
+    startup_timeout=DEPLOYMENT.startup_timeout,
+    scaledown_window=2,  # asked once, and a GPU is billed meanwhile
+    retries=0,
+    restrict_modal_access=True,
+)
+def probe() -> str:
+    """Return what a container of `render` draws and encodes with: JSON of `renderdispatch.runner.probe.Probe`."""
+    from renderdispatch.runner.probe import probe as try_all
+
+    return try_all(timeout_s=_PROBE_S).model_dump_json()
 
 
 def _open_service() -> RenderService:
@@ -84,11 +106,11 @@ def _open_service() -> RenderService:
 if DEPLOYMENT.worker:
     assert DEPLOYMENT.secret is not None
     _carried = {"RENDERDISPATCH_BACKENDS": "modal", **DEPLOYMENT.to_carry()}
-    _image = with_source(base_image(*WORKER_EXTRAS), environment=_carried)
+    _worker_image = with_source(base_image(*WORKER_EXTRAS), environment=_carried)
     _secret = modal.Secret.from_name(DEPLOYMENT.secret)
 
     @app.function(
-        image=_image,
+        image=_worker_image,
         secrets=[_secret],
         schedule=modal.Period(seconds=DEPLOYMENT.period),
         memory=_WORKER_MEMORY,
@@ -109,7 +131,7 @@ if DEPLOYMENT.worker:
                 if now == 0:
                     time.sleep(_PAUSE_S)
 
-    @app.function(image=_image, secrets=[_secret], memory=_WORKER_MEMORY)
+    @app.function(image=_worker_image, secrets=[_secret], memory=_WORKER_MEMORY)
     @modal.concurrent(max_inputs=_WEBHOOKS_AT_ONCE)
     @modal.asgi_app()
     def webhook() -> Callable[..., Awaitable[Any]]:

@@ -83,11 +83,12 @@ class ForkGate:
     """Lets operations run, except while this process forks.
 
     Args:
-        close: Closes every idle connection. Called right before a fork, when no operation is in progress.
+        close: Closes every idle connection. Called right before a fork, when no operation is in progress. None: nothing
+            is left open between two operations.
     """
 
-    def __init__(self, close: Callable[[], None]) -> None:
-        self._close = weakref.WeakMethod(close)
+    def __init__(self, close: Callable[[], None] | None = None) -> None:
+        self._close = None if close is None else weakref.WeakMethod(close)
         self.reset()
         _gates.add(self)
 
@@ -117,7 +118,7 @@ class ForkGate:
         with self._condition:
             self._shut = True
             self._condition.wait_for(lambda: self._inside == 0, timeout=_PATIENCE_S)
-        close = self._close()
+        close = None if self._close is None else self._close()
         if close is not None:
             close()
 

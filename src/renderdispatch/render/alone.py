@@ -6,6 +6,7 @@ A preview is drawn by the order that a job with the same request would get, with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -23,28 +24,38 @@ from renderdispatch.messages import (
     describe_validation,
 )
 
+_FILES: Final = {"cover", "scene_file", "images", "poster"}
 _LIFE: Final = timedelta(days=1)
 
 
-def order_alone(song: Path, *, cover: Path | None = None, **fields: Any) -> RenderOrder:
+def order_alone(
+    song: Path,
+    *,
+    cover: Path | None = None,
+    scene_file: Path | None = None,
+    images: Iterable[Path] = (),
+    **fields: Any,
+) -> RenderOrder:
     """Return the order.
 
     Args:
         song: The file; it exists.
         cover: A picture; it exists too.
+        scene_file: What the scene draws, likewise.
+        images: Pictures for the scene, likewise.
         fields: Further ones of `RenderRequest`.
 
     Raises:
         InvalidRequestError: A field is wrong.
     """
-    nothing = StoredAudio(key="", size=0)
+    nothing, pictures = StoredAudio(key="", size=0), tuple(images)
     try:
-        request = RenderRequest(audio=nothing, backend="", **fields)
+        request = RenderRequest(audio=nothing, backend="", images=(nothing,) * len(pictures), **fields)
     except ValidationError as error:
         raise InvalidRequestError(describe_validation(error)) from None
     blank = ObjectUrls(key="", put=SignedPut(url=""), get="")
     latest = datetime.now(UTC) + _LIFE
-    shared = RenderRequest.model_fields.keys() & RenderOrder.model_fields.keys() - {"cover", "poster"}
+    shared = RenderRequest.model_fields.keys() & RenderOrder.model_fields.keys() - _FILES
     return RenderOrder(
         **{name: getattr(request, name) for name in shared},
         job_id="alone",
@@ -54,13 +65,19 @@ def order_alone(song: Path, *, cover: Path | None = None, **fields: Any) -> Rend
         audio_size=song.stat().st_size,
         video=blank,
         result=blank,
-        cover=None if cover is None else Asset(url="", size=cover.stat().st_size, path=str(cover)),
+        cover=None if cover is None else _asset(cover),
+        scene_file=None if scene_file is None else _asset(scene_file),
+        images=tuple(map(_asset, pictures)),
         max_duration=request.limits.max_duration.total_seconds(),
         memory_mib=request.limits.memory_mib,
         start_by=latest,
         finish_by=latest,
         local=True,
     )
+
+
+def _asset(file: Path) -> Asset:
+    return Asset(url="", size=file.stat().st_size, path=str(file), name=file.name[:200])
 
 
 def check_moment(at: float | None) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from renderdispatch.protocols import Report
+from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Picture
 
@@ -22,9 +23,18 @@ class Artist(Protocol):
     device_class: str
     """The class of the device that draws; see `renderdispatch.render.device`."""
 
+    gpu: DrawingGpu | None
+    """The GPU that draws; None if the CPU does."""
+
     run_up: int | None
     """How many frames must be drawn in order before a frame is right; None: all before it. 0 for most scenes: only
     those that draw from their own earlier pictures need it."""
+
+    keep: int | None
+    """Set it to the index of a frame whose own picture, as of `flat`, is to be kept when `pictures` draws it."""
+
+    kept: Picture | None
+    """That picture, once it is drawn."""
 
     def start(self) -> Any:
         """Return the state before the first frame."""

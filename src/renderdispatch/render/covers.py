@@ -1,4 +1,4 @@
-"""How does a picture file become a cover: square, upright, RGB, of a size that scenes can use?
+"""How does a picture file become what scenes can use: upright, in 8 bits, not too large, and a cover a square?
 
 Files come from strangers. Their formats, bytes, pixels and scans are limited before anything is decoded, and a cover
 that is passed on is encoded anew.
@@ -7,7 +7,8 @@ that is passed on is encoded anew.
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,9 @@ from renderdispatch.plumbing.failures import Translation, text_of, translated
 
 SIDE: Final = 1024
 """The most pixels of a side of a cover."""
+
+IMAGE_SIDE: Final = 2048
+"""The most pixels of a side of an image."""
 
 _MOST_PIXELS: Final = 25_000_000
 _MOST_PIXELS_OF_JPEG: Final = 50_000_000
@@ -76,41 +80,103 @@ def read_cover(source: Path | bytes) -> Cover:
         InvalidRequestError: ``cover.unreadable``; ``cover.invalid``: it is broken, or not a JPEG, PNG, WebP, GIF or
             BMP; ``cover.too-large``: in bytes or in pixels.
     """
-    data = source if isinstance(source, bytes) else _read(source)
-    if len(data) > MAX_COVER_BYTES:
-        raise _too_large(f"more than {MAX_COVER_BYTES >> 20} MiB")
-    with translated(_BLAME, chain=True), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        is_jpeg = image.format in {"JPEG", "MPO"}
-        most = _MOST_PIXELS_OF_JPEG if is_jpeg else _MOST_PIXELS
-        if image.width * image.height > most:
-            raise _too_large(f"{image.width}x{image.height}, more than {most // 1_000_000} megapixels")
-        if is_jpeg and data.count(b"\xff\xda") > _MOST_SCANS:
-            raise _too_large(f"a JPEG of more than {_MOST_SCANS} scans")
+    file = _File("cover")
+    with file.opened(source, side=SIDE) as image:
         is_animated = False
         with suppress(Exception):  # the first picture may be good where the others are not
             is_animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
-        image.draft(None, (SIDE, SIDE))  # a JPEG is decoded at a fraction of its size
-        image.load()
-        turn = None
-        with suppress(Exception):  # it is a picture even if its EXIF is broken
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        square = _square(image)
-        pixels = np.array(square if turn is None else square.transpose(turn))
+        pixels = _upright(image, _square)
     return Cover(pixels, is_animated=is_animated)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_COVER_BYTES + 1)
-    except OSError as error:
-        raise InvalidRequestError(f"the cover cannot be read: {error.strerror}", code="cover.unreadable") from error
+def read_image(source: Path | bytes) -> NDArray[np.uint8]:
+    """Read an image for a scene: (rows, columns, 3) uint8, RGB, or (rows, columns, 4) if parts of it are clear.
+
+    It keeps its proportions, and is scaled down if a side has more than `IMAGE_SIDE` pixels. Colours are not multiplied
+    with the alpha.
+
+    Raises:
+        InvalidRequestError: ``image.unreadable``, ``image.invalid`` or ``image.too-large``, as of `read_cover`.
+    """
+    with _File("image").opened(source, side=IMAGE_SIDE) as image:
+        return _upright(image, _whole)
+
+
+@frozen
+class _File:
+    """A picture file of a stranger: a cover, or an image for a scene."""
+
+    what: str
+
+    @contextmanager
+    def opened(self, source: Path | bytes, *, side: int) -> Iterator[Image.Image]:
+        """Return the decoded picture for a block, whose errors are the file's. No side need be larger than ``side``."""
+        data = source if isinstance(source, bytes) else self._read(source)
+        if len(data) > MAX_COVER_BYTES:
+            raise self._too_large(f"more than {MAX_COVER_BYTES >> 20} MiB")
+        with translated(self._blame, chain=True), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            is_jpeg = image.format in {"JPEG", "MPO"}
+            most = _MOST_PIXELS_OF_JPEG if is_jpeg else _MOST_PIXELS
+            if image.width * image.height > most:
+                raise self._too_large(f"{image.width}x{image.height}, more than {most // 1_000_000} megapixels")
+            if is_jpeg and data.count(b"\xff\xda") > _MOST_SCANS:
+                raise self._too_large(f"a JPEG of more than {_MOST_SCANS} scans")
+            image.draft(None, (side, side))  # a JPEG is decoded at a fraction of its size
+            image.load()
+            yield image
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return file.read(MAX_COVER_BYTES + 1)
+        except OSError as error:
+            message = f"the {self.what} cannot be read: {error.strerror}"
+            raise InvalidRequestError(message, code=f"{self.what}.unreadable") from error
+
+    @property
+    def _blame(self) -> Translation:
+        def same(error: InvalidRequestError | MemoryError) -> InvalidRequestError | MemoryError:
+            return error
+
+        def too_many_pixels(_: Exception) -> InvalidRequestError:
+            return self._too_large("too many pixels")
+
+        def not_a_picture(_: UnidentifiedImageError) -> InvalidRequestError:
+            return self._invalid("is not a JPEG, PNG, WebP, GIF or BMP picture")
+
+        def undecodable(error: Exception) -> InvalidRequestError:
+            return self._invalid(f"cannot be decoded: {type(error).__name__}: {text_of(error)}")
+
+        return {
+            InvalidRequestError: same,
+            MemoryError: same,
+            Image.DecompressionBombError: too_many_pixels,
+            Image.DecompressionBombWarning: too_many_pixels,
+            UnidentifiedImageError: not_a_picture,
+            Exception: undecodable,  # Pillow raises many kinds for broken files
+        }
+
+    def _invalid(self, what: str) -> InvalidRequestError:
+        return InvalidRequestError(f"the {self.what} {what}", code=f"{self.what}.invalid")
+
+    def _too_large(self, what: str) -> InvalidRequestError:
+        message = f"the {self.what} is too large: {what}; use a smaller picture"
+        return InvalidRequestError(message, code=f"{self.what}.too-large")
+
+
+def _upright(image: Image.Image, scaled: Callable[[Image.Image], Image.Image]) -> NDArray[np.uint8]:
+    """Return the pixels of a picture, scaled, and turned as its EXIF says."""
+    turn = None
+    with suppress(Exception):  # it is a picture even if its EXIF is broken
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    if image.mode not in _SCALABLE or "transparency" in image.info:
+        image = _in_eight_bits(image)
+    part = scaled(image)
+    return np.array(part if turn is None else part.transpose(turn))
 
 
 def _square(image: Image.Image) -> Image.Image:
     """Return the square in the middle, in RGB, scaled down to `SIDE`."""
-    if image.mode not in _SCALABLE or "transparency" in image.info:
-        image = _in_eight_bits(image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     to, part = (min(side, SIDE),) * 2, (left, top, left + side, top + side)
@@ -120,40 +186,18 @@ def _square(image: Image.Image) -> Image.Image:
     return square
 
 
+def _whole(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB or RGBA, scaled down so that no side is longer than `IMAGE_SIDE`."""
+    scale = min(IMAGE_SIDE / max(image.size), 1)
+    to = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    if to != image.size:
+        image = image.resize(to, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return _in_eight_bits(image)
+
+
 def _in_eight_bits(image: Image.Image) -> Image.Image:
     """Return an image in RGB, or RGBA if parts of it are clear."""
     if image.mode.startswith("I"):  # greys of 16 bits
         greys = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(greys).convert("RGB")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
-
-
-def _too_large(what: str) -> InvalidRequestError:
-    return InvalidRequestError(f"the cover is too large: {what}; use a smaller picture", code="cover.too-large")
-
-
-def _same(error: InvalidRequestError | MemoryError) -> InvalidRequestError | MemoryError:
-    return error
-
-
-def _too_many_pixels(_: Exception) -> InvalidRequestError:
-    return _too_large("too many pixels")
-
-
-def _not_a_picture(_: UnidentifiedImageError) -> InvalidRequestError:
-    return InvalidRequestError("the cover is not a JPEG, PNG, WebP, GIF or BMP picture", code="cover.invalid")
-
-
-def _undecodable(error: Exception) -> InvalidRequestError:
-    message = f"the cover cannot be decoded: {type(error).__name__}: {text_of(error)}"
-    return InvalidRequestError(message, code="cover.invalid")
-
-
-_BLAME: Final[Translation] = {
-    InvalidRequestError: _same,
-    MemoryError: _same,
-    Image.DecompressionBombError: _too_many_pixels,
-    Image.DecompressionBombWarning: _too_many_pixels,
-    UnidentifiedImageError: _not_a_picture,
-    Exception: _undecodable,  # Pillow raises many kinds for broken files
-}

@@ -22,6 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from attrs import frozen
+
 from renderdispatch.errors import RenderError
 
 PICTURES: Final = 2
@@ -45,6 +47,19 @@ _FLAGS: Final = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"
 
 _KNOWN_NUMPY: Final = (2, 6)
 """NumPy from here on may know newer instructions; see `declared_class`."""
+
+
+@frozen(kw_only=True)
+class DrawingGpu:
+    """A GPU that draws.
+
+    Args:
+        device_class: Its part of a device's class, such as ``nvidia-l4-535.183.01``.
+        cuda: CUDA's number of it, if it has one.
+    """
+
+    device_class: str
+    cuda: int | None = None
 
 
 @contextmanager
@@ -111,8 +126,8 @@ def declared_class() -> str | None:
 def check_device(declared: str | None, actual: str) -> None:
     """Check that what draws is of the declared class.
 
-    A class has parts, separated by ``+``: the CPU's, and OpenGL's device and the encoder where they take part. Where
-    one of the two names has more parts, the others must be equal.
+    A class has parts, separated by ``+``: the CPU's, and those of OpenGL's device and of a hardware encoder where they
+    take part. A part that only one of the two names has is not compared.
 
     Args:
         declared: As of an order; None fits every device.
@@ -121,14 +136,20 @@ def check_device(declared: str | None, actual: str) -> None:
     Raises:
         RenderError: ``device.mismatch``: its bytes would not be those that were asked for.
     """
-    parts = zip((declared or actual).split("+"), actual.split("+"), strict=False)
-    if all(wanted == found for wanted, found in parts):
+    wanted, found = _by_kind(declared or actual), _by_kind(actual)
+    if all(found[kind] == wanted[kind] for kind in wanted.keys() & found.keys()):
         return
     message = (
         f"the order is for devices of the class {declared!r}, and this one is {actual!r}: "
         "declare the class that the backend really has, or None"
     )
     raise RenderError(message, code="device.mismatch")
+
+
+def _by_kind(name: str) -> dict[str, str]:
+    """Return the parts of a class by what they describe: the CPU, then OpenGL's device and the encoder, if any."""
+    cpu, *others = name.split("+")
+    return {"cpu": cpu, **{"encoder" if part.startswith("nvenc") else "device": part for part in others}}
 
 
 @cache

@@ -74,6 +74,7 @@ class Frame:
         texture: (2, 512) uint8, Shadertoy's audio texture. Row 0 is the spectrum as WebAudio's AnalyserNode computes
             it: 2048 points, Blackman, smoothing 0.8 from frame to frame, -100 to -30 dB; texel k is k * rate / 2048 Hz.
             Row 1 is the wave, 128 at rest, 512 samples around the frame's middle, neither smoothed nor resampled.
+        rate: Samples a second of the video's sound, which all of this is computed from.
     """
 
     index: int
@@ -83,6 +84,7 @@ class Frame:
     bands: NDArray[np.float32]
     wave: NDArray[np.float32]
     texture: NDArray[np.uint8]
+    rate: int = 44_100
 
 
 @define(eq=False, kw_only=True)
@@ -97,6 +99,7 @@ class Features:
         tops_db: (96,) float32, the levels that are 1 in ``bands``.
         first: The index of the first frame.
         offset: Where in the file the record of the first frame begins. Each has `RECORD_BYTES`; the others follow.
+        rate: Samples of the sound a second.
     """
 
     path: Path
@@ -106,6 +109,7 @@ class Features:
     tops_db: NDArray[np.float32] = field(repr=False)
     first: int = 0
     offset: int = 0
+    rate: int = 44_100
     _file: BinaryIO = field(init=False, repr=False, default=Factory(lambda self: self.path.open("rb"), takes_self=True))
 
     def __enter__(self) -> Self:
@@ -161,6 +165,7 @@ class Features:
                 bands=bands[row],
                 wave=waves[row],
                 texture=records[row]["texture"],
+                rate=self.rate,
             )
             for row, place in enumerate(range(begin, begin + count))
         ]
@@ -226,6 +231,7 @@ class Analyser:
         return Features(
             path=self._path,
             fps=self._fps,
+            rate=self._rate,
             level=_level(rms),
             beat=_beat(flux, fps=float(self._fps)),
             tops_db=_tops_db(self._counts, max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0)),

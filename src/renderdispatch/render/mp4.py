@@ -1,11 +1,11 @@
 """How do pictures and sound become one mp4 file?
 
-H.264 by libx264 and AAC, both from time 0, BT.709 in limited range; `finish` then puts the index first. The sound is
+H.264 and AAC, both from time 0, BT.709 in limited range; `finish` then puts the index first. The sound is
 encoded first, while the song is analysed, and kept in a spool file. Then its packets are interleaved with those of the
 video.
 
-The same frames give the same bytes on every machine: whatever FFmpeg and libx264 choose by the number of cores or by
-the processor is set here, and the file holds no time and no settings.
+With libx264 the same frames give the same bytes on every machine: whatever FFmpeg and libx264 choose by the number of
+cores or by the processor is set here, and the file holds no time and no settings.
 """
 
 from __future__ import annotations
@@ -16,47 +16,25 @@ from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import av
+from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
 
-from renderdispatch.messages import Output, Quality
+from renderdispatch.messages import Output
+from renderdispatch.render.encoders import LIBX264, Encoder
 from renderdispatch.render.mixing import Samples, frame_of
 
-ENCODER: Final = "libx264"
 _AUDIO_BIT_RATE: Final = 192_000
 _RECORD: Final = struct.Struct("<Iqqq")
 """The size, pts, dts and duration of a spooled packet; times are in samples."""
-
-_FRAME_THREADS: Final = ((1920 * 1088, 8), (4096 * 2304, 6))
-"""How many threads encode a frame each, by the most pixels of the picture. Each takes 10 to 75 MiB."""
-
-_SLICES: Final = 8
-"""The threads that share each frame of a larger picture, whose frames take 190 MiB each at 8192x8192."""
-
-_LOOKAHEAD_OF_LARGE: Final = 5
-
-
-class _Preset(NamedTuple):
-    """A preset of libx264, with how many frames it looks ahead, and the constant rate factor: less is better."""
-
-    name: str
-    lookahead: int
-    crf: float
-
-
-_PRESETS: Final[dict[Quality, _Preset]] = {
-    "fast": _Preset("superfast", 0, 22),
-    "balanced": _Preset("veryfast", 10, 19),
-    "quality": _Preset("medium", 40, 17),
-}
 
 
 class Mp4Writer:
@@ -70,12 +48,16 @@ class Mp4Writer:
         output: Size and frame rate; frame n is shown at exactly n / fps.
         rate: Samples a second.
         layout: ``mono`` or ``stereo``.
+        encoder: Encodes the frames.
 
     Raises:
         av.FFmpegError: By every method. Those of the file system are also `OSError`.
     """
 
-    def __init__(self, path: Path, spool: Path, output: Output, *, rate: int, layout: str) -> None:
+    def __init__(
+        self, path: Path, spool: Path, output: Output, *, rate: int, layout: str, encoder: Encoder = LIBX264
+    ) -> None:
+        self.encoder: Final = encoder
         self._frame_time = 1 / output.fps
         self._sample_time = Fraction(1, rate)
         self._layout = layout
@@ -85,22 +67,11 @@ class Mp4Writer:
         self._waiting = self._spooled()
         self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
         try:
-            video = self._container.add_stream(ENCODER, rate=output.fps)
-            video.width, video.height, video.pix_fmt = output.width, output.height, "yuv420p"
-            video.time_base = video.codec_context.time_base = self._frame_time
-            context = video.codec_context
-            set_coding(context, output)
-            # Players can jump to every fourth second, whatever the frame rate.
-            context.gop_size = max(round(4 * output.fps), 1)
-            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-            sound = self._container.add_stream("aac", rate=rate, layout=layout)
-            # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
-            # not, takes half the time, and is as close to the original at this bit rate.
-            sound.options = {"aac_coder": "fast"}
-            sound.codec_context.thread_count = 1
-            sound.codec_context.flags |= Flags.bitexact
-            sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
+            video = self._container.add_stream(encoder.name, rate=output.fps)
+            assert isinstance(video, VideoStream)
+            video.time_base = self._frame_time
+            encoder.set_up(video.codec_context, output)
+            sound = add_sound(self._container, rate=rate, layout=layout)
             self._video, self._sound = video, sound
             self._container.start_encoding()
             # libx264 writes its version and settings, with the number of threads, into a SEI unit.
@@ -156,7 +127,7 @@ class Mp4Writer:
         for packet in chain.from_iterable(map(self._without_sei.filter, packets)):
             assert packet.dts is not None
             packet.stream = self._video
-            packet.duration = 1  # libx264 does not set it, and the last frame would have none
+            packet.duration = 1  # encoders do not set it, and the last frame would have none
             until = packet.dts * packet.time_base
             while (waiting := next(self._waiting, None)) is not None:
                 assert waiting.pts is not None
@@ -180,16 +151,13 @@ class Mp4Writer:
             yield packet
 
 
-def set_coding(context: VideoCodecContext, output: Output) -> None:
-    """Choose libx264's settings by the output alone, so that they are the same on every machine."""
-    preset, pixels = _PRESETS[output.quality], output.width * output.height
-    threads = next((threads for most, threads in _FRAME_THREADS if pixels <= most), None)
-    lookahead = preset.lookahead if threads is not None else min(preset.lookahead, _LOOKAHEAD_OF_LARGE)
-    own = {"cpu-independent": 1, "rc-lookahead": lookahead, "sync-lookahead": 0 if threads is None else 4}
-    context.options = {
-        "preset": preset.name,
-        "crf": str(preset.crf),
-        "x264-params": ":".join(f"{name}={value}" for name, value in own.items()),
-    }
-    context.thread_type = "SLICE" if threads is None else "FRAME"
-    context.thread_count = _SLICES if threads is None else threads
+def add_sound(container: OutputContainer, *, rate: int, layout: str) -> AudioStream:
+    """Return a new stream of AAC; ``layout`` is ``mono`` or ``stereo``."""
+    sound = container.add_stream("aac", rate=rate, layout=layout)
+    # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
+    # not, takes half the time, and is as close to the original at this bit rate.
+    sound.options = {"aac_coder": "fast"}
+    sound.codec_context.thread_count = 1
+    sound.codec_context.flags |= Flags.bitexact
+    sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
+    return sound

@@ -7,7 +7,7 @@ scene is installed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -73,10 +73,14 @@ def _split(value: object) -> object:
 
 
 _HEX = "^#[0-9a-fA-F]{6}$"
+MAX_COLOURS: Final = 8
 Colour = Annotated[str, Field(pattern=_HEX)]
 """``#rrggbb``."""
-Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=8)]
+Colours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=MAX_COLOURS)]
 """One to eight colours, blended from the first to the last; a list, or text with commas."""
+
+FewColours = Annotated[tuple[Colour, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)]
+"""One to four colours, as `Colours`: so few that a shader blends them without a table, which takes CPUs long."""
 
 
 def _colours(*default: str) -> Any:
@@ -113,3 +117,67 @@ class RadialParams(LightParams):
     colours: Colours = _colours("#2ee6c5", "#4d8dff", "#a64dff", "#ff4d88")
     bars: int = Field(default=120, ge=12, le=192, description="how many bars around the disc")
     spin: float = Field(default=1.0, ge=-20, le=20, description="turns a minute")
+
+
+class FlameParams(SceneParams):
+    """The parameters of `flame`."""
+
+    colours: FewColours = _colours("#5c0d1f", "#d4301c", "#ff8a2a", "#ffe2a0")
+    root: Colour = Field(default="#3566ff", description="the colour at the root of the flames")
+    background: Colour = Field(default="#0c0710", description="the colour of the night behind")
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the fire rises")
+    embers: float = Field(default=0.6, ge=0, le=1, description="how many sparks fly")
+
+
+class OrbParams(SceneParams):
+    """The parameters of `orb`."""
+
+    colours: FewColours = _colours("#3a3dff", "#12c8ff", "#ff3fa4", "#ffb066")
+    background: Colour = Field(default="#0a0b16", description="the colour of the room")
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the orb flows")
+    size: float = Field(default=1.0, ge=0.3, le=1.4, description="of the orb")
+
+
+class NebulaParams(SceneParams):
+    """The parameters of `nebula`."""
+
+    colours: FewColours = _colours("#1d2f86", "#14899c", "#e0663c", "#ffd79a")
+    background: Colour = Field(default="#04060f", description="the colour of the sky without gas")
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the gas flows")
+    stars: float = Field(default=0.6, ge=0, le=1, description="how many stars shine")
+
+
+class TunnelParams(SceneParams):
+    """The parameters of `tunnel`."""
+
+    near: Colour = Field(default="#22b8ff", description="one colour of the light")
+    far: Colour = Field(default="#ff3d86", description="the other one, and the light at the end")
+    speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    turns: float = Field(default=1.0, ge=0, le=1.5, description="how far the tunnel bends; 0 is straight")
+
+
+class TerrainParams(SceneParams):
+    """The parameters of `terrain`."""
+
+    sky: Colour = Field(default="#1a2466", description="the colour of the night above")
+    sun: Colour = Field(default="#ff8a4c", description="of the sun and the horizon")
+    lines: Colour = Field(default="#4de1ff", description="of the lines of light on the land")
+    speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+
+
+class InkParams(SceneParams):
+    """The parameters of `ink`."""
+
+    first: Colour = Field(default="#1c3fa8", description="the colour of one ink")
+    second: Colour = Field(default="#d3225f", description="the colour of the other ink")
+    paper: Colour = Field(default="#f1e9dc", description="the colour of the water's ground")
+    speed: float = Field(default=1.0, ge=0.1, le=3, description="of the currents")
+    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")

@@ -1,8 +1,7 @@
 """Which moment of a video is on its poster?
 
-The brightest half second, by the scene's light, without the fades at both ends. While the video is drawn, the best
-moment so far is kept; it is drawn again at the end. Where that would take more than one frame, the moment is found
-before anything is drawn, and its picture is kept.
+The brightest half second, by the scene's light, without the fades at both ends. It is found before anything is drawn:
+a scene's states are cheap. The picture is kept when its frame is drawn.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from renderdispatch.messages import Output
 from renderdispatch.protocols import Report
-from renderdispatch.render.artist import Artist, picture_at
+from renderdispatch.render.artist import Artist
 from renderdispatch.render.features import Features, Frame
 from renderdispatch.render.picture import Converter, Picture
 
@@ -59,42 +57,6 @@ class PosterMoment:
         """The state and the frame of the moment."""
         assert self._best is not None
         return self._best[1:]
-
-
-class Poster:
-    """Has the picture of the poster when all frames are drawn.
-
-    Args:
-        artist: Draws the video.
-        features: Of all frames.
-        output: What is drawn.
-    """
-
-    def __init__(self, artist: Artist, features: Features, output: Output) -> None:
-        self._artist = artist
-        self._features = features
-        self._moment = PosterMoment(len(features), features.fps)
-        self._flat = output.projection == "flat"
-        self._best = None if artist.run_up == 0 else brightest(artist, features)
-        self._kept: Picture | None = None
-
-    def see(self, state: Any, frame: Frame) -> None:
-        """Take a frame that will be drawn next, and its state."""
-        if self._best is None:
-            self._moment.see(state, frame, self._artist.light(state, frame))
-
-    def drawn(self, index: int, picture: Picture) -> None:
-        """Take a frame that was drawn."""
-        if index == self._best:
-            self._kept = picture
-
-    def picture(self) -> Picture:
-        """Return the poster's picture; call it when all frames are drawn."""
-        if self._best is None:
-            return self._artist.flat(*self._moment.best)
-        if self._flat and self._kept is not None:
-            return self._kept
-        return picture_at(self._artist, self._features, self._best, flat=True)
 
 
 def brightest(artist: Artist, features: Features, report: Report = lambda _done, _total: None) -> int:

@@ -6,11 +6,11 @@ has there: features, springs and turns depend on what came before. Nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import av
 from attrs import frozen
@@ -21,9 +21,11 @@ from renderdispatch.errors import InvalidRequestError, RenderError
 from renderdispatch.messages import Output, RenderOrder, read_output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report
+from renderdispatch.render import glsl
 from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.render.artist import picture_at
 from renderdispatch.render.features import Features
+from renderdispatch.render.one_pass import heard
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import brightest, to_image
 from renderdispatch.render.renderer import VideoRenderer
@@ -50,7 +52,7 @@ class Moment:
 def preview(
     song: Path,
     *,
-    scene: VideoRenderer,
+    scene: VideoRenderer | Path,
     at: float | None = None,
     params: Mapping[str, JsonValue] | None = None,
     output: Output | str = "flat-1080p-landscape",
@@ -58,6 +60,7 @@ def preview(
     duration: float | None = None,
     audio_track: int | None = None,
     cover: Path | None = None,
+    images: Iterable[Path] = (),
 ) -> Image.Image:
     """Return the picture that a render with these arguments would show at a moment of the song.
 
@@ -65,7 +68,7 @@ def preview(
 
     Args:
         song: The file.
-        scene: Such as `renderdispatch.render.bars`.
+        scene: Such as `renderdispatch.render.bars`; or the path of a Shadertoy file.
         at: Seconds into the song; None is the brightest moment.
         params: The scene's parameters.
         output: As of `RenderService.submit`; so are ``start``, ``duration`` and ``audio_track``.
@@ -73,19 +76,24 @@ def preview(
         duration: Seconds of video; None is to the end.
         audio_track: Which of the file's audio streams is heard.
         cover: A picture; None is that of the song's tags.
+        images: As of `RenderService.submit`.
 
     Raises:
-        InvalidRequestError: ``preview.range``: the video does not hold the moment; ``audio.missing`` or
-            ``cover.missing``: there is no such file.
+        InvalidRequestError: ``preview.range``: the video does not hold the moment; ``audio.missing`` or the like: there
+            is no such file.
         AudioError: The song cannot be used.
         SceneError: The scene failed, or does not accept the parameters.
     """
-    for path, what in ((song, "audio"), (cover, "cover")):
+    shader, pictures = scene if isinstance(scene, Path) else None, tuple(images)
+    named = ((song, "audio"), (cover, "cover"), (shader, "scene-file"), *((image, "image") for image in pictures))
+    for path, what in named:
         if path is not None and not path.is_file():  # to open a pipe could wait for ever
             raise InvalidRequestError(f"there is no file {path}", code=f"{what}.missing")
-    request = {"params": params or {}, "output": read_output(output), "start": start, "duration": duration}
-    order = order_alone(song, cover=cover, scene=repr(scene), audio_track=audio_track, **request)
-    moment = draw_moment(order, song, lambda _done, _total: None, at=check_moment(at), renderer=scene)
+    request: dict[str, Any] = {"params": params or {}, "output": read_output(output)}
+    request.update(start=start, duration=duration, audio_track=audio_track)
+    renderer = glsl if isinstance(scene, Path) else scene
+    order = order_alone(song, cover=cover, scene_file=shader, images=pictures, scene=repr(renderer), **request)
+    moment = draw_moment(order, song, lambda _done, _total: None, at=check_moment(at), renderer=renderer)
     return to_image(moment.picture)
 
 
@@ -107,6 +115,7 @@ def draw_moment(
             report=report,
             longest_s=order.max_duration,
         ) as features,
+        heard(artist, features, audio=audio, folder=Path(folder), report=report),
     ):
         if at is None:
             index = brightest(artist, features, report)

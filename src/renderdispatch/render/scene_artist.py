@@ -12,7 +12,7 @@ from renderdispatch.errors import RenderError, SceneError
 from renderdispatch.messages import Output
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.device import device_class
+from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.picture import Converter, Picture, PlanarScene
@@ -24,7 +24,10 @@ class SceneArtist:
     """Draws frames of an output with a scene: any frame, from the state that belongs to it."""
 
     rendered_by = "numpy"
+    gpu: DrawingGpu | None = None
     run_up: int | None = 0
+    keep: int | None = None
+    kept: Picture | None = None
 
     def __init__(
         self, scene: type[Scene[Any]], params: SceneParams, output: Output, *, cover: Cover | None = None
@@ -76,7 +79,11 @@ class SceneArtist:
         Raises:
             SceneError: The scene raised an exception.
         """
-        return (self.draw(state, frame) for state, frame in moments)
+        for state, frame in moments:
+            flat = self.flat(state, frame)
+            if frame.index == self.keep:
+                self.kept = flat
+            yield self._projection.place(flat)
 
     def flat(self, state: Any, frame: Frame) -> Picture:
         """Return the scene's own picture of a frame: in a 360 video, what is on the screen.

@@ -24,9 +24,11 @@ from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
 from renderdispatch.render.device import check_device, picture_version
+from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
-from renderdispatch.render.mp4 import ENCODER, Mp4Writer
-from renderdispatch.render.poster import Poster, write_poster
+from renderdispatch.render.mp4 import Mp4Writer
+from renderdispatch.render.one_pass import heard
+from renderdispatch.render.poster import brightest, write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
@@ -47,21 +49,24 @@ def render_video(
     picture, song = order.output, describe_song(order, audio)
     with (
         renderer.artist(order, cover=song.cover) as artist,
-        translated({OSError: _render_error, av.FFmpegError: _render_error}, chain=True),
+        translated({OSError: render_error, av.FFmpegError: render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
         open_song(audio, order) as sound,
-        _open_writer(Path(folder), picture, sound) as writer,
+        _open_writer(Path(folder), picture, sound, find_encoder(picture, artist.gpu)) as writer,
     ):
-        check_device(order.device_class, artist.device_class)
+        drawn_on = "+".join(filter(None, (artist.device_class, writer.encoder.device_class)))
+        check_device(order.device_class, drawn_on)
         with read_sound(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
         ) as features:
-            poster = None if order.poster is None else Poster(artist, features, picture)
-            draw_and_encode(artist, features, writer, report, poster=poster)
+            if order.poster is not None:
+                artist.keep = brightest(artist, features, lambda _done, total: report(0, total))
+            with heard(artist, features, audio=audio, folder=Path(folder), report=report):
+                draw_and_encode(artist, features, writer, report)
             writer.close()
             finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
-            if poster is not None:
-                write_poster(Path(folder, "poster.jpg"), poster.picture())
+            if artist.kept is not None:
+                write_poster(Path(folder, "poster.jpg"), artist.kept)
                 Path(folder, "poster.jpg").replace(output.with_suffix(".jpg"))
         Path(folder, "video.mp4").replace(output)
         return RenderStats(
@@ -71,14 +76,14 @@ def render_video(
             frames=len(features),
             duration_s=float(sound.duration),
             rendered_by=artist.rendered_by,
-            encoded_by=ENCODER,
-            device_class=artist.device_class,
+            encoded_by=writer.encoder.name,
+            device_class=drawn_on,
             picture_version=picture_version(),
             warnings=(*sound.warnings, *song.warnings),
         )
 
 
-def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer:
+def _open_writer(folder: Path, picture: Output, sound: SoundReader, encoder: Encoder) -> Mp4Writer:
     """Return the writer of the video. What the encoder refuses now, it will refuse at each attempt."""
 
     def refused(error: av.FFmpegError) -> Exception:
@@ -88,7 +93,8 @@ def _open_writer(folder: Path, picture: Output, sound: SoundReader) -> Mp4Writer
         return InvalidRequestError(f"the encoder cannot make a video of {what}", code="output.unsupported")
 
     with translated({av.FFmpegError: refused}, chain=True):
-        return Mp4Writer(folder / "raw.mp4", folder / "sound", picture, rate=sound.rate, layout=sound.layout)
+        files = folder / "raw.mp4", folder / "sound"
+        return Mp4Writer(*files, picture, rate=sound.rate, layout=sound.layout, encoder=encoder)
 
 
 def read_sound(
@@ -124,23 +130,17 @@ def read_sound(
         return analyser.finish(frames)
 
 
-def draw_and_encode(
-    artist: Artist, features: Features, writer: Mp4Writer, report: Report, *, poster: Poster | None = None
-) -> None:
+def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, report: Report) -> None:
     """Draw each frame here, while another thread encodes the frames before it."""
 
     def moments() -> Iterator[tuple[Any, Frame]]:
         state = artist.start()
         for frame in features:
             state = artist.step(state, frame)
-            if poster is not None:
-                poster.see(state, frame)
             yield state, frame
 
     with Consumer(writer.write_frame, ahead=_AHEAD) as encoder:
         for done, picture in enumerate(artist.pictures(moments()), start=1):
-            if poster is not None:
-                poster.drawn(done - 1, picture)
             encoder.put(picture.frame)
             report(done, len(features))
 
@@ -178,7 +178,7 @@ class Consumer(Generic[T]):
         self._unfinished.append(self._thread.submit(self._consume, item))
 
 
-def _render_error(error: OSError | av.FFmpegError) -> RenderError:
+def render_error(error: OSError | av.FFmpegError) -> RenderError:
     """Translate an error of the file system or of FFmpeg; some are both."""
     if isinstance(error, MemoryError):
         return RenderError("out of memory", code="memory.full")

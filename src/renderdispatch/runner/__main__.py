@@ -23,7 +23,7 @@ from renderdispatch.errors import RenderError
 from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.environment import proxies_of, renderers_of
-from renderdispatch.runner.process import events_pipe, has_parent
+from renderdispatch.runner.process import events_pipe, has_parent, held_descriptor
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.reporting import reporting_by, told_to_stop
 from renderdispatch.runner.run import RunnerIO, run_order
@@ -82,7 +82,7 @@ def _print_event(event: RenderEvent) -> EventReply:
 
 def main() -> int:
     """Carry out one order; return the exit status."""
-    with SupervisedRender() as render:
+    with SupervisedRender(hold=held_descriptor()) as render:
         if has_parent():
             render.fork()  # first: there is one thread, and the order with its secrets was not read yet
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -21,6 +21,7 @@ _NAMES: Final = frozenset(
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TMP", "TEMP", "TZ", "LANG", "LANGUAGE", "NO_COLOR"),
         *("DISPLAY", "WAYLAND_DISPLAY", "VIRTUAL_ENV", "CONDA_PREFIX", "SSL_CERT_FILE", "SSL_CERT_DIR"),
         *("SOURCE_DATE_EPOCH", "DONT_FAKE_MONOTONIC"),
+        "RENDERDISPATCH_GPU",  # the GPU that it may draw on
         *("RENDERDISPATCH_HOME", "MODAL_TASK_ID"),  # whose process it is, for those who look for it in a list
     )
 )

@@ -1,8 +1,8 @@
-"""Is a song, or a cover, that is read in place still the one that was submitted?
+"""Is a song, or another file, that is read in place still the one that was submitted?
 
 A song is checked before a render begins and when the renderer has read it. Changes after that do not matter. A file
-that was removed meanwhile did not change: a renderer that had it open read it to its end, and another one failed. A
-cover is small: the renderer gets a copy, and the file is checked once.
+that was removed meanwhile did not change: a renderer that had it open read it to its end, and another one failed. Other
+files are small: the renderer gets copies, and each file is checked once.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def check_unchanged(audio: Path, order: RenderOrder) -> None:
         raise AudioError(f"{audio.name} changed since submit; submit it again", code="audio.changed")
 
 
-def check_cover_unchanged(path: Path, cover: Asset) -> None:
-    """Check a cover that was copied from where it is.
+def check_asset_unchanged(path: Path, asset: Asset, what: str) -> None:
+    """Check a file that was copied from where it is.
 
     Raises:
-        InvalidRequestError: ``cover.changed``.
+        InvalidRequestError: ``cover.changed``, or the like for another input.
     """
-    if _changed(path, cover.size, cover.mtime_ns):
-        raise InvalidRequestError(f"{path.name} changed since submit; submit it again", code="cover.changed")
+    if _changed(path, asset.size, asset.mtime_ns):
+        raise InvalidRequestError(f"{path.name} changed since submit; submit it again", code=f"{what}.changed")
 
 
 def _changed(path: Path, size: int, mtime_ns: int | None) -> bool:

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -30,6 +30,7 @@ from renderdispatch.runner import supervisor
 from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
+_HELD_FD: Final = "RENDERDISPATCH_HELD_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
 _STDERR: Final = 2
 _LOG_LINES: Final = 200
@@ -58,20 +59,29 @@ class SupervisedProcess:
         target: The name of a module, which runs as by ``python -m``; or a function, which runs in a fork of this
             process. A fork starts in milliseconds, but only a process with one thread may fork. Either opens its end
             of the descriptor for answers by `events_pipe`.
+        hold: A descriptor, such as that of a lock, that is also held open until nothing of the process runs any more:
+            by its supervisor, and by a module too (see `held_descriptor`). It is not closed here.
+        variables: More of its environment.
 
     Raises:
         OSError: It cannot be started.
         ConfigurationError: There is no program to start a module with.
     """
 
-    def __init__(self, target: str | Callable[[], None]) -> None:
+    def __init__(
+        self,
+        target: str | Callable[[], None],
+        *,
+        hold: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self._scratch = tempfile.mkdtemp(prefix="renderdispatch-")
         ends: list[int] = []
         try:
             for _ in range(4):
                 ends += map(_beyond_standard_streams, os.pipe())
             held, lifeline, events, answers, read, stdin, stdout, printed = ends
-            far = _FarEnds(held, answers, read, printed, self._scratch)
+            far = _FarEnds(held, answers, read, printed, self._scratch, hold, dict(variables or {}))
             self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
         except BaseException:
             _close(ends)
@@ -171,13 +181,20 @@ class SupervisedProcess:
 
 
 class _FarEnds(NamedTuple):
-    """What the other side gets: its ends of the pipes, and its folder for temporary files."""
+    """What the other side gets: its ends of the pipes, its folder for temporary files, and what was asked for."""
 
     lifeline: int
     answers: int
     stdin: int
     output: int
     scratch: str
+    hold: int | None
+    variables: Mapping[str, str]
+
+    @property
+    def of_supervisor(self) -> tuple[int, ...]:
+        """The descriptors that the supervisor keeps open."""
+        return (self.lifeline,) if self.hold is None else (self.lifeline, self.hold)
 
 
 def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
@@ -185,13 +202,15 @@ def _start_module(module: str, far: _FarEnds) -> subprocess.Popen[bytes]:
     python = interpreter()
     supervised = [python, "-I", "-S", str(Path(supervisor.__file__)), str(far.lifeline), far.scratch]
     own = {_EVENTS_FD: str(far.answers), _SYS_PATH: json.dumps(path), "PYTHONUNBUFFERED": "1", "TMPDIR": far.scratch}
+    if far.hold is not None:
+        own[_HELD_FD] = str(far.hold)
     return subprocess.Popen(
         [*supervised, python, "-c", _BOOT, module],
         stdin=far.stdin,
         stdout=far.output,
         stderr=subprocess.STDOUT,
-        env={**of_renders(os.environ), **own},
-        pass_fds=(far.lifeline, far.answers),
+        env={**of_renders(os.environ), **far.variables, **own},
+        pass_fds=(*far.of_supervisor, far.answers),
         start_new_session=True,
     )
 
@@ -234,7 +253,7 @@ def _supervise_fork(function: Callable[[], None], far: _FarEnds) -> int:
     os.setsid()
     for descriptor, number in ((far.stdin, 0), (far.output, 1), (far.output, 2)):
         os.dup2(descriptor, number)
-    _close_all_but(0, 1, 2, far.lifeline, far.answers)
+    _close_all_but(0, 1, 2, *far.of_supervisor, far.answers)
 
     def spawn() -> int:
         if (pid := os.fork()) == 0:
@@ -250,7 +269,7 @@ def _run_function(function: Callable[[], None], far: _FarEnds) -> int:
     for number in supervisor.SIGNALS:
         signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
     _close_all_but(0, 1, 2, far.answers)
-    os.environ |= {_EVENTS_FD: str(far.answers), "TMPDIR": far.scratch}
+    os.environ |= {**far.variables, _EVENTS_FD: str(far.answers), "TMPDIR": far.scratch}
     tempfile.tempdir = None
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - descriptors
     sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -302,6 +321,19 @@ def events_pipe() -> BinaryIO:
     fd = int(os.environ.pop(_EVENTS_FD))
     os.set_inheritable(fd, False)
     return os.fdopen(fd, "wb", buffering=0)
+
+
+def held_descriptor() -> int | None:
+    """Return, in a module that was started, what it is to hold, out of reach of the programs it starts; None: nothing.
+
+    It stays open until this process ends. What this process starts in its turn may outlive it for a moment: have its
+    supervisor hold it too.
+    """
+    said = os.environ.pop(_HELD_FD, None)
+    if said is None:
+        return None
+    os.set_inheritable(int(said), False)
+    return int(said)
 
 
 def has_parent() -> bool:

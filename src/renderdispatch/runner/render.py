@@ -28,9 +28,19 @@ from renderdispatch.errors import (
 )
 from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, job_error
-from renderdispatch.protocols import Renderer, Report, SupportsGpu, SupportsParams, SupportsPreview
+from renderdispatch.protocols import (
+    Renderer,
+    Report,
+    SupportsGpu,
+    SupportsGpuReason,
+    SupportsImages,
+    SupportsParams,
+    SupportsPreview,
+    SupportsSceneFiles,
+)
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
+from renderdispatch.runner.probe import renders_here
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
 from renderdispatch.runner.stalls import Stalls
@@ -57,13 +67,20 @@ def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> N
     """Refuse what this renderer can never do.
 
     Raises:
-        InvalidRequestError: A parameter is wrong.
+        InvalidRequestError: A parameter is wrong, the file is missing that the scene draws, or it draws no images.
         GpuUnavailableError: A GPU is required, and this renderer would draw on the CPU.
     """
     if isinstance(renderer, SupportsParams):
         renderer.check_params(wanted.params)
+    if isinstance(renderer, SupportsSceneFiles) and wanted.scene_file is None:
+        message = f"scene {wanted.scene!r} draws a Shadertoy file: pass its path as the scene"
+        raise InvalidRequestError(message, code="scene.file")
+    if wanted.images and not (isinstance(renderer, SupportsImages) and renderer.draws_images):
+        message = f"scene {wanted.scene!r} draws no images; leave them out, or pass a Shadertoy file that draws them"
+        raise InvalidRequestError(message, code="image.unused")
     if wanted.require_gpu and not (isinstance(renderer, SupportsGpu) and renderer.uses_gpu()):
-        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here")
+        why = f": {renderer.why_no_gpu()}" if isinstance(renderer, SupportsGpuReason) else ""
+        raise GpuUnavailableError(f"a GPU is required, but scene {wanted.scene!r} draws on the CPU here{why}")
 
 
 def with_preview(renderer: Renderer, scene: str) -> SupportsPreview:
@@ -179,10 +196,12 @@ class SupervisedRender:
     Args:
         renderers: Scenes beside those that are registered, each as ``"package.module:name"`` or
             ``"/folder/file.py:name"``, imported there.
+        hold: A descriptor that stays open until nothing of a render runs any more; see `SupervisedProcess`.
     """
 
-    def __init__(self, renderers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, renderers: Mapping[str, str] | None = None, *, hold: int | None = None) -> None:
         self.renderers = dict(renderers or {})
+        self._hold = hold
         self._forked: SupervisedProcess | None = None
         self._prepared: SupervisedProcess | None = None
 
@@ -200,7 +219,7 @@ class SupervisedRender:
         It shares what is imported here, and so starts in milliseconds. If the fork fails, a new process is started.
         """
         with contextlib.suppress(OSError):
-            self._forked = SupervisedProcess(child_main)
+            self._forked = SupervisedProcess(child_main, hold=self._hold)
 
     def prepare(self, scene: str) -> SupervisedProcess:
         """Have the process of the next render import its scene, ahead of the audio.
@@ -210,7 +229,7 @@ class SupervisedRender:
         """
         process, self._forked = self._forked, None
         try:
-            process = process or SupervisedProcess("renderdispatch.runner.child")
+            process = process or SupervisedProcess("renderdispatch.runner.child", hold=self._hold)
         except OSError as failure:
             if is_disk_full(failure):
                 raise
@@ -303,6 +322,7 @@ def child_main() -> None:
     """Render one task: read it from stdin, answer over the events descriptor."""
     from renderdispatch.render.device import numpy_held
 
+    renders_here()
     with events_pipe() as events, numpy_held():
         lock = threading.Lock()
         last, done = 0.0, False

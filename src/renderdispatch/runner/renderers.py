@@ -13,7 +13,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from renderdispatch.errors import ConfigurationError, RenderDispatchError, UnknownNameError
-from renderdispatch.protocols import Renderer
+from renderdispatch.messages import SCENE_OF_FILES
+from renderdispatch.protocols import Renderer, SupportsSceneFiles
 from renderdispatch.runner.scene_files import load_scene_file, read_scene_file
 
 GROUP: Final = "renderdispatch.renderers"
@@ -22,6 +23,12 @@ SHIPPED: Final[Mapping[str, str]] = {
     "bars": "renderdispatch.render:bars",
     "wave": "renderdispatch.render:wave",
     "radial": "renderdispatch.render:radial",
+    "flame": "renderdispatch.render:flame",
+    "nebula": "renderdispatch.render:nebula",
+    "orb": "renderdispatch.render:orb",
+    "tunnel": "renderdispatch.render:tunnel",
+    "terrain": "renderdispatch.render:terrain",
+    "ink": "renderdispatch.render:ink",
     "glsl": "renderdispatch.render:glsl",
 }
 
@@ -58,6 +65,22 @@ def find_renderer(scene: str) -> Renderer:
     if point is None:
         raise UnknownNameError.of("scene", scene, scene_names(), code="scene.unknown")
     return load_renderer(scene, point.value)
+
+
+def check_scene_file(text: str, *, name: str, renderers: Mapping[str, Renderer] | None = None) -> None:
+    """Refuse a scene file that can never be drawn; see `SupportsSceneFiles`.
+
+    Args:
+        text: What the file says.
+        name: The file's own.
+        renderers: Scenes beside those that are registered.
+
+    Raises:
+        InvalidRequestError: ``shader.invalid``.
+    """
+    renderer = (renderers or {}).get(SCENE_OF_FILES) or find_renderer(SCENE_OF_FILES)
+    if isinstance(renderer, SupportsSceneFiles):
+        renderer.check_scene_file(text, name=name)
 
 
 def load_renderer(scene: str, where: str) -> Renderer:

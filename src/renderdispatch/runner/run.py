@@ -22,12 +22,13 @@ from pydantic import ValidationError
 
 from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
+from renderdispatch.plumbing.bundles import unpack
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.runner.in_place import check_cover_unchanged, check_unchanged
+from renderdispatch.runner.in_place import check_asset_unchanged, check_unchanged
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
-from renderdispatch.runner.transfers import Moved, Transfers, hex_of, open_transfers
+from renderdispatch.runner.transfers import Input, Moved, Transfers, hex_of, open_transfers
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
@@ -128,7 +129,7 @@ class _Run:
             moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
             audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
             check_unchanged(audio, order)
-            seen, video = self._with_cover(transfers, Path(folder) / "cover"), Path(folder) / "video.mp4"
+            seen, video = self._with_assets(transfers, Path(folder)), Path(folder) / "video.mp4"
             stats = self._render(seen, audio, video)
             poster_key, warnings = self._upload_poster(transfers, video.with_suffix(".jpg"))
             artifact = self._upload_video(transfers, video, stats)
@@ -142,16 +143,36 @@ class _Run:
         self.reporter.progress(stage)
         return lambda done: self.reporter.progress(stage, done / max(1, size))
 
-    def _with_cover(self, transfers: Transfers, into: Path) -> messages.RenderOrder:
-        """Bring the cover to disk, if there is one; return the order as renderers see it."""
-        order, cover = self.order.without_secrets(), self.order.cover
-        if cover is None:
-            return order
-        found = transfers.download(cover.url, into, size=cover.size, moved=lambda _done: None, what="cover")
+    def _with_assets(self, transfers: Transfers, folder: Path) -> messages.RenderOrder:
+        """Bring the files beside the audio to disk; return the order as renderers see it."""
+        order = self.order
+        bundle = order.bundle and self._brought(transfers, order.bundle, "bundle", folder / "bundle")
+
+        def brought(asset: messages.Asset, what: Input, place: str) -> messages.Asset:
+            into = folder / place
+            if bundle is None or asset.url:
+                return self._brought(transfers, asset, what, into)
+            try:
+                unpack(Path(bundle.path or ""), place, into, size=asset.size)
+            except ValueError as error:
+                raise RenderError(f"the scene's files cannot be unpacked: {error}", code="bundle.invalid") from None
+            return asset.model_copy(update={"path": str(into)})
+
+        images = [brought(image, "image", f"image_{number}") for number, image in enumerate(order.images, start=1)]
+        files = {
+            "cover": order.cover and brought(order.cover, "cover", "cover"),
+            "scene_file": order.scene_file and brought(order.scene_file, "scene-file", "scene_file"),
+            "images": tuple(images),
+        }
+        return order.without_secrets().model_copy(update=files)
+
+    def _brought(self, transfers: Transfers, asset: messages.Asset, what: Input, into: Path) -> messages.Asset:
+        """Bring a file to disk; return it as renderers see it."""
+        found = transfers.download(asset.url, into, size=asset.size, moved=lambda _done: None, what=what)
         if found != into:
             shutil.copyfile(found, into)
-            check_cover_unchanged(found, cover)  # after the copy, so that what was checked is what is drawn
-        return order.model_copy(update={"cover": cover.model_copy(update={"url": "", "path": str(into)})})
+            check_asset_unchanged(found, asset, what)  # after the copy, so that what was checked is what is drawn
+        return asset.model_copy(update={"url": "", "path": str(into)})
 
     def _render(self, order: messages.RenderOrder, audio: Path, video: Path) -> messages.RenderStats:
         def drawn(frames: int, total: int) -> None:

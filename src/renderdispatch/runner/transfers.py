@@ -39,14 +39,19 @@ _T = TypeVar("_T")
 Moved = Callable[[int], None]
 """``moved(bytes_so_far)``: called now and then while bytes move; what it raises ends the transfer."""
 
-Input = Literal["audio", "cover"]
+Input = Literal["audio", "cover", "scene-file", "image", "bundle"]
 Product = Literal["video", "poster"]
 
 
 def input_error(what: Input, message: str, code: str) -> RenderDispatchError:
     """Return the error of an input that cannot be used: the audio's fault, or the request's."""
     kind = AudioError if what == "audio" else InvalidRequestError
-    return kind(message, code=f"{what}.{code}")
+    return kind(f"the {called(what)} {message}", code=f"{what}.{code}")
+
+
+def called(what: Input) -> str:
+    """Return what messages call an input."""
+    return what.replace("-", " ")
 
 
 @frozen(kw_only=True)
@@ -91,11 +96,11 @@ class Transfers:
         Raises:
             RenderError: ``audio.download``, or the like for another input.
             AudioError: ``audio.missing``, or ``audio.changed`` when the object has another size.
-            InvalidRequestError: The same for a cover.
+            InvalidRequestError: The same for another input.
         """
         path = self._of(url).download(url, into, size=size, moved=moved, what=what)
         if (found := path.stat().st_size) != size:
-            raise input_error(what, f"the {what} has {found} bytes, not {size}", "changed")
+            raise input_error(what, f"has {found} bytes, not {size}", "changed")
         return path
 
     def upload(self, put: SignedPut, path: Path, *, moved: Moved, what: Product = "video") -> str | None:
@@ -131,7 +136,7 @@ class LocalTransfers:
         """Return the file in place; copy an object in memory."""
 
         def missing(_: object = None) -> RenderDispatchError:
-            return input_error(what, f"the {what} is gone", "missing")
+            return input_error(what, "is gone", "missing")
 
         if (path := local_urls.local_path(url)) is not None:
             if not path.is_file():
@@ -184,7 +189,7 @@ class HttpTransfers:
         self._retry(
             lambda: self._download_rest(url, into, size, moved),
             f"{what}.download",
-            f"download the {what}",
+            f"download the {called(what)}",
             progress=lambda: into.stat().st_size,
         )
         return into

@@ -139,7 +139,11 @@ def make_ended_job(**changes: Any) -> Job:
         "progress": 100.0,
         "audio": StoredAudio(key="audio/song.wav", size=44, sha256="0" * 64),
         "audio_clean_up": CleanUp.OWED,
-        "cover": StoredAudio(key="cover.jpg", size=5, sha256="1" * 64),
+        "attachments": {
+            "cover": StoredAudio(key="cover.jpg", size=5, sha256="1" * 64),
+            "scene_file": StoredAudio(key="waves.glsl", size=6, sha256="2" * 64, name="waves.glsl"),
+            "image_2": StoredAudio(key="rocks.png", size=7, sha256="3" * 64),
+        },
         "attempts": (lost, done),
         "error": error,
         "artifact": make_artifact(),

@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 from hypothesis import strategies as st
 
 from renderdispatch.engine.events import (
+    AttachmentsStored,
     AttemptFailed,
     AudioDropped,
     AudioStored,
@@ -25,7 +26,6 @@ from renderdispatch.engine.events import (
     Claimed,
     CleanedUp,
     ClockAdvanced,
-    CoverStored,
     Dispatched,
     DispatchIntended,
     JobEvent,
@@ -217,7 +217,7 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
     ),
     lambda pick, token, now: StageEntered(token=token, stage=pick(list(Stage))),
     lambda pick, token, now: AudioStored(token=token, audio=_COPY),
-    lambda pick, token, now: CoverStored(token=token, cover=_COPY),
+    lambda pick, token, now: AttachmentsStored(token=token, stored={pick(("cover", "scene_file")): _COPY}),
     lambda pick, token, now: intended(token, now=now),
     lambda pick, token, now: Dispatched(token=token, call_id=pick(_CALL_IDS)),
     lambda pick, token, now: AttemptFailed(token=token, error=pick(_ERRORS), stopped=pick(_BOOLEANS)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def greys(video: Path) -> list[float]:
 @pytest.mark.parametrize("projection", ["flat", "360-mono"])
 def test_the_poster_is_a_frame_of_the_video(tmp_path: Path, song: Path, render: Render, projection: Projection) -> None:
     """It has the whole past, although the scene cannot be drawn from the middle."""
-    output = Output(width=256, height=128, fps=10, projection=projection)
+    output = Output(width=256, height=128, fps=Fraction(10), projection=projection)
     given: dict[str, Any] = {"output": output, "poster": POSTER, "scene_file": scene(tmp_path)}
     video, stats = render(glsl, song, **given)
     with av.open(str(video)) as container:
@@ -79,7 +80,7 @@ def test_a_preview_is_drawn_after_the_run_up(
     tmp_path: Path, song: Path, order: Callable[..., RenderOrder], run_up: str, expected: int
 ) -> None:
     """Without one, everything before the frame is drawn; with one, as many frames as it says."""
-    wanted = order(output=Output(width=64, height=36, fps=10), scene_file=scene(tmp_path, run_up=run_up))
+    wanted = order(output=Output(width=64, height=36, fps=Fraction(10)), scene_file=scene(tmp_path, run_up=run_up))
     picture = tmp_path / "frame.png"
     assert glsl.preview(wanted, song, picture, lambda done, total: None, at=2.0) == 20
     with Image.open(picture) as image:
@@ -88,6 +89,6 @@ def test_a_preview_is_drawn_after_the_run_up(
 
 def test_a_video_is_drawn_from_black_on(tmp_path: Path, song: Path, render: Render) -> None:
     """Its first frame has no past, whatever run-up the scene wants, and no frame is drawn twice."""
-    output = Output(width=64, height=36, fps=10)
+    output = Output(width=64, height=36, fps=Fraction(10))
     video, _ = render(glsl, song, output=output, scene_file=scene(tmp_path, run_up="//! run-up: 5"))
     assert greys(video) == pytest.approx([255 * count / 100 for count in range(1, 31)], abs=3)

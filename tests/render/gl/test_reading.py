@@ -171,8 +171,12 @@ class OneByOne(VideoRenderer):
 class _OneByOne:
     """An artist that draws as another one does, but a frame at a time."""
 
+    keep: int | None = None
+    kept: Picture | None = None
+
     def __init__(self, artist: GlArtist) -> None:
         self.rendered_by, self.device_class, self.run_up = artist.rendered_by, artist.device_class, artist.run_up
+        self.gpu = artist.gpu
         self.start, self.step, self.light = artist.start, artist.step, artist.light
         self.draw, self.flat = artist.draw, artist.flat
 

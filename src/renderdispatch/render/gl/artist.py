@@ -6,22 +6,21 @@ drawn, the one before it is converted and encoded.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-import moderngl
-import numpy as np
-
 from renderdispatch.messages import Output
-from renderdispatch.render.device import device_class
-from renderdispatch.render.features import TEXTURE_WIDTH, Frame
+from renderdispatch.render.device import DrawingGpu, device_class
+from renderdispatch.render.features import Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
 from renderdispatch.render.gl.reading import Pixels, reader_for
-from renderdispatch.render.gl.shader import BUFFERS, IMAGE, SOUND, Channel, Shader
-from renderdispatch.render.picture import Canvas, Picture
+from renderdispatch.render.gl.shader import BUFFERS, IMAGE, Shader
+from renderdispatch.render.gl.textures import Image, Input, Inputs, check_images
+from renderdispatch.render.picture import Picture
 from renderdispatch.render.projection import projection_of
 
 T = TypeVar("T")
@@ -46,10 +45,13 @@ class GlArtist:
         device: Draws. Use this artist in its thread.
         shader: What is drawn.
         output: Size, frame rate and projection.
-        pictures: By source (``cover``, ``image 1`` to ``image 3``): (rows, columns, 3) uint8, RGB.
+        pictures: By source (``cover``, ``image 1`` to ``image 3``).
         declarations: Of further uniforms, in GLSL.
         values: Of these uniforms.
         planar: Whether OpenGL makes yuv420p; None is what is faster on this device.
+
+    Raises:
+        SceneError: ``shader.compile``: the file has a mistake; ``shader.image``: an image that it reads is missing.
     """
 
     def __init__(
@@ -58,14 +60,17 @@ class GlArtist:
         shader: Shader,
         output: Output,
         *,
-        pictures: Mapping[str, Canvas] | None = None,
+        pictures: Mapping[str, Image] | None = None,
         declarations: str = "",
         values: Values | None = None,
         planar: bool | None = None,
     ) -> None:
+        self.keep: int | None = None
+        self.kept: Picture | None = None
         self.rendered_by = device.renderer
         self.device_class = f"{device_class()}+{device.device_class}"
-        self.run_up = shader.run_up
+        self.gpu: DrawingGpu | None = device.gpu
+        self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
         self._device, self._fps = device, output.fps
         context = device.context
         self._eyes = 0  # a flat picture
@@ -77,11 +82,7 @@ class GlArtist:
         self._size = width, height
         # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
         self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
-        # Of floats: llvmpipe reads them in two thirds of the time of bytes, and does not round between two of them.
-        self._sound = context.texture((TEXTURE_WIDTH, 2), 1, dtype="f4")
-        self._sound.repeat_x = self._sound.repeat_y = False
-        self._pictures = {name: self._texture(canvas) for name, canvas in (pictures or {}).items()}
-        self._black = context.texture((1, 1), 4, bytes(4))
+        self._inputs = Inputs(context, shader, pictures or {})
         self._passes = [
             DrawnPass(
                 context,
@@ -94,6 +95,7 @@ class GlArtist:
             )
             for one in shader.passes
         ]
+        check_images(shader, {one.name: one.reads for one in self._passes}, pictures or {})
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
         self._last = -1
         self._reader = reader_for(device, self._size, planar=planar)
@@ -123,18 +125,21 @@ class GlArtist:
     def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
         """Draw frames that come in order, and yield a new picture of each."""
         self._reader.forget()
-        asked = 0
+        asked = deque[int]()
         for state, frame in moments:
-            if asked < self._reader.ahead:
+            if len(asked) < self._reader.ahead:
                 self._submit(state, frame, lambda: None)
-                asked += 1
             else:
-                yield self._submit(state, frame, partial(self._placed, self._reader.fetch()))
-        for _ in range(asked):
-            yield self._placed(self._reader.fetch())
+                yield self._submit(state, frame, partial(self._placed, self._reader.fetch(), asked.popleft()))
+            asked.append(frame.index)
+        for index in asked:
+            yield self._placed(self._reader.fetch(), index)
 
-    def _placed(self, pixels: Pixels) -> Picture:
-        return self._projection.place(self._reader.picture(pixels))
+    def _placed(self, pixels: Pixels, index: int) -> Picture:
+        flat = self._reader.picture(pixels)
+        if index == self.keep:
+            self.kept = flat
+        return self._projection.place(flat)
 
     def _submit(self, state: GlState, frame: Frame, meanwhile: Callable[[], T]) -> T:
         """Have a frame drawn, and ask for its pixels; return what ``meanwhile`` returns, called when drawing began."""
@@ -142,7 +147,7 @@ class GlArtist:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index
-        self._sound.write(np.divide(frame.texture, 255, dtype=np.float32).tobytes())
+        self._inputs.hear(frame)
         common = self._common(state, frame)
         first, *others = self._passes
         self._draw_pass(first, common)
@@ -155,18 +160,18 @@ class GlArtist:
         return done
 
     def _draw_pass(self, one: DrawnPass, common: dict[str, Any]) -> None:
-        textures = self._textures_of(one)
+        inputs = self._inputs_of(one)
         if one.name != IMAGE:
-            one.draw(common, textures)
+            one.draw(common, inputs)
             self._device.library.glFlush()
             return
         if self._eyes == 0:
-            one.draw(common, textures)
+            one.draw(common, inputs)
         height, rows = self._size[1], self._seen[1]
         for eye in range(self._eyes):  # the left eye's picture is above the right eye's
             place, first = (2 * eye - 1) * (self._eyes - 1), (height - rows) * (self._eyes - 1 - eye)
             own = {"renderdispatch_eye": place * _EYE, "renderdispatch_below": float(first)}
-            one.draw({**common, **own}, textures, rows=(first, rows))
+            one.draw({**common, **own}, inputs, rows=(first, rows))
         self._reader.ask(one.framebuffer)
 
     def _common(self, state: GlState, frame: Frame) -> dict[str, Any]:
@@ -174,32 +179,19 @@ class GlArtist:
         return {
             "iResolution": (*self._seen, 1.0),
             "iTime": float(Fraction(frame.index) / self._fps),
+            "iGlobalTime": float(Fraction(frame.index) / self._fps),
             "iTimeDelta": float(1 / self._fps),
             "iFrameRate": float(self._fps),
             "iFrame": frame.index,
             "iMouse": (0.0, 0.0, 0.0, 0.0),
             "iDate": _DATE,
-            "iSampleRate": 44_100.0,
-            "iChannelTime": [frame.time_s] * 4,
+            "iSampleRate": float(frame.rate),
             "iBeat": frame.beat,
             "iLevel": frame.level,
             "iEnergy": state.energy,
             "iBands": frame.bands.tolist(),
         }
 
-    def _textures_of(self, one: DrawnPass) -> list[moderngl.Texture]:
-        return [self._source(channel) for channel in one.channels]
-
-    def _source(self, channel: Channel) -> moderngl.Texture:
-        if channel.source == SOUND:
-            return self._sound
-        if channel.source in self._buffers:
-            return self._buffers[channel.source].shown
-        return self._pictures.get(channel.source, self._black)
-
-    def _texture(self, canvas: Canvas) -> moderngl.Texture:
-        rows, columns, _ = canvas.shape
-        upwards = np.ascontiguousarray(canvas[::-1]).tobytes()
-        texture = self._device.context.texture((columns, rows), 3, upwards, alignment=1)
-        texture.build_mipmaps()
-        return texture
+    def _inputs_of(self, one: DrawnPass) -> list[Input]:
+        shown = {name: buffer.shown for name, buffer in self._buffers.items()}
+        return [self._inputs.of(channel, shown) for channel in one.channels]

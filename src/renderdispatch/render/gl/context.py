@@ -6,20 +6,31 @@ EGL without a screen. llvmpipe, Mesa's renderer on the CPU, is what a machine wi
 from __future__ import annotations
 
 import ctypes
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 import moderngl
 from attrs import field, frozen
 
-from renderdispatch.errors import RenderError
+from renderdispatch.errors import GpuUnavailableError, RenderError
+from renderdispatch.plumbing.gpus import gpus
+from renderdispatch.render.device import DrawingGpu
+from renderdispatch.render.gl.devices import (
+    APT_PACKAGES,
+    CHOSEN,
+    EglDevice,
+    class_of,
+    draws_on_gpu,
+    list_devices,
+    llvmpipe_is_held,
+    order_devices,
+    why_no_gpu,
+)
 
-APT_PACKAGES: Final = ("libegl1", "libgl1")
-"""What Debian and Ubuntu call EGL and OpenGL; they bring Mesa, and with it llvmpipe."""
-
-_ON_THE_CPU: Final = ("llvmpipe", "softpipe", "swrast", "swiftshader")
+_APT: Final = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
+_OPENGL: Final = 430
 
 
 @frozen(eq=False)
@@ -31,39 +42,90 @@ class GlDevice:
         library: OpenGL itself, for calls that let other threads of Python work meanwhile.
         renderer: OpenGL's name of the device.
         version: OpenGL's version, with the driver's.
+        vendor: Who made the driver.
+        cuda: CUDA's number of the device; None if it has none.
     """
 
     context: moderngl.Context = field(repr=False)
     library: ctypes.CDLL = field(repr=False)
     renderer: str
     version: str
+    vendor: str = ""
+    cuda: int | None = None
 
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU draws, not the CPU."""
-        return not any(name in self.renderer.lower() for name in _ON_THE_CPU)
+        return draws_on_gpu(self.renderer)
+
+    @property
+    def gpu(self) -> DrawingGpu | None:
+        """The GPU that draws; None if the CPU does."""
+        return DrawingGpu(device_class=self.device_class, cuda=self.cuda) if self.on_gpu else None
 
     @property
     def device_class(self) -> str:
-        """The part of the device's class that OpenGL decides about: the GPU's name, or llvmpipe, and the driver."""
-        return re.sub(r"[^a-z0-9.]+", "-", f"{self.renderer} {self.version}".lower()).strip("-")[:60]
+        """The part of the device's class that OpenGL decides about; see `class_of`."""
+        return class_of(self.renderer, self.version, held=llvmpipe_is_held())
 
 
 @contextmanager
-def open_device() -> Iterator[GlDevice]:
-    """Open a device for the block.
+def open_device(*, require_gpu: bool = False) -> Iterator[GlDevice]:
+    """Open the device that is to draw in this process, for the block; see `order_devices`.
+
+    A GPU that cannot be opened is passed over, also one that a driver lists and then draws for on the CPU.
+
+    Args:
+        require_gpu: Refuse to draw on the CPU.
 
     Raises:
-        RenderError: ``gl.unavailable``: there is no EGL, or it has no device.
+        GpuUnavailableError: A GPU is required, and OpenGL has none here; the message says what it has.
+        RenderError: ``gl.unavailable``: there is no EGL, or none of its devices can be opened.
     """
+    device = _open_best(os.environ)
     try:
-        context = moderngl.create_standalone_context(require=430, backend="egl")  # type: ignore[arg-type]  # it annotates keywords as one dict
-        library = ctypes.CDLL("libGL.so.1")
-    except Exception as error:  # moderngl raises bare exceptions
-        step = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
-        message = f"OpenGL cannot be used here ({error}); on Debian and Ubuntu: {step}"
-        raise RenderError(message, code="gl.unavailable") from error
-    try:
-        yield GlDevice(context, library, context.info["GL_RENDERER"], context.info["GL_VERSION"])
+        if require_gpu and not device.on_gpu:
+            raise GpuUnavailableError(f"a GPU is required, and there is none here: {why_no_gpu(device.renderer)}")
+        yield device
     finally:
-        context.release()
+        device.context.release()
+
+
+def _open_best(environment: Mapping[str, str]) -> GlDevice:
+    try:
+        devices = list_devices()
+        library = ctypes.CDLL("libGL.so.1")
+    except OSError as error:
+        raise _unavailable(str(error)) from error
+    last, failures = None, list[str]()
+    for candidate in order_devices(devices, environment, gpus()):
+        if last is not None and candidate.on_cpu:
+            break
+        try:
+            device = _open(candidate, library)
+        except Exception as error:  # noqa: BLE001 - moderngl raises bare exceptions
+            failures.append(f"device {candidate.index}: {error}")
+            continue
+        if last is not None:
+            last.context.release()
+        if device.on_gpu:
+            return device
+        last = device
+    if last is None:
+        named = f"; {CHOSEN} is {environment[CHOSEN][:50]!r}" if environment.get(CHOSEN) else ""
+        raise _unavailable(("; ".join(failures) or f"EGL lists {len(devices)} devices, and none may draw") + named)
+    return last
+
+
+def _open(device: EglDevice, library: ctypes.CDLL) -> GlDevice:
+    names = {"libegl": "libEGL.so.1", "libgl": "libGL.so.1"}  # to find them itself, glcontext starts programs
+    options = {"backend": "egl", "device_index": device.index, **names}
+    context = moderngl.create_context(require=_OPENGL, standalone=True, **options)  # type: ignore[arg-type]  # as one dict
+    found = context.info
+    return GlDevice(
+        context, library, found["GL_RENDERER"], found["GL_VERSION"], vendor=found["GL_VENDOR"], cuda=device.cuda
+    )
+
+
+def _unavailable(reason: str) -> RenderError:
+    return RenderError(f"OpenGL cannot be used here ({reason}); on Debian and Ubuntu: {_APT}", code="gl.unavailable")

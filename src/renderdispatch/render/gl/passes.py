@@ -9,6 +9,7 @@ import moderngl
 
 from renderdispatch.render.gl.program import Entry, compile_pass
 from renderdispatch.render.gl.shader import IMAGE, Pass, Shader
+from renderdispatch.render.gl.textures import Input, mipmapped
 
 Values = Mapping[str, Any]
 """Uniforms, by name."""
@@ -48,10 +49,13 @@ class DrawnPass:
         count, kind = (1, "f1") if drawn.name == IMAGE else (2, "f4")
         self._textures = [context.texture(size, 4, dtype=kind) for _ in range(count)]
         self._framebuffers = [context.framebuffer([texture]) for texture in self._textures]
+        self._is_mipmapped = drawn.name in mipmapped(shader)
         for name, value in (values or {}).items():
             self._set(name, value)
         for number in range(4):
             self._set(f"iChannel{number}", number)
+            self._set(f"iCh{number}.sampler", number)
+            self._set(f"iCh{number}.loaded", 1)
         self.clear()
 
     @property
@@ -64,29 +68,37 @@ class DrawnPass:
         """What was drawn last, to be read."""
         return self._framebuffers[0]
 
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The channels that its program reads; compilers drop the others."""
+        return tuple(
+            number for number in range(4) if {f"iChannel{number}", f"iCh{number}.sampler"} & set(self._program)
+        )
+
     def clear(self) -> None:
         """Forget what was drawn."""
-        for framebuffer in self._framebuffers:
+        for framebuffer, texture in zip(self._framebuffers, self._textures, strict=True):
             framebuffer.clear()
+            if self._is_mipmapped:
+                texture.build_mipmaps()
 
-    def draw(
-        self, uniforms: Values, textures: Sequence[moderngl.Texture], *, rows: tuple[int, int] | None = None
-    ) -> None:
+    def draw(self, uniforms: Values, inputs: Sequence[Input], *, rows: tuple[int, int] | None = None) -> None:
         """Draw the next picture from these inputs.
 
         Args:
             uniforms: Of this frame.
-            textures: One for each channel.
+            inputs: One for each channel.
             rows: The first row from below, and how many, of a part that is drawn into the last picture; None draws a
                 new picture.
         """
-        sizes: list[tuple[float, float, float]] = []
-        for number, texture in enumerate(textures):
-            texture.use(number)
-            sizes.append((float(texture.width), float(texture.height), 1.0))
+        for number, one in enumerate(inputs):
+            one.use(number)
+            self._set(f"iCh{number}.size", (*one.size, 1.0 if one.size[0] else 0.0))
+            self._set(f"iCh{number}.time", one.time_s)
         for name, value in uniforms.items():
             self._set(name, value)
-        self._set("iChannelResolution", sizes)
+        self._set("iChannelResolution", [(*map(float, one.size), 1.0 if one.size[0] else 0.0) for one in inputs])
+        self._set("iChannelTime", [one.time_s for one in inputs])
         if rows is None:
             self._textures.reverse()
             self._framebuffers.reverse()
@@ -95,7 +107,14 @@ class DrawnPass:
         first, count = rows or (0, framebuffer.height)
         framebuffer.viewport = (0, first, framebuffer.width, count)
         self._vertices.render(moderngl.TRIANGLES, vertices=3)
+        if self._is_mipmapped:
+            self.shown.build_mipmaps()
 
     def _set(self, name: str, value: Any) -> None:
-        if name in self._program:  # compilers drop what a shader does not use
-            self._program[name] = value
+        """Set a uniform; an array is a list. Compilers drop what a shader does not use, also the end of an array."""
+        if name not in self._program:
+            return
+        member = self._program[name]
+        if isinstance(value, list) and isinstance(member, moderngl.Uniform):
+            value = value[: member.array_length] if member.array_length > 1 else value[0]
+        self._program[name] = value

@@ -2,30 +2,56 @@
 
 One text. Lines that begin with ``//!`` divide it and describe it; for GLSL, and on Shadertoy, they are comments::
 
-    //! run-up: 90                      how many frames of its past a picture depends on
-    //! Common                          what all passes share; also the text before the first of these lines
+    //! run-up: 90
+    //! Common
+    float shared(float x) { ... }
     //! Buffer A
-    //! iChannel0: Buffer A, nearest    what a pass reads: its own last picture
+    //! iChannel0: Buffer A, nearest
     void mainImage(out vec4 colour, in vec2 place) { ... }
     //! Image
     //! iChannel1: Buffer A
+    //! iChannel2: image 1, linear, clamp
     void mainImage(out vec4 colour, in vec2 place) { ... }
 
-A text without such lines is the pass ``Image``. A pass reads the sound from ``iChannel0``, and the first to third
-picture of the order from ``iChannel1`` to ``iChannel3``, unless it says otherwise.
+``Common``, ``Buffer A`` to ``Buffer D`` and ``Image`` begin a part, as Shadertoy's tabs do. ``Common``, and what stands
+before the first of these lines, is part of each pass. A text without such lines is the pass ``Image``.
+
+``iChannelN`` says what a pass reads: ``sound``, ``image 1`` to ``image 3`` of the order, the song's ``cover``, a buffer
+or ``none``; then how it is read, ``nearest``, ``linear`` or ``mipmap``, and ``clamp`` or ``repeat``. A pass reads the
+sound from ``iChannel0`` and the images from ``iChannel1`` to ``iChannel3``, unless it says otherwise. Before the first
+pass, these lines hold for all passes.
+
+``run-up`` says how much of its past a picture depends on: frames, or seconds as in ``1.5 s``. Only a file that reads
+pictures of earlier frames needs it. Without it, such a video is drawn from its first frame on, and is never cut.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from math import ceil
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from renderdispatch.errors import SceneError
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.render.gl.text import (
+    Mistake,
+    Text,
+    check_characters,
+    check_comments,
+    check_conditions,
+    check_includes,
+    in_one_form,
+    line_comments,
+    printable,
+    shortened,
+)
 
 Filter = Literal["nearest", "linear", "mipmap"]
-Wrap = Literal["clamp", "repeat", "mirror"]
+Wrap = Literal["clamp", "repeat"]
 
 BUFFERS: Final = ("Buffer A", "Buffer B", "Buffer C", "Buffer D")
 IMAGE: Final = "Image"
@@ -37,15 +63,20 @@ NOTHING: Final = "none"
 
 MAX_RUN_UP: Final = 36_000
 
-_DIRECTIVE: Final = re.compile(r"\s*//!\s*(.*?)\s*$")
+_DIRECTIVE: Final = "//!"
 _CHANNEL: Final = re.compile(r"iChannel([0-3])\s*:\s*(.*)", re.IGNORECASE)
-_RUN_UP: Final = re.compile(r"run-?up\s*:\s*(\d+)(?:\s*frames?)?", re.IGNORECASE)
-_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_VR: Final = re.compile(r"\bvoid\s+mainVR\s*\(")
+_RUN_UP: Final = re.compile(r"run-?up\s*:\s*(\d{1,9}(?:\.\d{1,9})?)\s*(frames?|s|seconds?)?", re.IGNORECASE)
+_VR: Final = re.compile(r"\bmainVR\s*\(")
+_NOT_OFFERED: Final = re.compile(r"\b(mainSound|mainCubemap)\s*\(")
 _PASSES: Final = {name.lower(): name for name in (COMMON, *BUFFERS, IMAGE)}
 _SOURCES: Final = {name.lower(): name for name in (SOUND, COVER, NOTHING, *IMAGES, *BUFFERS)}
 _FILTERS: Final = ("nearest", "linear", "mipmap")
-_WRAPS: Final = ("clamp", "repeat", "mirror")
+_WRAPS: Final = ("clamp", "repeat")
+_OTHER_PASSES: Final = frozenset({"sound", "cubemap", "cube a", "cubemap a"})
+_OTHER_SOURCES: Final = frozenset(
+    {"keyboard", "webcam", "microphone", "video", "music", "cubemap", "cube a", "cubemap a", "volume", "texture"}
+)
+_OFFERED: Final = "renderdispatch offers the song's sound, its cover, images and Buffer A to Buffer D"
 
 
 @frozen
@@ -64,11 +95,18 @@ class Channel:
 
 
 @frozen
-class Text:
-    """A part of a file: its text, and the number of its first line, from 1."""
+class RunUp:
+    """How much of its past a picture depends on: frames and seconds, together."""
 
-    source: str = field(repr=False)
-    line: int = 1
+    frames: int = 0
+    seconds: Fraction = Fraction(0)
+
+    def __str__(self) -> str:
+        return f"{float(self.seconds):g} s" if self.seconds else f"{self.frames} frames"
+
+    def at(self, fps: Fraction) -> int:
+        """Return the frames that it is in a video."""
+        return self.frames + ceil(self.seconds * fps)
 
 
 @frozen
@@ -88,27 +126,57 @@ class Shader:
         name: The file's, for errors.
         common: What stands before the text of each pass.
         passes: In the order in which they are drawn; the last one is the image.
-        run_up: How many frames must be drawn before a picture is right: 0 without feedback; None: all of them.
+        run_up: What must be drawn before a picture is right: nothing without feedback; None: all frames before it.
         has_vr: Whether the image offers ``mainVR``.
     """
 
     name: str
     common: tuple[Text, ...]
     passes: tuple[Pass, ...]
-    run_up: int | None
+    run_up: RunUp | None
     has_vr: bool
+
+    def texts_of(self, drawn: Pass) -> tuple[Text, ...]:
+        """Return what is compiled for a pass."""
+        return (*self.common, drawn.text)
+
+    def wrong(self, what: str, *, line: int | None = None, code: str = "shader.compile") -> SceneError:
+        """Return the error of a mistake in this file."""
+        return _error(self.name, what, line=line, code=code)
 
 
 def read_shader(text: str, *, name: str) -> Shader:
     """Read a Shadertoy file.
 
+    Args:
+        text: The file's.
+        name: The file's, for errors.
+
     Raises:
-        SceneError: ``shader.invalid``: a line that begins with ``//!`` is wrong, or the image is missing.
+        SceneError: ``shader.invalid``: a line that begins with ``//!`` is wrong, the image is missing, the text ends
+            within a comment or an ``#if``, or it holds what no GLSL has.
     """
-    reader = _Reader(name)
-    for number, line in enumerate(text.splitlines(), start=1):
-        reader.take(number, line)
+    reader = _Reader(printable(name)[-100:])
+    source = in_one_form(text)
+    reader.check(Text(source))
+    said = {
+        line: comment.removeprefix(_DIRECTIVE).strip()
+        for line, comment in line_comments(source)
+        if comment.startswith(_DIRECTIVE)
+    }
+    for number, line in enumerate(source.split("\n"), start=1):
+        reader.take(number, line, said.get(number))
     return reader.finish()
+
+
+def reads_images(shader: Shader) -> bool:
+    """Return whether a pass reads one of an order's images."""
+    for one in shader.passes:
+        images = [number for number, channel in enumerate(one.channels) if channel.source in IMAGES]
+        reads = re.compile(rf"\biChannel[{''.join(map(str, images))}]\b") if images else None
+        if reads is not None and any(reads.search(text.code) for text in shader.texts_of(one)):
+            return True
+    return False
 
 
 class _Reader:
@@ -119,41 +187,53 @@ class _Reader:
         self._lines: dict[str, list[str]] = {}
         self._first: dict[str, int] = {}
         self._channels: dict[str, dict[int, Channel]] = {}
-        self._run_up: int | None = None
+        self._run_up: RunUp | None = None
         self._section = ""  # before the first line that names one
         self._begin("", 1)
 
-    def take(self, number: int, line: str) -> None:
-        """Take a line."""
-        found = _DIRECTIVE.match(line)
-        if found is None:
+    def check(self, text: Text) -> None:
+        """Check what does not depend on the passes."""
+        with self._mistakes():
+            check_comments(text)
+            check_characters(text)
+            check_includes(text)
+        if (found := _NOT_OFFERED.search(text.code)) is not None:
+            raise self._wrong(text.line_at(found.start()), f"{found[1]} is not offered: {_OFFERED}")
+
+    def take(self, number: int, line: str, said: str | None) -> None:
+        """Take a line, and what it says if it begins with ``//!``."""
+        if said is None:
             self._lines[self._section].append(line)
-        elif (section := _PASSES.get(found[1].lower())) is not None:
+        elif (section := _PASSES.get(_spaced(said))) is not None:
             if section in self._lines:
                 raise self._wrong(number, f"{section} is there twice")
             self._begin(section, number + 1)
         else:
             self._lines[self._section].append("")
-            self._describe(number, found[1])
+            self._describe(number, said)
 
     def finish(self) -> Shader:
         """Return what the file says."""
         names = [name for name in (*BUFFERS, IMAGE) if name in self._lines]
-        if not names:
+        if not names and COMMON not in self._lines:
             names = [IMAGE]
             self._lines[IMAGE], self._first[IMAGE] = self._lines.pop(""), self._first.pop("")
             self._channels[IMAGE] = self._channels.pop("")
         elif IMAGE not in names:
             raise self._invalid("there is no Image; begin it with a line '//! Image'")
         passes = tuple(Pass(name, self._text(name), self._channels_of(name)) for name in names)
-        image = _COMMENT.sub(" ", "\n".join(self._lines[IMAGE]))
-        return Shader(
+        common = tuple(self._text(name) for name in ("", COMMON) if name in self._lines)
+        shader = Shader(
             name=self._name,
-            common=tuple(self._text(name) for name in ("", COMMON) if name in self._lines),
+            common=common,
             passes=passes,
-            run_up=self._run_up if _has_feedback(passes) else 0,
-            has_vr=_VR.search(image) is not None,
+            run_up=self._run_up if _has_feedback(passes) else RunUp(),
+            has_vr=any(_VR.search(text.code) for text in (*common, passes[-1].text)),
         )
+        with self._mistakes():
+            for one in passes:
+                check_conditions(shader.texts_of(one))
+        return shader
 
     def _begin(self, section: str, line: int) -> None:
         self._section = section
@@ -164,7 +244,7 @@ class _Reader:
 
     def _channels_of(self, name: str) -> tuple[Channel, Channel, Channel, Channel]:
         usual = {number: Channel(source) for number, source in enumerate((SOUND, *IMAGES))}
-        found = {**usual, **self._channels.get("", {}), **self._channels[name]}
+        found = {**usual, **self._channels.get("", {}), **self._channels.get(COMMON, {}), **self._channels[name]}
         for channel in found.values():
             if channel.source in BUFFERS and channel.source not in self._lines:
                 raise self._invalid(f"{name} reads {channel.source}, which is not there")
@@ -172,37 +252,63 @@ class _Reader:
 
     def _describe(self, number: int, said: str) -> None:
         if (run_up := _RUN_UP.fullmatch(said)) is not None:
-            self._run_up = int(run_up[1])
-            if self._run_up > MAX_RUN_UP:
-                raise self._wrong(number, f"a run-up has at most {MAX_RUN_UP} frames")
+            self._run_up = self._run_up_of(number, run_up[1], (run_up[2] or "frames").lower())
         elif (channel := _CHANNEL.fullmatch(said)) is not None:
             self._channels[self._section][int(channel[1])] = self._channel(number, channel[2])
+        elif _spaced(said) in _OTHER_PASSES:
+            raise self._wrong(number, f"a pass {shortened(said)} is not offered: {_OFFERED}")
         else:
             known = "run-up: FRAMES, iChannel0: SOURCE, Common, Buffer A to Buffer D, Image"
-            raise self._wrong(number, f"'//! {said[:80]}' says nothing known; known are {known}")
+            raise self._wrong(number, f"'//! {shortened(said)}' says nothing known; known are {known}")
+
+    def _run_up_of(self, number: int, amount: str, unit: str) -> RunUp:
+        if unit.startswith("s"):
+            run_up = RunUp(seconds=Fraction(amount))
+        elif "." in amount:
+            raise self._wrong(number, "a run-up is a whole number of frames, or in seconds, such as 'run-up: 1.5 s'")
+        else:
+            run_up = RunUp(frames=int(amount))
+        if run_up.at(Fraction(60)) > MAX_RUN_UP:
+            raise self._wrong(number, f"a run-up has at most {MAX_RUN_UP} frames, {MAX_RUN_UP // 60} seconds")
+        return run_up
 
     def _channel(self, number: int, said: str) -> Channel:
-        source, *options = (part.strip().lower() for part in said.split(","))
+        source, *options = (_spaced(part) for part in said.split(","))
+        if source in _OTHER_SOURCES:
+            raise self._wrong(number, f"{source} is not offered in a channel: {_OFFERED}")
         if source not in _SOURCES:
-            raise self._wrong(
-                number, f"a channel has no source {source[:40]!r}; known are {', '.join(_SOURCES.values())}"
-            )
+            known = ", ".join(_SOURCES.values())
+            raise self._wrong(number, f"a channel has no source '{shortened(source)}'; known are {known}")
         filters: Filter | None = None
         wrap: Wrap | None = None
         for option in options:
-            if option in _FILTERS:
-                filters = option  # type: ignore[assignment]
-            elif option in _WRAPS:
-                wrap = option  # type: ignore[assignment]
-            else:
-                raise self._wrong(number, f"unknown option {option[:40]!r}; known are {', '.join(_FILTERS + _WRAPS)}")
+            match option:
+                case "nearest" | "linear" | "mipmap":
+                    filters = option
+                case "clamp" | "repeat":
+                    wrap = option
+                case _:
+                    known = ", ".join(_FILTERS + _WRAPS)
+                    raise self._wrong(number, f"unknown option '{shortened(option)}'; known are {known}")
         return Channel(_SOURCES[source], filters, wrap)
 
     def _invalid(self, what: str) -> SceneError:
-        return SceneError(f"{self._name}: {what}", code="shader.invalid")
+        return _error(self._name, what, code="shader.invalid")
 
     def _wrong(self, number: int, what: str) -> SceneError:
-        return SceneError(f"{self._name}, line {number}: {what}", code="shader.invalid")
+        return _error(self._name, what, line=number, code="shader.invalid")
+
+    def _mistakes(self) -> AbstractContextManager[None]:
+        return translated({Mistake: lambda mistake: self._wrong(mistake.line, mistake.what)})
+
+
+def _error(name: str, what: str, *, line: int | None = None, code: str) -> SceneError:
+    return SceneError(f"{name}: {what}" if line is None else f"{name}, line {line}: {what}", code=code)
+
+
+def _spaced(text: str) -> str:
+    """Return a text in small letters whose words have one blank between them."""
+    return " ".join(text.lower().split())
 
 
 def _has_feedback(passes: tuple[Pass, ...]) -> bool:

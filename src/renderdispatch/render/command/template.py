@@ -1,0 +1,141 @@
+"""How does a template of a command line become the words that a program is started with?
+
+The template belongs to the registered renderer, never to a request. A request's parameters only fill places in its
+words. A word stays one word, no shell sees it, and no text of a parameter becomes an option.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Final, Literal
+
+from pydantic import JsonValue
+
+from renderdispatch.errors import ConfigurationError, InvalidRequestError, UnknownNameError
+from renderdispatch.render.params import SceneParams
+
+Makes = Literal["video", "frames"]
+"""What a program writes: one video file, or numbered pictures."""
+
+PLACEHOLDERS: Final = frozenset(
+    (
+        *("audio", "sound", "output", "frames", "features", "params", "cover", "projection", "threads"),
+        *("width", "height", "fps", "fps_num", "fps_den", "start", "duration", "frame_count", "first_frame"),
+    )
+)
+"""See `CommandRenderer`. ``{param.NAME}`` is one more for each parameter."""
+
+_PARAM: Final = "param."
+_TARGET: Final[Mapping[Makes, str]] = {"video": "output", "frames": "frames"}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Template:
+    """The words of a command line, with places to fill.
+
+    Args:
+        words: The program and its arguments. ``{name}`` is a place; a brace itself is written twice.
+        params: The model of the scene's parameters.
+        makes: What the program writes.
+        texts: A regular expression that every text parameter with a place must match as a whole; None: any text
+            without control characters.
+
+    Raises:
+        ConfigurationError: A placeholder is not known, the one of the output is missing, or the program is not fixed.
+    """
+
+    def __init__(
+        self, words: Sequence[str], *, params: type[SceneParams], makes: Makes, texts: str | None = None
+    ) -> None:
+        if isinstance(words, str) or not words:
+            raise ConfigurationError("a command is a list of words: ['ffmpeg', '-i', '{audio}', ...]")
+        self.words: Final = tuple(words)
+        self._texts = None if texts is None else re.compile(texts)
+        self._parts = [_parts_of(word) for word in self.words]
+        used = {name for parts in self._parts for _, name in parts if name is not None}
+        self.uses: Final = frozenset(used)
+        """The names of the places."""
+        for name in sorted(used):
+            self._check_known(name, params)
+        if any(name is not None for _, name in self._parts[0]):
+            raise ConfigurationError(f"{self.words[0]!r}: the program itself cannot be a placeholder")
+        if makes == "video" and "first_frame" in used:
+            raise ConfigurationError("{first_frame} is for a command that makes frames")
+        target = _TARGET[makes]
+        if target not in used or {*_TARGET.values()} & used != {target}:
+            raise ConfigurationError(f"a command that makes {makes} writes to {{{target}}}, and to nothing else")
+
+    def check_texts(self, params: SceneParams) -> None:
+        """Refuse parameters that cannot be words of this command line.
+
+        Raises:
+            InvalidRequestError: ``param.invalid``.
+        """
+        for parts in self._parts:
+            for place, (literal, name) in enumerate(parts):
+                if name is None or not name.startswith(_PARAM):
+                    continue
+                value = getattr(params, name.removeprefix(_PARAM))
+                text = text_of_param(value)
+                begins = place == 0 and not literal
+                self._check_text(name.removeprefix(_PARAM), text, is_text=isinstance(value, str), begins=begins)
+
+    def fill(self, values: Mapping[str, str], params: SceneParams) -> list[str]:
+        """Return the words.
+
+        Args:
+            values: Of the placeholders that `uses` names, without those of parameters.
+            params: The parameters.
+
+        Raises:
+            InvalidRequestError: As of `check_texts`.
+        """
+        self.check_texts(params)
+
+        def filled(name: str) -> str:
+            if name.startswith(_PARAM):
+                return text_of_param(getattr(params, name.removeprefix(_PARAM)))
+            return values[name]
+
+        return ["".join(text + ("" if name is None else filled(name)) for text, name in parts) for parts in self._parts]
+
+    def _check_known(self, name: str, params: type[SceneParams]) -> None:
+        known = [*PLACEHOLDERS, *(_PARAM + field for field in params.model_fields)]
+        if name not in known:
+            raise ConfigurationError(str(UnknownNameError.of("placeholder", name, known, code="")))
+
+    def _check_text(self, name: str, text: str, *, is_text: bool, begins: bool) -> None:
+        if _CONTROL.search(text):
+            raise InvalidRequestError(f"parameter {name!r}: control characters are refused", code="param.invalid")
+        if is_text and begins and text.startswith("-"):
+            raise InvalidRequestError(f"parameter {name!r}: it may not begin with '-'", code="param.invalid")
+        if is_text and self._texts is not None and not self._texts.fullmatch(text):
+            message = f"parameter {name!r}: only text that matches {self._texts.pattern} is allowed"
+            raise InvalidRequestError(message, code="param.invalid")
+
+
+def text_of_param(value: JsonValue | tuple[JsonValue, ...]) -> str:
+    """Return a parameter as it stands in a word: text as it is, lists with commas, true and false in lower case."""
+    match value:
+        case str():
+            return value
+        case list() | tuple():
+            return ",".join(text_of_param(item) for item in value)
+        case _:
+            return json.dumps(value)
+
+
+def _parts_of(word: str) -> list[tuple[str, str | None]]:
+    """Return the parts of a word: each a text, and the place behind it."""
+    parts = list[tuple[str, str | None]]()
+    try:
+        for literal, name, spec, conversion in Formatter().parse(word):
+            if spec or conversion:
+                raise ConfigurationError(f"{word!r}: a placeholder is a name alone, such as {{width}}")
+            parts.append((literal, name))
+    except ValueError as error:
+        raise ConfigurationError(f"{word!r}: {error}; a brace itself is written twice") from error
+    return parts

@@ -1,0 +1,4 @@
+void mainImage(out vec4 fragColor, in vec2 fragCoord)
+{
+    fragColor = vec4(1.0); /* bright
+}

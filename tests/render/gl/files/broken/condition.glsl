@@ -1,0 +1,6 @@
+#define QUALITY 2
+#if QUALITY > 1
+void mainImage(out vec4 fragColor, in vec2 fragCoord)
+{
+    fragColor = vec4(1.0);
+}

@@ -1,0 +1,2 @@
+float a = 1.0; // café
+void mainImage(out vec4 fragColor, in vec2 fragCoord) { fragColor = vec4(a); }
