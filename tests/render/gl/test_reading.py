@@ -157,7 +157,7 @@ def test_planes_do_not_depend_on_how_a_pass_reads_its_channels() -> None:
     with drawing(MIPMAPS, SMALL, planar=True) as artist:
         drawn = list(artist.pictures(moments(2)))
     for one, other in zip(converted, drawn, strict=True):
-        assert one.luma.std() > 10
+        assert one.luma.min() > 20
         assert np.abs(one.luma.astype(int) - other.luma).max() <= 1
 
 
