@@ -1,15 +1,15 @@
 # ruff: noqa: INP001 - a script
 """Draw every scene over pieces of music, at four moments each, in each shape of picture.
 
-``python docs/contact_sheet.py SONG SONG SONG -o docs/images`` writes one JPEG for each shape. They are on the page
-``docs/gallery.md``, which names the songs.
+``python docs/contact_sheet.py SONG SONG SONG -o docs/images`` writes two JPEGs for each shape: of the scenes that NumPy
+draws, and of those in GLSL. They are on the page ``docs/gallery.md``, which names the songs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,18 +18,22 @@ from typing import Final
 from attrs import frozen
 from PIL import Image, ImageDraw
 
+import renderdispatch.render
 from renderdispatch.messages import Output
 from renderdispatch.render import bars, radial, wave
+from renderdispatch.render.alone import order_alone
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.covers import Cover, read_cover
 from renderdispatch.render.features import Analyser, Features
+from renderdispatch.render.gl.renderer import GlslRenderer
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.poster import to_image
-from renderdispatch.render.scene import NumpyRenderer
-from renderdispatch.render.scene_artist import SceneArtist
+from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.tags import read_tags
 
-SCENES: Final = {"bars": bars, "wave": wave, "radial": radial}
+Scenes = Mapping[str, VideoRenderer]
+Song = tuple[str, Path, Features]
+
 MOMENTS: Final = (0.14, 0.38, 0.62, 0.86)
 """Parts of the song."""
 MARGIN: Final = 6
@@ -56,13 +60,28 @@ class Shape:
         return self.width * self.output.height // self.output.width
 
 
+def numpy_scenes() -> Scenes:
+    """Return the scenes that NumPy draws."""
+    return {"bars": bars, "wave": wave, "radial": radial}
+
+
+def gl_scenes() -> Scenes:
+    """Return the scenes in GLSL, in the order of their names."""
+    found = ((name, getattr(renderdispatch.render, name)) for name in sorted(renderdispatch.render.__all__))
+    return {name: scene for name, scene in found if isinstance(scene, GlslRenderer)}
+
+
 def shapes() -> dict[str, Shape]:
-    """Return the shapes by name."""
+    """Return the shapes by name. Those whose names begin with ``gl-`` are of the scenes in GLSL."""
     return {
         "landscape": Shape(Output(width=1280, height=720), width=320, songs=1),
         "portrait": Shape(Output(width=720, height=1280), width=144, songs=3),
         "square": Shape(Output(width=720, height=720), width=156, songs=3),
         "360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=400, songs=1),
+        "gl-landscape": Shape(Output(width=1280, height=720), width=256, songs=1),
+        "gl-portrait": Shape(Output(width=720, height=1280), width=120, songs=3),
+        "gl-square": Shape(Output(width=720, height=720), width=128, songs=3),
+        "gl-360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=300, songs=1),
     }
 
 
@@ -78,30 +97,35 @@ def read(song: Path, kept: Path) -> Features:
         return analyser.finish(max(round(sound.duration * fps), 1))
 
 
-def draw(renderer: NumpyRenderer, output: Output, features: Features, cover: Cover | None) -> Iterator[Picture]:
-    """Yield the pictures of the moments."""
-    artist = SceneArtist(*renderer.load({}), output, cover=cover)
-    state = artist.start()
-    wanted = {int(moment * len(features)) for moment in MOMENTS}
-    for frame in features:
-        state = artist.step(state, frame)
-        if frame.index in wanted:
-            yield artist.draw(state, frame)
+def draw(
+    scene: VideoRenderer, output: Output, song: Path, features: Features, cover: Cover | None
+) -> Iterator[Picture]:
+    """Yield the pictures of the moments, each after its run-up."""
+    wanted = sorted({int(moment * len(features)) for moment in MOMENTS})
+    with scene.artist(order_alone(song, scene="alone", output=output), cover=cover) as artist:
+        run_up = len(features) if artist.run_up is None else artist.run_up
+        state = artist.start()
+        for frame in features:
+            state = artist.step(state, frame)
+            if any(0 <= moment - frame.index <= run_up for moment in wanted):
+                picture = artist.draw(state, frame)
+                if frame.index in wanted:
+                    yield picture
 
 
-def sheet(shape: Shape, songs: Sequence[tuple[str, Features]], cover: Cover | None) -> Image.Image:
+def sheet(scenes: Scenes, shape: Shape, songs: Sequence[Song], cover: Cover | None) -> Image.Image:
     """Return the sheet of a shape: a row, or a part of one, for each scene and song. The first song has the cover."""
-    rows = [(scene, part) for scene in SCENES for part in range(0, len(songs), shape.songs)]
+    rows = [(scene, part) for scene in scenes for part in range(0, len(songs), shape.songs)]
     across, down = shape.width + MARGIN, shape.height + MARGIN + TITLE
     size = across * len(MOMENTS) * shape.songs + MARGIN, down * len(rows) + MARGIN
     paper = Image.new("RGB", size, "#202020")
     pen = ImageDraw.Draw(paper)
     for row, (scene, part) in enumerate(rows):
-        for at, (title, features) in enumerate(songs[part : part + shape.songs]):
+        for at, (title, song, features) in enumerate(songs[part : part + shape.songs]):
             left, top = MARGIN + at * len(MOMENTS) * across, MARGIN + row * down
             pen.text((left, top + 2), f"{scene}: {title}", fill="#d0d0d0")
             song_cover = cover if part + at == 0 else None
-            for picture in draw(SCENES[scene], shape.output, features, song_cover):
+            for picture in draw(scenes[scene], shape.output, song, features, song_cover):
                 paper.paste(shrunk(picture, shape), (left, top + TITLE))
                 left += across
     return paper
@@ -128,14 +152,14 @@ def main() -> int:
     cover = read_cover(options.cover) if options.cover else None
     with TemporaryDirectory() as folder:
         songs = [
-            (read_tags(song).title or song.stem, read(song, Path(folder, str(number))))
+            (read_tags(song).title or song.stem, song, read(song, Path(folder, str(number))))
             for number, song in enumerate(options.songs)
         ]
         for name, shape in shapes().items():
             if not options.shape or name in options.shape:
-                drawn = sheet(shape, songs, cover)
+                drawn = sheet(gl_scenes() if name.startswith("gl-") else numpy_scenes(), shape, songs, cover)
                 drawn.save(options.output / f"contact-{name}.jpg", quality=JPEG_QUALITY, optimize=True)
-        for _, features in songs:
+        for _, _, features in songs:
             features.close()
     return 0
 

@@ -13,7 +13,7 @@ import bpy
 
 
 def arguments() -> argparse.Namespace:
-    """Read what stands behind ``--``."""
+    """Read what follows ``--``."""
     parser = argparse.ArgumentParser()
     for name in ("--features", "--params", "--frames"):
         parser.add_argument(name, type=Path)

@@ -110,24 +110,17 @@ void mainImage(out vec4 colour, in vec2 place) {
 """A few cosines, and the spectrum as a curve."""
 
 _MARCH: Final = """
-float distanceTo(vec3 place) {
-    place.z = mod(place.z, 4.0) - 2.0;
-    float bumps = sin(5.0 * place.x + iTime) * sin(5.0 * place.y) * sin(5.0 * place.z);
-    return length(place) - 1.0 + 0.1 * bumps;
-}
-
 vec3 march(vec2 at, float loud) {
-    vec3 eye = vec3(0.0, 0.0, iTime - 3.0), ray = normalize(vec3(at, 1.5));
+    vec3 eye = vec3(1.5, 0.7, iTime), ray = normalize(vec3(at, 1.5)), near;
     float far = 0.0;
     for (int number = 0; number < 40; number++) {
-        float near = distanceTo(eye + far * ray);
-        if (near < 0.001 || far > 30.0) break;
-        far += 0.6 * near;
+        near = eye + far * ray;
+        near.z = 4.0 * (fract(0.25 * near.z) - 0.5);
+        float distance = length(near) - 1.0;
+        far += distance;
+        if (distance < 0.01 || far > 20.0) break;
     }
-    vec3 hit = eye + far * ray;
-    vec2 step = vec2(0.01, 0.0);
-    vec3 slope = vec3(distanceTo(hit + step.xyy), distanceTo(hit + step.yxy), distanceTo(hit + step.yyx));
-    float light = max(dot(normalize(slope - distanceTo(hit)), vec3(0.58, 0.58, -0.58)), 0.0);
+    float light = max(dot(normalize(near), vec3(0.58, 0.58, -0.58)), 0.0);
     return (0.3 + 0.7 * light) * (0.5 + loud) * vec3(0.6, 0.8, 1.0) / (1.0 + 0.1 * far);
 }
 """
@@ -141,7 +134,7 @@ void mainImage(out vec4 colour, in vec2 place) {
 }
 """
 )
-"""Spheres, by 40 steps along each ray, with light."""
+"""Spheres in a row, by up to 40 steps along each ray, with light."""
 
 SHADERS: Final = {"simple": SIMPLE, "heavy": HEAVY}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import wave
 from collections.abc import Iterator
 from datetime import timedelta
@@ -43,6 +44,7 @@ waves = ffmpeg("showwaves=size={width}x{height}:rate={fps},realtime")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = Output(width=64, height=36)
+PROGRAM = sys.executable.encode() + b"\0-c\0from PIL"
 
 
 @pytest.fixture
@@ -125,15 +127,33 @@ def test_a_program_that_hangs_is_ended(scene: str, service: RenderService, song:
     eventually(lambda: marked(str(scratch)) == [])
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("above", [1, 2, 3, 4])
 @pytest.mark.parametrize("service", ["local"], indirect=True)
-def test_a_killed_render_takes_its_program_with_it(service: RenderService, song: Path, scratch: Path) -> None:
-    """Every process between the service and the program is killed at once, and the program has no parent left."""
-    handle = service.submit(song, scene="counting", output=SMALL, limits=Limits(max_attempts=1))
-    eventually(lambda: running("python", scratch) and handle.poll().progress > 36)
-    for pid in marked(str(scratch)):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"while True" not in words:  # all but the program itself
-            os.kill(pid, signal.SIGKILL)
+def test_a_killed_process_takes_the_program_with_it(
+    above: int, service: RenderService, song: Path, scratch: Path
+) -> None:
+    """Whichever of the processes between the service and the program is killed; the program itself notices nothing."""
+    handle = service.submit(song, scene="partly", output=SMALL, limits=Limits(max_attempts=1))
+    eventually(lambda: handle.poll().progress > 35)  # the first picture was read
+    (victim,) = [pid for pid in marked(str(scratch)) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(PROGRAM)]
+    for _ in range(above):
+        victim = parent_of(victim)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: marked(str(scratch)) == [])
+    assert handle.wait(30).status == "failed"
+
+
+@pytest.mark.parametrize("service", ["inline"], indirect=True)
+def test_a_killed_supervisor_takes_the_program_with_it(service: RenderService, song: Path, scratch: Path) -> None:
+    """Also where nothing else watches."""
+    handle = service.submit(song, scene="partly", output=SMALL, limits=Limits(max_attempts=1))
+    eventually(lambda: handle.poll().progress > 35)
+    (program,) = [pid for pid in marked(str(scratch)) if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(PROGRAM)]
+    os.kill(parent_of(program), signal.SIGKILL)
     eventually(lambda: marked(str(scratch)) == [])
     assert handle.wait(30).status == "failed"
 

@@ -15,7 +15,9 @@ from renderdispatch.stores.sql import SqlJobStore
 
 if TYPE_CHECKING:
     from renderdispatch.plumbing.local_urls import Endpoint
-    from renderdispatch.protocols import Renderer, SupportsPreview
+    from renderdispatch.protocols import Renderer, SupportsGpu, SupportsParams, SupportsPreview
+    from renderdispatch.render.command import CommandRenderer
+    from renderdispatch.render.function import FunctionRenderer
     from renderdispatch.render.scene import NumpyRenderer
     from renderdispatch.storage.fsspec import FsspecStorage
     from renderdispatch.storage.memory import MemoryObjects, MemoryStorage
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
     def renderers(numpy: NumpyRenderer) -> tuple[Renderer, SupportsPreview]:
         return numpy, numpy
+
+    def programs(command: CommandRenderer) -> tuple[Renderer, SupportsPreview, SupportsParams, SupportsGpu]:
+        return command, command, command, command
+
+    def functions(function: FunctionRenderer) -> tuple[Renderer, SupportsPreview, SupportsParams, SupportsGpu]:
+        return function, function, function, function
 
     def endpoint(memory: MemoryObjects) -> Endpoint:
         return memory

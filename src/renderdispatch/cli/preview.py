@@ -30,6 +30,9 @@ from renderdispatch.render.alone import check_moment, order_alone
 from renderdispatch.runner.render import SupervisedRender, check_renderer, with_preview
 from renderdispatch.runner.renderers import scene_names
 
+_NOT_HERE: Final = frozenset({errors.MissingExtraError.code, "gl.unavailable"})
+"""The codes of what this machine lacks."""
+
 _DEMO_S: Final = 12.0
 _DEMO_PRESET: Final = "flat-720p-landscape"
 
@@ -156,7 +159,7 @@ def _report(wish: _Wish, index: int, target: Target, *, as_json: bool, quiet: bo
 def draw_scenes(name: str | None, folder: str, interrupts: Interrupts, *, force: bool, as_json: bool) -> int:
     """Draw the brightest moment of each scene over the demo's music to a folder, named after the scene.
 
-    A scene that cannot draw a single frame is left out with a word, unless it is the only one that was named.
+    A scene that cannot draw a single frame, or none here, is left out with a word, unless it is the one that was named.
     """
     try:
         from renderdispatch.render.music import compose
@@ -178,6 +181,12 @@ def draw_scenes(name: str | None, folder: str, interrupts: Interrupts, *, force:
                 note(f"renderdispatch: warning: {error}")
                 continue
             target.check()
-            index = wish.draw(target, interrupts, quiet=as_json)
+            try:
+                index = wish.draw(target, interrupts, quiet=as_json)
+            except errors.RenderDispatchError as error:
+                if name is not None or error.code not in _NOT_HERE:
+                    raise
+                note(f"renderdispatch: warning: {chosen.name} cannot be drawn here: {error}")
+                continue
             _report(wish, index, target, as_json=as_json, quiet=False)
     return 0

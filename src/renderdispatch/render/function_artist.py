@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class FunctionArtist(OnePassArtist):
         size = {"width": self.columns, "height": self.rows}
         self._arguments = {**arguments, **{name: pixels for name, pixels in size.items() if name in renderer.given}}
 
-    def make(self, first: int) -> Iterator[Picture]:
+    def make(self, first: int) -> Generator[Picture, None, None]:
         """Call the function, and iterate over its pictures, from frame 0 on."""
         assert first == 0  # only the function knows what it remembers
         with blamed_on_the_scene("failed at its start"):

@@ -6,7 +6,7 @@ A function yields them, or a program writes them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,14 +39,14 @@ class OnePassArtist(ABC):
     def __init__(self, output: Output, *, what: str) -> None:
         self._what = what
         self._projection = projection_of(output)
-        self._pass: Iterator[Picture] | None = None
+        self._pass: Generator[Picture, None, None] | None = None
         self._next = self._total = 0
         self.keep: int | None = None
         self.kept: Picture | None = None
 
     @abstractmethod
-    def make(self, first: int) -> Iterator[Picture]:
-        """Iterate over the pictures of a new pass, (`rows`, `columns`) each, in a generator.
+    def make(self, first: int) -> Generator[Picture, None, None]:
+        """Iterate over the pictures of a new pass, (`rows`, `columns`) each.
 
         Args:
             first: The frame to begin with; 0 unless ``run_up`` is 0.
@@ -119,15 +119,19 @@ class OnePassArtist(ABC):
         if frame.index == self.keep:
             self.kept = picture
         if self._next == self._total and next(self._pass, None) is not None:
-            message = f"{self._what} made more than the {self._total} frames that were ordered"
-            raise SceneError(message, code="frames.too-many")
+            raise self.too_many()
         return picture
+
+    def too_many(self) -> SceneError:
+        """Return the error of a pass that goes on after the last frame."""
+        message = f"{self._what} made more than the {self._total} frames that were ordered"
+        return SceneError(message, code="frames.too-many")
 
     def close(self) -> None:
         """End the pass. A second call does nothing."""
         making, self._pass = self._pass, None
         if making is not None:
-            making.close()  # type: ignore[attr-defined]  # a generator, whose annotation would name what it is sent
+            making.close()
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def test_the_poster_is_the_loudest_moment(render: Render, song: Path, order: Ord
         (("-c:v", "mpeg4"), "mpeg4 in yuv420p; h264 in yuv420p is needed"),
         (("-c:v", "libx264", "-pix_fmt", "yuv444p"), "h264 in yuv444p; h264 in yuv420p is needed"),
         ((*X264, "-vf", "setpts='if(gt(N,20),PTS+1/(30*TB),PTS)'", "-fps_mode", "vfr"), "frame 21 at 0.7"),
-        (("-f", "lavfi", "-i", "sine", *X264, "-c:a", "libmp3lame"), "sound in mp3float"),
+        (("-f", "lavfi", "-i", "sine=duration=1", *X264, "-c:a", "libmp3lame"), "sound in mp3float"),
         (
             ("-f", "lavfi", "-i", "sine=duration=1", "-map", "1:a", "-c:a", "aac", "-vn", "-t", "1"),
             "a file with 0 videos",
@@ -122,6 +122,14 @@ def test_what_was_not_ordered_is_refused(
     assert said in str(refused.value)
     assert refused.value.code == "command.wrong-output"
     assert [path.name for path in tmp_path.iterdir()] == ["song.wav"]
+
+
+def test_sound_that_goes_on_is_refused(render: Render, song: Path) -> None:
+    """A video would be four times as long as was ordered."""
+    source = "testsrc=size={width}x{height}:rate={fps}:duration=1"
+    long = making("-f", "lavfi", "-i", "sine=duration=4", *X264, "-c:a", "aac", "-frames:v", "100", source=source)
+    with pytest.raises(SceneError, match="4 s of sound; 1 s were ordered"):
+        render(long, song)
 
 
 def test_one_frame_more_or_less_is_taken(render: Render, song: Path) -> None:

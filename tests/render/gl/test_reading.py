@@ -51,6 +51,13 @@ void mainImage(out vec4 colour, in vec2 place) {
 """
 """Each frame depends on all frames before it, and on the sound."""
 
+MIPMAPS = """
+//! iChannel0: sound, mipmap
+void mainImage(out vec4 colour, in vec2 place) {
+    colour = texture(iChannel0, place / iResolution.xy);
+}
+"""
+
 SMALL = Output(width=48, height=28, fps=Fraction(30))
 
 
@@ -141,6 +148,17 @@ def test_planes_drawn_by_opengl_are_those_of_swscale(size: tuple[int, int]) -> N
             assert plane.shape == same.shape
             assert plane.std() > 10
             assert np.abs(plane.astype(int) - same).max() <= 1
+
+
+def test_planes_do_not_depend_on_how_a_pass_reads_its_channels() -> None:
+    """A pass that reads mipmaps leaves nothing behind that the planes are drawn with."""
+    with drawing(MIPMAPS, SMALL, planar=False) as artist:
+        converted = list(artist.pictures(moments(2)))
+    with drawing(MIPMAPS, SMALL, planar=True) as artist:
+        drawn = list(artist.pictures(moments(2)))
+    for one, other in zip(converted, drawn, strict=True):
+        assert one.luma.min() > 20
+        assert np.abs(one.luma.astype(int) - other.luma).max() <= 1
 
 
 @pytest.mark.parametrize("planar", [False, True])

@@ -35,6 +35,9 @@ FRAMES_OFF: Final = 1
 _RATE_OFF: Final = Fraction(1, 100)
 """From here on it is another frame rate; below it, single frames are late or early."""
 
+_SOUND_LONGER_S: Final = 1
+"""How much longer than the video a program's own sound may be."""
+
 _PIXELS: Final = frozenset({"yuv420p", "yuvj420p"})
 _ADVICE: Final = "-c:v libx264 -pix_fmt yuv420p"
 
@@ -82,6 +85,7 @@ def inspect(path: Path, output: Output, *, frames: int, name: str) -> Delivered:
             codec, pixels = video.codec_context.name, video.codec_context.pix_fmt
             size = f"{video.codec_context.width}x{video.codec_context.height}"
             time_base = _exact(video.time_base)
+            heard_s = max((one.duration * _exact(one.time_base) for one in sounds if one.duration), default=None)
             times = [packet.pts for packet in container.demux(video) if packet.size]
     except (av.FFmpegError, OSError) as error:
         raise wrong("a file that is not a video", f"FFmpeg says: {text_of(error)}") from error
@@ -92,6 +96,8 @@ def inspect(path: Path, output: Output, *, frames: int, name: str) -> Delivered:
     if len(sounds) > 1 or any(sound.codec_context.name != "aac" for sound in sounds):
         kinds = ", ".join(sound.codec_context.name for sound in sounds)
         raise wrong(f"sound in {kinds}", "at most one stream of AAC is taken; without sound, the song's is put in")
+    if heard_s is not None and heard_s > frames / output.fps + _SOUND_LONGER_S:
+        raise wrong(f"{float(heard_s):.4g} s of sound", f"{float(frames / output.fps):.4g} s were ordered")
     if None in times or not times:
         raise wrong("a video whose frames have no times", "write mp4 or Matroska")
     shown = tuple(sorted(time for time in times if time is not None))

@@ -6,7 +6,7 @@ Each is read when it is complete, and removed: a long video takes little of the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -56,7 +56,7 @@ class ProgramArtist(OnePassArtist):
         self._renderer, self._order, self._cover = renderer, order, cover
         self._params = renderer.read_params(order.params)
 
-    def make(self, first: int) -> Iterator[Picture]:
+    def make(self, first: int) -> Generator[Picture, None, None]:
         """Run the program, and iterate over its pictures."""
         with ExitStack() as stack:
             folder = self.folder / "program"
@@ -87,7 +87,7 @@ class ProgramArtist(OnePassArtist):
             if status:
                 raise program.error_of(status, self._renderer.faults)
             if next(frames.iterdir(), None) is not None:
-                yield Picture.empty(self.columns, self.rows)  # one more than the frames, as whoever takes them sees
+                raise self.too_many()
 
     def _start(self, folder: Path, frames: Path, first: int) -> Program:
         values = values_of(
@@ -105,7 +105,7 @@ class ProgramArtist(OnePassArtist):
         return self._renderer.start(values, self._params, folder=folder)
 
     def _say_what_is_missing(self, number: int, first: int, program: Program) -> None:
-        """Raise an error if there is no picture at all; that there are too few is said elsewhere."""
+        """Raise an error if there is no picture at all; `OnePassArtist` does if there are too few."""
         if number == first:
             expected = self._renderer.picture_name(first)
             message = f"{program.name} exited with status 0 and wrote no picture {expected}{program.printed.tail}"
@@ -119,6 +119,8 @@ class ProgramArtist(OnePassArtist):
                     pixels = _in_rgb(image)
                     return converter.from_rgb(pixels, self.columns, self.rows)
                 found = f"{image.width}x{image.height}"
+        except MemoryError:
+            raise
         except Exception as error:
             message = f"{self._what} wrote {path.name}, which cannot be read: {text_of(error)}"
             raise SceneError(message, code="command.wrong-output") from error

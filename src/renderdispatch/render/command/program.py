@@ -209,9 +209,11 @@ class Program:
             os.close(self._lifeline)
             self._lifeline = -1
         try:
-            self._process.wait(2 * supervisor.GRACE_S + 1)
-        except subprocess.TimeoutExpired:  # the supervisor is stuck or stopped
-            with suppress(ProcessLookupError):
+            status = self._process.wait(2 * supervisor.GRACE_S + 1)
+        except subprocess.TimeoutExpired:
+            status = -signal.SIGKILL
+        if status < 0:  # the supervisor is stuck, was killed, or killed its own session: make sure of the session
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._selector.close()

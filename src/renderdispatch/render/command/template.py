@@ -118,7 +118,7 @@ class Template:
 
 
 def text_of_param(value: JsonValue | tuple[JsonValue, ...]) -> str:
-    """Return a parameter as it stands in a word: text as it is, lists with commas, true and false in lower case."""
+    """Return a parameter as a part of a word: text as it is, lists with commas, true and false in lower case."""
     match value:
         case str():
             return value

@@ -166,6 +166,7 @@ class PlanarReader:
         (texture,) = drawn.color_attachments
         assert isinstance(texture, moderngl.Texture)
         texture.use(0)
+        self._library.glBindSampler(0, 0)  # that of a pass: with mipmaps, which this texture has not, it would be black
         self._planes.use()
         self._vertices.render(moderngl.TRIANGLES, vertices=3)
         buffer = self._free.popleft()

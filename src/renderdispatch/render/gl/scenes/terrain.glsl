@@ -94,8 +94,8 @@ float land(vec2 place, float swell, int octaves) {
         at = mat2(1.6, 1.2, -1.2, 1.6) * at + 17.0;
     }
     float away = abs(place.x - middle(place.y));
-    float bank = smoothstep(2.5, 30.0, away), shore = smoothstep(2.0, 9.0, away);
-    return (sum - 0.3) * (0.16 + 1.1 * bank) * (10.5 + 8.0 * swell) - 1.6 * (1.0 - shore);
+    float bank = smoothstep(2.5, 30.0, away), shore = smoothstep(2.0, 10.0, away);
+    return (sum - 0.3) * (0.16 + 1.1 * bank) * (10.5 + 8.0 * swell) - 2.8 * (1.0 - shore);
 }
 
 // Renderers on the CPU skip no branch, but they do end loops: so the pixels that hold nothing cost little.
@@ -225,7 +225,7 @@ vec3 heaven(vec3 ray, vec2 way, float pixel, float stars) {
     vec3 dice = vec3(random & 1023u, (random >> 10u) & 1023u, (random >> 20u) & 1023u) / 1023.0;
     float away = length(cube - cell - 0.3 - 0.4 * dice) / (58.0 * max(pixel, 0.0011));
     float twinkle = 0.7 + 0.3 * wave(iTime * (0.2 + 0.4 * dice.x) + dice.y);
-    float star = dice.z > 0.86 ? max(1.0 - 0.6 * away, 0.0) * twinkle : 0.0;
+    float star = dice.z > 0.86 ? max(1.0 - 0.6 * away, 0.0) * twinkle * min(1.0, 4e-6 / (pixel * pixel)) : 0.0;
     return light + stars * star * smoothstep(0.05, 0.4, ray.y) * 0.9;
 }
 
@@ -277,12 +277,15 @@ vec3 seen(vec3 origin, vec3 ray, float pixel) {
         if (water) {
             look = mirrored(eye.xz + water_at * way, ray, water_at * pixel);
             float grazing = 1.0 - clamp(-ray.y, 0.0, 1.0);
-            shine = 0.06 + 0.94 * grazing * grazing * grazing * grazing;
+            shine = 0.14 + 0.86 * grazing * grazing * grazing * grazing;
             shore = smoothstep(-0.01, 0.01, hit.mirrored.x - look.y / max(length(look.xz), 1e-3)) * exp(-0.014 * hit.mirrored.y);
         }
         float pulsed = pulse * iBeat / (1.0 + 0.10 * (hit.distance - ring) * (hit.distance - ring));
         vec3 colour = mix(heaven(look, way, pixel, water ? 0.0 : 1.0), linear(sky) * 0.10, shore) * shine;
-        if (water) colour += linear(sky) * 0.05 + linear(lines) * 0.35 * pulsed;
+        if (water) {
+            float deep = clamp(-ray.y, 0.0, 1.0) * (0.5 + 0.6 * iLevel);
+            colour += (linear(sky) * 0.55 + linear(lines) * 0.05) * deep + linear(lines) * 0.35 * pulsed;
+        }
         if (!water && !hit.open) colour = ground(hit, eye, ray, way, slope, pixel, pulsed);
         float thick = hit.open ? 0.0 : 1.0 - exp(-0.016 * hit.distance);
         light += left * cover * mix(colour, haze, 0.94 * thick * (water ? thick : 1.0));
