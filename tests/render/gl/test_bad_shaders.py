@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from renderdispatch.errors import RenderError
-from renderdispatch.messages import Asset
+from renderdispatch.messages import Asset, Output
 from renderdispatch.runner import SupervisedRender
 from tests.support.containers import marked
 from tests.support.needs import need_opengl
@@ -53,27 +53,27 @@ def failure_of(
 def test_an_endless_loop(
     scratch: Path, tmp_path: Path, order: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
-    """It is ended as stalled, and no process is left of it."""
-    soon = timedelta(seconds=1.5)
-    code = failure_of(ENDLESS, tmp_path=tmp_path, order=order, write_wav=write_wav, stall_timeout=soon)
+    """It is ended as stalled, and no process is left of it. llvmpipe itself would end it, but after minutes."""
+    limits = {"stall_timeout": timedelta(seconds=3), "output": Output(width=1920, height=1080)}
+    code = failure_of(ENDLESS, tmp_path=tmp_path, order=order, write_wav=write_wav, **limits)
     assert code == "render.stalled"
     assert marked(str(scratch)) == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("text", "codes"),
     [
-        (_image(LONG), "render.stalled"),
-        (_image(f"a = {DEEP}a{DEEP.replace('(', ')')};"), "shader.compile"),
-        (DOUBLED + _image("a = A22 1.0;"), "memory.full"),
+        (_image(LONG), {"render.stalled", "memory.full"}),  # whichever limit is reached first
+        (_image(f"a = {DEEP}a{DEEP.replace('(', ')')};"), {"shader.compile"}),
+        (DOUBLED + _image("a = A22 1.0;"), {"memory.full"}),
     ],
     ids=["100,000 lines", "200,000 brackets", "4 million terms"],
 )
 def test_too_much_for_a_compiler(
-    text: str, code: str, scratch: Path, tmp_path: Path, order: Callable[..., Any], write_wav: Callable[..., Path]
+    text: str, codes: set[str], scratch: Path, tmp_path: Path, order: Callable[..., Any], write_wav: Callable[..., Path]
 ) -> None:
     """The render fails under its own limits, and no process is left of it."""
     limits = {"stall_timeout": timedelta(seconds=40), "memory_mib": 1500}
-    assert failure_of(text, tmp_path=tmp_path, order=order, write_wav=write_wav, **limits) == code
+    assert failure_of(text, tmp_path=tmp_path, order=order, write_wav=write_wav, **limits) in codes
     assert marked(str(scratch)) == []
