@@ -59,7 +59,8 @@ Shaft shaft_now(float bent) {
 vec3 hue_at(float along, float dice) {
     float depth = 0.5 + 0.5 * wave(along / 58.0);
     vec3 hue = mix(linear(near), linear(far), clamp(1.25 * depth - 0.25 + 0.5 * (dice - 0.5), 0.0, 1.0));
-    return hue - 0.7 * min(hue.r, min(hue.g, hue.b));          // blended light is never pale
+    hue -= 0.7 * min(hue.r, min(hue.g, hue.b));                // blended light is never pale,
+    return hue * 0.42 / (0.13 + dot(hue, vec3(0.2126, 0.7152, 0.0722)));             // and all hues are as bright
 }
 
 // The light of the wall: at a distance along the shaft, at an angle in turns, for pixels of this size there. `edge` is
@@ -138,7 +139,7 @@ vec3 seen(vec3 origin, vec3 ray, float bent, float pixel) {
     shine *= shine;
     light += fresnel * now.end * (0.10 * ahead + 0.9 * shine * shine * shine) * smoothstep(0.0, 0.03, edge);
 
-    light *= (0.35 + 0.65 * distance) / (1.6 + 0.65 * distance);                   // what is beside the viewer is dark
+    light *= (0.66 + 0.5 * iLevel) * (0.35 + 0.65 * distance) / (1.6 + 0.65 * distance);                   // what is beside the viewer is dark
     float haze = exp(-0.05 * distance), thick = 1.0 - haze;
     vec3 fog = mix(hue_at(now.travelled + 30.0, 0.5) * now.heart, now.end, thick);
     // The end shines through the haze.
