@@ -62,7 +62,7 @@ def test_a_job_with_a_file_is_tried_again(cli: CommandLine, song: Path, shader: 
     failed = cli("render", song, *SMALL, "--scene", shader, "--json")
     error = json.loads(failed.out)["error"]
     assert (failed.status, error["code"]) == (1, "shader.compile")
-    assert "my waves.glsl, line 4: Buffer A: " in error["message"]
+    assert "my waves.glsl, Buffer A, line 4: " in error["message"]
     again = cli("jobs", "retry", json.loads(failed.out)["jobId"], "--json")
     assert (again.status, json.loads(again.out)["sceneFile"]) == (0, "my waves.glsl")
 
