@@ -55,8 +55,9 @@ def describe_mistakes(
     where = "" if len(shader.passes) == 1 and drawn.name == IMAGE else f"{drawn.name}: "
     found: dict[int, str] = {}
     around: list[str] = []
+    lines = [range(text.line, text.line + text.source.count("\n") + 1) for text in texts]
     for line, what in _said(log):
-        if line is None or line >= OURS:
+        if line is None or not any(line in each for each in lines):  # Mesa writes 0 for what belongs to no line
             around.append(what)
         else:
             found.setdefault(line, what)
