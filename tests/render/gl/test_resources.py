@@ -200,3 +200,11 @@ def test_odd_texts_take_no_time(text: str) -> None:
     shader = read_shader(text + "\n" + PLAIN, name="test.glsl")
     source_of(shader, shader.passes[0], "image")
     assert time.process_time() - begin < 1.0
+
+
+def test_the_environment_is_left_as_it_is(device: GlDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Mesa is told while a device is opened concerns no other program that this process starts."""
+    monkeypatch.setenv("MESA_DEBUG", "flush")
+    before = dict(os.environ)
+    with open_device():
+        assert dict(os.environ) == before

@@ -33,6 +33,8 @@ from renderdispatch.render.gl.devices import (
 _APT: Final = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
 _OPENGL: Final = 430
 
+_ZERO: Final = {"glsl_zero_init": "true", "MESA_DEBUG": "silent"}
+
 _inherited: Final[list[None]] = []
 _USED: Final = PerProcess[None](lambda: None, inherited=_inherited.append)
 """Drivers have threads for all contexts of a process. A child of a fork lacks them, and waits for them for ever."""
@@ -148,11 +150,28 @@ def _open_best(environment: Mapping[str, str]) -> GlDevice:
 def _open(device: EglDevice, library: ctypes.CDLL) -> GlDevice:
     names = {"libegl": "libEGL.so.1", "libgl": "libGL.so.1"}  # to find them itself, glcontext starts programs
     options = {"backend": "egl", "device_index": device.index, **names}
-    context = moderngl.create_context(require=_OPENGL, standalone=True, **options)  # type: ignore[arg-type]  # as one dict
+    with _variables_begin_at_zero():
+        context = moderngl.create_context(require=_OPENGL, standalone=True, **options)  # type: ignore[arg-type]  # as one dict
     found = context.info
     return GlDevice(
         context, library, found["GL_RENDERER"], found["GL_VERSION"], vendor=found["GL_VENDOR"], cuda=device.cuda
     )
+
+
+@contextmanager
+def _variables_begin_at_zero() -> Iterator[None]:
+    """Have Mesa begin variables that have no value at 0, as browsers do: many files of Shadertoy count on it.
+
+    It reads this option when it opens a device, and would say on standard error that it was set.
+    """
+    before = {name: os.environ.get(name) for name in _ZERO}
+    os.environ.update({name: value for name, value in _ZERO.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name in _ZERO:
+            if before[name] is None:
+                os.environ.pop(name, None)
 
 
 def _unavailable(reason: str) -> RenderError:
