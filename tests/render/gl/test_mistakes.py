@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from renderdispatch.errors import SceneError
+from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.mistakes import OURS, describe_mistakes
 from renderdispatch.render.gl.shader import read_shader
+from tests.support.shaders import artist_of
 
 TEXT = """//! Image
 void mainImage(out vec4 fragColor, in vec2 fragCoord)
@@ -132,3 +135,17 @@ def test_an_input_of_another_type() -> None:
     """A file that declares an input with another type learns the right one."""
     what, _ = described("0:4(6): error: redeclaration of `iTime' has incorrect type")
     assert "(iTime is declared already, as float)" in what
+
+
+def test_a_mistake_of_no_line() -> None:
+    """Mesa writes line 0 for what it finds in the whole text: the message names the line of what it is about."""
+    log = "0:0(0): error: function `vec4 noise(vec2)' has static recursion"
+    assert described(log) == ("function `vec4 noise(vec2)' has static recursion", 6)
+
+
+@pytest.mark.parametrize("directive", ["#line 500", "# line 7 3", "/**/#line \\\n 5000000"])
+def test_a_file_that_numbers_its_lines(device: GlDevice, directive: str) -> None:
+    """Its mistakes have the lines that an editor shows."""
+    text = f"{directive}\n" + TEXT.replace("first", "1.0").replace("2 *", "2.0 *").replace(" + noise", ";\n noise")
+    with pytest.raises(SceneError, match=f"test.glsl, line {text[: text.index('noise')].count(chr(10)) + 1}: .*noise"):
+        artist_of(device, text)

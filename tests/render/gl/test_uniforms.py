@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from renderdispatch.errors import SceneError
 from renderdispatch.messages import Asset, Output, RenderOrder
 from renderdispatch.render import glsl
 from renderdispatch.render.features import BANDS, TEXTURE_WIDTH, WAVE_POINTS, Frame
@@ -73,3 +74,10 @@ def test_a_part_of_an_array_can_be_used(tmp_path: Path, order: Callable[..., Ren
     wanted = order(output=Output(width=16, height=16), scene_file=Asset(url="", size=len(text), path=str(file)))
     with glsl.artist(wanted) as artist:
         assert (artist.draw(artist.start(), frame).luma == 235).all()
+
+
+def test_an_integer_that_opengl_has_not() -> None:
+    """It is the request's mistake, with the parameter's name."""
+    with pytest.raises(SceneError, match="'many' is too large") as caught:
+        uniforms_of(Params(many=2**31))
+    assert caught.value.code == "param.invalid"

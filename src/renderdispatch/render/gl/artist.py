@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
+import moderngl
+
+from renderdispatch.errors import InvalidRequestError, RenderError
 from renderdispatch.messages import Output
 from renderdispatch.render.device import DrawingGpu, device_class
 from renderdispatch.render.features import Frame
@@ -52,6 +56,8 @@ class GlArtist:
 
     Raises:
         SceneError: ``shader.compile``: the file has a mistake; ``shader.image``: an image that it reads is missing.
+        RenderError: ``memory.full``: the device has too little memory for pictures of this size; ``gl.failed``.
+        InvalidRequestError: ``output.unsupported``: the device draws no pictures of this size.
     """
 
     def __init__(
@@ -82,23 +88,25 @@ class GlArtist:
         self._size = width, height
         # Even, as the colours are shared by two rows: where the height is no multiple of 4, the two pictures overlap.
         self._seen = width, -(-height // 4) * 2 if self._eyes == 2 else height
-        self._inputs = Inputs(context, shader, pictures or {})
-        self._passes = [
-            DrawnPass(
-                context,
-                shader,
-                one,
-                (width, height) if one.name == IMAGE else self._seen,
-                entry="vr" if self._eyes and one.name == IMAGE else "image",
-                declarations=declarations,
-                values=values,
-            )
-            for one in shader.passes
-        ]
+        _check_size(device, width, height)
+        with _making(device, f"pictures of {width}x{height} for {shader.name}"):
+            self._inputs = Inputs(context, shader, pictures or {})
+            self._passes = [
+                DrawnPass(
+                    context,
+                    shader,
+                    one,
+                    (width, height) if one.name == IMAGE else self._seen,
+                    entry="vr" if self._eyes and one.name == IMAGE else "image",
+                    declarations=declarations,
+                    values=values,
+                )
+                for one in shader.passes
+            ]
+            self._reader = reader_for(device, self._size, planar=planar)
         check_images(shader, {one.name: one.reads for one in self._passes}, pictures or {})
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
         self._last = -1
-        self._reader = reader_for(device, self._size, planar=planar)
 
     def start(self) -> GlState:
         """Return the state before the first frame."""
@@ -195,3 +203,21 @@ class GlArtist:
     def _inputs_of(self, one: DrawnPass) -> list[Input]:
         shown = {name: buffer.shown for name, buffer in self._buffers.items()}
         return [self._inputs.of(channel, shown) for channel in one.channels]
+
+
+def _check_size(device: GlDevice, width: int, height: int) -> None:
+    most = device.context.info["GL_MAX_TEXTURE_SIZE"]
+    if max(width, height) > most:
+        what = f"{device.renderer} draws pictures of at most {most}x{most}, not of {width}x{height}"
+        raise InvalidRequestError(what, code="output.unsupported")
+
+
+@contextmanager
+def _making(device: GlDevice, what: str) -> Iterator[None]:
+    """Raise `RenderError` if OpenGL cannot make something."""
+    try:
+        yield
+    except moderngl.Error as error:
+        device.check(what)
+        raise RenderError(f"OpenGL failed ({error}): {what}", code="gl.failed") from error
+    device.check(what)

@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from renderdispatch.errors import GpuUnavailableError, RenderError
 from renderdispatch.plumbing.gpus import gpus
+from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.render.device import DrawingGpu
 from renderdispatch.render.gl.devices import (
     APT_PACKAGES,
@@ -31,6 +32,12 @@ from renderdispatch.render.gl.devices import (
 
 _APT: Final = f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}"
 _OPENGL: Final = 430
+
+_ZERO: Final = {"glsl_zero_init": "true", "MESA_DEBUG": "silent"}
+
+_inherited: Final[list[None]] = []
+_USED: Final = PerProcess[None](lambda: None, inherited=_inherited.append)
+"""Drivers have threads for all contexts of a process. A child of a fork lacks them, and waits for them for ever."""
 
 
 @frozen(eq=False)
@@ -68,6 +75,21 @@ class GlDevice:
         """The part of the device's class that OpenGL decides about; see `class_of`."""
         return class_of(self.renderer, self.version, held=llvmpipe_is_held())
 
+    def check(self, what: str) -> None:
+        """Raise if a call failed since the last check: OpenGL says so only when it is asked, and goes on.
+
+        Args:
+            what: What was tried, for the message.
+
+        Raises:
+            RenderError: ``memory.full``, or ``gl.failed``.
+        """
+        error = self.context.error
+        if error == "GL_OUT_OF_MEMORY":
+            raise RenderError(f"{self.renderer} has too little memory: {what}", code="memory.full")
+        if error != "GL_NO_ERROR":
+            raise RenderError(f"OpenGL failed ({error}): {what}", code="gl.failed")
+
 
 @contextmanager
 def open_device(*, require_gpu: bool = False) -> Iterator[GlDevice]:
@@ -80,8 +102,16 @@ def open_device(*, require_gpu: bool = False) -> Iterator[GlDevice]:
 
     Raises:
         GpuUnavailableError: A GPU is required, and OpenGL has none here; the message says what it has.
-        RenderError: ``gl.unavailable``: there is no EGL, or none of its devices can be opened.
+        RenderError: ``gl.unavailable``: there is no EGL, or none of its devices can be opened, or this process was
+            forked from one that had opened one.
     """
+    _USED.get()
+    if _inherited:
+        raise RenderError(
+            "this process was forked from one that has used OpenGL, whose threads are missing here: start the process "
+            "that renders as a new one (spawn)",
+            code="gl.unavailable",
+        )
     device = _open_best(os.environ)
     try:
         if require_gpu and not device.on_gpu:
@@ -120,11 +150,28 @@ def _open_best(environment: Mapping[str, str]) -> GlDevice:
 def _open(device: EglDevice, library: ctypes.CDLL) -> GlDevice:
     names = {"libegl": "libEGL.so.1", "libgl": "libGL.so.1"}  # to find them itself, glcontext starts programs
     options = {"backend": "egl", "device_index": device.index, **names}
-    context = moderngl.create_context(require=_OPENGL, standalone=True, **options)  # type: ignore[arg-type]  # as one dict
+    with _variables_begin_at_zero():
+        context = moderngl.create_context(require=_OPENGL, standalone=True, **options)  # type: ignore[arg-type]  # as one dict
     found = context.info
     return GlDevice(
         context, library, found["GL_RENDERER"], found["GL_VERSION"], vendor=found["GL_VENDOR"], cuda=device.cuda
     )
+
+
+@contextmanager
+def _variables_begin_at_zero() -> Iterator[None]:
+    """Have Mesa begin variables that have no value at 0, as browsers do: many files of Shadertoy count on it.
+
+    It reads this option when it opens a device, and would say on standard error that it was set.
+    """
+    before = {name: os.environ.get(name) for name in _ZERO}
+    os.environ.update({name: value for name, value in _ZERO.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name in _ZERO:
+            if before[name] is None:
+                os.environ.pop(name, None)
 
 
 def _unavailable(reason: str) -> RenderError:

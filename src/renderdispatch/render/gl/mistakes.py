@@ -54,8 +54,9 @@ def describe_mistakes(
     texts = shader.texts_of(drawn)
     found: dict[int, str] = {}
     around: list[str] = []
+    lines = [range(text.line, text.line + text.source.count("\n") + 1) for text in texts]
     for line, what in _said(log):
-        if line is None or all(text.quote(line) is None for text in texts):
+        if line is None or not any(line in each for each in lines):  # Mesa writes 0 for what belongs to no line
             around.append(what)
         else:
             found.setdefault(line, what)

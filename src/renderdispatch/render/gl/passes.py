@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,9 +15,15 @@ from renderdispatch.render.gl.textures import Input, mipmapped
 Values = Mapping[str, Any]
 """Uniforms, by name."""
 
+_DISCARD: Final = re.compile(r"\bdiscard\b")
+
 
 class DrawnPass:
-    """A pass, its program and what it draws into. A buffer has two pictures: the last one, and the one being drawn.
+    """A pass, its program and what it draws into.
+
+    A buffer that reads itself has two pictures: the last one, and the one being drawn. Others have one, which is drawn
+    over: the passes that read it from the frame before are drawn first. Pixels that a shader discards are black. Those
+    of an earlier picture would depend on where the video was cut.
 
     Args:
         context: Draws.
@@ -46,9 +53,11 @@ class DrawnPass:
         self.channels: Final = drawn.channels
         self._program = compile_pass(context, shader, drawn, entry, uniforms=declarations)
         self._vertices = context.vertex_array(self._program, [])
-        count, kind = (1, "f1") if drawn.name == IMAGE else (2, "f4")
+        reads_itself = any(drawn.channels[number].source == drawn.name for number in self.reads)
+        count, kind = 2 if reads_itself else 1, "f1" if drawn.name == IMAGE else "f4"
         self._textures = [context.texture(size, 4, dtype=kind) for _ in range(count)]
         self._framebuffers = [context.framebuffer([texture]) for texture in self._textures]
+        self._discards = any(_DISCARD.search(text.code) for text in shader.texts_of(drawn))
         self._is_mipmapped = drawn.name in mipmapped(shader)
         for name, value in (values or {}).items():
             self._set(name, value)
@@ -106,6 +115,8 @@ class DrawnPass:
         framebuffer.use()
         first, count = rows or (0, framebuffer.height)
         framebuffer.viewport = (0, first, framebuffer.width, count)
+        if self._discards:
+            framebuffer.clear(viewport=framebuffer.viewport)
         self._vertices.render(moderngl.TRIANGLES, vertices=3)
         for number, one in enumerate(inputs):  # what is drawn next may read in its own way
             one.sampler.clear(number)

@@ -97,7 +97,11 @@ _EXTENSION: Final = re.compile(
 )
 """Of what GLSL ES 3.00 has without them; in the middle of a text they are mistakes."""
 
-_UNIFORM: Final = re.compile(r"\buniform\s+(?:(?:lowp|mediump|highp)\s+)?(\w+)\s+([\w\s,\[\]]{1,400});")
+_LINE: Final = re.compile(r"^[ \t]*#[ \t]*line\b[^\n]*(?:(?<=\\)\n[^\n]*)*", re.MULTILINE)
+"""Mistakes are named with the lines of the file, whatever another tool has numbered."""
+
+_UNIFORM: Final = re.compile(r"\buniform\s++(?:(?:lowp|mediump|highp)\s++)?(\w++)\s++([\w\s,\[\]]{1,400}+);")
+"""Nothing in it is tried twice: such a search takes half a minute in a text of blanks."""
 _DECLARATION: Final = re.compile(r"\buniform\s+\w+\s+(\w+)")
 
 
@@ -155,7 +159,7 @@ def compile_pass(
 
 def _in_our_form(text: Text) -> Text:
     """Return a part of a file as compilers take it behind other text; no place in it moves."""
-    dropped = [found.span() for pattern in (_VERSION, _EXTENSION) for found in pattern.finditer(text.code)]
+    dropped = [found.span() for pattern in (_VERSION, _EXTENSION, _LINE) for found in pattern.finditer(text.code)]
     dropped += [found.span() for found in _UNIFORM.finditer(text.code) if _repeats(found[1], found[2])]
     source, parts, seen = emptied(text.source), list[str](), 0
     for begin, end in sorted(dropped):

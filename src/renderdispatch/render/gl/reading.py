@@ -84,7 +84,11 @@ class Reader(Protocol):
         """Ask for the pixels that were just drawn; do not wait for them."""
 
     def fetch(self) -> Pixels:
-        """Wait for the first pixels that were asked for, and return them. The next `fetch` may overwrite them."""
+        """Wait for the first pixels that were asked for, and return them. The next `fetch` may overwrite them.
+
+        Raises:
+            RenderError: OpenGL failed since the last `fetch`; see `GlDevice.check`.
+        """
 
     def picture(self, pixels: Pixels) -> Picture:
         """Return a new picture of what was fetched."""
@@ -116,7 +120,7 @@ class RgbaReader:
     ahead: int = 1
 
     def __init__(self, device: GlDevice, size: tuple[int, int]) -> None:
-        self._library = device.library
+        self._device, self._library = device, device.library
         self._width, self._height = size
         self._pixels = np.empty((self._height, self._width, 4), np.uint8)
         self._converter = Converter()
@@ -132,6 +136,7 @@ class RgbaReader:
         self._library.glPixelStorei(_PACK_INVERT, 1)
         self._library.glReadPixels(0, 0, self._width, self._height, _RGBA, _UNSIGNED_BYTE, _address(self._pixels))
         self._library.glPixelStorei(_PACK_INVERT, 0)
+        self._device.check("a frame was not drawn")
         self._drawn = None
         return self._pixels
 
@@ -149,7 +154,7 @@ class PlanarReader:
 
     def __init__(self, device: GlDevice, size: tuple[int, int]) -> None:
         context = device.context
-        self._library = device.library
+        self._device, self._library = device, device.library
         self._width, self._height = size
         self._length = self._width * self._height * 3 // 2
         columns = self._width // 2  # neither side is longer than the picture's, which OpenGL can draw
@@ -183,6 +188,7 @@ class PlanarReader:
         self._library.glBindBuffer(_PIXEL_PACK_BUFFER, buffer.glo)
         self._library.glGetBufferSubData(_PIXEL_PACK_BUFFER, ctypes.c_ssize_t(0), length, _address(self._pixels))
         self._library.glBindBuffer(_PIXEL_PACK_BUFFER, 0)
+        self._device.check("a frame was not drawn")
         return self._pixels
 
     def picture(self, pixels: Pixels) -> Picture:

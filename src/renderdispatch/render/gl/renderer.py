@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from renderdispatch.render.covers import Cover
 
 
+_INTEGERS: Final = -(2**31), 2**31 - 1
+
+
 class _OpenGlRenderer(VideoRenderer):
     """Draws with OpenGL."""
 
@@ -131,7 +134,11 @@ def _drawing(text: str, name: str, order: RenderOrder, cover: Cover | None, **un
 
 
 def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
-    """Return the declarations of a scene's parameters in GLSL, and their values; see `GlslRenderer`."""
+    """Return the declarations of a scene's parameters in GLSL, and their values; see `GlslRenderer`.
+
+    Raises:
+        SceneError: ``param.invalid``: OpenGL has no such integer.
+    """
     declarations, values = "", dict[str, Any]()
     for name, value in params:
         size = ""
@@ -140,6 +147,9 @@ def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
                 kind = "bool"
             case int():
                 kind = "int"
+                if not _INTEGERS[0] <= value <= _INTEGERS[1]:
+                    message = f"parameter {name!r} is too large: an int of GLSL has 32 bits"
+                    raise SceneError(message, code="param.invalid")
             case float():
                 kind = "float"
             case str():
