@@ -35,7 +35,7 @@ from renderdispatch.messages import (
     RenderStats,
     StoredAudio,
 )
-from renderdispatch.protocols import Report
+from renderdispatch.protocols import ObjectInfo, Report, Source
 from renderdispatch.render import glsl
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
@@ -431,8 +431,8 @@ class Interrupting(MemoryStorage):
     kind = ""
     away = False
 
-    def put(self, key: str, data: Any, **options: Any) -> Any:
-        done = super().put(key, data, **options)
+    def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
+        done = super().put(key, source, **options)
         if self.kind and f"/{self.kind}" in key:
             raise KeyboardInterrupt
         return done
@@ -463,10 +463,10 @@ def test_j15_an_attempt_whose_job_was_deleted_leaves_no_files(shader: Path, rock
     class Meddling(MemoryStorage):
         meddle: Callable[[], object] = staticmethod(lambda: None)
 
-        def put(self, key: str, data: Any, **options: Any) -> Any:
+        def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
             if "/scene-file-" in key:
                 self.meddle()
-            return super().put(key, data, **options)
+            return super().put(key, source, **options)
 
     store, storage, backend = MemoryJobStore(), Meddling(), InlineBackend({"glsl": handed})
     with RenderService(store, storage, backend, machine="here", worker=False, owned=[backend]) as service:
