@@ -395,6 +395,12 @@ def is_image(place: str) -> bool:
     return place.startswith("image_")
 
 
+def check_image_count(count: int) -> None:
+    """Raise `InvalidRequestError`, ``image.too-many``, for more images than a scene takes."""
+    if count > MAX_IMAGES:
+        raise InvalidRequestError(f"a scene takes at most {MAX_IMAGES} images", code="image.too-many")
+
+
 class RenderRequest(Message):
     """The request of a job, exactly as it was made; the job's fingerprint covers all of it.
 

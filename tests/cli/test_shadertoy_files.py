@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,9 @@ def test_a_job_with_a_file_is_tried_again(cli: CommandLine, song: Path, shader: 
         ("preview", ["--scene", "glsl"], "scene.file"),
         ("render", ["--scene", "bars", "--image", "rocks.png"], "image.unused"),
         ("preview", ["--scene", "mine/my waves.glsl", "--image", "missing.png"], "image.missing"),
+        ("preview", ["--scene", "mine/my waves.glsl", *["--image", "rocks.png"] * 4], "image.too-many"),
+        ("render", ["--scene", "mine/my waves.glsl", *["--image", "rocks.png"] * 4], "image.too-many"),
+        ("preview", ["--scene", "SONG.PY"], "scene.file"),
         ("render", ["--scene", "mine/my waves.glsl", "--set", "speed=2"], "param.unknown"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else value,
@@ -96,6 +100,21 @@ def test_what_is_no_scene_is_refused(
     assert sorted(path.name for path in cli.folder.iterdir()) == before
 
 
+def test_names_that_are_no_text(cli: CommandLine, song: Path, shader: str) -> None:
+    """A scene file and an image may have names that are not UTF-8; messages and jobs leave out what is no text."""
+    need_opengl()
+    odd = (cli.folder / shader).rename(cli.folder / os.fsdecode(b"o\xffdd.glsl"))
+    image = (cli.folder / "rocks.png").rename(cli.folder / os.fsdecode(b"\xff.png"))
+    ran = cli("preview", song, *SMALL, "--scene", odd, "--image", image, "--at", "1", "-o", "frame.png")
+    assert (ran.status, ran.err) == (0, "")
+    odd.write_text(VR)
+    assert cli("scenes", odd, "--preview", "drawn").status == 0
+    odd.write_text(VR.replace("vec4(1.0)", "1"))
+    assert (
+        "odd.glsl, line 1: " in cli("preview", song, *SMALL, "--scene", odd, "-o", "frame.png", "-f").said_one_error()
+    )
+
+
 def test_a_missing_file_says_what_to_do(cli: CommandLine, song: Path) -> None:
     """The path may be wrong, or a scene was meant."""
     said = cli("render", song, "--scene", "missing.glsl").said_one_error()
@@ -107,6 +126,9 @@ def test_inputs_are_never_replaced(cli: CommandLine, song: Path, shader: str) ->
     for output, what in ((shader, "scene file"), ("rocks.png", "first image")):
         ran = cli("preview", song, "--scene", shader, "--image", "rocks.png", "-f", "-o", output)
         assert f"is the {what} itself" in ran.said_one_error()
+    (cli.folder / "waves.png").write_text(VR)
+    ran = cli("scenes", "./waves.png", "--preview", ".", "-f")
+    assert "is the scene file itself" in ran.said_one_error()
 
 
 def test_what_a_file_declares_is_shown(cli: CommandLine, shader: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -145,6 +146,26 @@ def test_a_name_that_is_too_long_for_the_order_is_left_out() -> None:
         assert named == sorted(named, reverse=True) and len(set(named)) == 2
     with pytest.raises(InvalidRequestError):
         order_of(job, NamingSigner(padding="x" * 1300))
+
+
+def test_names_of_files_are_left_out_before_an_order_is_refused() -> None:
+    """Messages alone need them. While the files could still travel as one, that is done first."""
+    name = "日" * 66
+    files = {place: StoredAudio(key=f"{place}.png", size=8, name=name) for place in ("scene_file", "image_1")}
+    bundle = StoredAudio(key="bundle.zip", size=99)
+
+    def order(padding: int, attached: Mapping[str, StoredAudio], bundle: StoredAudio | None) -> RenderOrder:
+        signer = Signer(padding="x" * padding)
+        job = claimed_job()
+        return make_order(job, AUDIO, attached, bundle=bundle, signer=signer, now=START, callback=None, local=False)
+
+    for attached, packed in ((files, bundle), ({"scene_file": files["scene_file"]}, None)):
+        room = next(
+            room for room in range(0, 2000, 8) if (scene := order(room, attached, packed).scene_file) and not scene.name
+        )
+        assert len(order(room, attached, packed).model_dump_json().encode()) <= MAX_ORDER_BYTES
+    with pytest.raises(InvalidRequestError):
+        order(room, files, None)
 
 
 def test_urls_outlive_the_deadline() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +28,26 @@ def test_members_come_out_as_they_went_in(tmp_path: Path) -> None:
     for name, data in members.items():
         unpack(archive, name, tmp_path / name, size=len(data))
         assert (tmp_path / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_nothing_is_decompressed(tmp_path: Path, method: int) -> None:
+    """`pack` compresses nothing, so an archive that does is none of ours, whatever it would grow to."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("image_1", bytes(1 << 20))
+    with pytest.raises(ValueError, match="compressed"):
+        unpack(tmp_path / "a.zip", "image_1", tmp_path / "out", size=1 << 20)
+
+
+def test_no_damage_raises_anything_else(tmp_path: Path) -> None:
+    """An archive of which one byte is another one comes out right, or is told to be broken."""
+    archive, out = packed({"image_1": b"a picture", "cover": b"x"}, tmp_path / "a.zip"), tmp_path / "out"
+    whole = archive.read_bytes()
+    for at, value in itertools.product(range(len(whole)), (1, 8, 127, 255)):
+        archive.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+        with suppress(ValueError):
+            unpack(archive, "image_1", out, size=9)
+            assert out.read_bytes() == b"a picture"
 
 
 @pytest.mark.parametrize("damage", ["absent", "size", "cut", "flipped", "none"])

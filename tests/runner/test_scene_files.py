@@ -54,6 +54,12 @@ def test_a_class_without_arguments_is_refused_as_a_scene_is(tmp_path: Path) -> N
     assert isinstance(renderer, SupportsParams) and not renderer.describe_params()
 
 
+def test_the_suffix_may_be_in_capitals(folder: Path) -> None:
+    """As on the disks of cameras and of old systems."""
+    (folder / "trail.py").rename(folder / "TRAIL.PY")
+    load_scene_file(SceneFile(folder / "TRAIL.PY", "Trail"))
+
+
 def test_a_name_of_a_module_of_python_is_no_trouble(folder: Path) -> None:
     """A file that is called as a module of Python's own takes the place of neither."""
     import wave

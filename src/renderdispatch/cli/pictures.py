@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, Self, TypeVar, get_args
 
 import click
-from attrs import frozen
+from attrs import evolve, frozen
 from click.shell_completion import CompletionItem
 from pydantic import JsonValue, ValidationError
 
 from renderdispatch import errors
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.cli.options import read_time
+from renderdispatch.cli.songs import as_text
 from renderdispatch.engine.attachments import read_scene_file as shader_text
 from renderdispatch.engine.intake import is_shader_name
 from renderdispatch.engine.names import safe_name
@@ -225,6 +227,13 @@ class ChosenScene:
     def stem(self) -> str:
         """The name without folder and suffix, for files that are named after the scene."""
         return self.name.rpartition(":")[2] if self.shader is None else self.shader.stem
+
+    @contextmanager
+    def as_text(self) -> Iterator[Self]:
+        """Yield the scene with a file whose name JSON can hold."""
+        with ExitStack() as stack:
+            path = None if self.shader is None else stack.enter_context(as_text(str(self.shader)))
+            yield evolve(self, shader=path)
 
     def load(self) -> Renderer:
         """Return the renderer. A Python file is imported in this process, as Python would run it.

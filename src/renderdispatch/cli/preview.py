@@ -23,7 +23,7 @@ from renderdispatch.cli.interrupts import Interrupted, Interrupts
 from renderdispatch.cli.options import json_option, logging_options, output_path, read_time
 from renderdispatch.cli.pictures import ChosenScene, cover_option, picture_options, range_options, read_picture
 from renderdispatch.cli.progress import PictureBar
-from renderdispatch.cli.songs import STDIN, files_beside, song_file, statuses_of
+from renderdispatch.cli.songs import STDIN, files_beside, song_file, status_of, statuses_of
 from renderdispatch.cli.targets import FileTarget, Target, check_picture_name, read_target
 from renderdispatch.messages import SCENE_OF_FILES, RenderOrder
 from renderdispatch.render.alone import check_moment, order_alone
@@ -79,9 +79,10 @@ def preview(
                 song_file(song, interrupts) as path,
                 files_beside("cover", () if cover is None else [cover]) as covers,
                 files_beside("image", images) as pictures,
+                chosen.as_text() as readable,
             ):
                 with interrupts.abrupt():  # the import of a scene file may take any time
-                    wish = _Wish.of(path, at, chosen, cover=next(iter(covers), None), images=pictures, **options)
+                    wish = _Wish.of(path, at, readable, cover=next(iter(covers), None), images=pictures, **options)
                 index = wish.draw(target, interrupts, quiet=quiet or as_json)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json, on_stderr=target.result_on_stderr)
@@ -172,21 +173,28 @@ def draw_scenes(name: str | None, folder: str, interrupts: Interrupts, *, force:
         drawn = [known for known in scene_names() if known != SCENE_OF_FILES] if name is None else [name]
         for chosen in map(ChosenScene.named, drawn):
             target = FileTarget(Path(folder, f"{chosen.stem}.png"), force, check_picture_name)
-            try:
-                with interrupts.abrupt():
-                    wish = _Wish.of(song, None, chosen, preset=_DEMO_PRESET)
-            except errors.RenderDispatchError as error:
-                if name is not None:
-                    raise
-                note(f"renderdispatch: warning: {error}")
-                continue
-            target.check()
-            try:
-                index = wish.draw(target, interrupts, quiet=as_json)
-            except errors.RenderDispatchError as error:
-                if name is not None or error.code not in _NOT_HERE:
-                    raise
-                note(f"renderdispatch: warning: {chosen.name} cannot be drawn here: {error}")
-                continue
-            _report(wish, index, target, as_json=as_json, quiet=False)
+            with chosen.as_text() as readable:
+                _draw_scene(readable, song, target, interrupts, named=name is not None, as_json=as_json)
     return 0
+
+
+def _draw_scene(
+    chosen: ChosenScene, song: Path, target: FileTarget, interrupts: Interrupts, *, named: bool, as_json: bool
+) -> None:
+    try:
+        with interrupts.abrupt():
+            wish = _Wish.of(song, None, chosen, preset=_DEMO_PRESET)
+    except errors.RenderDispatchError as error:
+        if named:
+            raise
+        note(f"renderdispatch: warning: {error}")
+        return
+    target.check({} if chosen.shader is None else {"scene file": status_of(str(chosen.shader))})
+    try:
+        index = wish.draw(target, interrupts, quiet=as_json)
+    except errors.RenderDispatchError as error:
+        if named or error.code not in _NOT_HERE:
+            raise
+        note(f"renderdispatch: warning: {chosen.name} cannot be drawn here: {error}")
+        return
+    _report(wish, index, target, as_json=as_json, quiet=False)

@@ -22,6 +22,7 @@ from typing_extensions import Buffer
 from renderdispatch.cli.interrupts import Interrupts
 from renderdispatch.engine.audio import Part, examine_file
 from renderdispatch.engine.intake import is_text
+from renderdispatch.engine.names import safe_name
 from renderdispatch.errors import InvalidRequestError
 
 STDIN: Final = "-"
@@ -80,7 +81,7 @@ def song_file(name: str, interrupts: Interrupts) -> Iterator[Path]:
                 shutil.copyfileobj(pipe, copy)
                 if copy.tell() == 0:
                     raise InvalidRequestError("the audio is empty", code="audio.empty")
-        yield stack.enter_context(_as_text(examine_file(song, "", "audio").path))
+        yield stack.enter_context(as_text(examine_file(song, "", "audio").path))
 
 
 @contextmanager
@@ -91,18 +92,18 @@ def files_beside(part: Part, paths: Iterable[Path]) -> Iterator[list[Path]]:
         InvalidRequestError: One cannot be read.
     """
     with ExitStack() as stack:
-        yield [stack.enter_context(_as_text(examine_file(path, "", part).path)) for path in paths]
+        yield [stack.enter_context(as_text(examine_file(path, "", part).path)) for path in paths]
 
 
 @contextmanager
-def _as_text(path: str) -> Iterator[Path]:
-    """Yield a name of the file that JSON can hold: its own, or that of a link to it."""
+def as_text(path: str) -> Iterator[Path]:
+    """Yield a name of the file that JSON can hold: its own, or that of a link to it, which is like its own."""
     if is_text(path):
         yield Path(path)
         return
     with TemporaryDirectory(prefix="renderdispatch-link-") as folder:
-        link = Path(folder, "link")
-        link.symlink_to(path)
+        link = Path(folder, safe_name(path))
+        link.symlink_to(Path(path).absolute())
         yield link
 
 

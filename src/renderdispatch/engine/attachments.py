@@ -208,8 +208,9 @@ class _Stored(Incoming[StoredAudio]):
     def store(self, prefix: str) -> StoredAudio:
         """Store the file under the prefix of the job's objects."""
         data = _read(self.place, self.path)
-        stored = store_attachment(self.storage, prefix, self.place, data, name=self.path.name)
-        self._key = stored.key
+        stored = _to_store(prefix, self.place, data, self.path.name)
+        self._key = stored.key  # first, because an interrupt may come when the object is there already
+        _put(self.storage, stored, data)
         return stored
 
     def discard(self) -> None:
@@ -228,11 +229,21 @@ def store_attachment(storage: StorageAdapter, prefix: str, place: str, data: byt
         data: What it holds.
         name: The file's own.
     """
+    stored = _to_store(prefix, place, data, name)
+    _put(storage, stored, data)
+    return stored
+
+
+def _to_store(prefix: str, place: str, data: bytes, name: str | None) -> StoredAudio:
+    """Return what a file will be in storage; refuse one that is not what its place wants."""
     kind = _kind_of(place)
     suffix, sha256 = kind.check(place, data, len(data)), hashlib.sha256(data).hexdigest()
-    stored = _described(layout.attachment_key(prefix, kind.part, sha256, suffix), data, name)
+    return _described(layout.attachment_key(prefix, kind.part, sha256, suffix), data, name)
+
+
+def _put(storage: StorageAdapter, stored: StoredAudio, data: bytes) -> None:
+    suffix = stored.key.rpartition(".")[2]
     storage.put(stored.key, data, content_type=_CONTENT_TYPES.get(suffix, f"image/{suffix}"))
-    return stored
 
 
 def copy_attachment(place: str, file: StoredAudio, storage: StorageAdapter, prefix: str) -> StoredAudio:

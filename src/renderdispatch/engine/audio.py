@@ -164,8 +164,8 @@ class Streamed(Incoming[StoredAudio]):
         """Store the source under the prefix of the job's objects; return what the record holds."""
         key = layout.audio_key(prefix, "audio", self.name)
         counted = _Counted(self.source)
+        self._key = key  # first, because an interrupt may come when the object is there already
         self.storage.put(key, counted)
-        self._key = key
         if counted.size == 0:
             self.discard()
             raise errors.InvalidRequestError("the audio is empty", code="audio.empty")

@@ -30,6 +30,7 @@ from renderdispatch.messages import (
     RenderRequest,
     StorageKey,
     StoredAudio,
+    check_image_count,
     describe_validation,
 )
 
@@ -97,8 +98,7 @@ def read_images(images: object) -> dict[str, Any]:
         message = f"images: a list of paths or StorageKeys, not {type(images).__name__}"
         raise InvalidRequestError(message, code="image.invalid")
     found = list(islice(images, MAX_IMAGES + 1))
-    if len(found) > MAX_IMAGES:
-        raise InvalidRequestError(f"a scene takes at most {MAX_IMAGES} images", code="image.too-many")
+    check_image_count(len(found))
     return {f"image_{number}": image for number, image in enumerate(found, start=1)}
 
 

@@ -58,7 +58,7 @@ def kept_name(name: str | None) -> str | None:
 
 def safe_name(name: str) -> str:
     """Return the last part of a file's name, safe for a record and for messages."""
-    return _safe(_last_part(name), MAX_NAME_BYTES)
+    return _safe(_last_part(name), MAX_NAME_BYTES, nameless="file")
 
 
 def attached_name(file: StoredAudio | LocalAudio) -> str | None:
@@ -82,9 +82,9 @@ def _last_part(path: str) -> str:
     return PurePosixPath(path.replace("\\", "/")).name
 
 
-def _safe(stem: str, most_bytes: int) -> str:
+def _safe(stem: str, most_bytes: int, *, nameless: str = _NAMELESS) -> str:
     stem = "".join(c for c in unicodedata.normalize("NFC", stem) if unicodedata.category(c) not in _LEFT_OUT)
     stem = _NOT_IN_NAMES.sub("_", _TURNING.sub("", stem)).lstrip("-. ")
     if _RESERVED.fullmatch(stem):
         stem = f"_{stem}"
-    return stem.encode()[:most_bytes].decode(errors="ignore").rstrip(". ") or _NAMELESS
+    return stem.encode()[:most_bytes].decode(errors="ignore").rstrip(". ") or nameless

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from renderdispatch.engine import layout, names
 from renderdispatch.errors import InvalidRequestError
@@ -95,13 +95,22 @@ def make_order(
             found["poster"] = ObjectUrls(key=key, put=put(key, "image/jpeg", ".jpg" if named else None))
         return found
 
+    def assets(*, named: bool) -> dict[str, Any]:
+        def beside(place: str) -> Asset:
+            file = files[place]
+            name = names.attached_name(file) if named and place != "cover" else None
+            return asset(file, name) if bundle is None else Asset(url="", size=file.size, name=name)
+
+        return {
+            "cover": beside("cover") if "cover" in files else None,
+            "scene_file": beside("scene_file") if "scene_file" in files else None,
+            "images": tuple(beside(place) for place in files if is_image(place)),
+        }
+
     def asset(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
         if isinstance(file, LocalAudio):
             return Asset(url=file_url(file), size=file.size, mtime_ns=file.mtime_ns, name=name)
         return Asset(url=signer.sign_get(file.key, expires_in=expires_in), size=file.size, name=name)
-
-    def beside(file: StoredAudio | LocalAudio, name: str | None = None) -> Asset:
-        return asset(file, name) if bundle is None else Asset(url="", size=file.size, name=name)
 
     files = attached or {}
     song, uploads = asset(audio), pictures(named=True)
@@ -123,9 +132,7 @@ def make_order(
         audio_track=request.audio_track,
         title=request.title,
         artist=request.artist,
-        cover=beside(files["cover"]) if "cover" in files else None,
-        scene_file=beside(file, names.attached_name(file)) if (file := files.get("scene_file")) else None,
-        images=tuple(beside(file, names.attached_name(file)) for place, file in files.items() if is_image(place)),
+        **assets(named=True),
         bundle=None if bundle is None else asset(bundle),
         # an older version may have taken a longer duration
         max_duration=max(request.limits.max_duration.total_seconds(), request.duration or 0),
@@ -141,11 +148,16 @@ def make_order(
     )
     if _size(order) > MAX_ORDER_BYTES:  # long names are the least that is needed
         order = order.model_copy(update=pictures(named=False))
+    if _size(order) > MAX_ORDER_BYTES and (bundle is not None or len(files) < 2):  # else they can travel as one
+        order = order.model_copy(update=assets(named=False))
+    return _checked(order)
+
+
+def _checked(order: RenderOrder) -> RenderOrder:
     if (size := _size(order)) > MAX_ORDER_BYTES:
         message = (
-            f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: "
-            "shorten the storage keys of audio and cover, the storage's prefix, the webhook's URL, the title or the "
-            "parameters"
+            f"the order has {size} bytes, and {MAX_ORDER_BYTES} are the limit: shorten the storage keys of audio, "
+            "cover and images, the storage's prefix, the webhook's URL, the title or the parameters"
         )
         raise InvalidRequestError(message, code=TOO_LARGE)
     return order

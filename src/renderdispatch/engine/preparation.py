@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -155,10 +155,8 @@ class Preparation:
                     stored[place] = file
             if stored:
                 self._advance(events.AttachmentsStored(token=self.held.token, stored=stored))
-        except (GivenUp, JobNotFoundError):
-            if self._current() is None:  # no delete comes any more; else another attempt may need them
-                for file in stored.values():
-                    parts.storage.delete(file.key)
+        except BaseException:
+            self._remove_if_deleted(*stored.values())
             raise
         return {**attached, **stored}
 
@@ -175,9 +173,15 @@ class Preparation:
             return brought
         storage = self._parts.storage
         bundle = bundle_attachments(brought.attached, storage, layout.prefix_of(self.job))
-        if self._current() is None:  # no delete comes any more
-            storage.delete(bundle.key)
+        self._remove_if_deleted(bundle)
         return evolve(brought, bundle=bundle)
+
+    def _remove_if_deleted(self, *files: StoredAudio) -> None:
+        """Remove files beside the audio if the job was deleted meanwhile; else another attempt may need them."""
+        with suppress(RenderDispatchError):  # the store or the storage does not answer; what went wrong before counts
+            if files and self._current() is None:
+                for file in files:
+                    self._parts.storage.delete(file.key)
 
     def _bring_audio(self) -> StoredAudio | LocalAudio:
         """See that the renderer can read the audio."""

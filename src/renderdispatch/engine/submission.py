@@ -6,6 +6,7 @@ job. Nothing waits for anything to render.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -23,6 +24,8 @@ from renderdispatch.engine.parts import Parts
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
 from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsSceneFiles
+
+_log: Final = logging.getLogger("renderdispatch.engine.submission")
 
 UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 """How long a client has for an upload of its own."""
@@ -66,9 +69,12 @@ class _Inputs:
             raise
 
     def discard(self) -> None:
-        """Remove what `store` stored, if anything."""
+        """Remove what `store` stored, if anything, as far as the storage answers."""
         for incoming in (self.audio, *self.attached.values()):
-            incoming.discard()
+            try:
+                incoming.discard()
+            except errors.StorageError as error:
+                _log.warning("what a submit stored could not be removed: %s", error)
 
 
 @frozen
@@ -158,14 +164,16 @@ class Submissions:
             )
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
+        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id}
+        creating = False
         try:
             request = self._with_copies(job, prefix)
+            creating = True
+            return self._create(request, id=new_id, incarnation=incarnation, **fields)
         except BaseException:
-            self._parts.storage.delete_prefix(prefix)
+            if not creating or self._surely_absent(new_id, incarnation):  # a create whose answer was lost may stand
+                self._parts.storage.delete_prefix(prefix)
             raise
-        return self._create(
-            request, id=new_id, incarnation=incarnation, tenant=job.tenant, priority=job.priority, retry_of=job.id
-        )
 
     def grant_upload(self, *, size: int, content_type: str) -> UploadGrant:
         """Return a grant for a client's own upload.

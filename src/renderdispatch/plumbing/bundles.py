@@ -6,7 +6,9 @@ writes the same archive.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +19,7 @@ _OLDEST: Final = (1980, 1, 1, 0, 0, 0)
 """The first day that ZIP knows."""
 
 _PIECE: Final = 1 << 20
+_ENCRYPTED: Final = 1
 
 
 def pack(members: Mapping[str, Callable[[], AbstractContextManager[IO[bytes]]]], into: Path) -> None:
@@ -38,7 +41,13 @@ def unpack(archive: Path, name: str, into: Path, *, size: int) -> None:
             member = opened.getinfo(name)
             if member.file_size != size:
                 raise ValueError(f"{name} has {member.file_size} bytes, not {size}")
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+                raise ValueError(f"{name} is compressed or encrypted")
             with opened.open(member) as source, into.open("wb") as file:
                 shutil.copyfileobj(source, file, _PIECE)
-    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
+        raise ValueError(f"the archive is broken: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning, to which the archive points
+            raise
         raise ValueError(f"the archive is broken: {error}") from None

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from renderdispatch.engine.names import safe_name
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import (
     Asset,
@@ -21,6 +22,7 @@ from renderdispatch.messages import (
     RenderRequest,
     SignedPut,
     StoredAudio,
+    check_image_count,
     describe_validation,
 )
 
@@ -49,6 +51,7 @@ def order_alone(
         InvalidRequestError: A field is wrong.
     """
     nothing, pictures = StoredAudio(key="", size=0), tuple(images)
+    check_image_count(len(pictures))
     try:
         request = RenderRequest(audio=nothing, backend="", images=(nothing,) * len(pictures), **fields)
     except ValidationError as error:
@@ -65,9 +68,9 @@ def order_alone(
         audio_size=song.stat().st_size,
         video=blank,
         result=blank,
-        cover=None if cover is None else _asset(cover),
-        scene_file=None if scene_file is None else _asset(scene_file),
-        images=tuple(map(_asset, pictures)),
+        cover=None if cover is None else _asset(cover, "cover"),
+        scene_file=None if scene_file is None else _asset(scene_file, "scene-file"),
+        images=tuple(_asset(picture, "image") for picture in pictures),
         max_duration=request.limits.max_duration.total_seconds(),
         memory_mib=request.limits.memory_mib,
         start_by=latest,
@@ -76,8 +79,12 @@ def order_alone(
     )
 
 
-def _asset(file: Path) -> Asset:
-    return Asset(url="", size=file.stat().st_size, path=str(file), name=file.name[:200])
+def _asset(file: Path, part: str) -> Asset:
+    try:
+        return Asset(url="", size=file.stat().st_size, path=str(file), name=safe_name(file.name))
+    except ValidationError:  # JSON has no such text
+        message = f"the name of {str(file)[:200]!r} is not UTF-8: rename the file, or make a link to it"
+        raise InvalidRequestError(message, code=f"{part}.invalid") from None
 
 
 def check_moment(at: float | None) -> float | None:

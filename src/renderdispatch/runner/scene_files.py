@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from contextlib import redirect_stdout
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple
@@ -86,7 +87,8 @@ def _imported(path: Path) -> ModuleType:
         name = f"scene_file_{name}"
     if not path.is_file():
         raise _unusable(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(name, path)
+    # by itself Python finds no loader for the suffix .PY
+    spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
     assert spec is not None and spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:

@@ -18,7 +18,12 @@ from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine import layout
 from renderdispatch.engine.records import dump_job
-from renderdispatch.errors import IdempotencyConflictError, InvalidRequestError
+from renderdispatch.errors import (
+    IdempotencyConflictError,
+    InvalidRequestError,
+    StorageUnavailableError,
+    StoreUnavailableError,
+)
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     MAX_COVER_BYTES,
@@ -30,7 +35,7 @@ from renderdispatch.messages import (
     RenderStats,
     StoredAudio,
 )
-from renderdispatch.protocols import Report
+from renderdispatch.protocols import ObjectInfo, Report, Source
 from renderdispatch.render import glsl
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
@@ -392,3 +397,85 @@ def test_a_submit_that_fails_leaves_no_files(idle: RenderService, shader: Path, 
     with pytest.raises(InvalidRequestError, match="nothing is stored"):
         idle.submit(StorageKey("missing.wav"), scene=shader, images=[rocks])
     assert stored(idle) == []
+
+
+# --- nothing is left behind
+
+
+class Away(MemoryJobStore):
+    """A store that refuses new jobs while it is told to."""
+
+    away = False
+
+    def create(self, job: Job) -> Job:
+        if self.away:
+            raise StoreUnavailableError("the store is away")
+        return super().create(job)
+
+
+def test_a_retry_that_cannot_be_recorded_leaves_no_copies(storage: MemoryStorage, shader: Path, rocks: Path) -> None:
+    """Its copies go again, because no job ever names them."""
+    store, backend = Away(), InlineBackend({"glsl": Failing()})
+    with RenderService(store, storage, backend, worker=False, owned=[backend]) as service:
+        job = service.submit(b"RIFF", scene=shader, output=TINY, images=[rocks])
+        finished(service, job.id)
+        before, store.away = stored(service), True
+        with pytest.raises(StoreUnavailableError):
+            job.retry()
+        assert stored(service) == before
+
+
+class Interrupting(MemoryStorage):
+    """A user presses Ctrl-C when an object of this kind was just stored."""
+
+    kind = ""
+    away = False
+
+    def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
+        done = super().put(key, source, **options)
+        if self.kind and f"/{self.kind}" in key:
+            raise KeyboardInterrupt
+        return done
+
+    def delete(self, key: str) -> None:
+        if self.away:
+            raise StorageUnavailableError("the storage is away")
+        super().delete(key)
+
+
+@pytest.mark.parametrize("kind", ["scene-file-", "image-", "audio"])
+def test_ctrl_c_leaves_no_files(shader: Path, rocks: Path, kind: str) -> None:
+    """Not even of the upload that had just ended. A storage that is away hides the interrupt from nobody."""
+    storage, backend = Interrupting(), InlineBackend({"glsl": Handed()})
+    storage.kind = kind
+    with RenderService(MemoryJobStore(), storage, backend, worker=False, owned=[backend]) as service:
+        with pytest.raises(KeyboardInterrupt):
+            service.submit(b"RIFF", scene=shader, output=TINY, images=[rocks])
+        assert stored(service) == []
+        storage.away = True
+        with pytest.raises(KeyboardInterrupt):
+            service.submit(b"RIFF", scene=shader, output=TINY, images=[rocks])
+
+
+def test_j15_an_attempt_whose_job_was_deleted_leaves_no_files(shader: Path, rocks: Path, handed: Handed) -> None:
+    """Also where another file then turns out to be unusable, so that the attempt never gets to its record."""
+
+    class Meddling(MemoryStorage):
+        meddle: Callable[[], object] = staticmethod(lambda: None)
+
+        def put(self, key: str, source: Source, **options: Any) -> ObjectInfo:
+            if "/scene-file-" in key:
+                self.meddle()
+            return super().put(key, source, **options)
+
+    store, storage, backend = MemoryJobStore(), Meddling(), InlineBackend({"glsl": handed})
+    with RenderService(store, storage, backend, machine="here", worker=False, owned=[backend]) as service:
+        job = left(service, scene_file=shader, image_1=rocks)
+
+        def delete() -> None:
+            store.delete(job.id, expected_revision=store.get(job.id).revision)
+            rocks.unlink()
+
+        storage.meddle = delete
+        service.tick()
+        assert stored(service) == ["song.wav"]
