@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from renderdispatch.plumbing import supervisor
+from renderdispatch.plumbing.environment import of_renders
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.runner import supervisor
-from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _HELD_FD: Final = "RENDERDISPATCH_HELD_FD"

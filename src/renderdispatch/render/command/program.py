@@ -23,9 +23,9 @@ from attrs import define, field, frozen
 
 from renderdispatch.errors import AudioError, ConfigurationError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain
+from renderdispatch.plumbing import supervisor
+from renderdispatch.plumbing.environment import of_renders
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.runner import supervisor
-from renderdispatch.runner.environment import of_renders
 
 FAULTS: Final[Mapping[FaultDomain, type[RenderError]]] = {
     FaultDomain.AUDIO: AudioError,
