@@ -69,6 +69,14 @@ def brightest(artist: Artist, features: Features, report: Report = lambda _done,
     return moment.best[1].index
 
 
+def loudest(features: Features) -> int:
+    """Return the index of the frame that a poster shows where nothing is known of the picture but its sound."""
+    moment = PosterMoment(len(features), features.fps)
+    for frame in features:
+        moment.see((), frame, frame.level)
+    return moment.best[1].index
+
+
 def write_poster(path: Path, picture: Picture) -> None:
     """Write a JPEG of a picture, at most 1920 pixels on its longer side."""
     image = to_image(picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -75,6 +76,13 @@ def test_a_killed_program_is_tried_again(program: Program, render: Render, song:
     error = failure(render, program("os.kill(os.getpid(), signal.SIGKILL)"), song)
     assert "was killed by SIGKILL" in str(error)
     assert (error.code, error.fault) == ("command.killed", "infrastructure")
+
+
+def test_a_signal_may_be_the_scenes_fault(program: Program, render: Render, song: Path) -> None:
+    """``128 + n`` names signal n, as shells do."""
+    scene = program("os.kill(os.getpid(), signal.SIGSEGV)", faults={139: FaultDomain.SCENE})
+    error = failure(render, scene, song)
+    assert isinstance(error, SceneError) and "exited with status 139" in str(error)
 
 
 def test_success_without_output_is_none(program: Program, render: Render, song: Path) -> None:
@@ -171,6 +179,21 @@ def test_progress_is_reported(order: Order, song: Path) -> None:
         seen = reported(code, order(), song, progress=pattern)
         assert seen[-1] == (6, 15)
     assert {*reported("import time; time.sleep(0.3); 1/0", order(), song)} == {(0, 0)}
+
+
+def test_progress_that_is_no_number_is_ignored() -> None:
+    """Programs divide by zero as well."""
+    printed = Printed(re.compile(r"at (?P<seconds>\S+)"))
+    printed.take(b"at 0.2\nat nan\nat inf\nat N/A\n")
+    assert printed.frames(fps=30.0, total=15) == 6
+
+
+@pytest.mark.parametrize("made", ["os.mkfifo(target)", "os.mkdir(target)", "os.symlink('/etc/passwd', target)"])
+def test_an_output_that_is_no_file(made: str, render: Render, song: Path) -> None:
+    """It is not read: a pipe would be waited for, and a link may lead anywhere."""
+    command = [sys.executable, "-I", "-S", "-c", HEAD + made, "{output}"]
+    error = failure(render, CommandRenderer(command, makes="video"), song)
+    assert (error.code, "not a regular file" in str(error)) == ("command.wrong-output", True)
 
 
 def test_what_is_printed_takes_bounded_memory() -> None:

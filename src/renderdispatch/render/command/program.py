@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Final, Self
 
@@ -24,6 +25,7 @@ from attrs import define, field, frozen
 from renderdispatch.errors import AudioError, ConfigurationError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain
 from renderdispatch.plumbing import supervisor
+from renderdispatch.plumbing.descriptors import beyond_standard_streams
 from renderdispatch.plumbing.environment import of_renders
 from renderdispatch.plumbing.interpreter import interpreter
 
@@ -119,7 +121,8 @@ class Printed:
         if self.progress is not None and (found := self.progress.search(text)):
             for unit, number in found.groupdict().items():
                 with suppress(ValueError, TypeError):
-                    self._latest = unit, float(number)
+                    if isfinite(value := float(number)):
+                        self._latest = unit, value
 
 
 class Program:
@@ -153,7 +156,12 @@ class Program:
         scratch = folder / "tmp"
         scratch.mkdir()
         variables = {**of_renders(os.environ), "TMPDIR": str(scratch), **environment}
-        held, self._lifeline = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        try:
+            held, self._lifeline = map(beyond_standard_streams, os.pipe())
+        except BaseException:
+            self._selector.close()
+            raise
         try:
             self._process = subprocess.Popen(
                 [interpreter(), "-I", "-S", supervisor.__file__, str(held), str(scratch), *words],
@@ -167,13 +175,13 @@ class Program:
             )
         except BaseException:
             os.close(self._lifeline)
+            self._selector.close()
             raise
         finally:
             os.close(held)
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
         os.set_blocking(self._output, False)
-        self._selector = selectors.DefaultSelector()
         self._selector.register(self._output, selectors.EVENT_READ)
 
     def __enter__(self) -> Self:
@@ -226,9 +234,10 @@ class Program:
         free, kept = self._free_and_kept()
         if free < kept or any(map(_NO_SPACE.search, self.printed.lines)):
             return RenderError(f"no space is left for the files of {self.name}{last}", code="disk.full")
-        if status < 0:
+        if status < 0 and 128 - status not in faults:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             return RenderError(f"{self.name} was killed by {name}{last}", code="command.killed")
+        status = 128 - status if status < 0 else status
         kind = FAULTS[faults.get(status, FaultDomain.SCENE)]
         return kind(f"{self.name} exited with status {status}{last}", code="command.failed")
 
