@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -88,7 +88,7 @@ class ProgramArtist(OnePassArtist):
                 self.report(self._total, self._total)
             if status:
                 raise program.error_of(status, self._renderer.faults)
-            if any(map(self._renderer.is_picture, frames.iterdir())):
+            if self._names_in(frames):
                 raise self.too_many()
 
     def _start(self, folder: Path, frames: Path, first: int) -> Program:
@@ -109,12 +109,18 @@ class ProgramArtist(OnePassArtist):
     def _say_what_is_missing(self, number: int, first: int, program: Program, frames: Path) -> None:
         """Raise an error if a picture is missing before others; `OnePassArtist` does if there are too few."""
         expected = self._renderer.picture_name(number)
-        other = min((path.name for path in frames.iterdir() if self._renderer.is_picture(path)), default=None)
+        other = min(self._names_in(frames), default=None)
         if number != first and other is None:
             return
         instead = "" if other is None else f", but {other[:80]!r}"
         message = f"{program.name} exited with status 0 and wrote no picture {expected}{instead}{program.printed.tail}"
         raise SceneError(message, code="command.no-output" if number == first else "command.wrong-output")
+
+    def _names_in(self, frames: Path) -> list[str]:
+        """Return the names of the pictures that are there."""
+        with suppress(FileNotFoundError):  # the program removed the folder
+            return [path.name for path in frames.iterdir() if self._renderer.is_picture(path)]
+        return []
 
     def _read(self, path: Path, converter: Converter) -> Picture:
         """Return a picture of a file, over black where it is clear."""

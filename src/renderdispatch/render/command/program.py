@@ -6,6 +6,7 @@ prints is read in bounded memory. It can neither fill the disk nor print without
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import selectors
@@ -137,7 +138,8 @@ class Program:
         progress: As of `Printed`.
 
     Raises:
-        OSError: It cannot be started.
+        SceneError: Its arguments are too long for the system (``command.failed``).
+        RenderError: The system cannot start it now (``command.failed``).
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class Program:
     ) -> None:
         self.name: Final = Path(words[0]).name
         self.printed: Final = Printed(progress)
+        folder = folder.absolute()  # the program works in it
         self._folder, self._bounds = folder, bounds
         self._next_check = 0.0
         scratch = folder / "tmp"
@@ -173,9 +176,11 @@ class Program:
                 pass_fds=(held,),
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException as error:
             os.close(self._lifeline)
             self._selector.close()
+            if isinstance(error, OSError):
+                raise self._not_started(error) from error
             raise
         finally:
             os.close(held)
@@ -241,6 +246,10 @@ class Program:
         kind = FAULTS[faults.get(status, FaultDomain.SCENE)]
         return kind(f"{self.name} exited with status {status}{last}", code="command.failed")
 
+    def _not_started(self, error: OSError) -> RenderError:
+        kind = SceneError if error.errno == errno.E2BIG else RenderError
+        return kind(f"{self.name} cannot be started: {error.strerror}", code="command.failed")
+
     def _read(self, most: int) -> None:
         for _ in range(most):
             try:
@@ -271,7 +280,11 @@ class Program:
         self._next_check = time.monotonic() + max(_DISK_EVERY_S, 10 * (time.monotonic() - now))
 
     def _free_and_kept(self) -> tuple[int, int]:
-        disk = shutil.disk_usage(self._folder)
+        try:
+            disk = shutil.disk_usage(self._folder)
+        except FileNotFoundError as error:
+            message = f"{self.name} removed the folder that it worked in{self.printed.tail}"
+            raise SceneError(message, code="command.no-output") from error
         kept = self._bounds.keep_free
         return disk.free, min(1 << 30, disk.total // 20) if kept is None else kept
 
