@@ -321,3 +321,10 @@ def test_a_render_process_finds_it_by_name(song: Path, tmp_path: Path) -> None:
         handle = service.submit(song, scene="grey", params={"gain": 0.5}, output=Output(width=64, height=36))
         result = handle.wait(60)
         assert result.status == "complete", result.error
+
+
+@pytest.mark.parametrize("where", [grey, "__main__:grey"])
+def test_a_render_process_cannot_be_given_an_object(where: Any) -> None:
+    """As one writes it in a notebook; the message says what to do."""
+    with pytest.raises(ConfigurationError, match=r"write the scene to a file.*scene\.py:grey.*InlineBackend"):
+        LocalGpuBackend(renderers={"grey": where})
