@@ -177,6 +177,11 @@ def test_what_no_scene_can_have_is_refused_when_it_is_made() -> None:
     def nothing() -> None: ...
     def unknown(song: Features, size: Missing = 1) -> None: ...  # type: ignore[name-defined]  # noqa: F821
     def wrong(song: Features, size: Annotated[int, Field(ge=3)] = 1) -> None: ...
+    async def later(song: Features) -> None: ...
+    async def stream(song: Features) -> Any:
+        yield 1
+
+    def undescribed(song: Features, key: Callable[[int], int] = abs) -> None: ...
 
     mistakes: tuple[tuple[Any, str], ...] = (
         (no_default, "'size' needs a default"),
@@ -185,10 +190,73 @@ def test_what_no_scene_can_have_is_refused_when_it_is_made() -> None:
         (nothing, "first argument is the song"),
         (unknown, "'Missing' is not defined"),
         (wrong, "greater than or equal to 3"),
+        (later, "is async"),
+        (stream, "is async"),
+        (functools.partial(stream), "is async"),
+        (undescribed, "the parameters of undescribed"),
     )
     for function, said in mistakes:
         with pytest.raises(ConfigurationError, match=said):
             renderer(function)
+
+
+class Greys:
+    """Draws as an object that is called."""
+
+    def __call__(self, song: Features, *, width: int, height: int, colour: Colour = "#ffffff") -> Any:
+        return grey.function(song, width=width, height=height, colour=colour)
+
+    def method(self, width: Features, *, height: int, colour: Colour = "#ffffff") -> Any:
+        """Draw as a method, whose song has an unlucky name."""
+        return grey.function(width, width=64, height=height, colour=colour)
+
+
+@functools.wraps(grey.function)
+def wrapped(*given: Any, **named: Any) -> Any:
+    return grey.function(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("function", "about"),
+    [
+        (functools.partial(grey.function, gain=0.5), "As bright as the sound is loud."),
+        (Greys(), "Draws as an object that is called."),
+        (Greys().method, "Draw as a method, whose song has an unlucky name."),
+        (wrapped, "As bright as the sound is loud."),
+    ],
+    ids=["partial", "object", "method", "wrapped"],
+)
+def test_whatever_can_be_called(function: Any, about: str, render: Render, song: Path) -> None:
+    """Its annotations are read where its author wrote them, and so is what it draws."""
+    made = renderer(function)
+    assert made.__doc__ == about
+    made.check_params({"colour": "#102030"})
+    assert render(made, song)[1].frames == 15
+
+
+def test_a_failing_end_hides_nothing(order: Order, song: Path) -> None:
+    """A job that was cancelled stays so, and the first failure is the one that is told."""
+
+    def failing(pictures: list[Any]) -> Callable[..., Any]:
+        def function(song: Features) -> Iterator[Any]:
+            try:
+                yield from pictures
+            finally:
+                raise OSError("cannot let go")
+
+        return function
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise RenderStopped("cancelled")
+
+    with pytest.raises(RenderStopped):
+        renderer(failing(black())).render(order(), song, song.with_suffix(".mp4"), stop)
+    with pytest.raises(SceneError, match="cannot let go"):
+        renderer(failing(black())).render(order(), song, song.with_suffix(".mp4"), lambda done, total: None)
+    wrong = renderer(failing([np.zeros((2, 2, 3), np.uint8)]))
+    with pytest.raises(SceneError, match=r"frame 0 of function is \(2, 2, 3\)"):
+        wrong.render(order(), song, song.with_suffix(".mp4"), lambda done, total: None)
 
 
 def test_it_can_still_be_called() -> None:
@@ -253,3 +321,10 @@ def test_a_render_process_finds_it_by_name(song: Path, tmp_path: Path) -> None:
         handle = service.submit(song, scene="grey", params={"gain": 0.5}, output=Output(width=64, height=36))
         result = handle.wait(60)
         assert result.status == "complete", result.error
+
+
+@pytest.mark.parametrize("where", [grey, "__main__:grey"])
+def test_a_render_process_cannot_be_given_an_object(where: Any) -> None:
+    """As one writes it in a notebook; the message says what to do."""
+    with pytest.raises(ConfigurationError, match=r"write the scene to a file.*scene\.py:grey.*InlineBackend"):
+        LocalGpuBackend(renderers={"grey": where})

@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import Field
 
 from renderdispatch.errors import InvalidRequestError, SceneError, UnknownNameError
 from renderdispatch.messages import RenderOrder
 from renderdispatch.protocols import Renderer, SupportsGpu, SupportsParams
 from renderdispatch.render import bars, radial, wave
+from renderdispatch.render.params import SceneParams, describe_params, read_params
 from renderdispatch.render.scene import NumpyRenderer
 
 RENDERERS = [bars, wave, radial]
@@ -98,3 +101,44 @@ def test_a_missing_extra_is_named(missing: str) -> None:
         "else: raise SystemExit('rendered?')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+class Shape(StrEnum):
+    """Choices with a name."""
+
+    ROUND = "round"
+    FLAT = "flat"
+
+
+class OddParams(SceneParams):
+    """Kinds that scenes of other authors have."""
+
+    mode: Literal["a", "b"] = "a"
+    only: Literal[3] = 3
+    size: int | str = 3
+    title: str | None = None
+    shape: Shape = Shape.FLAT
+    sizes: list[int] = Field(default=[1, 2])
+    pair: tuple[float, float] = (0.5, 1)
+
+
+def test_choices_and_unions_are_described() -> None:
+    """A user sees what may be set."""
+    assert [(info.name, info.type, info.default) for info in describe_params(OddParams)] == [
+        ("mode", "a or b", "a"),
+        ("only", "3", "3"),
+        ("size", "integer or text", "3"),
+        ("title", "text or nothing", "None"),
+        ("shape", "round or flat", "flat"),
+        ("sizes", "list of integer", "1,2"),
+        ("pair", "list of number, number", "0.5,1"),
+    ]
+
+
+def test_each_list_may_be_written_with_commas() -> None:
+    """As a command line shows it, and so takes it."""
+    params = read_params(OddParams, {"sizes": "3, 4", "pair": "1,2.5"})
+    assert params.model_dump()["sizes"] == [3, 4]
+    assert params.model_dump()["pair"] == (1, 2.5)
+    with pytest.raises(InvalidRequestError, match=r"sizes\.0"):
+        read_params(OddParams, {"sizes": "x"})

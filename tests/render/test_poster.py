@@ -25,22 +25,11 @@ WANTED = ObjectUrls(key="", put=SignedPut(url=""), get="")
 
 
 def moment(lights: list[float], fps: int = 10) -> int:
-    """Return the frame that is chosen of a video with these lights; its state must be its own."""
+    """Return the frame that is chosen of a video with these lights."""
     found = PosterMoment(len(lights), Fraction(fps))
     for index, light in enumerate(lights):
-        frame = Frame(
-            index,
-            index / fps,
-            light,
-            0.0,
-            np.zeros(96, np.float32),
-            np.zeros(512, np.float32),
-            np.zeros((2, 512), np.uint8),
-        )
-        found.see(("state", index), frame, light)
-    state, frame = found.best
-    assert state == ("state", frame.index)
-    return frame.index
+        found.see(index, light)
+    return found.best
 
 
 def test_the_brightest_half_second_is_chosen() -> None:
@@ -76,13 +65,10 @@ def test_a_light_that_is_no_number_is_dark() -> None:
 
 
 def test_memory_is_constant() -> None:
-    """Half a second of states is kept, however long the video is."""
+    """Half a second is kept, however long the video is."""
     found = PosterMoment(100_000, Fraction(10))
-    frame = Frame(
-        50_000, 5000.0, 0.0, 0.0, np.zeros(96, np.float32), np.zeros(512, np.float32), np.zeros((2, 512), np.uint8)
-    )
     for _ in range(1000):
-        found.see((), frame, 0.0)
+        found.see(50_000, 0.0)
     assert len(found._window) == 5
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.messages import Failed, Progressed, RenderOrder
+from renderdispatch.plumbing.environment import PASS_ENV, of_renders
 from renderdispatch.runner import RunnerIO, SupervisedRender, run_order
-from renderdispatch.runner.environment import PASS_ENV, for_the_runner, of_renders, proxies_of
+from renderdispatch.runner.environment import for_the_runner, proxies_of
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import eventually, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import Recorder

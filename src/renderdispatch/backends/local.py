@@ -53,6 +53,16 @@ another machine may take it."""
 _LEAST_PATIENCE_S: Final = 2.0
 
 
+def _check_place(name: str, where: object) -> None:
+    """Refuse what only this process has: the renderer itself, or what a notebook defined."""
+    if isinstance(where, str) and not where.startswith("__main__:"):
+        return
+    raise ConfigurationError(
+        f"scene {name!r}: a process of its own renders, and finds no object of this one; write the scene to a file and"
+        f" name its place, such as '/folder/scene.py:{name}'. InlineBackend takes the object itself"
+    )
+
+
 class LocalGpuBackend(ThreadBackend):
     """Renders in processes of this machine.
 
@@ -86,6 +96,8 @@ class LocalGpuBackend(ThreadBackend):
             raise ConfigurationError(f"slots must be 'auto' or at least 1, not {slots!r}")
         interpreter()  # where Python is embedded, no render could ever start: say so now
         self._where = dict(renderers or {})
+        for name, where in self._where.items():
+            _check_place(name, where)
         found = {name: load_renderer(name, where) for name, where in self._where.items()}
         super().__init__(self._capacity, found)
         self._slots = slots

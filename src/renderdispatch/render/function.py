@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import Parameter, Signature, signature
+from functools import partial
+from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, isroutine, signature, unwrap
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, get_type_hints, overload
 
@@ -34,7 +35,7 @@ from pydantic.errors import PydanticUserError
 
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.messages import RenderOrder
-from renderdispatch.render.params import SceneParams
+from renderdispatch.render.params import SceneParams, describe_params
 from renderdispatch.render.renderer import VideoRenderer, extra_is_named
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ GIVEN: Final = ("width", "height", "fps", "cover")
 (n, n, 3) uint8, RGB, or None."""
 
 
+_ASYNC: Final = (isasyncgenfunction, iscoroutinefunction)
+
+
 class FunctionParams(SceneParams):
     """The base of the parameters of functions, whose defaults are checked as given values are."""
 
@@ -59,14 +63,15 @@ class FunctionRenderer(VideoRenderer):
     """Renders the pictures of a function; see `renderer`. Calling it calls the function."""
 
     def __init__(self, function: Drawing, *, about: str | None = None, uses_gpu: bool = False) -> None:
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
-        self.__module__ = function.__module__
+        written = _written(function)
+        self.__name__ = getattr(written, "__name__", type(written).__name__)
+        self.__module__ = written.__module__
         said = signature(function)
-        self._check(said)
-        first = (function.__doc__ or "").strip().partition("\n")[0]
-        super().__init__(_params_of(function, said, self.__name__), about=first if about is None else about)
+        self._check(said, written)
+        first = (written.__doc__ or "").strip().partition("\n")[0]
+        super().__init__(_params_of(written, said, self.__name__), about=first if about is None else about)
         self.function: Final = function
-        self.given: Final = tuple(name for name in GIVEN if name in said.parameters)
+        self.given: Final[tuple[str, ...]] = tuple(name for name in GIVEN if name in [*said.parameters][1:])
         """Which of `GIVEN` the function takes."""
         self._uses_gpu = uses_gpu
 
@@ -93,7 +98,9 @@ class FunctionRenderer(VideoRenderer):
         params = self.read_params(order.params)
         yield FunctionArtist(self, order.output, {**given, **dict(params)}, device_class=drawn_by)
 
-    def _check(self, said: Signature) -> None:
+    def _check(self, said: Signature, written: Callable[..., Any]) -> None:
+        if any(is_async(one) for one in (written, _code_of(written)) for is_async in _ASYNC):
+            raise ConfigurationError(f"{self.__name__} is async, and a scene is a plain function: def {self.__name__}")
         song, others = next(iter(said.parameters.values()), None), [*said.parameters.values()][1:]
         if song is None or song.kind not in {Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD}:
             raise ConfigurationError(f"{self.__name__}: its first argument is the song: def {self.__name__}(song, ...)")
@@ -139,6 +146,17 @@ def renderer(
     return made if function is None else made(function)
 
 
+def _written(function: Drawing) -> Drawing:
+    """Return what the author wrote, of a function that is wrapped, or has some arguments (`functools.partial`)."""
+    function = unwrap(function)
+    return _written(function.func) if isinstance(function, partial) else function
+
+
+def _code_of(written: Drawing) -> Any:
+    """Return the function or the method itself; of another object, the method that calls it."""
+    return written if isroutine(written) else type(written).__call__
+
+
 def _params_of(function: Drawing, said: Signature, name: str) -> type[SceneParams]:
     """Return the model of a function's parameters."""
     own = [one for one in [*said.parameters.values()][1:] if one.name not in GIVEN]
@@ -146,9 +164,10 @@ def _params_of(function: Drawing, said: Signature, name: str) -> type[SceneParam
         __annotations__={one.name: one.annotation for one in own if one.annotation is not Parameter.empty}
     )
     try:
-        types = get_type_hints(annotated, getattr(function, "__globals__", {}), include_extras=True)
+        types = get_type_hints(annotated, getattr(_code_of(function), "__globals__", {}), include_extras=True)
         fields: dict[str, Any] = {one.name: (types.get(one.name, type(one.default)), one.default) for one in own}
         model: type[SceneParams] = create_model(f"{name}_params", __base__=FunctionParams, **fields)
+        describe_params(model)
         model()
     except (NameError, TypeError, ValueError, PydanticUserError) as error:
         raise ConfigurationError(f"the parameters of {name}: {error}") from error

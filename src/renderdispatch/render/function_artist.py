@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,10 +52,14 @@ class FunctionArtist(OnePassArtist):
             while (array := self._next_of(arrays, number)) is not None:
                 yield converter.from_rgb(self._checked(array, number), self.columns, self.rows)
                 number += 1
-        finally:
-            if hasattr(arrays, "close"):
-                with blamed_on_the_scene("failed at its end"):
-                    arrays.close()
+        except SceneError:
+            with suppress(SceneError):  # the first failure is the one to tell
+                _close(arrays)
+            raise
+        except GeneratorExit:
+            _close(arrays)
+            raise
+        _close(arrays)
 
     def _next_of(self, arrays: Iterator[Any], number: int) -> Any:
         with blamed_on_the_scene(f"failed at frame {number}"):
@@ -73,3 +78,10 @@ class FunctionArtist(OnePassArtist):
             advice = "; (picture * 255).astype(np.uint8)" if picture.dtype.kind == "f" else ""
             raise SceneError(f"{found}; {wanted} uint8, in RGB, is needed{advice}", code="frames.wrong")
         return np.ascontiguousarray(picture)
+
+
+def _close(arrays: Iterator[Any]) -> None:
+    """End a generator, or another iterator that has an end."""
+    if hasattr(arrays, "close"):
+        with blamed_on_the_scene("failed at its end"):
+            arrays.close()

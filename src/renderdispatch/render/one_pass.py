@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from renderdispatch.errors import SceneError
@@ -143,5 +143,8 @@ def heard(artist: Artist, features: Features, *, audio: Path, folder: Path, repo
     artist.hear(features, audio=audio, folder=folder, report=report)
     try:
         yield
-    finally:
-        artist.close()
+    except BaseException:
+        with suppress(SceneError):  # a scene that also fails at its end does not hide a stop, or a full disk
+            artist.close()
+        raise
+    artist.close()

@@ -7,18 +7,29 @@ scene is installed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from renderdispatch.errors import InvalidRequestError, UnknownNameError
 from renderdispatch.protocols import ParamInfo
+
+_LISTS: Final = frozenset({list, tuple, set, frozenset})
 
 
 class SceneParams(BaseModel):
     """The base of a scene's parameters: give every field a default and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_lists(cls, given: Any) -> Any:
+        """Accept each list as a command line writes it: ``1,2``."""
+        if not isinstance(given, dict):
+            return given
+        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) in _LISTS}
+        return {name: _split(value) if name in lists else value for name, value in given.items()}
 
 
 def read_params(model: type[SceneParams], params: Mapping[str, JsonValue]) -> SceneParams:
@@ -42,19 +53,27 @@ def read_params(model: type[SceneParams], params: Mapping[str, JsonValue]) -> Sc
 
 def describe_params(model: type[SceneParams]) -> list[ParamInfo]:
     """Return one line of help for each parameter, in the order of declaration."""
-    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    described = model.model_json_schema()
+    properties, named = described["properties"], described.get("$defs", {})
     return [
-        ParamInfo(name, _type_of(schema), _default_of(schema.get("default")), schema.get("description", ""))
+        ParamInfo(name, _type_of(schema, named), _default_of(schema.get("default")), schema.get("description", ""))
         for name, schema in properties.items()
     ]
 
 
-def _type_of(schema: Mapping[str, Any]) -> str:
+def _type_of(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        schema = named[schema["$ref"].rpartition("/")[2]]
+    if "enum" in schema or "const" in schema:
+        return " or ".join(map(_default_of, schema.get("enum", [schema.get("const")])))
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type_of(one, named) for one in schema["anyOf"]))
     if schema.get("type") == "array":
-        return f"list of {_type_of(schema.get('items', {}))}"
+        items = schema.get("prefixItems") or [schema.get("items", {})]
+        return f"list of {', '.join(_type_of(item, named) for item in items)}"
     if schema.get("pattern") == _HEX:
         return "#rrggbb"
-    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
+    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "nothing"}
     kind = names.get(schema.get("type", ""), "value")
     if "minimum" in schema and "maximum" in schema:
         return f"{kind} {schema['minimum']:g} to {schema['maximum']:g}"

@@ -8,7 +8,6 @@ side answers comes over a descriptor of its own, so that stray prints from any l
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -25,14 +24,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from renderdispatch.plumbing import supervisor
+from renderdispatch.plumbing.descriptors import beyond_standard_streams
+from renderdispatch.plumbing.environment import of_renders
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.runner import supervisor
-from renderdispatch.runner.environment import of_renders
 
 _EVENTS_FD: Final = "RENDERDISPATCH_EVENTS_FD"
 _HELD_FD: Final = "RENDERDISPATCH_HELD_FD"
 _SYS_PATH: Final = "RENDERDISPATCH_SYS_PATH"
-_STDERR: Final = 2
 _LOG_LINES: Final = 200
 _LINE_BYTES: Final = 1 << 20
 _CHECK_S: Final = 0.5
@@ -79,7 +78,7 @@ class SupervisedProcess:
         ends: list[int] = []
         try:
             for _ in range(4):
-                ends += map(_beyond_standard_streams, os.pipe())
+                ends += map(beyond_standard_streams, os.pipe())
             held, lifeline, events, answers, read, stdin, stdout, printed = ends
             far = _FarEnds(held, answers, read, printed, self._scratch, hold, dict(variables or {}))
             self._process = _start_module(target, far) if isinstance(target, str) else _Fork(target, far)
@@ -291,15 +290,6 @@ def _end_with(body: Callable[[], int]) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(status & 0xFF)
-
-
-def _beyond_standard_streams(descriptor: int) -> int:
-    """Return the descriptor under a number above 2: a process that closed its own streams gets theirs for pipes."""
-    if descriptor > _STDERR:
-        return descriptor
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
-    os.close(descriptor)
-    return moved
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -71,8 +71,11 @@ def test_pictures_become_frames(
         ("for n in range(count): save(n, Image.new('RGBA', (width, height), (255, 255, 255, 10 * n)))", {}),
         ("for n in range(count): save(n, grey(10 * n).convert('L'))", {}),
         ("for n in range(count): save(n, grey(10 * n).quantize(4))", {}),
+        ("for n in range(count): save(n, Image.new('I;16', (width, height), 10 * n * 257))", {}),
+        ("for n in range(count): save(n, grey(10 * n).convert('CMYK'), '%06d.jpg')", {"pictures": "%06d.jpg"}),
+        ("open(folder + '/log.txt', 'w')\nfor n in range(count): save(n, grey(10 * n))", {}),
     ],
-    ids=["backwards", "jpeg from 1", "clear", "grey", "palette"],
+    ids=["backwards", "jpeg from 1", "clear", "grey", "palette", "16 bits", "cmyk", "a file more"],
 )
 def test_kinds_of_pictures(
     code: str,
@@ -104,10 +107,23 @@ for n in range(count):
         ("for n in range(count + 1): save(n, grey(n))", "frames.too-many", "more than the 15 frames"),
         ("save(0, grey(0).resize((8, 8)))", "command.wrong-output", "000000.png of 8x8; 64x36 were ordered"),
         ("open(folder + '/000000.png', 'wb').write(b'IEND')", "command.wrong-output", "which cannot be read"),
+        (
+            "os.mkfifo(folder + '/000000.png'); time.sleep(60)",
+            "command.wrong-output",
+            "made 000000.png, which is not a",
+        ),
+        ("os.mkdir(folder + '/000000.png')", "command.wrong-output", "made 000000.png, which is not a regular file"),
+        ("os.symlink('/etc/passwd', folder + '/000000.png')", "command.wrong-output", "which is not a regular file"),
+        ("os.symlink('nowhere', folder + '/000000.png')", "command.wrong-output", "which is not a regular file"),
+        ("for n in range(count): save(n + 1, grey(n))", "command.no-output", "no picture 000000.png, but '000001.png'"),
+        ("for n in range(count): save(n + (n > 4), grey(n))", "command.wrong-output", "000005.png, but '000006.png'"),
         ("save(0, grey(0)); sys.exit('out of ideas')", "command.failed", "status 1: out of ideas"),
         ("for n in range(count): save(n, grey(0))\nsys.exit('too late')", "command.failed", "status 1: too late"),
     ],
-    ids=["too few", "too many", "size", "no picture", "fails early", "fails late"],
+    ids=[
+        *("too few", "too many", "size", "no picture", "pipe", "folder", "link", "lost link", "from 1", "a gap"),
+        *("fails early", "fails late"),
+    ],
 )
 def test_wrong_pictures(code: str, error: str, said: str, render: Render, song: Path, tmp_path: Path) -> None:
     """Each fails the render, with what came and what was ordered."""

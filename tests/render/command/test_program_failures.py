@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from renderdispatch.messages import FaultDomain, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.render.command import CommandRenderer
 from renderdispatch.render.command.program import Printed
+from renderdispatch.render.params import SceneParams
 from tests.support.containers import marked
 
 Render = Callable[..., tuple[Path, RenderStats]]
@@ -75,6 +78,58 @@ def test_a_killed_program_is_tried_again(program: Program, render: Render, song:
     error = failure(render, program("os.kill(os.getpid(), signal.SIGKILL)"), song)
     assert "was killed by SIGKILL" in str(error)
     assert (error.code, error.fault) == ("command.killed", "infrastructure")
+
+
+def test_a_signal_may_be_the_scenes_fault(program: Program, render: Render, song: Path) -> None:
+    """``128 + n`` names signal n, as shells do."""
+    scene = program("os.kill(os.getpid(), signal.SIGSEGV)", faults={139: FaultDomain.SCENE})
+    error = failure(render, scene, song)
+    assert isinstance(error, SceneError) and "exited with status 139" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("\x7fELF and no more", "Exec format error"), ("#!/no/such/shell\n", "No such file or directory")],
+)
+def test_a_program_that_cannot_be_run(text: str, said: str, render: Render, song: Path, tmp_path: Path) -> None:
+    """The message has the system's reason, and no trace of ours."""
+    (tmp_path / "tool").write_text(text)
+    (tmp_path / "tool").chmod(0o755)
+    error = failure(render, CommandRenderer([str(tmp_path / "tool"), "{output}"], makes="video"), song)
+    assert (error.code, str(error)) == (
+        "command.failed",
+        f"tool exited with status 126: {tmp_path}/tool cannot be run: {said}",
+    )
+
+
+class Text(SceneParams):
+    """One text."""
+
+    text: str = ""
+
+
+def test_arguments_that_are_too_long(render: Render, song: Path) -> None:
+    """They will be at each attempt."""
+    scene = CommandRenderer([sys.executable, "-c", "", "{param.text}", "{output}"], makes="video", params=Text)
+    error = failure(render, scene, song, params={"text": "x" * 200_000})
+    assert isinstance(error, SceneError) and "cannot be started: Argument list too long" in str(error)
+
+
+def test_a_program_removes_its_folder(program: Program, render: Render, song: Path) -> None:
+    """It is its fault, and no reason to try again."""
+    code = "import shutil; shutil.rmtree(os.getcwd()); time.sleep(0.5)"
+    error = failure(render, program(code), song)
+    assert isinstance(error, SceneError) and error.code == "command.no-output"
+
+
+def test_paths_may_be_relative(
+    program: Program, order: Order, song: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program works in another folder, and is told whole paths."""
+    monkeypatch.chdir(tmp_path)
+    code = "print(os.path.isabs(target), os.path.isabs(os.environ['TMPDIR'])); sys.exit(1)"
+    with pytest.raises(SceneError, match="status 1: True True"):
+        program(code).render(order(), Path(song.name), Path("video.mp4"), lambda done, total: None)
 
 
 def test_success_without_output_is_none(program: Program, render: Render, song: Path) -> None:
@@ -171,6 +226,39 @@ def test_progress_is_reported(order: Order, song: Path) -> None:
         seen = reported(code, order(), song, progress=pattern)
         assert seen[-1] == (6, 15)
     assert {*reported("import time; time.sleep(0.3); 1/0", order(), song)} == {(0, 0)}
+
+
+def test_progress_that_is_no_number_is_ignored() -> None:
+    """Programs divide by zero as well."""
+    printed = Printed(re.compile(r"at (?P<seconds>\S+)"))
+    printed.take(b"at 0.2\nat nan\nat inf\nat N/A\n")
+    assert printed.frames(fps=30.0, total=15) == 6
+
+
+@pytest.mark.parametrize("made", ["os.mkfifo(target)", "os.mkdir(target)", "os.symlink('/etc/passwd', target)"])
+def test_an_output_that_is_no_file(made: str, render: Render, song: Path) -> None:
+    """It is not read: a pipe would be waited for, and a link may lead anywhere."""
+    command = [sys.executable, "-I", "-S", "-c", HEAD + made, "{output}"]
+    error = failure(render, CommandRenderer(command, makes="video"), song)
+    assert (error.code, "not a regular file" in str(error)) == ("command.wrong-output", True)
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "0 1 2"])
+def test_a_parent_that_closed_its_streams(closed: str, tmp_path: Path) -> None:
+    """As daemons do: the program runs to its end, and no descriptor is left."""
+    code = """
+import os, sys
+from pathlib import Path
+from renderdispatch.render.command.program import Bounds, Program
+result = Path(sys.argv[1])
+for number in sys.argv[2].split(): os.close(int(number))
+before = os.listdir("/dev/fd")
+with Program(["/bin/sh", "-c", "exit 3"], folder=result.parent, environment={}, bounds=Bounds(printed=9, written=1 << 30)) as program:
+    while (status := program.wait(1)) is None: pass
+result.write_text(f"{status} {len(before) == len(os.listdir('/dev/fd'))}")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "result"), closed], check=True, timeout=60)
+    assert (tmp_path / "result").read_text() == "3 True"
 
 
 def test_what_is_printed_takes_bounded_memory() -> None:

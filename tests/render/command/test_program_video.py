@@ -102,6 +102,7 @@ def test_the_poster_is_the_loudest_moment(render: Render, song: Path, order: Ord
         (("-r", "25", *X264, "-frames:v", "25"), "25 frames a second; 30 were ordered"),
         ((*X264, "-frames:v", "20"), "20 frames; 30 were ordered"),
         ((*X264, "-frames:v", "32"), "32 frames; 30 were ordered"),
+        ((*X264, "-vf", "setsar=2"), "pixels of 2:1; square ones are needed"),
         (("-c:v", "mpeg4"), "mpeg4 in yuv420p; h264 in yuv420p is needed"),
         (("-c:v", "libx264", "-pix_fmt", "yuv444p"), "h264 in yuv444p; h264 in yuv420p is needed"),
         ((*X264, "-vf", "setpts='if(gt(N,20),PTS+1/(30*TB),PTS)'", "-fps_mode", "vfr"), "frame 21 at 0.7"),
@@ -111,7 +112,7 @@ def test_the_poster_is_the_loudest_moment(render: Render, song: Path, order: Ord
             "a file with 0 videos",
         ),
     ],
-    ids=["size", "rate", "too short", "too long", "codec", "pixels", "times", "sound", "no video"],
+    ids=["size", "rate", "too short", "too long", "shape", "codec", "pixels", "times", "sound", "no video"],
 )
 def test_what_was_not_ordered_is_refused(
     options: tuple[str, ...], said: str, render: Render, song: Path, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def test_a_wrong_template_is_refused_when_it_is_made(command: Any, said: str) ->
         ({"pictures": "picture.png"}, "a name such as"),
         ({"pictures": "../%d.png"}, "a name such as"),
         ({"pictures": "%d.tiff"}, "a name such as"),
-        ({"faults": {0: FaultDomain.SCENE}}, "other than 0"),
+        ({"faults": {0: FaultDomain.SCENE}}, "from 1 to 255"),
+        ({"faults": {-9: FaultDomain.SCENE}}, "from 1 to 255"),
         ({"faults": {3: FaultDomain.DEADLINE}}, "audio, scene, infrastructure"),
     ],
 )
@@ -107,6 +109,45 @@ def test_a_text_never_becomes_an_option(text: str, said: str) -> None:
         CommandRenderer([sys.executable, "{param.title}", "{output}"], makes="video", params=Params).check_params(
             {"title": text}
         )
+
+
+class More(SceneParams):
+    """Kinds that are text although they are not of type str, or may be empty."""
+
+    first: str = Field(default="", description="a text")
+    names: tuple[str, ...] = Field(default=("a",), description="texts")
+    file: Path = Field(default=Path("x"), description="a path")
+    table: dict[str, str] = Field(default={}, description="texts by name")
+    price: Decimal = Field(default=Decimal("-1.50"), description="a number")
+
+
+@pytest.mark.parametrize(
+    ("words", "params"),
+    [
+        (["{param.names}"], {"names": ["-y", "b"]}),
+        (["{param.file}"], {"file": "-y"}),
+        (["{param.first}{param.names}"], {"names": ["-y"]}),
+        (["{cover}{param.first}"], {"first": "-y"}),
+        (["of={param.names}"], {"names": ["plain", "[evil]"]}),
+        (["of={param.table}"], {"table": {"plain": "[evil]"}}),
+        (["of={param.table}"], {"table": {"[evil]": "plain"}}),
+        (["of={param.table}"], {"table": {"a": "\n"}}),
+        (["of={param.first}"], {"first": "\ud800"}),
+        (["of={param.first}"], {"first": "\x9b2J"}),
+    ],
+)
+def test_text_in_a_value_of_any_kind_is_checked(words: list[str], params: dict[str, Any]) -> None:
+    """A list, a path or a table holds text too; and what follows an empty place begins the word."""
+    made = Template(["program", *words, "{output}"], params=More, makes="video", texts=r"[\w -]*")
+    with pytest.raises(InvalidRequestError, match=r"'-'|control characters|only text that matches"):
+        made.check_texts(More(**params))
+
+
+def test_values_of_any_kind_become_text() -> None:
+    """As JSON writes them: paths and decimal numbers as text; a number may begin with a minus."""
+    words = ["program", "{param.price}", "{param.file}", "{param.table}", "{output}"]
+    made = Template(words, params=More, makes="video")
+    assert made.fill({"output": "out"}, More())[1:-1] == ["-1.50", "x", "{}"]
 
 
 def test_a_minus_within_a_word_is_text() -> None:

@@ -83,6 +83,7 @@ def inspect(path: Path, output: Output, *, frames: int, name: str) -> Delivered:
             video = videos[0]
             sounds = list(container.streams.audio)
             codec, pixels = video.codec_context.name, video.codec_context.pix_fmt
+            shape = video.sample_aspect_ratio
             size = f"{video.codec_context.width}x{video.codec_context.height}"
             time_base = _exact(video.time_base)
             heard_s = max((one.duration * _exact(one.time_base) for one in sounds if one.duration), default=None)
@@ -93,6 +94,10 @@ def inspect(path: Path, output: Output, *, frames: int, name: str) -> Delivered:
         raise wrong(f"{codec} in {pixels}", f"h264 in yuv420p is needed, of FFmpeg: {_ADVICE}")
     if size != f"{output.width}x{output.height}":
         raise wrong(f"a video of {size}", f"{output.width}x{output.height} was ordered")
+    if shape and shape != 1:
+        raise wrong(
+            f"pixels of {shape.numerator}:{shape.denominator}", "square ones are needed, of FFmpeg: -vf setsar=1"
+        )
     if len(sounds) > 1 or any(sound.codec_context.name != "aac" for sound in sounds):
         kinds = ", ".join(sound.codec_context.name for sound in sounds)
         raise wrong(f"sound in {kinds}", "at most one stream of AAC is taken; without sound, the song's is put in")

@@ -98,7 +98,7 @@ def values_of(
         cover: The song's cover.
         first: The first frame to draw.
     """
-    fps = order.output.fps
+    fps, folder, target = order.output.fps, folder.absolute(), target.absolute()
     paths = {name: folder / f"{name}{suffix}" for name, suffix in _SUFFIXES.items()}
     if "features" in uses:
         write_features(paths["features"], features)

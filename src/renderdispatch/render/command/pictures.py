@@ -5,9 +5,11 @@ Each is read when it is complete, and removed: a long video takes little of the 
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -74,8 +76,8 @@ class ProgramArtist(OnePassArtist):
                     pause_s = min(2 * pause_s, _SLOWEST_CHECK_S)
                 if status:
                     raise program.error_of(status, self._renderer.faults)
-                if not path.exists():
-                    self._say_what_is_missing(number, first, program)
+                if not os.path.lexists(path):
+                    self._say_what_is_missing(number, first, program, frames)
                     return
                 yield self._read(path, converter)
                 path.unlink()
@@ -86,7 +88,7 @@ class ProgramArtist(OnePassArtist):
                 self.report(self._total, self._total)
             if status:
                 raise program.error_of(status, self._renderer.faults)
-            if next(frames.iterdir(), None) is not None:
+            if self._names_in(frames):
                 raise self.too_many()
 
     def _start(self, folder: Path, frames: Path, first: int) -> Program:
@@ -104,15 +106,27 @@ class ProgramArtist(OnePassArtist):
         )
         return self._renderer.start(values, self._params, folder=folder)
 
-    def _say_what_is_missing(self, number: int, first: int, program: Program) -> None:
-        """Raise an error if there is no picture at all; `OnePassArtist` does if there are too few."""
-        if number == first:
-            expected = self._renderer.picture_name(first)
-            message = f"{program.name} exited with status 0 and wrote no picture {expected}{program.printed.tail}"
-            raise SceneError(message, code="command.no-output")
+    def _say_what_is_missing(self, number: int, first: int, program: Program, frames: Path) -> None:
+        """Raise an error if a picture is missing before others; `OnePassArtist` does if there are too few."""
+        expected = self._renderer.picture_name(number)
+        other = min(self._names_in(frames), default=None)
+        if number != first and other is None:
+            return
+        instead = "" if other is None else f", but {other[:80]!r}"
+        message = f"{program.name} exited with status 0 and wrote no picture {expected}{instead}{program.printed.tail}"
+        raise SceneError(message, code="command.no-output" if number == first else "command.wrong-output")
+
+    def _names_in(self, frames: Path) -> list[str]:
+        """Return the names of the pictures that are there."""
+        with suppress(FileNotFoundError):  # the program removed the folder
+            return [path.name for path in frames.iterdir() if self._renderer.is_picture(path)]
+        return []
 
     def _read(self, path: Path, converter: Converter) -> Picture:
         """Return a picture of a file, over black where it is clear."""
+        if not _is_file(path):
+            message = f"{self._what} made {path.name}, which is not a regular file"
+            raise SceneError(message, code="command.wrong-output")
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 if image.size == (self.columns, self.rows):
@@ -132,11 +146,20 @@ def _in_rgb(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), clear)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+        return np.repeat((np.asarray(image, np.int32)[..., np.newaxis] >> 8).astype(np.uint8), 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
 def _is_complete(path: Path) -> bool:
+    """Return whether a file is complete. What is no file is, too: nothing is to be waited for, not even its opening."""
     try:
+        if not _is_file(path):
+            return True
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(size - 8, 0))

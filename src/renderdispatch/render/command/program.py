@@ -6,6 +6,7 @@ prints is read in bounded memory. It can neither fill the disk nor print without
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import selectors
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Final, Self
 
@@ -23,9 +25,10 @@ from attrs import define, field, frozen
 
 from renderdispatch.errors import AudioError, ConfigurationError, RenderError, SceneError
 from renderdispatch.messages import FaultDomain
+from renderdispatch.plumbing import supervisor
+from renderdispatch.plumbing.descriptors import beyond_standard_streams
+from renderdispatch.plumbing.environment import of_renders
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.runner import supervisor
-from renderdispatch.runner.environment import of_renders
 
 FAULTS: Final[Mapping[FaultDomain, type[RenderError]]] = {
     FaultDomain.AUDIO: AudioError,
@@ -119,7 +122,8 @@ class Printed:
         if self.progress is not None and (found := self.progress.search(text)):
             for unit, number in found.groupdict().items():
                 with suppress(ValueError, TypeError):
-                    self._latest = unit, float(number)
+                    if isfinite(value := float(number)):
+                        self._latest = unit, value
 
 
 class Program:
@@ -134,7 +138,8 @@ class Program:
         progress: As of `Printed`.
 
     Raises:
-        OSError: It cannot be started.
+        SceneError: Its arguments are too long for the system (``command.failed``).
+        RenderError: The system cannot start it now (``command.failed``).
     """
 
     def __init__(
@@ -148,12 +153,18 @@ class Program:
     ) -> None:
         self.name: Final = Path(words[0]).name
         self.printed: Final = Printed(progress)
+        folder = folder.absolute()  # the program works in it
         self._folder, self._bounds = folder, bounds
         self._next_check = 0.0
         scratch = folder / "tmp"
         scratch.mkdir()
         variables = {**of_renders(os.environ), "TMPDIR": str(scratch), **environment}
-        held, self._lifeline = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        try:
+            held, self._lifeline = map(beyond_standard_streams, os.pipe())
+        except BaseException:
+            self._selector.close()
+            raise
         try:
             self._process = subprocess.Popen(
                 [interpreter(), "-I", "-S", supervisor.__file__, str(held), str(scratch), *words],
@@ -165,15 +176,17 @@ class Program:
                 pass_fds=(held,),
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException as error:
             os.close(self._lifeline)
+            self._selector.close()
+            if isinstance(error, OSError):
+                raise self._not_started(error) from error
             raise
         finally:
             os.close(held)
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
         os.set_blocking(self._output, False)
-        self._selector = selectors.DefaultSelector()
         self._selector.register(self._output, selectors.EVENT_READ)
 
     def __enter__(self) -> Self:
@@ -226,11 +239,16 @@ class Program:
         free, kept = self._free_and_kept()
         if free < kept or any(map(_NO_SPACE.search, self.printed.lines)):
             return RenderError(f"no space is left for the files of {self.name}{last}", code="disk.full")
-        if status < 0:
+        if status < 0 and 128 - status not in faults:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             return RenderError(f"{self.name} was killed by {name}{last}", code="command.killed")
+        status = 128 - status if status < 0 else status
         kind = FAULTS[faults.get(status, FaultDomain.SCENE)]
         return kind(f"{self.name} exited with status {status}{last}", code="command.failed")
+
+    def _not_started(self, error: OSError) -> RenderError:
+        kind = SceneError if error.errno == errno.E2BIG else RenderError
+        return kind(f"{self.name} cannot be started: {error.strerror}", code="command.failed")
 
     def _read(self, most: int) -> None:
         for _ in range(most):
@@ -262,7 +280,11 @@ class Program:
         self._next_check = time.monotonic() + max(_DISK_EVERY_S, 10 * (time.monotonic() - now))
 
     def _free_and_kept(self) -> tuple[int, int]:
-        disk = shutil.disk_usage(self._folder)
+        try:
+            disk = shutil.disk_usage(self._folder)
+        except FileNotFoundError as error:
+            message = f"{self.name} removed the folder that it worked in{self.printed.tail}"
+            raise SceneError(message, code="command.no-output") from error
         kept = self._bounds.keep_free
         return disk.free, min(1 << 30, disk.total // 20) if kept is None else kept
 

@@ -69,7 +69,8 @@ class CommandRenderer(VideoRenderer):
         pictures: The names of pictures, with ``%d`` or such as ``%06d`` for the number.
         first: The number of the first picture.
         faults: Whose fault an exit status is: the audio's, the scene's or the infrastructure's. Any other status is the
-            scene's fault, and such a job is not tried again. A signal that killed the program is the infrastructure's.
+            scene's fault, and such a job is not tried again. A signal that killed the program is the infrastructure's,
+            unless ``128 + n`` for signal n says otherwise.
         params: The model of the scene's parameters.
         texts: A regular expression that each text parameter in the command must match as a whole.
         uses_gpu: Whether the program draws on a GPU.
@@ -117,9 +118,10 @@ class CommandRenderer(VideoRenderer):
         self._environment = dict(environment or {})
         self._install = install
         self._bounds = Bounds(printed=max_printed, written=max_written, keep_free=keep_free)
-        if not {*self.faults.values()} <= FAULTS.keys() or 0 in self.faults:
+        if not {*self.faults.values()} <= FAULTS.keys() or not all(0 < status < 256 for status in self.faults):
             known = ", ".join(FAULTS)
-            raise ConfigurationError(f"faults: an exit status other than 0 is the fault of one of {known}")
+            message = f"faults: an exit status from 1 to 255, or 128 + n for signal n, is the fault of one of {known}"
+            raise ConfigurationError(message)
 
     def __repr__(self) -> str:
         return f"CommandRenderer({self.name[:80]!r}, makes={self.makes!r})"
@@ -148,6 +150,12 @@ class CommandRenderer(VideoRenderer):
     def picture_name(self, number: int) -> str:
         """Return the name of the picture of a frame, counted from 0."""
         return self._pictures % (self._first + number)
+
+    def is_picture(self, path: Path) -> bool:
+        """Return whether a file has the name of a picture of any frame."""
+        before, _, after = re.split(r"(%0?\d*d)", self._pictures)
+        pattern = rf"{re.escape(before)}\d+{re.escape(after)}"
+        return re.fullmatch(pattern, path.name) is not None
 
     def start(self, values: Mapping[str, str], params: SceneParams, *, folder: Path) -> Program:
         """Start the program, for a ``with`` block.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Number
 from string import Formatter
 from typing import Final, Literal
 
@@ -30,7 +31,10 @@ PLACEHOLDERS: Final = frozenset(
 
 _PARAM: Final = "param."
 _TARGET: Final[Mapping[Makes, str]] = {"video": "output", "frames": "frames"}
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_MAYBE_EMPTY: Final = "cover"
+"""The place that may become nothing, so that what follows it begins the word."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and halves of characters, which no program can be given."""
 
 
 class Template:
@@ -40,8 +44,8 @@ class Template:
         words: The program and its arguments. ``{name}`` is a place; a brace itself is written twice.
         params: The model of the scene's parameters.
         makes: What the program writes.
-        texts: A regular expression that every text parameter with a place must match as a whole; None: any text
-            without control characters.
+        texts: A regular expression that every text of a parameter with a place must match as a whole, each text of a
+            list too; None: any text without control characters.
 
     Raises:
         ConfigurationError: A placeholder is not known, the one of the output is missing, or the program is not fixed.
@@ -74,14 +78,18 @@ class Template:
         Raises:
             InvalidRequestError: ``param.invalid``.
         """
+        values = params.model_dump(mode="json", by_alias=False)
         for parts in self._parts:
-            for place, (literal, name) in enumerate(parts):
+            begun = False
+            for literal, name in parts:
+                begun = begun or bool(literal)
                 if name is None or not name.startswith(_PARAM):
+                    begun = begun or name != _MAYBE_EMPTY
                     continue
-                value = getattr(params, name.removeprefix(_PARAM))
-                text = text_of_param(value)
-                begins = place == 0 and not literal
-                self._check_text(name.removeprefix(_PARAM), text, is_text=isinstance(value, str), begins=begins)
+                field = name.removeprefix(_PARAM)
+                is_number = isinstance(getattr(params, field), Number)
+                self._check_value(field, values[field], is_number=is_number, begins=not begun)
+                begun = begun or bool(text_of_param(values[field]))
 
     def fill(self, values: Mapping[str, str], params: SceneParams) -> list[str]:
         """Return the words.
@@ -94,10 +102,11 @@ class Template:
             InvalidRequestError: As of `check_texts`.
         """
         self.check_texts(params)
+        given = params.model_dump(mode="json", by_alias=False)
 
         def filled(name: str) -> str:
             if name.startswith(_PARAM):
-                return text_of_param(getattr(params, name.removeprefix(_PARAM)))
+                return text_of_param(given[name.removeprefix(_PARAM)])
             return values[name]
 
         return ["".join(text + ("" if name is None else filled(name)) for text, name in parts) for parts in self._parts]
@@ -107,25 +116,45 @@ class Template:
         if name not in known:
             raise ConfigurationError(str(UnknownNameError.of("placeholder", name, known, code="")))
 
-    def _check_text(self, name: str, text: str, *, is_text: bool, begins: bool) -> None:
-        if _CONTROL.search(text):
+    def _check_value(self, name: str, value: JsonValue, *, is_number: bool, begins: bool) -> None:
+        """Refuse a value; all that holds text counts as text, also a list. Numbers cannot do harm."""
+        text, said = text_of_param(value), list(_texts_in(value))
+        if any(map(_CONTROL.search, (text, *said))):
             raise InvalidRequestError(f"parameter {name!r}: control characters are refused", code="param.invalid")
-        if is_text and begins and text.startswith("-"):
+        if is_number or not said:
+            return
+        if begins and text.startswith("-"):
             raise InvalidRequestError(f"parameter {name!r}: it may not begin with '-'", code="param.invalid")
-        if is_text and self._texts is not None and not self._texts.fullmatch(text):
+        if self._texts is not None and not all(map(self._texts.fullmatch, said)):
             message = f"parameter {name!r}: only text that matches {self._texts.pattern} is allowed"
             raise InvalidRequestError(message, code="param.invalid")
 
 
-def text_of_param(value: JsonValue | tuple[JsonValue, ...]) -> str:
+def text_of_param(value: JsonValue) -> str:
     """Return a parameter as a part of a word: text as it is, lists with commas, true and false in lower case."""
     match value:
         case str():
             return value
-        case list() | tuple():
+        case list():
             return ",".join(text_of_param(item) for item in value)
         case _:
             return json.dumps(value)
+
+
+def _texts_in(value: JsonValue) -> Iterator[str]:
+    """Iterate over all texts that a value holds."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from _texts_in(item)
+        case dict():
+            for key, item in value.items():
+                yield key
+                yield from _texts_in(item)
+        case _:
+            return
 
 
 def _parts_of(word: str) -> list[tuple[str, str | None]]:

@@ -17,7 +17,7 @@ from renderdispatch.render.command.delivered import inspect, picture_of, write_a
 from renderdispatch.render.command.inputs import values_of
 from renderdispatch.render.device import check_device, picture_version
 from renderdispatch.render.features import Features
-from renderdispatch.render.poster import PosterMoment, write_poster
+from renderdispatch.render.poster import loudest, write_poster
 from renderdispatch.render.song import open_song
 from renderdispatch.render.tags import Song, describe_song
 from renderdispatch.render.video import read_sound, render_error
@@ -55,10 +55,7 @@ def video_by_program(
             write_anew(delivered, folder / "raw.mp4", order=order, audio=audio, check=lambda: silent(total, total))
             finish(folder / "raw.mp4", folder / "video.mp4", projection=picture.projection, tags=song.tags)
             if order.poster is not None:
-                moment = PosterMoment(len(features), picture.fps)
-                for frame in features:
-                    moment.see((), frame, frame.level)
-                write_poster(folder / "poster.jpg", picture_of(delivered, moment.best[1].index))
+                write_poster(folder / "poster.jpg", picture_of(delivered, loudest(features)))
                 (folder / "poster.jpg").replace(output.with_suffix(".jpg"))
         (folder / "video.mp4").replace(output)
         return RenderStats(
@@ -111,7 +108,10 @@ def _run(
             report(done or 0, len(features))
         if status != 0:
             raise program.error_of(status, renderer.faults)
-        if not target.is_file() or target.stat().st_size == 0:
+        if target.is_symlink() or (target.exists() and not target.is_file()):
+            message = f"{program.name} made {target.name}, which is not a regular file"
+            raise SceneError(message, code="command.wrong-output")
+        if not target.exists() or target.stat().st_size == 0:
             message = f"{program.name} exited with status 0 and wrote no video{program.printed.tail}"
             raise SceneError(message, code="command.no-output")
     return target

@@ -19,8 +19,8 @@ from typing import Final
 
 from modal_proto import api_pb2
 
+from renderdispatch.plumbing import supervisor
 from renderdispatch.plumbing.interpreter import interpreter
-from renderdispatch.runner import supervisor
 
 _LOG_BYTES: Final = 64 << 10
 _MEMORY_LOOK_S: Final = 0.05

@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 """What the supervisor handles, and what the command gets back in its default state."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_CANNOT_RUN = 126
 
 
 def _become_subreaper() -> None:
@@ -109,9 +110,18 @@ def supervise(lifeline: int, scratch: str, spawn: Callable[[], int]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Supervise the command of a command line; return its exit status."""
+    """Supervise the command of a command line; return its exit status, 126 as of shells if it cannot be run."""
     lifeline, scratch, command = int(arguments[0]), arguments[1], arguments[2:]
-    return supervise(lifeline, scratch, lambda: os.posix_spawn(command[0], command, os.environ, setsigdef=SIGNALS))
+
+    def spawn() -> int:
+        try:
+            return os.posix_spawn(command[0], command, os.environ, setsigdef=SIGNALS)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            sys.stderr.write(f"{command[0]} cannot be run: {error.strerror}\n")
+            sys.exit(_CANNOT_RUN)
+
+    return supervise(lifeline, scratch, spawn)
 
 
 if __name__ == "__main__":
