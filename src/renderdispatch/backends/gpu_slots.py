@@ -93,8 +93,8 @@ class GpuSlots:
                 if self.gpus and len(unusable) == len(self.gpus):
                     raise unusable[0]
                 raise BackendError("all GPUs are taken", retryable=True, code="backend.busy")
-            for error in unusable:
-                _log.warning("a GPU is passed over: %s", error)
+            for refusal in unusable:
+                _log.warning("a GPU is passed over: %s", refusal)
             try:
                 yield TakenSlot(gpu, descriptor)
             finally:
