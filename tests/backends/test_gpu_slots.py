@@ -569,11 +569,13 @@ def test_a_kind_that_has_no_slot_holds_up_no_other() -> None:
     eventually(lambda: [state(executor, call).status for call in calls] == [CallStatus.ENDED] * 3)
 
 
-def test_orders_wait_in_no_queue_where_there_is_no_room() -> None:
-    """What refuses is refused, and what it said is passed on."""
-    executor = Executor(lambda: Capacity(slots=2))
+@pytest.mark.parametrize("capacity", [Capacity(slots=2), Capacity(slots=None, room=3)], ids=["no room", "no limit"])
+def test_orders_wait_in_no_queue_where_none_is_meant(capacity: Capacity) -> None:
+    """What refuses is refused, and what it said is passed on; so too where there is no limit of slots."""
+    executor = Executor(lambda: capacity)
     with pytest.raises(BackendError, match="not now"):
         executor.start(Blocked("a"))
+    assert executor.load()[1] == 0
 
 
 @pytest.mark.parametrize(

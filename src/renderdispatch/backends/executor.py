@@ -200,7 +200,7 @@ class Executor:
                 try:
                     return self._begin(here, _Entry(task))
                 except BackendError as error:
-                    if error.code != BUSY or not capacity.room:
+                    if error.code != BUSY or not capacity.room or capacity.slots is None:
                         raise
             if len(here.running) + len(here.queue) >= (capacity.slots or 0) + capacity.room:
                 full = f"{len(here.queue)} orders wait already" if here.queue else "all slots are taken"
