@@ -21,9 +21,9 @@ import pytest
 
 from renderdispatch.backends.executor import Capacity, Executor, ThreadTask
 from renderdispatch.backends.gpu_slots import LOCKS, GpuSlots, shared_folder
-from renderdispatch.backends.local import LocalGpuBackend
-from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CheckedIn, Completed, Failed, JobStatus, Limits
+from renderdispatch.backends.local import COUNTED_AGAIN_S, FoundGpus, LocalGpuBackend
+from renderdispatch.errors import BackendError, ConfigurationError, InvalidRequestError
+from renderdispatch.messages import CheckedIn, Completed, Failed, FaultDomain, JobError, JobStatus, Limits
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, RenderBackend
 from renderdispatch.runner.process import SupervisedProcess
 from renderdispatch.storage.fsspec import FsspecStorage
@@ -389,6 +389,33 @@ def test_a_lock_that_cannot_be_used_is_reported(locks: Path, storage: FsspecStor
     assert not (locks / "elsewhere").exists()
 
 
+def test_where_one_lock_cannot_be_used_another_gpu_is_taken(locks: Path) -> None:
+    """A file that another user spoiled costs one GPU, and no job."""
+    slots = GpuSlots(tuple(simulated(2)))
+    (locks / "renderdispatch-gpu-GPU-simulated-0.lock").symlink_to(locks / "elsewhere")
+    assert slots.free() == 1
+    with slots.taken() as taken:
+        assert taken.gpu.uuid == "GPU-simulated-1"
+        assert slots.free() == 0
+        with pytest.raises(BackendError) as refused, slots.taken():
+            pass
+    assert refused.value.code == "backend.busy"
+
+
+def test_gpus_are_counted_again_while_there_are_none() -> None:
+    """A service may start before the driver; once there are GPUs, they are the service's for its life."""
+    now, there = [0.0], [(), (), tuple(simulated(1)), ()]
+    found = FoundGpus(lambda: there.pop(0), clock=lambda: now[0])
+    assert [len(found.get().gpus) for _ in range(3)] == [0, 0, 0]
+    assert len(there) == 3
+    now[0] += COUNTED_AGAIN_S
+    assert found.get().gpus == ()
+    now[0] += COUNTED_AGAIN_S
+    slots = found.get()
+    now[0] += 2 * COUNTED_AGAIN_S
+    assert (found.get(), len(slots.gpus)) == (slots, 1)
+
+
 # --- the locks ------------------------------------------------------------------------------------------
 
 
@@ -542,8 +569,46 @@ def test_a_kind_that_has_no_slot_holds_up_no_other() -> None:
     eventually(lambda: [state(executor, call).status for call in calls] == [CallStatus.ENDED] * 3)
 
 
-def test_orders_wait_in_no_queue_where_there_is_no_room() -> None:
-    """What refuses is refused, and what it said is passed on."""
-    executor = Executor(lambda: Capacity(slots=2))
+@pytest.mark.parametrize("capacity", [Capacity(slots=2), Capacity(slots=None, room=3)], ids=["no room", "no limit"])
+def test_orders_wait_in_no_queue_where_none_is_meant(capacity: Capacity) -> None:
+    """What refuses is refused, and what it said is passed on; so too where there is no limit of slots."""
+    executor = Executor(lambda: capacity)
     with pytest.raises(BackendError, match="not now"):
         executor.start(Blocked("a"))
+    assert executor.load()[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fault"),
+    [
+        (BackendError("never", retryable=False, code="backend.gpu-locks"), "backend.gpu-locks", FaultDomain.REQUEST),
+        (BackendError("later", retryable=True, code="backend.error"), "backend.error", FaultDomain.INFRASTRUCTURE),
+        (InvalidRequestError("never", code="scene.file"), "scene.file", FaultDomain.REQUEST),
+        (ZeroDivisionError("no text of strangers"), "backend.error", FaultDomain.INFRASTRUCTURE),
+    ],
+)
+def test_what_a_queued_order_is_refused_with_is_as_final_as_at_once(
+    error: Exception, code: str, fault: FaultDomain
+) -> None:
+    """An error that no other attempt mends is not tried again, whether or not its order had to wait."""
+    given_up: list[JobError] = []
+
+    class Refused(Blocked):
+        """A task that waits, and then cannot begin."""
+
+        def begin(self, queued_as: BackendCall | None) -> BackendCall:
+            if self.may.is_set():
+                raise error
+            return super().begin(queued_as)
+
+        def give_up(self, error: JobError) -> CallState:
+            given_up.append(error)
+            return super().give_up(error)
+
+    executor = Executor(lambda: Capacity(slots=1, room=1))
+    task = Refused("a")
+    executor.start(task)
+    task.may.set()
+    (told,) = eventually(lambda: given_up)
+    assert (told.code, told.fault) == (code, fault)
+    assert "strangers" not in told.message

@@ -673,6 +673,40 @@ def test_j11_an_attempt_that_got_no_slot_does_not_count(code: str) -> None:
     assert delays == ([2, 8, 32, 128, 300, 300] if code == BUSY else [0] * 6)
 
 
+@pytest.mark.parametrize("code", [BUSY, WAITED])
+def test_j11_a_run_that_began_had_a_slot(code: str) -> None:
+    """A render that fails counts, also if its error has the code of one that got no slot."""
+    job = evolve(new_job(), request=make_request(limits=Limits(max_attempts=1)))
+    error = JobError(code=code, message="an API of the scene's", fault=FaultDomain.INFRASTRUCTURE)
+    report = failed().model_copy(update={"error": error})
+    job = after(job, [claimed(), intended(), checked_in(), report])
+    assert (job.status, job.error) == (JobStatus.FAILED, error)
+
+
+@pytest.mark.parametrize("code", [BUSY, WAITED])
+def test_j11_a_job_that_never_gets_a_slot_ends_by_its_deadline(code: str) -> None:
+    """It goes back again and again, its record stays as large as after a few times, and it ends in time."""
+    error = JobError(code=code, message="all slots are taken", fault=FaultDomain.INFRASTRUCTURE)
+    job, number, sizes = new_job(), 0, []
+    while not job.ended:
+        number += 1
+        token = f"token-{number}"
+        begin = max(job.ready_at or job.updated_at, job.updated_at)
+        if begin > job.finish_by:
+            job = after(job, [ClockAdvanced()], start=begin)
+            break
+        job = after(job, [claimed(token, local=True, now=begin), intended(token, now=begin)], start=begin)
+        waited = job.updated_at + (timedelta(minutes=5) if code == WAITED else timedelta(0))
+        job = _without_result(after(job, [AttemptFailed(token=token, error=error, stopped=True)], start=waited))
+        job = after(job, [CleanedUp(token=token)], start=job.updated_at)
+        sizes.append(len(dump_job(job)))
+    assert job.status is JobStatus.FAILED
+    assert number > 50
+    assert len(job.attempts) <= MAX_HANDED_BACK + 1
+    assert max(sizes) <= sizes[MAX_HANDED_BACK] + 300
+    assert job.updated_at <= job.finish_by + timedelta(minutes=6)
+
+
 @pytest.mark.parametrize("called", [False, True])
 def test_j11_a_record_does_not_grow_with_restarts(called: bool) -> None:
     """The oldest attempts that were handed back are forgotten once they are cleaned up; the numbers go on."""

@@ -11,12 +11,14 @@ import av
 import numpy as np
 import pytest
 
-from renderdispatch.errors import GpuUnavailableError
+from renderdispatch.errors import GpuUnavailableError, RenderError
 from renderdispatch.messages import FaultDomain, Output, Quality, VideoEncoder
 from renderdispatch.plumbing.failures import job_error
+from renderdispatch.plumbing.gpus import Gpu
 from renderdispatch.render import bars
-from renderdispatch.render.device import DrawingGpu, check_device
+from renderdispatch.render.device import DrawingGpu, check_device, join_class
 from renderdispatch.render.encoders import LIBX264, Nvenc, choose_encoder, nvenc_of, prove
+from renderdispatch.render.gl.devices import class_of
 from tests.support.needs import need_ffmpeg
 
 L4 = DrawingGpu(device_class="nvidia-l4-535.183.01", cuda=0)
@@ -142,3 +144,28 @@ def test_an_encoder_is_a_part_of_the_class() -> None:
     ):
         with pytest.raises(Exception, match="declare the class"):
             check_device(declared, drawn)
+
+
+def test_a_class_is_never_too_long_for_a_record() -> None:
+    """A hash stands for an encoder's part that has no room; the same encoder has the same one."""
+    cpu = "cpu-x86-64-unheld"
+    device = class_of(f"AMD Radeon {'X' * 80} (radeonsi, navi31, LLVM 17.0.6)", "4.6 Mesa 24.2.8-1ubuntu1", held=True)
+    encoder = f"nvenc-{'l' * 22}-570.133.07"
+    joined = join_class(f"{cpu}+{device}", encoder)
+    assert len(joined) <= 100
+    assert joined == join_class(f"{cpu}+{device}", encoder)
+    assert joined != join_class(f"{cpu}+{device}", f"{encoder}8")
+    check_device(joined, joined)
+    with pytest.raises(RenderError, match="declare the class"):
+        check_device(joined, join_class(f"{cpu}+{device}", f"{encoder}8"))
+    assert join_class("cpu-x86-64", None) == "cpu-x86-64"
+    assert join_class("cpu-x86-64", "nvenc-l4-1") == "cpu-x86-64+nvenc-l4-1"
+
+
+def test_nvenc_beside_gpus_of_two_kinds_promises_nothing() -> None:
+    """FFmpeg takes the first one that has an encoder, and does not say which one that is."""
+    a100, l4 = (Gpu(uuid=f"GPU-{name}", name=f"NVIDIA {name}", driver="535.183.01") for name in ("A100", "L4"))
+    assert nvenc_of(None, [a100, l4]).device_class == "nvenc-unheld"
+    assert nvenc_of(None, [l4, l4]).device_class == "nvenc-l4-535.183.01"
+    assert nvenc_of(None, []).device_class == "nvenc"
+    assert nvenc_of(L4, [a100, l4]) == Nvenc(0, "nvenc-l4-535.183.01")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from renderdispatch.modal_app.deployment import DRIVER_FILES
 from renderdispatch.render.gl.devices import APT_PACKAGES
 from renderdispatch.render.music import compose
 from renderdispatch.runner import SupervisedRender
-from renderdispatch.runner.probe import OpenGl, Probe, opengl_here, probe
+from renderdispatch.runner.probe import FAILURE_S, KeptAnswer, OpenGl, Probe, opengl_here, probe, probe_opengl
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import make_order
 from tests.support.needs import lacking, need_opengl
@@ -74,23 +74,19 @@ def _drawn_on_cpu() -> OpenGl:
 
 
 def test_a_machine_is_described() -> None:
-    """What OpenGL draws on, which encoders encoded a frame, and why the others did not."""
+    """What OpenGL draws on, which encoders encoded a frame, and why the others did not. The command prints the same."""
     need_opengl()
     found = probe()
+    command = [sys.executable, "-m", "renderdispatch.runner.probe"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert Probe.model_validate_json(printed) == found
+    assert printed.count("\n") == 1
     assert found.opengl.renderer
     assert found.opengl.device_class
     assert found.opengl.devices >= 1
     assert "libx264" in found.encodes_with
     assert set(found.encoders) == {"libx264", "h264_nvenc"}
     assert found.vulkan.devices or found.vulkan.error
-
-
-def test_the_command_prints_what_services_are_told() -> None:
-    """One line of JSON, for people and for containers."""
-    command = [sys.executable, "-m", "renderdispatch.runner.probe"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert Probe.model_validate_json(printed) == probe()
-    assert printed.count("\n") == 1
 
 
 def test_asking_loads_no_driver(modules_loaded: Callable[[str], set[str]]) -> None:
@@ -134,28 +130,36 @@ def test_a_driver_that_hangs_costs_a_moment(nvml: Callable[[str], None]) -> None
 def test_a_driver_that_crashes_takes_nothing_with_it(nvml: Callable[[str], None]) -> None:
     """The answer says how its process ended."""
     nvml("import os\nos.abort()")
-    assert "was killed by SIGABRT" in str(probe().opengl.error)
+    assert "was killed by SIGABRT" in str(probe_opengl().error)
 
 
-def test_a_service_asks_until_it_knows(nvml: Callable[[str], None], tmp_path: Path) -> None:
-    """What OpenGL answered is kept; a failure may have passed at the next question."""
-    need_opengl()
-    nvml("import os\nos.abort()")
-    code = (
-        "import pathlib, sys; from renderdispatch.runner.probe import opengl_here;"
-        "print(opengl_here().error); pathlib.Path(sys.argv[1], 'fake', 'pynvml.py').write_text(sys.argv[2]);"
-        "print(opengl_here().error, opengl_here() is opengl_here())"
-    )
-    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "fake"), os.environ.get("PYTHONPATH", "")])}
-    run = [sys.executable, "-c", code, str(tmp_path), FAKE_NVML]
-    printed = subprocess.run(run, capture_output=True, text=True, check=True, env=path).stdout.splitlines()
-    assert "SIGABRT" in printed[0]
-    assert printed[1] == "None True"
+def test_a_service_asks_until_it_knows() -> None:
+    """What OpenGL answered is kept; a failure may have passed after a while, and is the answer until then."""
+    now, answers = [0.0], [OpenGl(error="crashed"), OpenGl(error="crashed again"), OpenGl(renderer="llvmpipe")]
+    kept = KeptAnswer(lambda: answers.pop(0), clock=lambda: now[0])
+    assert [kept.get().error for _ in range(2)] == ["crashed"] * 2
+    now[0] += FAILURE_S
+    assert kept.get().error == "crashed again"
+    now[0] += FAILURE_S
+    assert kept.get().renderer == "llvmpipe"
+    now[0] += 10 * FAILURE_S
+    assert kept.get().renderer == "llvmpipe"
+
+
+def test_requests_that_ask_at_once_start_one_process(nvml: Callable[[str], None], tmp_path: Path) -> None:
+    """Each thread of a service gets the answer, with the reason, also where it is a failure."""
+    nvml(f"import os\nopen({str(tmp_path / 'asked')!r}, 'a').write('x')\nos.abort()")
+    kept = KeptAnswer(probe_opengl)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: (kept.get().on_gpu, kept.get().why_no_gpu), range(8)))
+    assert len(set(found)) == 1
+    assert "SIGABRT" in found[0][1]
+    assert (tmp_path / "asked").read_text() == "x"
 
 
 def test_without_egl_the_next_step_is_named(without_egl: None) -> None:
     """The very line that installs it on Debian and Ubuntu."""
-    error = probe().opengl.error
+    error = probe_opengl().error
     assert error is not None
     assert f"apt-get install --no-install-recommends {' '.join(APT_PACKAGES)}" in error
 
@@ -165,7 +169,7 @@ def test_an_egl_without_drivers_is_no_egl(monkeypatch: pytest.MonkeyPatch, tmp_p
     need_opengl()
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", str(tmp_path))
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_FILENAMES", str(tmp_path / "none.json"))
-    error = probe().opengl.error
+    error = probe_opengl().error
     assert error is not None
     assert "EGL lists 0 devices" in error
     assert "apt-get install" in error
@@ -177,14 +181,14 @@ def test_a_driver_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPat
     (tmp_path / "10_nvidia.json").write_text(json.dumps(next(iter(DRIVER_FILES.values()))))
     own = "/usr/share/glvnd/egl_vendor.d"
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", f"{tmp_path}:/etc/glvnd/egl_vendor.d:{own}")
-    assert probe().opengl == found
+    assert probe_opengl() == found
 
 
 def test_a_gpu_that_is_gone_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU that a render was given is not replaced by another one."""
     found = _drawn_on_cpu()
     monkeypatch.setenv("RENDERDISPATCH_GPU", "GPU-00000000-1111-2222-3333-444444444444")
-    assert probe().opengl == found
+    assert probe_opengl() == found
 
 
 # --- require_gpu ----------------------------------------------------------------------------------

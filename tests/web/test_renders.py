@@ -199,6 +199,7 @@ def test_status_and_cancel(client: httpx.Client, backend: Recording, order: Rend
     ("error", "status", "waits"),
     [
         (BackendError("all slots are taken", retryable=True, code="backend.busy"), 503, True),
+        (BackendError("no process can be started", retryable=True), 503, True),
         (BackendError("no such GPU", retryable=False), 422, False),
         (BackendError("lost", retryable=True, outcome_known=False), 500, False),
     ],
@@ -216,6 +217,7 @@ def test_a_backend_that_refuses(
         caller.start(order, on_event=lambda _event: EventReply())
     caller.close()
     assert (caught.value.retryable, caught.value.outcome_known) == (error.retryable, error.outcome_known)
+    assert (caught.value.code == "backend.busy") is (error.code == "backend.busy"), "only full slots cost no attempt"
     backend.error = None
     assert start(client, order).status_code == 201
 

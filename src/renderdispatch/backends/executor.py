@@ -18,8 +18,8 @@ from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
-from renderdispatch.engine.rules import BUSY, WAITED
-from renderdispatch.errors import BackendError
+from renderdispatch.engine.rules import BUSY, WAITED, infrastructure_error
+from renderdispatch.errors import BackendError, RenderDispatchError
 from renderdispatch.messages import (
     Completed,
     EventReply,
@@ -30,6 +30,7 @@ from renderdispatch.messages import (
     RenderOrder,
     RenderRequest,
 )
+from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, Renderer
 from renderdispatch.runner.render import check_renderer
@@ -199,7 +200,7 @@ class Executor:
                 try:
                     return self._begin(here, _Entry(task))
                 except BackendError as error:
-                    if error.code != BUSY or not capacity.room:
+                    if error.code != BUSY or not capacity.room or capacity.slots is None:
                         raise
             if len(here.running) + len(here.queue) >= (capacity.slots or 0) + capacity.room:
                 full = f"{len(here.queue)} orders wait already" if here.queue else "all slots are taken"
@@ -231,7 +232,7 @@ class Executor:
             entry = here.entries.get(call.id)
             if entry is not None and entry in here.queue:
                 here.queue.remove(entry)
-                self._give_up(entry, "render.stopped", "cancelled")
+                self._give_up(entry, infrastructure_error("render.stopped", "cancelled"))
         if entry is not None and entry.begun:
             entry.task.stop()
         return entry is not None
@@ -242,7 +243,7 @@ class Executor:
         with here.lock:
             self._closed = True
             while here.queue:
-                self._give_up(here.queue.popleft(), "render.stopped", "cancelled")
+                self._give_up(here.queue.popleft(), infrastructure_error("render.stopped", "cancelled"))
 
     def stop(self) -> None:
         """Close, stop every task that runs, and wait for their ends."""
@@ -311,7 +312,7 @@ class Executor:
                 here.queue.remove(entry)
             elif patience_s is not None and time.monotonic() - entry.queued_s > patience_s:
                 here.queue.remove(entry)
-                self._give_up(entry, WAITED, f"no slot became free in {patience_s:.0f} s")
+                self._give_up(entry, infrastructure_error(WAITED, f"no slot became free in {patience_s:.0f} s"))
 
     def _is_begun(self, here: _State, entry: _Entry) -> bool:
         """Begin a queued task if there is a slot for it, or give it up; return False if it has to wait."""
@@ -319,17 +320,18 @@ class Executor:
             return False
         try:
             self._begin(here, entry)
-        except BackendError as error:
-            if error.code == BUSY:
+        except RenderDispatchError as error:
+            if isinstance(error, BackendError) and error.code == BUSY:
                 return False
-            self._give_up(entry, error.code, str(error))
+            self._give_up(entry, job_error(error, otherwise=FaultDomain.INFRASTRUCTURE))
         except Exception as error:  # noqa: BLE001 - the tasks behind it in the queue still get their turn
             _log.exception("a queued call could not be started")
-            self._give_up(entry, "backend.error", f"it could not be started: {type(error).__name__}")
+            message = f"it could not be started: {type(error).__name__}"
+            self._give_up(entry, infrastructure_error("backend.error", message))
         return True
 
-    def _give_up(self, entry: _Entry, code: str, message: str) -> None:
-        entry.given_up = entry.task.give_up(JobError(code=code, message=message, fault=FaultDomain.INFRASTRUCTURE))
+    def _give_up(self, entry: _Entry, error: JobError) -> None:
+        entry.given_up = entry.task.give_up(error)
 
     def _feed(self, here: _State) -> None:
         while True:

@@ -12,6 +12,7 @@ removing one that is locked would let another service lock a new one.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -25,6 +26,8 @@ from attrs import frozen
 from renderdispatch.errors import BackendError
 from renderdispatch.plumbing.gpus import VISIBLE, Gpu
 from renderdispatch.plumbing.per_process import ForkGate
+
+_log: Final = logging.getLogger("renderdispatch.backends.local")
 
 LOCKS: Final = "RENDERDISPATCH_GPU_LOCKS"
 """The variable that names the folder of the locks."""
@@ -71,30 +74,44 @@ class GpuSlots:
     def taken(self) -> Iterator[TakenSlot]:
         """Take a free GPU. It stays taken after the block for as long as another process has the descriptor open.
 
+        A GPU whose lock cannot be used is passed over while another one's can.
+
         Raises:
-            BackendError: ``backend.busy``: all are taken. ``backend.gpu-locks``: a lock cannot be used.
+            BackendError: ``backend.busy``: all are taken. ``backend.gpu-locks``: no lock can be used.
         """
         with self._gate.operation():
+            unusable: list[BackendError] = []
             for gpu in self.gpus:
-                if (descriptor := self._lock(gpu, fcntl.LOCK_EX)) is not None:
+                try:
+                    descriptor = self._lock(gpu, fcntl.LOCK_EX)
+                except BackendError as error:
+                    unusable.append(error)
+                    continue
+                if descriptor is not None:
                     break
             else:
+                if self.gpus and len(unusable) == len(self.gpus):
+                    raise unusable[0]
                 raise BackendError("all GPUs are taken", retryable=True, code="backend.busy")
+            for refusal in unusable:
+                _log.warning("a GPU is passed over: %s", refusal)
             try:
                 yield TakenSlot(gpu, descriptor)
             finally:
                 os.close(descriptor)
 
     def free(self) -> int:
-        """Return how many GPUs are free. One whose lock cannot be used counts: a render reports the error."""
+        """Return how many GPUs are free. If no lock can be used, all are: a render reports the error."""
         with self._gate.operation():
-            return sum(self._is_free(gpu) for gpu in self.gpus)
+            free = [self._is_free(gpu) for gpu in self.gpus]
+        return len(free) if all(each is None for each in free) else sum(map(bool, free))
 
-    def _is_free(self, gpu: Gpu) -> bool:
+    def _is_free(self, gpu: Gpu) -> bool | None:
+        """Return whether a GPU is free; None if its lock cannot be used."""
         try:
             descriptor = self._lock(gpu, fcntl.LOCK_SH)  # two that ask at once do not disturb each other
         except BackendError:
-            return True
+            return None
         if descriptor is not None:
             os.close(descriptor)
         return descriptor is not None

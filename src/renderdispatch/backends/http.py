@@ -28,7 +28,7 @@ to the order's callback, as every remote run does; its check-in may bring the ca
 | none, and not a byte was sent: no connection, or no certificate | yes | yes | `backend.unreachable` |
 | none, or no whole one, after something was sent | no | yes | `backend.no-answer` |
 | 429; 503 with ``Retry-After`` | yes | yes | `backend.busy` |
-| 408, 425 | yes | yes | `backend.error` |
+| 408, 425; 503 with ``Retry-After`` and, in JSON, an ``error.code`` that is no ``busy`` | yes | yes | `backend.error` |
 | 401, 403, 407 | yes | no | `backend.denied` |
 | 501, any other 4xx | yes | no | `backend.refused` |
 | any other 5xx, a bare 503 among them | no | yes | `backend.error` |
@@ -262,6 +262,8 @@ class HttpBackend:
         wait = response.headers.get("retry-after", "")
         meant = 429 if response.status == 503 and wait else response.status
         code, retryable, known, hint = _MEANINGS.get(meant, _BAD_ANSWER)
+        if meant != response.status and not (_code(response) or _BUSY).endswith("busy"):
+            code = "backend.error"  # of `renderdispatch.web.renders`: it could not start it, and has slots
         if meant == 429 and wait.isascii() and wait.isdecimal() and len(wait) < 7:
             hint += f", for {wait} s"
         quoted = _quote(response, (*self._secrets, *secrets)) if response.status >= 400 else ""
@@ -301,6 +303,7 @@ class KeyedHttpBackend(HttpBackend):
         return None if call_id is None else BackendCall(call_id)
 
 
+_BUSY: Final = "backend.busy"
 _MOVED: Final = ": redirects are never followed, because credentials would go along; give the backend the final URL"
 _DENIED: Final = ": check the token, or Modal's key and secret, of this backend"
 _BAD_ANSWER: Final = ("backend.bad-answer", False, False, ", not in the form that this backend reads")
@@ -311,7 +314,7 @@ _MEANINGS: Final[Mapping[int, tuple[str, bool, bool, str]]] = {
     **dict.fromkeys([404, 405], ("backend.refused", False, True, "; is its URL right?")),
     **dict.fromkeys([401, 403, 407], ("backend.denied", False, True, _DENIED)),
     **dict.fromkeys([408, 425], ("backend.error", True, True, "")),
-    429: ("backend.busy", True, True, ": not now"),
+    429: (_BUSY, True, True, ": not now"),
     **dict.fromkeys([500, *range(502, 1000)], ("backend.error", True, False, "")),
 }
 """By status: the code, whether to retry, whether the outcome of a start is known, and a hint for the message."""
@@ -370,6 +373,15 @@ def _quote(response: Response, secrets: tuple[str, ...]) -> str:
     if len(text) > _QUOTED_CHARS:
         text = text[: _QUOTED_CHARS - 3] + "..."
     return f": {text}" if text else ""
+
+
+def _code(response: Response) -> str | None:
+    """Return the code of a refusal in the shape of `renderdispatch.web`; None in any other."""
+    with suppress(ValueError):
+        match from_json(response.body):
+            case {"error": {"code": str(code)}}:
+                return code
+    return None
 
 
 def _message(body: JsonValue) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Final, Literal
 
 from pydantic import ValidationError
@@ -51,6 +51,9 @@ _PATIENCE_S: Final = 300.0
 another machine may take it."""
 
 _LEAST_PATIENCE_S: Final = 2.0
+
+COUNTED_AGAIN_S: Final = 60.0
+"""How long it is believed that a machine has no GPU."""
 
 
 def _check_place(name: str, where: object) -> None:
@@ -101,10 +104,11 @@ class LocalGpuBackend(ThreadBackend):
         found = {name: load_renderer(name, where) for name, where in self._where.items()}
         super().__init__(self._capacity, found)
         self._slots = slots
-        self._wanted = gpus
-        if gpus != "auto":  # else they are counted when a slot is asked for, which may take a while
+        self._gpu_slots = FoundGpus(installed.gpus)  # counted when a slot is asked for, which may take a while
+        if gpus != "auto":
             known = () if all(isinstance(gpu, Gpu) for gpu in gpus) else installed.gpus()
-            self._wanted = installed.choose(gpus, known)
+            chosen = installed.choose(gpus, known)
+            self._gpu_slots = FoundGpus(lambda: chosen)
         self.reports_by_webhook = report == "webhook"
 
     @property
@@ -113,19 +117,20 @@ class LocalGpuBackend(ThreadBackend):
 
         The GPUs that other services of this machine use are not free. While any slot is, a few orders more are taken.
         """
-        capacity = self._capacity()
+        found = self._gpu_slots.get()
+        capacity = self._capacity(len(found.gpus))
         assert capacity.slots is not None
-        if not self._gpu_slots.gpus:
+        if not found.gpus:
             return capacity.slots
         running, waiting = self._executor.load()
         for_cpu = capacity.of_kind[_ON_CPU] - running[_ON_CPU]
-        free = min(capacity.slots - running.total(), for_cpu + self._gpu_slots.free())
+        free = min(capacity.slots - running.total(), for_cpu + found.free())
         return running.total() + max(waiting, free + _AHEAD if free > 0 else 0)
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
         """The GPUs that renders may use."""
-        return self._gpu_slots.gpus
+        return self._gpu_slots.get().gpus
 
     @property
     def device_class(self) -> str | None:
@@ -137,24 +142,19 @@ class LocalGpuBackend(ThreadBackend):
     def start(self, order: messages.RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start the render in a process of its own, as soon as there is a slot for it."""
         own = None if order.callback is not None else on_event
-        return self._executor.start(_Run(order, own, self._where, self._gpu_slots if self._on_gpu(order) else None))
+        slots = self._gpu_slots.get()
+        return self._executor.start(_Run(order, own, self._where, slots if self._on_gpu(order, slots) else None))
 
-    @cached_property
-    def _gpu_slots(self) -> GpuSlots:
-        chosen = installed.choose(self._wanted, installed.gpus() if self._wanted == "auto" else ())
-        _log.info("GPUs that renders may use: %s", ", ".join(f"{gpu.name} {gpu.uuid}" for gpu in chosen) or "none")
-        return GpuSlots(chosen)
-
-    def _capacity(self) -> Capacity:
-        count = len(self._gpu_slots.gpus)
+    def _capacity(self, gpus: int | None = None) -> Capacity:
+        count = len(self._gpu_slots.get().gpus) if gpus is None else gpus
         on_cpu = 1 if self._slots == "auto" else self._slots
         if not count:
             return Capacity(slots=on_cpu)
         total = on_cpu + count if self._slots == "auto" else self._slots
         return Capacity(slots=total, of_kind={_ON_CPU: on_cpu, _ON_GPU: count}, room=_AHEAD)
 
-    def _on_gpu(self, order: messages.RenderOrder) -> bool:
-        if not self._gpu_slots.gpus:
+    def _on_gpu(self, order: messages.RenderOrder, slots: GpuSlots) -> bool:
+        if not slots.gpus:
             return False
         try:
             renderer = self._renderers.get(order.scene) or find_renderer(order.scene)
@@ -162,6 +162,35 @@ class LocalGpuBackend(ThreadBackend):
         except Exception as error:  # noqa: BLE001 - the render meets it again, and reports it
             _log.warning("job %s: it is not known whether its scene draws on a GPU: %s", order.job_id, error)
             return False
+
+
+class FoundGpus:
+    """The slots of the GPUs that are found. While none is, they are counted again from time to time.
+
+    A service may start before the driver does. Without the slots, its renders would disturb those of other services.
+
+    Args:
+        count: Returns the GPUs.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, count: Callable[[], tuple[Gpu, ...]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._count = count
+        self._clock = clock
+        self._found: GpuSlots | None = None
+        self._counted_s = 0.0
+
+    def get(self) -> GpuSlots:
+        """Return their slots. Two threads may count at once, which does no harm."""
+        found = self._found
+        if found is None or (not found.gpus and self._clock() - self._counted_s >= COUNTED_AGAIN_S):
+            gpus = self._count()
+            if found is None or gpus:
+                names = ", ".join(f"{gpu.name} {gpu.uuid}" for gpu in gpus)
+                _log.info("GPUs that renders may use: %s", names or "none")
+            found = GpuSlots(gpus)
+            self._found, self._counted_s = found, self._clock()
+        return found
 
 
 class _Run(ThreadTask):

@@ -171,8 +171,8 @@ def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
     tried = sum(1 for a in job.attempts if not _was_handed_back(a))
-    refused = sum(1 for a in job.attempts if a.error is not None and a.error.code == BUSY)
-    delay = retry_delay(refused if error.code == BUSY else tried, error)
+    refused = sum(1 for a in job.attempts if _was_handed_back(a) and a.error is not None and a.error.code == BUSY)
+    delay = retry_delay(refused if refused and error.code == BUSY else tried, error)
     may_retry = error.fault.retryable and tried < job.request.limits.max_attempts
     if may_retry and now + delay < job.finish_by:
         return evolve(
@@ -252,7 +252,9 @@ def _remembered(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
 
 
 def _was_handed_back(attempt: Attempt) -> bool:
-    return attempt.error is not None and attempt.error.code in UNCOUNTED
+    """Return whether it does not count. One that began had a slot, whatever the code of its error."""
+    code = None if attempt.error is None else attempt.error.code
+    return code == HANDED_BACK or (code in UNCOUNTED and not attempt.runs)
 
 
 def renew(job: Job, event: events.LeaseRenewed, now: datetime) -> Job:

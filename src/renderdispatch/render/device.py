@@ -11,6 +11,7 @@ encoder's settings, and the versions of the libraries that take part.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -31,6 +32,9 @@ PICTURES: Final = 2
 
 HELD_CPU: Final = "cpu-x86-64"
 UNHELD: Final = "-unheld"
+
+LONGEST_CLASS: Final = 100
+"""The most characters of a class that a record takes."""
 
 _DISABLE: Final = "NPY_DISABLE_CPU_FEATURES"
 _OF_OTHERS: Final = ("NPY_ENABLE_CPU_FEATURES", "OPENBLAS_CORETYPE")
@@ -144,6 +148,19 @@ def check_device(declared: str | None, actual: str) -> None:
         "declare the class that the backend really has, or None"
     )
     raise RenderError(message, code="device.mismatch")
+
+
+def join_class(*parts: str | None) -> str:
+    """Return the class that has these parts, of the CPU first. Where they are too long, a hash stands for the last.
+
+    Args:
+        parts: Those that are None take no part.
+    """
+    named = [part for part in parts if part]
+    if len(joined := "+".join(named)) <= LONGEST_CLASS:
+        return joined
+    kind, digest = named[-1].partition("-")[0], hashlib.sha256(named[-1].encode()).hexdigest()
+    return "+".join([*named[:-1], f"{kind}-{digest[:8]}"])
 
 
 def _by_kind(name: str) -> dict[str, str]:

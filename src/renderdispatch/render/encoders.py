@@ -6,7 +6,7 @@ none (A100, H100): one encoded frame proves it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol, cast
 
 import av
@@ -19,8 +19,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from renderdispatch.errors import GpuUnavailableError
 from renderdispatch.messages import Output, Quality, VideoEncoder
-from renderdispatch.plumbing.gpus import gpus
-from renderdispatch.render.device import DrawingGpu
+from renderdispatch.plumbing.gpus import Gpu, gpus
+from renderdispatch.render.device import UNHELD, DrawingGpu
 from renderdispatch.render.gl.devices import nvidia_class
 
 _FRAME_THREADS: Final = ((1920 * 1088, 8), (4096 * 2304, 6))
@@ -97,7 +97,7 @@ class Nvenc:
     """NVIDIA's encoder.
 
     Args:
-        gpu: CUDA's number of the GPU; None: CUDA's first one.
+        gpu: CUDA's number of the GPU; None: CUDA's first one that can encode.
         device_class: Its part of a device's class, such as ``nvenc-l4-535.183.01``.
     """
 
@@ -176,12 +176,19 @@ def choose_encoder(wanted: VideoEncoder, *, gpu: DrawingGpu | None, prove: Calla
     raise GpuUnavailableError(message, code="encoder.unavailable")
 
 
-def nvenc_of(gpu: DrawingGpu | None) -> Nvenc:
-    """Return NVENC on the GPU that draws; if none of NVIDIA's draws, on the first one that CUDA may use."""
-    visible = gpus()
+def nvenc_of(gpu: DrawingGpu | None, visible: Sequence[Gpu] | None = None) -> Nvenc:
+    """Return NVENC on the GPU that draws; if none of NVIDIA's draws, on the first one that can encode.
+
+    Args:
+        gpu: What draws; None if the CPU does.
+        visible: The GPUs that CUDA may use; None: those of this process.
+    """
+    visible = gpus() if visible is None else visible
     if gpu is None or not gpu.device_class.startswith("nvidia-"):
-        name = nvidia_class(visible[0].name, visible[0].driver) if visible else "nvidia"
-        return Nvenc(device_class=name.replace("nvidia", "nvenc", 1))
+        names = {nvidia_class(each.name, each.driver) for each in visible}
+        if len(names) > 1:  # FFmpeg takes the first one that has an encoder
+            return Nvenc(device_class=f"nvenc{UNHELD}")
+        return Nvenc(device_class=next(iter(names), "nvidia").replace("nvidia", "nvenc", 1))
     # Where CUDA may use one GPU alone, its number is 0, whatever it is among all.
     number = None if len(visible) == 1 else gpu.cuda
     return Nvenc(number, f"nvenc-{gpu.device_class.removeprefix('nvidia-')}")

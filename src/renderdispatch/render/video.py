@@ -23,7 +23,7 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
-from renderdispatch.render.device import check_device, picture_version
+from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
 from renderdispatch.render.mp4 import Mp4Writer
@@ -54,7 +54,7 @@ def render_video(
         open_song(audio, order) as sound,
         _open_writer(Path(folder), picture, sound, find_encoder(picture, artist.gpu)) as writer,
     ):
-        drawn_on = "+".join(filter(None, (artist.device_class, writer.encoder.device_class)))
+        drawn_on = join_class(artist.device_class, writer.encoder.device_class)
         check_device(order.device_class, drawn_on)
         with read_sound(
             sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 from pydantic import Field, ValidationError
 
 from renderdispatch.errors import ConfigurationError, RenderDispatchError
@@ -26,6 +27,9 @@ from renderdispatch.runner.process import SupervisedProcess, describe_exit, even
 
 PROBE_S: Final = 10.0
 """How long a service waits for the answer at most."""
+
+FAILURE_S: Final = 30.0
+"""How long a failure of OpenGL counts as the answer."""
 
 _PICTURE: Final = Output(width=1280, height=720, fps=Fraction(30))
 """What the encoders are tried with."""
@@ -118,39 +122,61 @@ def probe(*, timeout_s: float = PROBE_S) -> Probe:
     return found
 
 
-def opengl_here() -> OpenGl:
-    """Return what renders in GLSL are drawn on, on this machine. What OpenGL answered is kept for the process's life.
+def probe_opengl() -> OpenGl:
+    """Return what renders in GLSL are drawn on here; tried in a process of its own, for `PROBE_S` at most."""
+    with closing(_watch(PROBE_S)) as tried:
+        return next(found.opengl for found in tried if found.opengl.renderer or found.opengl.error)
 
-    A process that renders opens the device itself (`renders_here`); others have it tried, for `PROBE_S` at most.
+
+def opengl_here() -> OpenGl:
+    """Return what renders in GLSL are drawn on, on this machine. The answer is kept; see `KeptAnswer`.
+
+    A process that renders opens the device itself (`renders_here`); others have it tried by `probe_opengl`.
     """
-    process = _this.get()
-    if process.opengl is not None:
-        return process.opengl
-    found = try_opengl() if process.renders else _ask()
-    if found.error is None:
-        process.opengl = found
-    return found
+    return _this.get().opengl.get()
 
 
 def renders_here() -> None:
     """Let this process, which renders, open OpenGL's device itself."""
-    _this.get().renders = True
+    _this.get().opengl = KeptAnswer(try_opengl)
+
+
+@define
+class KeptAnswer:
+    """What OpenGL draws on, asked by one thread while the others wait for the same answer.
+
+    A device is kept for the process's life. A failure may pass, and is kept for `FAILURE_S` alone: a driver that hangs
+    does not hold up each request anew.
+
+    Args:
+        ask: Finds it out.
+        clock: Monotonic seconds.
+    """
+
+    _ask: Callable[[], OpenGl]
+    _clock: Callable[[], float] = time.monotonic
+    _found: OpenGl | None = field(default=None, init=False)
+    _asked_s: float = field(default=0.0, init=False)
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+
+    def get(self) -> OpenGl:
+        """Return what was found."""
+        with self._lock:
+            found = self._found
+            if found is None or (found.error is not None and self._clock() - self._asked_s >= FAILURE_S):
+                self._found = found = self._ask()
+                self._asked_s = self._clock()
+            return found
 
 
 @define
 class _Process:
-    """What is known about this process, and in it."""
+    """What is known in this process."""
 
-    renders: bool = False
-    opengl: OpenGl | None = None
+    opengl: KeptAnswer = field(factory=lambda: KeptAnswer(probe_opengl))
 
 
 _this: Final = PerProcess(_Process)
-
-
-def _ask() -> OpenGl:
-    with closing(_watch(PROBE_S)) as tried:
-        return next(found.opengl for found in tried if found.opengl.renderer or found.opengl.error)
 
 
 def _watch(timeout_s: float) -> Generator[Probe]:
