@@ -47,6 +47,13 @@ def test_parts() -> None:
     assert image.channels[0] == Channel("Buffer B") and image.channels[2] == Channel("image 2")
 
 
+@pytest.mark.parametrize("comment", ["//! \\brief a flame", "//!< of the flame", "//! @author me", "//!\\file"])
+def test_comments_for_doxygen(comment: str) -> None:
+    """They use the same mark, and are comments."""
+    shader = read(f"{comment}\n{IMAGE}")
+    assert (shader.passes[0].text.source, shader.passes[0].text.line) == (f"{comment}\n{IMAGE}".rstrip("\n") + "\n", 1)
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends(end: str, mark: str) -> None:

@@ -231,10 +231,13 @@ def list_devices() -> list[EglDevice]:
     """Return EGL's list; an empty one if EGL cannot list devices.
 
     Raises:
-        OSError: There is no EGL.
+        OSError: There is no EGL, or it is broken.
     """
     egl = ctypes.CDLL("libEGL.so.1")
-    egl.eglGetProcAddress.restype, egl.eglGetProcAddress.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    try:
+        egl.eglGetProcAddress.restype, egl.eglGetProcAddress.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+    except AttributeError as error:
+        raise OSError(str(error)) from error
     query = _function(egl, "eglQueryDevicesEXT", ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))
     found, count = (ctypes.c_void_p * _MOST)(), ctypes.c_int()
     if query is None or not query(_MOST, found, ctypes.byref(count)):

@@ -64,6 +64,9 @@ NOTHING: Final = "none"
 MAX_RUN_UP: Final = 36_000
 
 _DIRECTIVE: Final = "//!"
+_DOXYGEN: Final = ("//!<", "//! \\", "//! @", "//!\\", "//!@")
+"""How comments for Doxygen begin, which use the same mark."""
+
 _CHANNEL: Final = re.compile(r"iChannel([0-3])\s*:\s*(.*)", re.IGNORECASE)
 _RUN_UP: Final = re.compile(r"run-?up\s*:\s*(\d{1,9}(?:\.\d{1,9})?)\s*(frames?|s|seconds?)?", re.IGNORECASE)
 _VR: Final = re.compile(r"\bmainVR\s*\(")
@@ -165,7 +168,7 @@ def read_shader(text: str, *, name: str) -> Shader:
     said = {
         line: comment.removeprefix(_DIRECTIVE).strip()
         for line, comment in line_comments(source)
-        if comment.startswith(_DIRECTIVE)
+        if comment.startswith(_DIRECTIVE) and not comment.startswith(_DOXYGEN)
     }
     for number, line in enumerate(source.split("\n"), start=1):
         reader.take(number, line, said.get(number))
