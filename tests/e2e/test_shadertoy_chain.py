@@ -123,9 +123,13 @@ def observed(
     for key, size in BROKEN_OFF_AT.items():
         r2_server.fail("reset", method="GET", key=key, after_bytes=size)
     refused: list[float] = []
+    taken: list[object] = []
 
     def withhold_the_end(event: object) -> int | None:
-        if not isinstance(event, Completed) or (refused and time.monotonic() - refused[0] > 1.0):
+        if not isinstance(event, Completed):
+            return None
+        if refused and time.monotonic() - refused[0] > 1.0:
+            taken.append(event)
             return None
         refused.append(time.monotonic())
         return 503
@@ -135,7 +139,7 @@ def observed(
     answers, withheld, touched = list[Answer](), list[Answer](), dict[int, list[str]]()
     for answer in chain.polls(job_id):
         answers.append(answer)
-        if len(refused) == 1:
+        if refused and not taken:
             withheld.append(answer)
         if answer["stage"] == Stage.RENDERING:
             for pid in descendants(call_of(chain, modal_server, job_id).pids[-1]):

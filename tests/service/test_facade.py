@@ -221,7 +221,7 @@ def nested(levels: int) -> object:
     ("changes", "code"),
     [
         ({"scene": "brs"}, "scene.unknown"),
-        ({"scene": Path("/tmp/scene.glsl")}, "scene.file-unsupported"),
+        ({"scene": Path("/tmp/scene.glsl")}, "scene-file.missing"),
         ({"scene": None}, "request.invalid"),
         ({"output": "flat-1080p-landscap"}, "preset.unknown"),
         ({"backend": "inlin"}, "backend.unknown"),

@@ -73,7 +73,9 @@ def read_scene(scene: str | Path) -> tuple[str, Path | None]:
             )
             raise InvalidRequestError(message, code="scene.file")
         return SCENE_OF_FILES, scene
-    text = str(scene)[:200]  # whatever came: what is no string at all is refused with the other fields
+    if not isinstance(scene, str):
+        return scene, None  # it is refused with the other fields
+    text = scene[:200]
     if scene == SCENE_OF_FILES:
         message = f"scene {text!r} draws a Shadertoy file: pass its path as the scene, Path('my.glsl')"
         raise InvalidRequestError(message, code="scene.file")
