@@ -72,16 +72,19 @@ def gl_scenes() -> Scenes:
 
 
 def shapes() -> dict[str, Shape]:
-    """Return the shapes by name. Those whose names begin with ``gl-`` are of the scenes in GLSL."""
+    """Return the shapes by name.
+
+    Those whose names begin with ``gl-`` are of the scenes in GLSL. They are drawn smaller: ink has a long run-up.
+    """
     return {
         "landscape": Shape(Output(width=1280, height=720), width=320, songs=1),
         "portrait": Shape(Output(width=720, height=1280), width=144, songs=3),
         "square": Shape(Output(width=720, height=720), width=156, songs=3),
         "360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=400, songs=1),
-        "gl-landscape": Shape(Output(width=1280, height=720), width=256, songs=1),
-        "gl-portrait": Shape(Output(width=720, height=1280), width=120, songs=3),
-        "gl-square": Shape(Output(width=720, height=720), width=128, songs=3),
-        "gl-360": Shape(Output(width=2048, height=1024, projection="360-mono"), width=300, songs=1),
+        "gl-landscape": Shape(Output(width=640, height=360), width=256, songs=1),
+        "gl-portrait": Shape(Output(width=360, height=640), width=120, songs=3),
+        "gl-square": Shape(Output(width=360, height=360), width=128, songs=3),
+        "gl-360": Shape(Output(width=1024, height=512, projection="360-mono"), width=300, songs=1),
     }
 
 

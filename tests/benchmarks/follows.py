@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from renderdispatch.errors import AudioError
 from tests.support.following import LEAST, Followed, features_of, follow, shipped_gl_scenes
 
 
@@ -38,12 +39,15 @@ def main() -> int:
     least = 1.0
     print(f"{'scene':<10}{'song':<28}{'best':>5} {'of':<17} {'luma':<7} white")
     for song in options.songs:
-        with features_of(song, fps=options.fps, start=options.start, seconds=options.seconds) as features:
-            for name, scene in shipped_gl_scenes().items():
-                if not options.scene or name in options.scene:
-                    followed = follow(scene, song, features)
-                    least = min(least, followed.best)
-                    print(f"{name:<10}{song.stem[:27]:<28}{described(followed)}", flush=True)
+        try:
+            with features_of(song, fps=options.fps, start=options.start, seconds=options.seconds) as features:
+                for name, scene in shipped_gl_scenes().items():
+                    if not options.scene or name in options.scene:
+                        followed = follow(scene, song, features)
+                        least = min(least, followed.best)
+                        print(f"{name:<10}{song.stem[:27]:<28}{described(followed)}", flush=True)
+        except AudioError as error:  # such as a song that ends before --start
+            print(f"{'':<10}{song.stem[:27]:<28}{error}", flush=True)
     print(f"the least is {least:.2f}; {LEAST} is wanted")
     return 0 if least > LEAST else 1
 

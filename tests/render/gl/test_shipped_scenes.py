@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from numpy.typing import NDArray
 
 import renderdispatch.render
@@ -135,6 +136,33 @@ def test_music_is_brighter_than_silence(draw: Draw, silence: Features, music: Fe
     assert abs(lumas(draw(name, music))[loudest].mean() - lumas(draw(name, silence))[loudest].mean()) > 6
 
 
+@pytest.mark.parametrize("name", SCENES)
+def test_haste_of_the_level_is_not_seen(order: Callable[..., RenderOrder], music: Features, name: str) -> None:
+    """Where the level goes up and down from frame to frame, the brightness does not."""
+    frame, fps = music.frame(len(music) - 1), Fraction(30)
+    means = []
+    with SCENES[name].artist(order(output=LANDSCAPE.model_copy(update={"fps": fps}))) as artist:
+        state = artist.start()
+        for index in range(24):
+            one = evolve(frame, index=index, level=0.5 + 0.3 * (index % 2), beat=0.0)
+            state = artist.step(state, one)
+            means.append(artist.draw(state, one).luma.mean())
+    changes = np.diff(means[8:])
+    assert np.minimum(abs(changes[1:]), abs(changes[:-1]))[changes[1:] * changes[:-1] < 0].max(initial=0) < 2
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_beat_is_no_flash(order: Callable[..., RenderOrder], music: Features, name: str) -> None:
+    """In a loud passage, a beat brightens the whole picture a little, and not so much that it hurts."""
+    frame = evolve(music.frame(music.first + int(music.level.argmax())), index=0, level=0.7)
+    with SCENES[name].artist(order(output=LANDSCAPE)) as artist:
+        state = artist.start()
+        for _ in range(20):
+            state = artist.step(state, frame)
+        rest, beat = (artist.draw(state, evolve(frame, beat=beat)).luma.mean() for beat in (0.0, 1.0))
+    assert 0.5 < beat - rest < 16
+
+
 def ends_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all parameters at the one end of what is allowed, and at the other."""
     low, high = dict[str, Any](), dict[str, Any]()
@@ -220,3 +248,43 @@ def test_the_orb_is_near(draw: Draw, music: Features) -> None:
     shifts = range(-15, 16)
     errors = [np.abs(np.roll(right, shift, axis=1)[middle] - left[middle]).mean() for shift in shifts]
     assert 7 <= shifts[int(np.argmin(errors))] <= 13  # 64 mm at 1.5 m, and at 0.8 m, where its surface is
+
+
+def test_the_largest_orb_is_not_in_the_viewers_face(draw: Draw, music: Features) -> None:
+    """In stereo, the eyes need not turn inwards further than for one of the usual size."""
+    output = Output(width=1024, height=1024, projection="360-stereo", fps=FPS)
+    loudest = int(music.level.argmax())
+    with music.slice(max(loudest - 2, 0), loudest + 1) as part:
+        luma = lumas(draw("orb", part, output, size=1.4))[-1]
+    left, right = luma[:512], luma[512:]
+    middle = slice(206, 306), slice(470, 554)
+    errors = [np.abs(np.roll(right, shift, axis=1)[middle] - left[middle]).mean() for shift in range(40)]
+    assert int(np.argmin(errors)) <= 11
+
+
+@pytest.mark.parametrize("energy", [60.0, 295.0, 345.0, 435.0])
+def test_the_flight_over_the_lake_keeps_away_from_land(
+    order: Callable[..., RenderOrder], music: Features, energy: float
+) -> None:
+    """All around the viewer is water: no land is so near that he would fly through it."""
+    output = Output(width=256, height=128, projection="360-mono", fps=FPS)
+    frame = evolve(music.frame(music.first + len(music) - 1), beat=0.0)
+    with SCENES["terrain"].artist(order(output=output)) as artist:
+        state = artist.step(artist.start()._replace(energy=energy), frame)
+        below = artist.draw(state, frame).luma[106:124].astype(float)  # 59 to 85 degrees down
+    assert below.std(axis=1).max() < 5
+
+
+@pytest.mark.parametrize("fps", [24, 30, 60])
+def test_ink_fades_alike_at_every_frame_rate(order: Callable[..., RenderOrder], music: Features, fps: int) -> None:
+    """Its life is six seconds, which are more frames where frames are short."""
+    output = Output(width=96, height=54, fps=Fraction(fps))
+    frame = evolve(music.frame(music.first + int(music.level.argmax())), beat=0.0)
+    with SCENES["ink"].artist(order(output=output)) as artist:
+        assert artist.run_up == 6 * fps
+        state = artist.start()
+        for index in range(5 * fps):
+            one = evolve(frame, index=index)
+            state = artist.step(state, one)
+            picture = artist.draw(state, one)
+    assert abs(picture.luma.mean() - 150) < 8

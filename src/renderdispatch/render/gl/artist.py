@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
+from math import exp
 from typing import Any, Final, NamedTuple, TypeVar
 
 import moderngl
+import numpy as np
+from numpy.typing import NDArray
 
 from renderdispatch.errors import InvalidRequestError, RenderError
 from renderdispatch.messages import Output
 from renderdispatch.render.device import DrawingGpu, device_class
-from renderdispatch.render.features import Frame
+from renderdispatch.render.features import BANDS, Frame
 from renderdispatch.render.gl.context import GlDevice
 from renderdispatch.render.gl.passes import DrawnPass, Values
 from renderdispatch.render.gl.reading import Pixels, reader_for
@@ -36,10 +39,24 @@ _EYE: Final = 0.032
 """How far an eye is from the middle of the head, in the scene's units: metres, if the scene means to look natural."""
 
 
+_RISE_S: Final = 0.045
+_FALL_S: Final = 0.2
+"""How long the swells take to follow by 63 %: they have risen after 0.1 s, and fallen after 0.5 s."""
+
+_SILENCE: Final = np.zeros(1 + BANDS, np.float32)
+_SILENCE.setflags(write=False)
+
+
 class GlState(NamedTuple):
-    """What the scene remembers: how much sound there was, in seconds at full level."""
+    """What the scene remembers.
+
+    Args:
+        energy: How much sound there was, in seconds at full level.
+        swells: (97,) float32, 0 to 1: how loud the sound and each of its bands are, without the haste of single frames.
+    """
 
     energy: float = 0.0
+    swells: NDArray[np.float32] = _SILENCE
 
 
 class GlArtist:
@@ -78,6 +95,8 @@ class GlArtist:
         self.gpu: DrawingGpu | None = device.gpu
         self.run_up = None if shader.run_up is None else shader.run_up.at(output.fps)
         self._device, self._fps = device, output.fps
+        rise, fall = (1 - exp(-1 / (float(output.fps) * time_s)) for time_s in (_RISE_S, _FALL_S))
+        self._rise, self._fall = np.float32(rise), np.float32(fall)
         context = device.context
         self._eyes = 0  # a flat picture
         if output.projection != "flat" and shader.has_vr:
@@ -114,7 +133,9 @@ class GlArtist:
 
     def step(self, state: GlState, frame: Frame) -> GlState:
         """Return the state at a frame."""
-        return GlState(state.energy + frame.level / float(self._fps))
+        change = np.append(np.float32(frame.level), frame.bands) - state.swells
+        swells = state.swells + change * np.where(change > 0, self._rise, self._fall)
+        return GlState(state.energy + frame.level / float(self._fps), swells)
 
     def light(self, state: GlState, frame: Frame) -> float:
         """Return how loud it is: loud moments are bright ones."""
@@ -196,8 +217,10 @@ class GlArtist:
             "iSampleRate": float(frame.rate),
             "iBeat": frame.beat,
             "iLevel": frame.level,
+            "iSwell": float(state.swells[0]),
             "iEnergy": state.energy,
             "iBands": frame.bands.tolist(),
+            "iSwells": state.swells[1:].tolist(),
         }
 
     def _inputs_of(self, one: DrawnPass) -> list[Input]:

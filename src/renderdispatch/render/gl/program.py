@@ -50,7 +50,10 @@ _SHADERTOY: Final = {
 }
 """Shadertoy's inputs, and their types."""
 
-_MUSIC: Final = {"iBeat": "float", "iLevel": "float", "iEnergy": "float", "iBands": f"float[{BANDS}]"}
+_MUSIC: Final = {
+    **dict.fromkeys(("iBeat", "iLevel", "iSwell", "iEnergy"), "float"),
+    **dict.fromkeys(("iBands", "iSwells"), f"float[{BANDS}]"),
+}
 """Inputs that Shadertoy does not have. A file may use their names for something else."""
 
 _TAKEN: Final = {name: kind.partition("[")[0] for name, kind in {**_SHADERTOY, **_MUSIC}.items()}

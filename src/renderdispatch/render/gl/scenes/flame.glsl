@@ -89,13 +89,13 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
 vec3 root_light(float body, float strands) { return root * body * (0.50 + 0.22 * strands); }
 
 // The light of the flames.
-vec3 fire(vec2 at, float half_width, float rise, float loud, float beat) {
+vec3 fire(vec2 at, float half_width, float taller, float rise, float loud, float beat) {
     vec2 gas = stirred(at, rise);
     float side = abs(gas.x) / half_width;
     float fed = gain * fed_at(side);
     float lobes = 0.80 + 0.20 * swell(gas.x * 13.0 + 1.57 + 1.3 * swell(0.7 * rise));
     float height = (0.44 + 0.28 * loud + 0.46 * fed) * lobes / (1.0 + 1.9 * side * side) + 0.06 * beat;
-    float heat = 1.0 - gas.y / height;
+    float heat = 1.0 - gas.y / (taller * height);
     float strands = swell(gas.x * 27.0 + 1.5 * swell(gas.y * 6.0 - rise));
     float fine = swell(gas.x * 61.0 - 2.0 * strands + gas.y * 9.0);
     float front = heat * (0.80 + 0.20 * strands + 0.06 * fine) - 0.10;
@@ -126,15 +126,15 @@ void mainImage(out vec4 colour, in vec2 place) {
     float half_width = 0.5 * size.x / tall;
     float pixel = 1.0 / (least * tall);
     float rise = speed * (0.30 * iTime + 0.75 * gain * iEnergy);
-    float loud = gain * iLevel;
+    float loud = gain * iSwell;
     float beat = pulse * iBeat;
 
     // The light that the fire throws on the smoke around it.
-    vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud));
+    vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud + 0.5 * (tall - 1.0)));
     vec3 light = background * (1.5 - 0.5 * at.y);
     light += mix(colours[0], colours[1], 0.6) * (0.24 + 0.34 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
 
-    light += fire(at, half_width, rise, loud, beat);
+    light += fire(at, half_width, 1.0 + 0.7 * (tall - 1.0), rise, loud, beat);
     light += 2.2 * (0.6 + 0.6 * loud + beat) * (
         sparks(at, 0.55 * rise, 7.0, 1u, pixel, loud) + sparks(at + 0.37, 0.8 * rise, 11.0, 2u, pixel, loud));
     colour = vec4(shown(light, place), 1.0);

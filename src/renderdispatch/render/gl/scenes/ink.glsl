@@ -1,21 +1,23 @@
 // Ink: two inks that the music drips into water, where currents carry them about until they fade.
 //
 // Buffer A holds the ink, on at most 360 rows, so that it flows alike at all sizes. There are two glasses of it, with both
-// inks each. Both get the same drops, but every 180 frames one of them is emptied, in turns 90 frames apart, while only
-// the other one is shown: so nothing that is shown is older than 180 frames, and a picture is right after so many.
+// inks each. Both get the same drops, but every six seconds one of them is emptied, in turns three seconds apart, while only
+// the other one is shown: so nothing that is shown is older than six seconds, and a picture is right after so many.
 //
 // On Shadertoy, put these lines into Common:
-//   #define iLevel 0.6
+//   #define iSwell 0.6
 //   #define iBeat (fract(-2.0 * iTime) * fract(-2.0 * iTime))
 //   #define iEnergy (0.6 * iTime)
 //   const vec3 first = vec3(0.11, 0.25, 0.66), second = vec3(0.83, 0.13, 0.37), paper = vec3(0.95, 0.91, 0.86);
 //   const float speed = 1.0, pulse = 0.6;
 
-//! run-up: 180
+//! run-up: 6 s
 //! Common
 
 const float PI = 3.14159265;
-const int LIFE = 180;
+
+// Six seconds in frames, or just less: never more than the run-up.
+int life() { return 2 * max(int(3.0 * iFrameRate), 1); }
 
 uint mixed(uint n) {
     n = (n ^ (n >> 16u)) * 0x7feb352du;
@@ -60,7 +62,7 @@ void mainImage(out vec4 colour, in vec2 place) {
     vec2 size = glass(), shape = iResolution.xy / min(iResolution.x, iResolution.y);
     vec2 p = (place / size - 0.5) * shape;
     float flow = speed * (4.0 * iTime + 22.0 * iEnergy) / 6.0;
-    float pace = speed * iTimeDelta * (0.10 + 1.15 * iLevel * iLevel + 1.3 * pulse * iBeat);
+    float pace = speed * iTimeDelta * (0.10 + 1.15 * iSwell * iSwell + 1.3 * pulse * iBeat);
     bool used = place.x < size.x && place.y < size.y;
     vec2 edge = smoothstep(0.0, 0.14, 0.5 * shape - abs(p));
     vec2 moved = current(p, flow, used ? 5 : 0) * pace * edge.x * edge.y;
@@ -76,12 +78,12 @@ void mainImage(out vec4 colour, in vec2 place) {
         note = smoothstep(0.35, 0.95, note + 0.06 * own);
         vec2 off = p - at;
         float wide = 0.0009 + 0.0030 * note;
-        float drop = iTimeDelta * (0.5 + 5.0 * note * note * (0.3 + iLevel) + 9.0 * pulse * iBeat * note) * exp2(-dot(off, off) / wide);
+        float drop = iTimeDelta * (0.5 + 5.0 * note * note * (0.3 + iSwell) + 9.0 * pulse * iBeat * note) * exp2(-dot(off, off) / wide);
         ink += drop * (n % 2 == 0 ? vec4(1.0, 0.12, 1.0, 0.12) : vec4(0.10, 1.0, 0.10, 1.0));
     }
-    int when = iFrame % LIFE;
+    int when = iFrame % life();
     if (when == 0) ink.xy = vec2(0.0);
-    if (when == LIFE / 2) ink.zw = vec2(0.0);
+    if (when == life() / 2) ink.zw = vec2(0.0);
     colour = used ? min(ink, 6.0) : vec4(0.0);
 }
 
@@ -98,7 +100,7 @@ vec2 ink_at(vec2 place) {
     vec2 b = clamp(whole + 1.5 + w3 / high, vec2(0.5), size - 0.5) / iResolution.xy;
     vec4 ink = low.y * (low.x * textureLod(iChannel1, a, 0.0) + high.x * textureLod(iChannel1, vec2(b.x, a.y), 0.0))
         + high.y * (low.x * textureLod(iChannel1, vec2(a.x, b.y), 0.0) + high.x * textureLod(iChannel1, b, 0.0));
-    float one = 0.5 - 0.5 * wave(float(iFrame % LIFE) / float(LIFE));
+    float one = 0.5 - 0.5 * wave(float(iFrame % life()) / float(life()));
     return 1.35 * (1.0 - exp2(-0.9 * mix(ink.zw, ink.xy, one)));
 }
 
@@ -106,7 +108,7 @@ void mainImage(out vec4 colour, in vec2 place) {
     vec2 ink = ink_at(place);
     vec2 at = (2.0 * place - iResolution.xy) / min(iResolution.x, iResolution.y);
     vec2 slope = vec2(dFdx(ink.x + ink.y), dFdy(ink.x + ink.y)) * min(iResolution.x, iResolution.y) / 90.0;
-    vec3 ground = linear(paper) * (0.66 + 0.24 * iLevel + 0.16 * pulse * iBeat) * (1.0 - 0.10 * min(dot(at, at), 3.0));
+    vec3 ground = linear(paper) * (0.66 + 0.24 * iSwell + 0.16 * pulse * iBeat) * (1.0 - 0.10 * min(dot(at, at), 3.0));
     // What an ink lets through is its own colour; the more of it, the darker.
     vec3 through = exp2(ink.x * log2(max(linear(first), 0.006)) + ink.y * log2(max(linear(second), 0.006)));
     float light = clamp(0.5 * dot(slope, vec2(-0.6, 0.8)), -0.25, 0.25);

@@ -80,7 +80,7 @@ vec3 stars_at(vec3 way, float cells, float pixel, uint layer) {
 }
 
 vec3 look(vec3 eye, vec3 way, float pixel) {
-    float loud = gain * iLevel;
+    float loud = gain * iSwell;
     float beat = pulse * iBeat;
     float bass = gain * 0.5 * (heard(3) + heard(6));
     float flow = speed * (0.10 * iTime + 0.30 * gain * iEnergy);

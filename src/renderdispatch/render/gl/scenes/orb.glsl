@@ -102,7 +102,7 @@ vec3 panels(vec3 way, float soft) {
 // The light of the walls, which have no edges.
 vec3 walls(vec3 way) {
     vec3 wash = mix(colours[0] * colours[0], colours[1] * colours[1], 0.55 + 0.45 * way.y);
-    return background * background * (2.6 + 1.8 * way.y) + wash * (0.022 + 0.04 * gain * iLevel);
+    return background * background * (2.6 + 1.8 * way.y) + wash * (0.022 + 0.04 * gain * iSwell);
 }
 
 // All the light that comes from a direction, for what reflects it.
@@ -128,7 +128,7 @@ vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
 
 // What an eye sees in a direction. `away` is how far the middle of the orb is ahead; `pixel` is an angle.
 vec3 look(vec3 eye, vec3 way, float away, float pixel, vec3 behind) {
-    float loud = gain * iLevel;
+    float loud = gain * iSwell;
     Motion motion;
     motion.flow = speed * (0.35 * iTime + 0.9 * gain * iEnergy);
     vec3 slow = swell(vec3(0.14 * iTime, 0.05 * motion.flow, 0.0));
@@ -185,6 +185,7 @@ void mainImage(out vec4 colour, in vec2 place) {
 }
 
 void mainVR(out vec4 colour, in vec2 place, in vec3 eye, in vec3 way) {
-    vec3 light = look(eye, way, 1.5, TURN / iResolution.x, 0.35 * panels(way, 0.06));
+    float away = 1.5 + max(size * (0.8 + 0.2 * gain) - 1.0, 0.0); // no part of it is in the viewer's face
+    vec3 light = look(eye, way, away, TURN / iResolution.x, 0.35 * panels(way, 0.06));
     colour = vec4(shown(light, place), 1.0);
 }

@@ -6,10 +6,10 @@
 // to see over all that is nearer, and how steeply what is farther rises in the water's mirror. So the land at a pixel is found by halving, with no march along the ray.
 //
 // On Shadertoy, put these lines into Common:
-//   #define iLevel 0.6
+//   #define iSwell 0.6
 //   #define iBeat 0.0
 //   #define iEnergy (0.6 * iTime)
-//   float iBands[96];
+//   float iSwells[96];
 //   const vec3 sky = vec3(0.10, 0.14, 0.40), sun = vec3(1.0, 0.54, 0.30), lines = vec3(0.30, 0.88, 1.0);
 //   const float speed = 1.0, pulse = 0.6;
 
@@ -95,7 +95,7 @@ float land(vec2 place, float swell, int octaves) {
     }
     float away = abs(place.x - middle(place.y));
     float bank = smoothstep(2.5, 30.0, away), shore = smoothstep(2.0, 10.0, away);
-    return (sum - 0.3) * (0.16 + 1.1 * bank) * (10.5 + 8.0 * swell) - 2.8 * (1.0 - shore);
+    return (sum - 0.3) * (0.04 + 0.12 * shore + 1.1 * bank) * (10.5 + 8.0 * swell) - 2.8 * (1.0 - shore);
 }
 
 // Renderers on the CPU skip no branch, but they do end loops: so the pixels that hold nothing cost little.
@@ -195,13 +195,13 @@ Hit land_at(vec2 way, vec2 shift, float slope) {
 vec3 air(vec3 ray) {
     float up = max(ray.y, 0.0), low = 1.0 / (1.0 + 9.0 * up), to_sun = 0.5 + 0.5 * dot(ray.xz, SUN.xz);
     vec3 high = linear(sky), warm = linear(sun), violet = high * 1.5 + warm * 0.16;
-    float strong = 0.62 + 0.5 * iLevel;
+    float strong = 0.62 + 0.5 * iSwell;
     return (mix(high * 0.62, violet * 0.80, low) + warm * low * low * low * (0.06 + 0.55 * to_sun * to_sun * to_sun)) * strong;
 }
 
 vec3 heaven(vec3 ray, vec2 way, float pixel, float stars) {
     float off = max(1.0 - dot(ray, SUN), 0.0);
-    float power = 0.55 + 0.5 * iLevel + 0.5 * pulse * iBeat + 0.03 * wave(iTime / 8.0);
+    float power = 0.55 + 0.5 * iSwell + 0.5 * pulse * iBeat + 0.03 * wave(iTime / 8.0);
     vec3 warm = linear(sun), light = air(ray);
     light += warm * power * (0.010 / (off + 0.012) + 0.014 / (off + 0.16));
     float disc = smoothstep(1.5 * pixel, -1.5 * pixel, sqrt(2.0 * off) - 0.115);
@@ -216,7 +216,7 @@ vec3 heaven(vec3 ray, vec2 way, float pixel, float stars) {
     float over = ray.y - 0.20 - folds;
     float rays = 0.62 + 0.22 * wave(37.0 * part + iTime / 11.0) + 0.16 * wave(83.0 * part - iTime / 7.0);
     float curtain = smoothstep(-0.09, 0.03, over) / (1.0 + 30.0 * max(over, 0.0) * max(over, 0.0) + 3.0 * max(over, 0.0));
-    float strong = note * note * note * (0.6 + 0.9 * iLevel) * rays * smoothstep(0.0, 0.16, part);
+    float strong = note * note * note * (0.6 + 0.9 * iSwell) * rays * smoothstep(0.0, 0.16, part);
     light += mix(linear(lines), linear(sky) * 1.5 + linear(sun) * 0.6, clamp(over * 2.4, 0.0, 1.0)) * curtain * strong * 1.1;
 
     // Stars: cells of a cube around the viewer, so that they are alike in all directions.
@@ -239,18 +239,18 @@ vec3 ground(Hit hit, vec3 eye, vec3 ray, vec2 way, float slope, float pixel, flo
 
     float level = height / LINE, nearest = floor(level + 0.5);
     float changes = pixel * hit.distance * max(abs(rise) / max(rise - slope, 0.02), abs(aside)) / LINE;
-    float band = iBands[int(clamp(nearest * 3.6, 0.0, 95.0))];
+    float band = iSwells[int(clamp(nearest * 3.6, 0.0, 95.0))];
     float thin = 0.035 + 0.9 * changes, line = smoothstep(thin, 0.0, abs(level - nearest)) * 0.05 / thin * 1.4;
     line = mix(line, 0.07, smoothstep(0.3, 0.8, changes));
     float halo = 0.05 / (0.06 + abs(level - nearest)) * 0.25;
     vec3 hue = mix(linear(lines), linear(sun), smoothstep(1.0, 11.0, height));
-    light += hue * (line + 0.12 * halo) * (0.10 + 0.25 * iLevel + 2.6 * band * band * band + 5.0 * pulsed);
+    light += hue * (line + 0.12 * halo) * (0.10 + 0.25 * iSwell + 2.6 * band * band * band + 5.0 * pulsed);
     return light;
 }
 
 // Where the water mirrors a ray to, at a place; `footprint` is the size of a pixel there.
 vec3 mirrored(vec2 at, vec3 ray, float footprint) {
-    float choppy = (0.4 + 0.9 * iLevel) / (1.0 + 60.0 * footprint);
+    float choppy = (0.4 + 0.9 * iSwell) / (1.0 + 60.0 * footprint);
     vec2 ripple = vec2(wave(at.x * 0.53 + at.y * 0.21 + iTime * 0.31) + 0.6 * wave(at.x * 1.1 - at.y * 0.7 - iTime * 0.43),
                        wave(at.y * 0.61 - at.x * 0.17 + iTime * 0.37) + 0.6 * wave(at.y * 1.3 + at.x * 0.47 + iTime * 0.29));
     vec3 look = reflect(ray, normalize(vec3(0.016 * ripple.x * choppy, 1.0, 0.04 * ripple.y * choppy)));
@@ -283,7 +283,7 @@ vec3 seen(vec3 origin, vec3 ray, float pixel) {
         float pulsed = pulse * iBeat / (1.0 + 0.10 * (hit.distance - ring) * (hit.distance - ring));
         vec3 colour = mix(heaven(look, way, pixel, water ? 0.0 : 1.0), linear(sky) * 0.10, shore) * shine;
         if (water) {
-            float deep = clamp(-ray.y, 0.0, 1.0) * (0.5 + 0.6 * iLevel);
+            float deep = clamp(-ray.y, 0.0, 1.0) * (0.5 + 0.6 * iSwell);
             colour += (linear(sky) * 0.55 + linear(lines) * 0.05) * deep + linear(lines) * 0.35 * pulsed;
         }
         if (!water && !hit.open) colour = ground(hit, eye, ray, way, slope, pixel, pulsed);

@@ -1,7 +1,7 @@
 // Tunnel: a flight through a shaft of dark glass tiles, which the notes light up. Every beat sends a ring of light ahead.
 //
 // Lengths are metres; the shaft's radius is two. On Shadertoy, put these lines first:
-//   float iLevel = 0.6, iBeat = 0.0, iEnergy = 0.0, iBands[96];
+//   float iSwell = 0.6, iBeat = 0.0, iEnergy = 0.0, iSwells[96];
 //   const vec3 near = vec3(0.13, 0.72, 1.0), far = vec3(1.0, 0.24, 0.53);
 //   const float speed = 1.0, pulse = 0.6, turns = 1.0;
 
@@ -51,7 +51,7 @@ Shaft shaft_now(float bent) {
     float s = now.travelled;
     now.curve = turns * bent * vec2(0.011 * wave(s / 131.0) + 0.004 * wave(s / 47.0), 0.009 * wave(s / 103.0 + 0.3));
     now.change = turns * bent * vec2(2e-4 * wave(s / 131.0 + 0.25), 1.5e-4 * wave(s / 103.0 + 0.55));
-    now.heart = 0.42 + 0.70 * iLevel + 0.9 * pulse * iBeat + 0.06 * wave(iTime / 7.0);
+    now.heart = 0.42 + 0.70 * iSwell + 0.5 * pulse * iBeat + 0.06 * wave(iTime / 7.0);
     now.end = mix(linear(far), vec3(1.0, 0.93, 0.86), 0.3) * now.heart;
     return now;
 }
@@ -82,7 +82,7 @@ vec3 wall(Shaft now, float z, float angle, vec2 pixel, out float edge, out vec2 
     vec3 dice = vec3(random & 1023u, (random >> 10u) & 1023u, (random >> 20u) & 1023u) / 1023.0;
     // Low notes are below, high ones above, on both sides.
     float up = abs(fract(middle.x / AROUND + 0.75) * 2.0 - 1.0);
-    float band = iBands[int(clamp((1.0 - up) * 84.0 + dice.x * 12.0, 0.0, 95.0))];
+    float band = iSwells[int(clamp((1.0 - up) * 84.0 + dice.x * 12.0, 0.0, 95.0))];
 
     float wide = max(pixel.x, pixel.y);
     float shown = clamp(1.0 - 1.4 * wide, 0.0, 1.0);           // tiles that are too small to be seen melt
@@ -93,17 +93,17 @@ vec3 wall(Shaft now, float z, float angle, vec2 pixel, out float edge, out vec2 
     vec3 hue = hue_at(along * TILE, mix(0.5, dice.z, shown));
 
     float ring = z - 4.2 * -log(max(iBeat, 0.01));             // the beat's ring runs away from the viewer
-    float pulsed = iBeat * pulse / (1.0 + 0.6 * ring * ring);
+    float pulsed = iBeat * pulse / (1.0 + 0.9 * ring * ring);
     float soft = 0.012 + 0.75 * wide;
     float seam = mix(0.10, smoothstep(soft, 0.0, edge - 0.012), clamp(1.0 - 2.0 * wide, 0.0, 1.0));
     float halo = 0.055 / (0.05 + edge) * shown;
     vec3 light = (hue * 3.4 + 0.12 * lit) * lit * glass;
-    light += hue * (seam + 0.10 * halo) * (0.09 + 0.8 * iLevel * iLevel + 7.0 * pulsed);
-    light += (hue + 0.25) * pulsed * glass * 0.5;
+    light += hue * (seam + 0.10 * halo) * (0.09 + 0.8 * iSwell * iSwell + 4.0 * pulsed);
+    light += (hue + 0.25) * pulsed * glass * 0.3;
 
     float frame = abs(fract(along / ROW / FRAME) - 0.5) * FRAME * ROW * TILE;        // metres to a frame of light
     float thin = 0.05 + pixel.y * TILE;
-    float bright = 0.16 + 1.1 * iLevel * iLevel + 1.2 * pulse * iBeat;
+    float bright = 0.16 + 1.1 * iSwell * iSwell + 0.6 * pulse * iBeat;
     light += (hue + 0.2) * bright * smoothstep(thin, 0.0, frame - 0.02) * 0.17 / thin;
     light += hue * bright * 0.16 / (0.25 + frame * frame);
     return light;
@@ -139,7 +139,7 @@ vec3 seen(vec3 origin, vec3 ray, float bent, float pixel) {
     shine *= shine;
     light += fresnel * now.end * (0.10 * ahead + 0.9 * shine * shine * shine) * smoothstep(0.0, 0.03, edge);
 
-    light *= (0.66 + 0.5 * iLevel) * (0.35 + 0.65 * distance) / (1.6 + 0.65 * distance);                   // what is beside the viewer is dark
+    light *= (0.66 + 0.5 * iSwell) * (0.35 + 0.65 * distance) / (1.6 + 0.65 * distance);                   // what is beside the viewer is dark
     float haze = exp(-0.05 * distance), thick = 1.0 - haze;
     vec3 fog = mix(hue_at(now.travelled + 30.0, 0.5) * now.heart, now.end, thick);
     // The end shines through the haze.
