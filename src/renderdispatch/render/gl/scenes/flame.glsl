@@ -106,7 +106,7 @@ vec3 fire(vec2 at, float half_width, float taller, float rise, float loud, float
     vec3 light = mix(colours[0], colours[1], min(0.30 + behind, 1.0)) * veil * veil * (0.35 + 0.35 * loud);
     float body = smoothstep(0.0, 0.85, front);
     vec3 flame = colour_at(1.15 * front) * body * (0.55 + 2.1 * front * front);
-    flame *= 0.80 + 0.60 * loud + 0.60 * beat;
+    flame *= 0.80 + 0.60 * loud + 0.85 * beat;
     flame = mix(flame, root_light(body, strands), 0.85 * blue);
     return light + flame;
 }
@@ -132,7 +132,7 @@ void mainImage(out vec4 colour, in vec2 place) {
     // The light that the fire throws on the smoke around it.
     vec2 off = vec2(at.x / (0.55 * half_width + 0.25), (at.y - 0.12) / (0.55 + 0.2 * loud + 0.5 * (tall - 1.0)));
     vec3 light = background * (1.5 - 0.5 * at.y);
-    light += mix(colours[0], colours[1], 0.6) * (0.24 + 0.34 * loud + 0.20 * beat) * exp(-1.5 * dot(off, off));
+    light += mix(colours[0], colours[1], 0.6) * (0.24 + 0.34 * loud + 0.32 * beat) * exp(-1.5 * dot(off, off));
 
     light += fire(at, half_width, 1.0 + 0.7 * (tall - 1.0), rise, loud, beat);
     light += 2.2 * (0.6 + 0.6 * loud + beat) * (

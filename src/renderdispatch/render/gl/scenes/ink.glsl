@@ -108,7 +108,7 @@ void mainImage(out vec4 colour, in vec2 place) {
     vec2 ink = ink_at(place);
     vec2 at = (2.0 * place - iResolution.xy) / min(iResolution.x, iResolution.y);
     vec2 slope = vec2(dFdx(ink.x + ink.y), dFdy(ink.x + ink.y)) * min(iResolution.x, iResolution.y) / 90.0;
-    vec3 ground = linear(paper) * (0.66 + 0.24 * iSwell + 0.16 * pulse * iBeat) * (1.0 - 0.10 * min(dot(at, at), 3.0));
+    vec3 ground = linear(paper) * (0.62 + 0.30 * iSwell + 0.16 * pulse * iBeat) * (1.0 - 0.10 * min(dot(at, at), 3.0));
     // What an ink lets through is its own colour; the more of it, the darker.
     vec3 through = exp2(ink.x * log2(max(linear(first), 0.006)) + ink.y * log2(max(linear(second), 0.006)));
     float light = clamp(0.5 * dot(slope, vec2(-0.6, 0.8)), -0.25, 0.25);

@@ -284,7 +284,7 @@ vec3 seen(vec3 origin, vec3 ray, float pixel) {
         vec3 colour = mix(heaven(look, way, pixel, water ? 0.0 : 1.0), linear(sky) * 0.10, shore) * shine;
         if (water) {
             float deep = clamp(-ray.y, 0.0, 1.0) * (0.5 + 0.6 * iSwell);
-            colour += (linear(sky) * 0.55 + linear(lines) * 0.05) * deep + linear(lines) * 0.35 * pulsed;
+            colour += (linear(sky) * 0.55 + linear(lines) * 0.05) * deep + linear(lines) * 0.35 * pulsed * (1.0 - 0.75 * clamp(-ray.y, 0.0, 1.0));
         }
         if (!water && !hit.open) colour = ground(hit, eye, ray, way, slope, pixel, pulsed);
         float thick = hit.open ? 0.0 : 1.0 - exp(-0.016 * hit.distance);
