@@ -22,7 +22,7 @@ from PIL import Image
 from renderdispatch import RenderService
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Asset, Completed, JobStatus, Limits, Output, RenderOrder, Stage
+from renderdispatch.messages import Asset, Completed, JobStatus, Limits, Output, RenderOrder, Stage, StoredAudio
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing.local_r2 import LocalR2
@@ -164,7 +164,9 @@ def test_t1_the_files_are_uploaded_and_their_signed_urls_are_dispatched(observed
     stored = observed.job.request.attached()
     for asset, file, place in zip(observed.assets, observed.files, ("scene_file", "image_1"), strict=True):
         assert asset.name == file.name
-        assert urlsplit(asset.url).path.endswith(f"/{r2_server.buckets[0]}/{stored[place].key}")  # type: ignore[union-attr]
+        kept = stored[place]
+        assert isinstance(kept, StoredAudio)
+        assert urlsplit(asset.url).path.endswith(f"/{r2_server.buckets[0]}/{kept.key}")
         query = parse_qs(urlsplit(asset.url).query)
         assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
         assert 0 < int(query["X-Amz-Expires"][0]) <= SEVEN_DAYS_S
