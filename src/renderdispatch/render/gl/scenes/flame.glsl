@@ -81,7 +81,7 @@ vec3 sparks(vec2 at, float rise, float cells, uint layer, float pixel, float lou
     float hot = max(1.0 - 0.25 * off, 0.0);
     float warm = max(1.0 - 0.02 * off, 0.0);
     float glow = hot * hot * hot + 0.12 * warm * warm * warm;
-    float alive = smoothstep(1.05, 0.25, at.y) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
+    float alive = (1.0 - smoothstep(0.25, 1.05, at.y)) * (0.65 + 0.35 * swell(rise * 9.0 + 40.0 * kind));
     return own_radius * own_radius / (radius * radius) * glow * alive * mix(colours[2], colours[3], kind);
 }
 
@@ -100,7 +100,7 @@ vec3 fire(vec2 at, float half_width, float taller, float rise, float loud, float
     float fine = swell(gas.x * 61.0 - 2.0 * strands + gas.y * 9.0);
     float front = heat * (0.80 + 0.20 * strands + 0.06 * fine) - 0.10;
     float behind = heat * 0.75 + 0.26 + 0.10 * swell(gas.x * 17.0 + 2.0 - gas.y * 3.0);
-    float blue = smoothstep(0.11, 0.0, at.y * (1.0 + 0.35 * strands));
+    float blue = 1.0 - smoothstep(0.0, 0.11, at.y * (1.0 + 0.35 * strands));
 
     float veil = smoothstep(0.0, 1.0, behind);
     vec3 light = mix(colours[0], colours[1], min(0.30 + behind, 1.0)) * veil * veil * (0.35 + 0.35 * loud);

@@ -119,7 +119,7 @@ vec3 metal(vec3 at, vec3 way, Motion motion, float loud) {
     float edge = (1.0 - facing) * (1.0 - facing);
     edge *= edge;
     vec3 film = colour_at(0.85 * facing + 0.22 * normal.y + 0.04 * motion.flow);
-    float hollow = smoothstep(0.03, -0.12, (length(at) - motion.radius) / size);
+    float hollow = 1.0 - smoothstep(-0.12, 0.03, (length(at) - motion.radius) / size);
     float beat = pulse * iBeat;
     vec3 within = film * (0.10 + 0.25 * loud + (0.6 * beat + 0.5 * loud) * hollow) * (0.35 + 0.65 * facing);
     vec3 mirror = room(reflect(way, normal)) * mix(0.32 + 1.1 * film, vec3(1.0), edge);

@@ -76,7 +76,7 @@ vec3 wall(Shaft now, float z, float angle, vec2 pixel, out float edge, out vec2 
     bool first = dot(a, a) < dot(b, b);
     vec2 middle = first ? one : two, from = first ? a : b, side = abs(from);
     edge = 0.5 - max(side.x, 0.5 * side.x + ROW * side.y);
-    tilt = from * smoothstep(0.14, 0.02, edge);
+    tilt = from * (1.0 - smoothstep(0.02, 0.14, edge));
 
     uint random = mixed(uint(mod(middle.y, ROWS)) * 64u + uint(2.0 * mod(middle.x, AROUND)));
     vec3 dice = vec3(random & 1023u, (random >> 10u) & 1023u, (random >> 20u) & 1023u) / 1023.0;
