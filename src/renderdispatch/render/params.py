@@ -106,6 +106,10 @@ def _colours(*default: str) -> Any:
     return Field(default=default, description="the colours, first to last")
 
 
+def _pulse() -> Any:
+    return Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+
+
 class LightParams(SceneParams):
     """What the scenes that ship have in common."""
 
@@ -113,7 +117,7 @@ class LightParams(SceneParams):
     background: Colour = Field(default="#090b1a", description="the colour behind everything")
     gain: float = Field(default=1.0, ge=0.1, le=4, description="how far the sound moves the picture")
     glow: float = Field(default=0.6, ge=0, le=1, description="how much light spreads around the shapes")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    pulse: float = _pulse()
 
 
 class BarsParams(LightParams):
@@ -138,36 +142,39 @@ class RadialParams(LightParams):
     spin: float = Field(default=1.0, ge=-20, le=20, description="turns a minute")
 
 
-class FlameParams(SceneParams):
+class FlowParams(SceneParams):
+    """What `flame`, `orb` and `nebula` have in common; each has colours of its own."""
+
+    colours: FewColours
+    background: Colour
+    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
+    pulse: float = _pulse()
+
+
+class FlameParams(FlowParams):
     """The parameters of `flame`."""
 
     colours: FewColours = _colours("#5c0d1f", "#d4301c", "#ff8a2a", "#ffe2a0")
     root: Colour = Field(default="#3566ff", description="the colour at the root of the flames")
     background: Colour = Field(default="#0c0710", description="the colour of the night behind")
-    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the fire rises")
     embers: float = Field(default=0.6, ge=0, le=1, description="how many sparks fly")
 
 
-class OrbParams(SceneParams):
+class OrbParams(FlowParams):
     """The parameters of `orb`."""
 
     colours: FewColours = _colours("#3a3dff", "#12c8ff", "#ff3fa4", "#ffb066")
     background: Colour = Field(default="#0a0b16", description="the colour of the room")
-    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the orb flows")
     size: float = Field(default=1.0, ge=0.3, le=1.4, description="of the orb")
 
 
-class NebulaParams(SceneParams):
+class NebulaParams(FlowParams):
     """The parameters of `nebula`."""
 
     colours: FewColours = _colours("#1d2f86", "#14899c", "#e0663c", "#ffd79a")
     background: Colour = Field(default="#04060f", description="the colour of the sky without gas")
-    gain: float = Field(default=1.0, ge=0, le=2, description="how far the sound moves the picture")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="how fast the gas flows")
     stars: float = Field(default=0.6, ge=0, le=1, description="how many stars shine")
 
@@ -178,7 +185,7 @@ class TunnelParams(SceneParams):
     near: Colour = Field(default="#22b8ff", description="one colour of the light")
     far: Colour = Field(default="#ff3d86", description="the other one, and the light at the end")
     speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    pulse: float = _pulse()
     turns: float = Field(default=1.0, ge=0, le=1.5, description="how far the tunnel bends; 0 is straight")
 
 
@@ -189,7 +196,7 @@ class TerrainParams(SceneParams):
     sun: Colour = Field(default="#ff8a4c", description="of the sun and the horizon")
     lines: Colour = Field(default="#4de1ff", description="of the lines of light on the land")
     speed: float = Field(default=1.0, ge=0, le=4, description="of the flight")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    pulse: float = _pulse()
 
 
 class InkParams(SceneParams):
@@ -199,4 +206,4 @@ class InkParams(SceneParams):
     second: Colour = Field(default="#d3225f", description="the colour of the other ink")
     paper: Colour = Field(default="#f1e9dc", description="the colour of the water's ground")
     speed: float = Field(default=1.0, ge=0.1, le=3, description="of the currents")
-    pulse: float = Field(default=0.6, ge=0, le=1, description="how strongly the picture answers the beat")
+    pulse: float = _pulse()
