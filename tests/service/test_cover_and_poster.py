@@ -41,6 +41,7 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeRenderer, eventually, in_threads, make_job, make_request
+from tests.support.rounds import finished
 
 TINY = Output(width=64, height=36)
 PNG = b"\x89PNG\r\n\x1a\n, a cover"
@@ -98,19 +99,6 @@ def service(request: pytest.FixtureRequest, tmp_path: Path, storage: MemoryStora
     chosen = storage if request.param == "memory" else Meddling(tmp_path / "objects")
     with RenderService(MemoryJobStore(), chosen, backend, owned=[backend]) as opened:
         yield opened
-
-
-def finished(service: RenderService, job_id: str) -> Job:
-    """Take rounds until the job has ended."""
-
-    def ended() -> Job | None:
-        service.tick()
-        job = service.get(job_id)
-        return job if job.ended else None
-
-    job = eventually(ended)
-    assert job is not None
-    return job
 
 
 def left(service: RenderService, cover: Path, machine: str = "here") -> Job:

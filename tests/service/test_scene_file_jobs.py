@@ -40,7 +40,8 @@ from renderdispatch.render import glsl
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
-from renderdispatch.testing import eventually, make_job, make_request
+from renderdispatch.testing import make_job, make_request
+from tests.support.rounds import finished
 
 TINY = Output(width=64, height=36)
 SHADER = b"void mainImage(out vec4 colour, in vec2 place) { colour = vec4(1.0); }\n"
@@ -114,19 +115,6 @@ def service(
     chosen = storage if request.param == "memory" else FsspecStorage(tmp_path / "objects")
     with RenderService(MemoryJobStore(), chosen, backend, owned=[backend]) as opened:
         yield opened
-
-
-def finished(service: RenderService, job_id: str) -> Job:
-    """Take rounds until the job has ended."""
-
-    def ended() -> Job | None:
-        service.tick()
-        job = service.get(job_id)
-        return job if job.ended else None
-
-    job = eventually(ended)
-    assert job is not None
-    return job
 
 
 def video_of(service: RenderService, job_id: str) -> bytes:
