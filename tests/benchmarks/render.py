@@ -457,14 +457,15 @@ def shader_alone(shader: str, file: Asset, song: Path, folder: Path, *, rounds: 
 
 
 def against_shaderflow(
-    shader: str, file: Asset, song: Path, peers: Peers, folder: Path, *, seconds: int, rounds: int
+    shader: str, file: Asset, song: Path, peers: Peers, folder: Path, *, seconds: int, rounds: int, quick: bool
 ) -> float:
     ways: dict[str, Callable[[], Cost]] = {
         "ours": lambda: measured(lambda: render(glsl, song, folder / "whole.mp4", scene_file=file)),
         "shaderflow": lambda: peers.shaderflow(shader, song, seconds=seconds),
     }
     costs = in_turns(ways, rounds)
-    costs["shaderflow, as it comes"] = [peers.shaderflow(shader, song, seconds=seconds, samples=2)]
+    if not quick:
+        costs["shaderflow, as it comes"] = [peers.shaderflow(shader, song, seconds=seconds, samples=2)]
     for name, each in costs.items():
         wall = statistics.median(cost.wall for cost in each)
         print(f"{shader + ', ' + name:>32}: {seconds * PICTURE.fps / wall:6.1f} frames/s", flush=True)
@@ -500,9 +501,9 @@ def main() -> None:
             path = folder / f"{shader}.glsl"
             path.write_text(text)
             file = Asset(url="", size=len(text), path=str(path))
-            figures |= shader_alone(shader, file, song, folder, rounds=rounds)
+            figures |= shader_alone(shader, file, song, folder, rounds=rounds // 2 + 1)
             figures[f"vs_shaderflow_{shader}"] = against_shaderflow(
-                shader, file, song, peers, folder, seconds=seconds, rounds=rounds // 2 + 1
+                shader, file, song, peers, folder, seconds=seconds, rounds=2 if quick else rounds // 2 + 1, quick=quick
             )
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
