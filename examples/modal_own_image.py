@@ -17,7 +17,7 @@ from renderdispatch.modal_image import base_image, with_source
 from renderdispatch.runner.container import carry_out
 
 image = with_source(
-    base_image("render", "gl").pip_install("pillow>=10"),  # what your renderer needs; .apt_install() likewise
+    base_image("render", "gl").pip_install("pillow>=10"),  # what your renderer needs; or .apt_install()
     "own_scene",  # your modules, importable where you deploy
 )
 

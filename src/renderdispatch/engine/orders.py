@@ -62,7 +62,7 @@ def make_order(
     Args:
         job: The job.
         audio: The audio in storage, or the submitted file for a renderer that reads it in place.
-        attached: The files beside the audio, likewise, by the names of `RenderRequest.attached`.
+        attached: The files beside the audio, in storage or in place, by the names of `RenderRequest.attached`.
         bundle: The archive of all of them, where their own URLs would not fit.
         signer: Signs the order's URLs.
         now: The store's time.

@@ -36,8 +36,8 @@ DRIVER_FILES: Final = {
         "ICD": {"library_path": "libGLX_nvidia.so.0", "api_version": "1.3.0"},
     },
 }
-"""What names NVIDIA's driver to EGL and to Vulkan, by path. Container hosts bring the libraries, and not always these.
-Where there is no such library, it is passed over."""
+"""What names NVIDIA's driver to EGL and to Vulkan, by path. Container hosts bring the libraries, but not always these
+files. A file whose library is missing does no harm."""
 
 PYTHON_VERSION: Final = "3.12"
 """The image's Python. Every image builder of Modal's since 2023 knows this version."""

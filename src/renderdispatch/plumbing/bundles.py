@@ -1,7 +1,7 @@
 """How do several small files travel as one?
 
-As a ZIP archive without compression. Its bytes follow from its members alone, so that whoever packs the same files
-writes the same archive.
+As a ZIP archive without compression. Its bytes follow from its members alone: the same files
+always make the same archive.
 """
 
 from __future__ import annotations

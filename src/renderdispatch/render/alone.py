@@ -43,8 +43,8 @@ def order_alone(
     Args:
         song: The file; it exists.
         cover: A picture; it exists too.
-        scene_file: What the scene draws, likewise.
-        images: Pictures for the scene, likewise.
+        scene_file: What the scene draws; it exists too.
+        images: Pictures for the scene; they exist too.
         fields: Further ones of `RenderRequest`.
 
     Raises:

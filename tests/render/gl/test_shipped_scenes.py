@@ -137,7 +137,7 @@ def test_music_is_brighter_than_silence(draw: Draw, silence: Features, music: Fe
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_haste_of_the_level_is_not_seen(order: Callable[..., RenderOrder], music: Features, name: str) -> None:
+def test_flicker_of_the_level_is_not_seen(order: Callable[..., RenderOrder], music: Features, name: str) -> None:
     """Where the level goes up and down from frame to frame, the brightness does not."""
     frame, fps = music.frame(len(music) - 1), Fraction(30)
     means = []

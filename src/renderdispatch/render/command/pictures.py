@@ -156,7 +156,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_complete(path: Path) -> bool:
-    """Return whether a file is complete. What is no file is, too: nothing is to be waited for, not even its opening."""
+    """Return whether a file is complete. A folder or a pipe counts as complete: opening a pipe could wait for ever."""
     try:
         if not _is_file(path):
             return True

@@ -52,7 +52,7 @@ class GlState(NamedTuple):
 
     Args:
         energy: How much sound there was, in seconds at full level.
-        swells: (97,) float32, 0 to 1: how loud the sound and each of its bands are, without the haste of single frames.
+        swells: (97,) float32, 0 to 1: the level and each band, smoothed so that they do not flicker.
     """
 
     energy: float = 0.0

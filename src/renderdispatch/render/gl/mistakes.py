@@ -1,7 +1,7 @@
 """Where in a file are the mistakes that a compiler names, and how are they said?
 
 Each driver has a form of its own: ``0:12(5): error: ...`` (Mesa), ``0(12) : error C0000: ...`` (NVIDIA), ``ERROR: 0:12:
-...`` (AMD, Intel, Apple). What stands around the file's text is never shown.
+...`` (AMD, Intel, Apple). Our own text around the file's is never shown.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How does a pass of a shader become a program?
 
 Shadertoy is WebGL 2, so this is GLSL ES 3.00, which desktop OpenGL compiles too since version 4.3. The file's text
-keeps its line numbers, by ``#line``, and what stands before and after it has numbers that no file has. Nothing that a
-file may define changes what stands after it: the names there are undefined first, but for ``mainImage`` and
-``mainVR``, which a file may define as it likes, as on Shadertoy.
+keeps its line numbers, by ``#line``; our own text before and after it has numbers that no file has. A file's macros do
+not change our text: its names are undefined first. Only ``mainImage`` and ``mainVR`` may be macros, as on Shadertoy.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def uniforms_of(params: SceneParams) -> tuple[str, Mapping[str, Any]]:
                 kind, size = "vec3", f"[{MAX_COLOURS}]"
                 declarations += f"uniform int {name}Count;\n"
                 values[f"{name}Count"] = len(value)
-                value = _filled([_rgb(colour) for colour in value])  # noqa: PLW2901 - likewise
+                value = _filled([_rgb(colour) for colour in value])  # noqa: PLW2901 - the same one, as OpenGL takes it
             case _:
                 raise TypeError(f"parameter {name!r}: {type(value).__name__} cannot be a uniform")
         declarations += f"uniform {kind} {name}{size};\n"

@@ -89,7 +89,7 @@ class Channel:
     Args:
         source: ``sound``, ``cover``, ``none``, ``image 1`` to ``image 3``, or a buffer.
         filter: How it is read between its pixels; None is Shadertoy's own for this source.
-        wrap: How it is read beyond its edges; None likewise.
+        wrap: How it is read beyond its edges; None is Shadertoy's own for this source.
     """
 
     source: str

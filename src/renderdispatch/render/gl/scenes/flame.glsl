@@ -32,7 +32,7 @@ vec3 colour_at(float at) {
     return colour;
 }
 
-// How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
+// How loud the notes around a texel of the spectrum are, 0 to 1, smoothed so that they do not flicker.
 float heard(int texel) { return texelFetch(iChannel0, ivec2(texel, 0), 0).x; }
 
 // What feeds the fire at a distance from its middle, 0 to 1.

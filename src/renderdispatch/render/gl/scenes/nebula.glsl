@@ -26,7 +26,7 @@ vec3 colour_at(float at) {
     return colour * colour; // as light
 }
 
-// How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
+// How loud the notes around a texel of the spectrum are, 0 to 1, smoothed so that they do not flicker.
 float heard(int texel) { return smoothstep(0.35, 0.95, texelFetch(iChannel0, ivec2(texel, 0), 0).x); }
 
 // Nearly a cosine, of turns: smooth up to its second derivative, and quick where a CPU draws.

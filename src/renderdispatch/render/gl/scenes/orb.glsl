@@ -39,7 +39,7 @@ vec3 rise(vec3 turns) {
     return 24.0 * high * (1.0 - abs(high));
 }
 
-// How loud the notes around a texel of the spectrum are, 0 to 1, without the haste of single frames.
+// How loud the notes around a texel of the spectrum are, 0 to 1, smoothed so that they do not flicker.
 float heard(int texel) { return smoothstep(0.35, 0.95, texelFetch(iChannel0, ivec2(texel, 0), 0).x); }
 
 // What the orb does in a frame.
