@@ -14,6 +14,7 @@ naturally::
     ├── JobExistsError (ValueError)               a job with this id exists already
     ├── RevisionConflictError (RuntimeError)      another process wrote first: read again
     ├── IdempotencyConflictError (ValueError)     the same key was used with another request
+    ├── QueueLimitError (RuntimeError)            the tenant has too many jobs; ``retry_after`` says when to try again
     ├── JobNotCompleteError (RuntimeError)        the job has no result: it runs, failed or was cancelled
     │   ├── JobFailedError
     │   └── JobCancelledError
@@ -39,6 +40,7 @@ Each has a ``code``, a stable string for programs. Messages never contain a secr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from enum import StrEnum
 from typing import ClassVar, Literal
 
@@ -132,6 +134,22 @@ class IdempotencyConflictError(RenderDispatchError, ValueError):
     """The idempotency key belongs to a job with another request."""
 
     code = "job.idempotency-conflict"
+
+
+class QueueLimitError(RenderDispatchError, RuntimeError):
+    """A tenant may submit no more jobs now: ``limit.queued`` or ``limit.rate``. Nothing was recorded.
+
+    Args:
+        message: Which limit, and how much of it is used.
+        code: ``limit.queued`` or ``limit.rate``.
+        retry_after: When a later submit may succeed.
+    """
+
+    code = "limit.queued"
+
+    def __init__(self, message: str, *, code: str, retry_after: timedelta) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
 
 
 class JobNotCompleteError(RenderDispatchError, RuntimeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import field, frozen
 
@@ -34,6 +34,20 @@ class CleanUp(StrEnum):
     NONE = "none"
     OWED = "owed"
     DONE = "done"
+
+
+class Holding(NamedTuple):
+    """Units of a backend's limit that a job holds until its computing there is known to have stopped.
+
+    Args:
+        backend: Where it computes, or may still compute.
+        units: How many.
+        until: When they end at the latest: the URLs of the orders are dead then.
+    """
+
+    backend: str
+    units: int
+    until: datetime
 
 
 @frozen(kw_only=True)
@@ -100,6 +114,16 @@ class Attempt:
         return self.ended_at is not None or self.verdict is not None
 
     @property
+    def holds_unit(self) -> bool:
+        """Whether it counts against the limits of running attempts: it runs, or its call may still compute.
+
+        A call of this machine ends with the process that holds it (rule J2), so it needs no word that it stopped.
+        """
+        if self.ended_at is None:
+            return True
+        return self.called and not self.local and not self.stopped and self.clean_up is CleanUp.OWED
+
+    @property
     def may_write(self) -> bool:
         """Whether it ended because its holder went silent: a holder that is only slow may still store something."""
         return self.ended_at is not None and not self.stopped and (self.local or not self.called)
@@ -122,6 +146,9 @@ class Job:
         fingerprint: Identifies the request: a repeated idempotency key must come with the same one (rule J9).
         retry_of: The id of the job that this one repeats.
         progress: 0 to 100; never falls within an attempt.
+        batch: The id of the batch that it was submitted with.
+        reroutes: Whether a policy of the service chooses the backend of each attempt, by what ended the last one.
+        rerouted_to: The backend that the policy chose; None: the one of the request.
         ready_at: The earliest time at which a dispatcher may claim it; None if it is not claimable.
         finish_by: When it fails unless it has ended.
         audio: The audio in storage; None before it is stored.
@@ -141,6 +168,9 @@ class Job:
     fingerprint: str
     priority: int = 0
     retry_of: str | None = None
+    batch: str | None = None
+    reroutes: bool = False
+    rerouted_to: str | None = None
     created_at: datetime
     updated_at: datetime
     finish_by: datetime
@@ -160,6 +190,22 @@ class Job:
     ended_at: datetime | None = None
     revision: int = 0
     protocol: int = messages.PROTOCOL
+
+    @property
+    def backend(self) -> str:
+        """The backend that its next attempt waits for."""
+        return self.rerouted_to or self.request.backend
+
+    @property
+    def lease_until(self) -> datetime | None:
+        """When the lease of its attempt lapses; None if it has none."""
+        attempt = self.attempt
+        return None if self.ended or attempt is None else attempt.lease_until
+
+    def holdings(self) -> tuple[Holding, ...]:
+        """Return the units of running attempts that it holds, those of the current attempt last."""
+        until = self.finish_by + URLS_EXPIRED
+        return tuple(Holding(attempt.backend, 1, until) for attempt in self.attempts if attempt.holds_unit)
 
     @property
     def attempt(self) -> Attempt | None:
@@ -204,6 +250,16 @@ class Job:
     def due_at(self) -> datetime | None:
         """When to check this job next; None: never."""
         return min((*self._clean_up_due(), *self._progress_due()), default=None)
+
+    @property
+    def deadline_at(self) -> datetime | None:
+        """The first time at which the clock alone may end its attempt, its lease or itself; None once it has ended."""
+        if self.ended:
+            return None
+        times = [self.finish_by, self.lease_until, self.answer_by]
+        if self.attempt is not None and not self.attempt.runs and self.attempt.ended_at is None:
+            times.append(self.attempt.start_by)
+        return min(time for time in times if time is not None)
 
     def _clean_up_due(self) -> Iterator[datetime]:
         if self.audio_clean_up is CleanUp.OWED:

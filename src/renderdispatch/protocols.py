@@ -6,6 +6,7 @@ implementations are safe to share between threads. ``Supports*`` are optional po
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -17,7 +18,9 @@ from attrs import evolve, field, frozen
 from pydantic import JsonValue
 
 from renderdispatch import messages
+from renderdispatch.errors import RenderDispatchError
 from renderdispatch.jobs import Job
+from renderdispatch.queueing import QueuePolicy
 
 
 class Locality(IntEnum):
@@ -52,19 +55,23 @@ class JobQuery:
     Args:
         order: ``newest``: by creation, newest first. ``ready``: only jobs with ``ready_at`` at or before
             ``ready_by``, highest priority first, then longest ready. ``due``: only jobs with ``due_at`` at or
-            before ``due_by``, longest due first. Ties are broken by id.
+            before ``due_by``, longest due first. ``leased``: only jobs with ``lease_until`` at or before ``due_by``,
+            the soonest first. ``ended``: only jobs that ended at or before ``due_by``, longest ended first. Ties are
+            broken by id.
         tenant: Only this tenant's jobs.
         statuses: Only jobs in one of these.
-        backends: Only jobs whose request names one of these.
+        backends: Only jobs whose next attempt waits for one of these.
+        batch: Only jobs of this batch.
         machine: With ``ready``: also jobs that only this machine may claim. None: only jobs that any machine may claim.
         limit: The most items a page holds, 1 to 1000.
         cursor: From the previous page of the same query.
     """
 
-    order: Literal["newest", "ready", "due"] = "newest"
+    order: Literal["newest", "ready", "due", "leased", "ended"] = "newest"
     tenant: str | None = None
     statuses: frozenset[messages.JobStatus] | None = None
     backends: frozenset[str] | None = None
+    batch: str | None = None
     machine: str | None = None
     ready_by: datetime | None = None
     due_by: datetime | None = None
@@ -150,35 +157,130 @@ CLOCK_STEP: Final = timedelta(minutes=1)
 """A record that was written further in the future than this was written before the clock was set back (rule J13)."""
 
 
-def is_ready(job: Job, now: datetime, *, since: datetime | None = None) -> bool:
-    """Return whether a job may be claimed, as `SupportsClaim.claim` says.
-
-    Args:
-        job: It.
-        now: The store's time.
-        since: When it was last written; None: as the record says.
-    """
-    written_at = job.updated_at if since is None else since
+def is_ready(job: Job, now: datetime) -> bool:
+    """Return whether a job may be claimed, as `SupportsClaim.claim` says."""
     if job.ready_at is None:
         return False
-    return job.ready_at <= max(now, written_at) or now < written_at - CLOCK_STEP
+    return job.ready_at <= max(now, job.updated_at) or now < job.updated_at - CLOCK_STEP
+
+
+@frozen(kw_only=True)
+class Claim:
+    """Who claims jobs, and how their attempts begin.
+
+    Args:
+        backend: Where they are to be rendered.
+        local: Whether computing ends with its holder.
+        holder: The process that will hold the attempts.
+        lease: How long an attempt stays the holder's without a renewal.
+        machine: The machine of the holder: it may claim jobs whose files lie there. None: only jobs for any machine.
+        policy: The tenants' weights, and the limits of running attempts.
+        nonce: Random, another one for each claim: the tokens of the attempts are made from it.
+    """
+
+    backend: str
+    local: bool
+    holder: str
+    lease: timedelta
+    machine: str | None = None
+    policy: QueuePolicy = field(factory=QueuePolicy)
+    nonce: str = field(factory=lambda: secrets.token_hex(16), repr=False)
 
 
 @runtime_checkable
 class SupportsClaim(Protocol):
-    """A store that hands out ready jobs, so that two dispatchers rarely get the same one."""
+    """A store that hands out ready jobs fairly, within limits, each of them once."""
 
-    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
-        """Return ready jobs, in the order of `JobQuery`, and hide them from other claims for a while.
+    def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
+        """Return which of the backends may have ready jobs for this machine: the others surely have none.
 
         A job is ready if it does not wait, and it waits from its last write until ``ready_at``. So a job whose
-        ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write (or the
-        claim that reserved it) is further in the future than `CLOCK_STEP`, it waits no longer.
-
-        Atomic: no other claim returns them until ``reserve_for`` has passed (their ``ready_at`` moves and their
-        revision rises). The claimer takes a job by committing the attempt with `replace`. If it dies before that, the
-        job is only delayed. Jobs that a newer version wrote are neither returned nor reserved.
+        ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write is
+        further in the future than `CLOCK_STEP`, it waits no longer. Nothing is written, but for waits that are over.
         """
+
+    def claim(self, claim: Claim, *, limit: int) -> list[Job]:
+        """Begin an attempt of each of at most ``limit`` ready jobs of a backend; return the jobs as they are then.
+
+        Atomic: each attempt begins once, with its token and its lease (`engine.claims.begin`), and counts against the
+        limits from then on. Jobs that a newer version wrote, or that cannot be read, are not returned.
+
+        Which jobs: tenants take turns by virtual time. Each claim of a job's first attempt charges its tenant 1 over
+        its weight; later attempts cost nothing. The tenant with the least virtual time is next, if it has a ready job
+        and is below its limits; ties go by name. A tenant that had no ready job goes on at the larger of its own time
+        and that of the last claim. Of a tenant the job with the highest priority is next, then the one that is ready
+        for the longest time, then by id.
+        """
+
+
+LOOK_PAUSES: Final = tuple(timedelta(seconds=pause) for pause in (0.5, 1.0, 2.0, 5.0, 10.0, 15.0))
+"""How long a job is left alone after its first look, its second, and so on while nothing changes."""
+
+
+@runtime_checkable
+class SupportsLooks(Protocol):
+    """A store of which many processes together look at each due job once, not each of them."""
+
+    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+        """Return jobs that are due for a look, longest due first, and put each one's next look off.
+
+        A job is due at ``Job.due_at``, and again after `LOOK_PAUSES`, or at the next of its deadlines
+        (``Job.deadline_at``) if that comes first. A write makes the pauses short again. The record is not changed.
+
+        Atomic: no other call returns the job until then.
+
+        Args:
+            limit: How many jobs at most.
+            job_id: Only this job.
+        """
+
+
+@frozen(kw_only=True)
+class Quota:
+    """What a tenant may submit: as `TenantPolicy` says of ``queued`` and ``submits_per_minute``."""
+
+    queued: int | None = None
+    submits_per_minute: int | None = None
+
+
+@runtime_checkable
+class SupportsCreateMany(Protocol):
+    """A store that creates many jobs in one transaction, within a tenant's quota."""
+
+    def create_many(
+        self, jobs: Sequence[Job], *, quota: Quota | None = None, connection: object = None
+    ) -> list[Job | RenderDispatchError]:
+        """Create jobs of one tenant; return for each the job as stored, or `JobExistsError`, or `QueueLimitError`.
+
+        Atomic: either all that are returned as stored are durable, or this raises and none is.
+
+        Args:
+            jobs: All of the same tenant.
+            quota: What the tenant may submit. Concurrent calls never exceed it together. None: no limit.
+            connection: A transaction of the application, in the form that the store documents: the jobs are durable
+                when the application commits, and never were if it does not.
+
+        Raises:
+            ConfigurationError: The store cannot write through this connection.
+        """
+
+
+@runtime_checkable
+class SupportsNotify(Protocol):
+    """A store that can wake the workers of other processes. Polling finds everything too, later."""
+
+    def notify(self) -> None:
+        """Say that there is something to claim, soon and at most 20 times a second. Never raises, never waits."""
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called, from a thread of the store, whenever a process notifies; return what ends that.
+
+        While the connection is away ``wake`` may not be called. Once it is back it is called once.
+        """
+
+    @property
+    def notifies(self) -> bool:
+        """Whether processes are woken at present, so that they need to poll less often."""
 
 
 @runtime_checkable
@@ -190,15 +292,23 @@ class SupportsServerTime(Protocol):
         """Whether `now` is the clock of a server that all processes share: it is not set, and does not sleep."""
 
 
+MAX_POSITION: Final = 1000
+"""Up to which place a queue is counted. A place above it means: more than so many."""
+
+
 @runtime_checkable
 class SupportsCounts(Protocol):
     """A store that counts jobs without reading every record."""
 
-    def counts(self, *, tenant: str | None = None) -> dict[messages.JobStatus, int]:
-        """Return how many jobs have each status, every status included."""
+    def counts(self, *, tenant: str | None = None, batch: str | None = None) -> dict[messages.JobStatus, int]:
+        """Return how many jobs have each status, every status included. Of a batch, if one is named."""
 
-    def ahead_of(self, job: Job) -> int:
-        """Return how many queued jobs, of any tenant, are claimed before ``job``."""
+    def position(self, job: Job, policy: QueuePolicy) -> int | None:
+        """Return 1 for the job that is claimed next for its backend, and so on; None for a job that is not claimable.
+
+        It is the place in the order of `SupportsClaim.claim`, if nothing else is submitted, no tenant is at a limit,
+        and all machines claim alike. Exact up to `MAX_POSITION`; one more means: more than so many.
+        """
 
 
 # --- storage --------------------------------------------------------------------------------------

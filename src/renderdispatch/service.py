@@ -19,7 +19,7 @@ from renderdispatch.engine import layout
 from renderdispatch.engine.attachments import AttachmentSource
 from renderdispatch.engine.audio import AudioSource
 from renderdispatch.engine.intake import read_images, read_scene
-from renderdispatch.engine.parts import Closable, Parts, Route, machine_id
+from renderdispatch.engine.parts import Closable, Parts, Reroute, Route, machine_id
 from renderdispatch.engine.runtime import Engine
 from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
 from renderdispatch.engine.views import DOWNLOAD_URL_LIFE, Views
@@ -28,6 +28,7 @@ from renderdispatch.errors import JobNotFoundError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant, read_output
 from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
+from renderdispatch.queueing import QueuePolicy
 
 if TYPE_CHECKING:
     from renderdispatch.engine.inbox import WebhookResponse
@@ -53,6 +54,11 @@ class RenderService:
             ``with`` block or the first `submit`. Without it, some other process has to run `tick` or a worker.
         lease: How long a job stays with a worker that has stopped renewing its claim.
         machine: This machine's id; None finds one.
+        policy: How tenants share the backends: weights and limits. None: all alike, without limits.
+        failover: Chooses the backend of each attempt, for requests that name none: called with the request and the
+            attempts before, it returns a backend's name. None: all attempts on the one that ``route`` chose.
+        keep: For how long ended jobs and their objects are kept, by status. None, or a status that is not named: until
+            they are deleted.
         owned: Parts that `close` closes too, in this order.
 
     Raises:
@@ -72,6 +78,9 @@ class RenderService:
         worker: bool = True,
         lease: timedelta = timedelta(seconds=30),
         machine: str | None = None,
+        policy: QueuePolicy | None = None,
+        failover: Reroute | None = None,
+        keep: Mapping[JobStatus, timedelta] | None = None,
         owned: Iterable[Closable] = (),
     ) -> None:
         keys = None
@@ -88,6 +97,9 @@ class RenderService:
             worker=worker,
             lease=lease,
             machine=machine or machine_id(),
+            policy=policy or QueuePolicy(),
+            failover=failover,
+            keep={} if keep is None else dict(keep),
             keys=keys,
             webhook_url=webhook_url,
             owned=tuple(owned),

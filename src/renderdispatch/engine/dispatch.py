@@ -33,7 +33,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, LocalAudio, RemoteAudio
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobQuery, Locality, SupportsClaim, is_ready, walk
+from renderdispatch.protocols import Claim, JobQuery, Locality, SupportsClaim, is_ready, walk
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -142,7 +142,15 @@ class Dispatcher:
     def _ready(self, backend: str, limit: int) -> list[Job]:
         store, machine = self._parts.store, self._parts.machine
         if isinstance(store, SupportsClaim):
-            return store.claim(limit=limit, reserve_for=self._keeper.lease, backends=[backend], machine=machine)
+            claim = Claim(
+                backend=backend,
+                local=self._parts.backends[backend].locality < Locality.WORLD,
+                holder=self._keeper.holder,
+                lease=self._keeper.lease,
+                machine=machine,
+                policy=self._parts.policy,
+            )
+            return store.claim(claim, limit=limit)
         query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
         now = store.now()
         return list(
@@ -178,20 +186,11 @@ class Dispatcher:
             if len(passed) < _PASSED:
                 passed[job.id] = job
             return False
-        claim = Claimed(
-            token=secrets.token_hex(16),
-            holder=self._keeper.holder,
-            lease_until=store.now() + self._keeper.lease,
-            backend=name,
-            local=self._parts.backends[name].locality < Locality.WORLD,
-        )
-        try:
-            decision = commit_patiently(store, job, claim, patience_s=_CLAIM_PATIENCE_S, stop=self._closing)
-        except JobNotFoundError:
-            return False
-        job = decision.job
-        if job.attempt is None or job.attempt.token != claim.token:  # ours also if the answer to a first try was lost
-            return False
+        if job.attempt is None or job.attempt.ended_at is not None:
+            begun = self._begin(job, name)
+            if begun is None:
+                return False
+            job = begun
         held = self._keeper.hold(job, Stop(parent=self._closing, error=GivenUp))
         preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
         lane = self._lane_of(preparation.job)
@@ -202,6 +201,24 @@ class Dispatcher:
         ):
             preparation.give_up("its audio could not be brought here")
         return True
+
+    def _begin(self, job: Job, name: str) -> Job | None:
+        """Begin an attempt, for a store that does not claim; None where another process was faster."""
+        store = self._parts.store
+        claim = Claimed(
+            token=secrets.token_hex(16),
+            holder=self._keeper.holder,
+            lease_until=store.now() + self._keeper.lease,
+            backend=name,
+            local=self._parts.backends[name].locality < Locality.WORLD,
+        )
+        try:
+            decision = commit_patiently(store, job, claim, patience_s=_CLAIM_PATIENCE_S, stop=self._closing)
+        except JobNotFoundError:
+            return None
+        job = decision.job
+        ours = job.attempt is not None and job.attempt.token == claim.token  # also if a first answer was lost
+        return job if ours else None
 
     # --- preparing
 

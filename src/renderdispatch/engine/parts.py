@@ -18,14 +18,19 @@ from typing import TYPE_CHECKING, Protocol
 from attrs import field, frozen
 
 from renderdispatch.errors import ConfigurationError
-from renderdispatch.messages import Callback, RenderRequest
+from renderdispatch.jobs import Attempt
+from renderdispatch.messages import Callback, JobStatus, RenderRequest
 from renderdispatch.protocols import AudioFetcher, JobStore, Locality, RenderBackend, StorageAdapter, SupportsWebhook
+from renderdispatch.queueing import QueuePolicy
 
 if TYPE_CHECKING:
     from renderdispatch.webhooks import AttemptKeys
 
 Route = Callable[[RenderRequest], str]
 """Chooses a backend by name for a request that names none."""
+
+Reroute = Callable[[RenderRequest, tuple[Attempt, ...]], str]
+"""Chooses the backend of each attempt, by the attempts before; the first one has none before it."""
 
 
 class Closable(Protocol):
@@ -73,6 +78,9 @@ class Parts:
     worker: bool = True
     lease: timedelta = timedelta(seconds=30)
     machine: str = field(factory=machine_id)
+    policy: QueuePolicy = field(factory=QueuePolicy)
+    failover: Reroute | None = None
+    keep: Mapping[JobStatus, timedelta] = field(factory=dict)
     keys: AttemptKeys | None = None
     webhook_url: str | None = None
     owned: tuple[Closable, ...] = ()

@@ -166,7 +166,7 @@ class Views:
             return None
         store = self.parts.store
         if isinstance(store, SupportsCounts):
-            return store.ahead_of(job) + 1
+            return store.position(job, self.parts.policy)
         ready = walk(store, JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
         return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
 

@@ -25,6 +25,8 @@ _ORDERS: Final = {
     "newest": ("created_at", "id"),
     "ready": ("priority", "ready_at", "id"),
     "due": ("due_at", "id"),
+    "leased": ("lease_until", "id"),
+    "ended": ("ended_at", "id"),
 }
 """The fields of a job that each order sorts by."""
 
@@ -51,28 +53,34 @@ def place(query: JobQuery, job: Job) -> Place:
 def rank(query: JobQuery, where: Place) -> Place:
     """Return ``where`` as a key that sorts ascending, with the newest or the highest priority first."""
     first, *rest = where
-    return (-first, *rest) if isinstance(first, int) and query.order != "due" else where
+    return (-first, *rest) if isinstance(first, int) and query.order in {"newest", "ready"} else where
 
 
 def matches(query: JobQuery, job: Job) -> bool:
     """Return whether ``job`` meets every condition of ``query``, apart from its cursor."""
     if job.protocol > PROTOCOL:  # a newer version wrote it
         return False
-    if query.tenant is not None and job.tenant != query.tenant:
+    wanted = ((query.tenant, job.tenant), (query.batch, job.batch))
+    sets = ((query.statuses, job.status), (query.backends, job.backend))
+    if any(want is not None and want != found for want, found in wanted):
         return False
-    if query.statuses is not None and job.status not in query.statuses:
-        return False
-    if query.backends is not None and job.request.backend not in query.backends:
+    if any(wants is not None and found not in wants for wants, found in sets):
         return False
     match query.order:
         case "newest":
             return True
         case "ready":
-            if job.machine is not None and job.machine != query.machine:
-                return False
-            return job.ready_at is not None and (query.ready_by is None or job.ready_at <= query.ready_by)
+            return job.machine in {None, query.machine} and _is_by(job.ready_at, query.ready_by)
         case "due":
-            return job.due_at is not None and (query.due_by is None or job.due_at <= query.due_by)
+            return _is_by(job.due_at, query.due_by)
+        case "leased":
+            return _is_by(job.lease_until, query.due_by)
+        case "ended":
+            return _is_by(job.ended_at, query.due_by)
+
+
+def _is_by(time: datetime | None, latest: datetime | None) -> bool:
+    return time is not None and (latest is None or time <= latest)
 
 
 def check_limit(query: JobQuery) -> None:
@@ -114,7 +122,7 @@ def _fits(part: int | str) -> bool:
 
 def _digest(query: JobQuery) -> str:
     sets, times = (query.statuses, query.backends), (query.ready_by, query.due_by)
-    text = json.dumps([query.order, query.tenant, *sets, query.machine, *times], default=_plain)
+    text = json.dumps([query.order, query.tenant, query.batch, *sets, query.machine, *times], default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

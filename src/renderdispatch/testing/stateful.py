@@ -20,10 +20,12 @@ from attrs import evolve
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus
-from renderdispatch.protocols import CLOCK_STEP, JobQuery, JobStore, SupportsClaim, SupportsCounts
+from renderdispatch.messages import JobStatus, Stage
+from renderdispatch.protocols import Claim, JobQuery, JobStore, SupportsClaim, SupportsCounts, is_ready
+from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.testing.builders import make_job
 
 _HOUR = timedelta(hours=1)
@@ -49,7 +51,6 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.now = self.store.now()
         self.jobs: dict[str, Job] = {}
         self.highest: dict[str, int] = {}  # the highest revision that an id ever had
-        self.reserved: dict[str, int] = {}  # the revision that a claim made
 
     def teardown(self) -> None:
         """Close the store."""
@@ -91,7 +92,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             machine=machine,
             priority=priority,
             created_at=self.now + created * _HOUR,
-            ready_at=None if ready is None else self.now + ready * _HOUR,
+            ready_at=None if ready is None or status.terminal else self.now + ready * _HOUR,
         )
         if job_id in self.jobs:
             with pytest.raises(JobExistsError):
@@ -109,7 +110,8 @@ class JobStoreMachine(RuleBasedStateMachine):
         job = evolve(
             standing or make_job(id=job_id),
             status=status,
-            ready_at=None if ready is None else self.now + ready * _HOUR,
+            stage=Stage.QUEUED,
+            ready_at=None if ready is None or status.terminal else self.now + ready * _HOUR,
         )
         expected = self.highest.get(job_id, 0) - behind
         if standing is None:
@@ -135,28 +137,29 @@ class JobStoreMachine(RuleBasedStateMachine):
             assert self.store.delete(job_id, expected_revision=expected) is (self.jobs.pop(job_id, None) is not None)
 
     @precondition(lambda self: isinstance(self.store, SupportsClaim))
-    @rule(limit=st.integers(0, 3), backends=st.sets(_backends), machine=_machines)
-    def claim(self, limit: int, backends: set[str], machine: str | None) -> None:
-        """The first ready jobs are claimed, in order, and hidden."""
+    @rule(limit=st.integers(0, 3), backend=_backends, machine=_machines, weight=st.sampled_from([1.0, 2.0]))
+    def claim(self, limit: int, backend: str, machine: str | None, weight: float) -> None:
+        """The tenants take turns; the first ready jobs of each begin an attempt, in order."""
         assert isinstance(self.store, SupportsClaim)
+        policy = QueuePolicy(tenants={"acme": TenantPolicy(weight=weight)})
+        claim = Claim(
+            backend=backend, local=True, holder="worker", lease=_HOUR, machine=machine, policy=policy, nonce="nonce"
+        )
         now = self.store.now()
-        query = JobQuery(order="ready", backends=frozenset(backends), machine=machine)
-        expected = [job for job in self._expected(query) if not self._waits(job, now)][:limit]
-        claimed = self.store.claim(limit=limit, reserve_for=_HOUR, backends=backends, machine=machine)
-        assert [job.id for job in claimed] == [job.id for job in expected]
-        for before, after in zip(expected, claimed, strict=True):
-            assert after.ready_at is not None
-            assert after.ready_at >= now + _HOUR
-            assert after == evolve(before, ready_at=after.ready_at, revision=before.revision + 1)
+        query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
+        ready = [job for job in self._expected(query) if is_ready(job, now)]
+        may_be = self.store.claimable([backend], machine=machine)
+        assert may_be == {backend} or not ready
+        claimed = self.store.claim(claim, limit=limit)
+        assert len(claimed) == min(limit, len(ready))
+        for tenant in {job.tenant for job in claimed}:
+            mine = [job.id for job in claimed if job.tenant == tenant]
+            assert mine == [job.id for job in ready if job.tenant == tenant][: len(mine)]
+        for after in claimed:
+            assert after.attempt is not None
+            begun = Begun.of(claim, after.attempt.claimed_at)
+            assert after == evolve(begin(self.jobs[after.id], begun), revision=self.jobs[after.id].revision + 1)
             self._note(after)
-            self.reserved[after.id] = after.revision
-
-    def _waits(self, job: Job, now: datetime) -> bool:
-        """Return whether it is not ready, as `SupportsClaim` defines it."""
-        assert job.ready_at is not None
-        if self.reserved.get(job.id) == job.revision:
-            return now < job.ready_at
-        return job.updated_at - CLOCK_STEP <= now < job.ready_at and job.updated_at < job.ready_at
 
     # --- results of both
 
@@ -209,8 +212,6 @@ class JobStoreMachine(RuleBasedStateMachine):
         for job in self.jobs.values():
             expected[job.status] += tenant is None or job.tenant == tenant
         assert self.store.counts(tenant=tenant) == expected
-        for place, job in enumerate(sorted(_by(list(self.jobs.values()), _ready_at, None), key=_order_of_claims)):
-            assert self.store.ahead_of(job) == place
 
     @invariant()
     def both_hold_the_same(self) -> None:
@@ -225,7 +226,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         if query.statuses is not None:
             found = [job for job in found if job.status in query.statuses]
         if query.backends is not None:
-            found = [job for job in found if job.request.backend in query.backends]
+            found = [job for job in found if job.backend in query.backends]
         match query.order:
             case "newest":
                 return sorted(found, key=lambda job: job.created_at, reverse=True)
@@ -234,6 +235,9 @@ class JobStoreMachine(RuleBasedStateMachine):
                 return sorted(_by(found, _ready_at, query.ready_by), key=_order_of_claims)
             case "due":
                 return sorted(_by(found, _due_at, query.due_by), key=_due_at)
+            case "leased" | "ended":
+                when = _lease_until if query.order == "leased" else _ended_at
+                return sorted(_by(found, when, query.due_by), key=when)
 
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -245,6 +249,14 @@ def _ready_at(job: Job) -> datetime:
 
 def _due_at(job: Job) -> datetime:
     return job.due_at or _NEVER
+
+
+def _lease_until(job: Job) -> datetime:
+    return job.lease_until or _NEVER
+
+
+def _ended_at(job: Job) -> datetime:
+    return job.ended_at or _NEVER
 
 
 def _by(jobs: list[Job], when: Callable[[Job], datetime], latest: datetime | None) -> list[Job]:

@@ -24,6 +24,7 @@ from renderdispatch.protocols import (
     BackendCall,
     CallState,
     CallStatus,
+    Claim,
     JobQuery,
     JobStore,
     Locality,
@@ -295,11 +296,14 @@ class FlakyStore:
     def close(self) -> None:
         """Do nothing: the real store is the test's."""
 
-    def claim(self, *, limit: int, reserve_for: timedelta, backends: Collection[str], machine: str | None) -> list[Job]:
+    def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
+        """Return which backends have ready jobs, or raise."""
+        found: frozenset[str] = self._call("claimable", backends, machine=machine)
+        return found
+
+    def claim(self, claim: Claim, *, limit: int) -> list[Job]:
         """Claim jobs, or raise: before they are claimed or after."""
-        claimed: list[Job] = self._call(
-            "claim", limit=limit, reserve_for=reserve_for, backends=backends, machine=machine
-        )
+        claimed: list[Job] = self._call("claim", claim, limit=limit)
         return claimed
 
 

@@ -1,0 +1,58 @@
+"""How do tenants share the backends?
+
+A `QueuePolicy` is what an operator decides: the tenants' weights, how many attempts may run at once, and how much a
+tenant may submit. Give the same one to every process that shares a job store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+
+from renderdispatch.messages import Message
+
+Running = Annotated[int, Field(ge=0)]
+"""How many attempts may run at once."""
+
+
+class TenantPolicy(Message):
+    """What one tenant may use.
+
+    Args:
+        weight: Its share, relative to the other tenants that have work for the same backend.
+        running: How many of its attempts may run at once, on all backends together. None: no limit.
+        running_on: How many of its attempts may run at once on one backend, by the backend's name.
+        queued: How many of its jobs may wait to be claimed; a submit beyond that is refused. None: no limit.
+        submits_per_minute: How many jobs it may submit within a minute. None: no limit.
+    """
+
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    running: Running | None = None
+    running_on: Mapping[str, Running] = Field(default_factory=dict)
+    queued: int | None = Field(default=None, ge=0)
+    submits_per_minute: int | None = Field(default=None, ge=0)
+
+
+class QueuePolicy(Message):
+    """How tenants share the backends.
+
+    Args:
+        running: How many attempts may run at once on one backend, of all tenants together, by the backend's name.
+        tenant: What every tenant may use.
+        tenants: What single tenants may use, by their names. What such an entry leaves out is as in ``tenant``.
+    """
+
+    running: Mapping[str, Running] = Field(default_factory=dict)
+    tenant: TenantPolicy = Field(default_factory=TenantPolicy)
+    tenants: Mapping[str, TenantPolicy] = Field(default_factory=dict)
+
+    def of(self, tenant: str | None) -> TenantPolicy:
+        """Return what one tenant may use. Jobs without a tenant have weight 1 and no limits."""
+        if tenant is None:
+            return TenantPolicy()
+        own = self.tenants.get(tenant)
+        if own is None:
+            return self.tenant
+        return self.tenant.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})

@@ -1,0 +1,85 @@
+"""Which statements does every job need, and every page?"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from renderdispatch.protocols import JobQuery
+from renderdispatch.stores.pages import Place, micros
+from renderdispatch.stores.sql.tables import JOBS, LIVE, OURS, VALUES
+
+_c: Final = JOBS.c
+
+RECORD: Final = (_c.id, _c.revision, _c.document, _c.claim)
+ORDERS: Final = {
+    "newest": (_c.created_at.desc(), _c.id.asc()),
+    "ready": (_c.priority.desc(), _c.ready_at.asc(), _c.id.asc()),
+    "due": (_c.look_at.asc(), _c.id.asc()),
+    "leased": (_c.lease_until.asc(), _c.id.asc()),
+    "ended": (_c.ended_at.asc(), _c.id.asc()),
+}
+
+
+def create_statement(dialect: str) -> Any:
+    """Return what creates a job unless its id is taken; over a tombstone the revision rises."""
+    insert = import_module(f"sqlalchemy.dialects.{dialect}").insert
+    new = insert(JOBS).values(revision=1, looks=0, **{name: sa.bindparam(name) for name in ("id", *VALUES)})
+    fresh = {**{name: new.excluded[name] for name in VALUES}, "revision": _c.revision + 1}
+    return new.on_conflict_do_update(
+        index_elements=[_c.id],
+        set_={**fresh, "claim": None, "looks": 0, "deleted_at": None},
+        where=_c.created_at.is_(None),
+    ).returning(_c.revision)
+
+
+GET: Final = sa.select(*RECORD).where(_c.id == sa.bindparam("job_id"), LIVE)
+REPLACE: Final = (
+    sa.update(JOBS)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), LIVE, OURS)
+    .values(revision=_c.revision + 1, claim=None, looks=0, **{name: sa.bindparam(name) for name in VALUES})
+)
+DELETE: Final = (
+    sa.update(JOBS)
+    .where(_c.id == sa.bindparam("job_id"), _c.revision == sa.bindparam("expected"), LIVE, OURS)
+    .values(revision=_c.revision + 1, deleted_at=sa.bindparam("now"), claim=None, **dict.fromkeys(VALUES))
+)
+PURGE: Final = sa.delete(JOBS).where(_c.deleted_at.is_not(None), _c.deleted_at < sa.bindparam("before"))
+
+
+def conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of a query, apart from its cursor."""
+    found: list[sa.ColumnElement[bool]] = []
+    if query.tenant is not None:
+        found.append(_c.tenant == query.tenant)
+    if query.statuses is not None:
+        found.append(_c.status.in_([status.value for status in query.statuses]))
+    if query.backends is not None:
+        found.append(_c.backend.in_(list(query.backends)))
+    if query.batch is not None:
+        found.append(_c.batch == query.batch)
+    match query.order:
+        case "newest":
+            found.append(LIVE)
+        case "ready":
+            found += [OURS, _c.ready_at.is_not(None), sa.or_(_c.machine.is_(None), _c.machine == query.machine)]
+            if query.ready_by is not None:
+                found.append(_c.ready_at <= micros(query.ready_by))
+        case "due" | "leased" | "ended":
+            column = ORDERS[query.order][0].element
+            found += [OURS, column.is_not(None)]
+            if query.due_by is not None:
+                found.append(column <= micros(query.due_by))
+    return found
+
+
+def beyond(order: str, where: Place) -> sa.ColumnElement[bool]:
+    """Return the condition for rows after ``where``: the lexicographic order, column by column."""
+    condition: sa.ColumnElement[bool] = sa.false()
+    for term, value in reversed(list(zip(ORDERS[order], where, strict=True))):
+        column: Any = term.element
+        further = column < value if term.modifier is sa.sql.operators.desc_op else column > value
+        condition = sa.or_(further, sa.and_(column == value, condition))
+    return condition

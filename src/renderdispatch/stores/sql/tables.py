@@ -1,0 +1,128 @@
+"""Which tables does the job store have, and what does each column hold?
+
+One row a job. The columns are authoritative; the record is JSON text in one of them. Times are integer microseconds.
+``ready_at`` and ``look_at`` are NULL unless a dispatcher or a reconciler has to act on the job, and their indexes
+hold only rows where they are set. These indexes stay small, however many finished jobs there are.
+
+A claim writes no record: ``claim`` holds what it says, and each reader of the row applies it (`engine.claims.begin`).
+The next write of the record empties it.
+
+Jobs that have to wait (a retry) have ``waits_since``, and are in another index than those that can be claimed. A claim
+first moves the waits that are over.
+
+A deleted job leaves a row without a record, so that a new job of the same id starts at a higher revision. After a week
+no process can still hold a revision of the deleted job, and the row is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from renderdispatch.engine.records import dump_job
+from renderdispatch.jobs import Job
+from renderdispatch.messages import PROTOCOL
+from renderdispatch.stores.pages import micros
+
+JOBS: Final = sa.Table(
+    "renderdispatch_jobs",
+    sa.MetaData(),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("protocol", sa.BigInteger),
+    sa.Column("document", sa.Text),  # not a JSON type: those would encode the text a second time
+    sa.Column("claim", sa.Text),  # JSON of `Begun`, where a claim began an attempt that the record does not have yet
+    *(sa.Column(name, sa.Text) for name in ("tenant", "status", "backend", "machine", "batch")),
+    *(sa.Column(name, sa.BigInteger) for name in ("priority", "created_at", "ready_at")),
+    sa.Column("waits_since", sa.BigInteger),  # while it waits until ready_at: the time of the write
+    sa.Column("attempted", sa.BigInteger),  # 1 once an attempt began: its next one costs its tenant nothing
+    sa.Column("look_at", sa.BigInteger),  # when it is due for a look
+    sa.Column("looks", sa.BigInteger),  # how many looks there were since the last write
+    sa.Column("deadline_at", sa.BigInteger),
+    sa.Column("lease_until", sa.BigInteger),
+    sa.Column("held_on", sa.Text),  # the backend of the newest unit of running attempts that it holds
+    sa.Column("held", sa.BigInteger),  # how many units
+    sa.Column("held_until", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("deleted_at", sa.BigInteger),
+)
+
+_c: Final = JOBS.c
+LIVE: Final = _c.created_at.is_not(None)
+CLAIMABLE: Final = sa.and_(_c.ready_at.is_not(None), _c.waits_since.is_(None))
+WAITING: Final = sa.and_(_c.ready_at.is_not(None), _c.waits_since.is_not(None))
+OURS: Final = _c.protocol <= PROTOCOL
+"""Rows that no newer version wrote; such rows are left to that version."""
+
+
+ANY_MACHINE: Final = sa.literal_column("''", sa.Text)
+MACHINE: Final = sa.func.coalesce(_c.machine, ANY_MACHINE)
+"""What a claim compares: PostgreSQL keeps the order of an index behind ``=``, but not behind ``IS NULL``."""
+
+NO_TENANT: Final = sa.literal_column("''", sa.Text)
+TENANT: Final = sa.func.coalesce(_c.tenant, NO_TENANT)
+
+_INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
+    "claims": ((_c.backend, MACHINE, TENANT, _c.priority.desc(), _c.ready_at, _c.id), CLAIMABLE),
+    "waits": ((_c.ready_at, _c.waits_since), WAITING),
+    "looks": ((_c.look_at, _c.id), _c.look_at.is_not(None)),
+    "leases": ((_c.lease_until, _c.id), _c.lease_until.is_not(None)),
+    "held": ((_c.held_on, TENANT, _c.held_until, _c.held), _c.held_on.is_not(None)),
+    "status": ((_c.status, _c.created_at.desc(), _c.id), LIVE),
+    "tenant": ((_c.tenant, _c.status, _c.created_at.desc(), _c.id), sa.and_(LIVE, _c.tenant.is_not(None))),
+    "batch": ((_c.batch, _c.status, _c.created_at.desc(), _c.id), _c.batch.is_not(None)),
+    "ended": ((_c.status, _c.ended_at, _c.id), _c.ended_at.is_not(None)),
+    "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
+}
+"""By name: the columns of each index, and the rows that it holds."""
+
+
+@cache
+def indexes(dialect: str) -> list[sa.Index]:
+    """Return the indexes; to name the other dialect here would import it."""
+    return [
+        sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
+        for name, (columns, only) in _INDEXES.items()
+    ]
+
+
+def _micros(time: datetime | None) -> int | None:
+    return None if time is None else micros(time)
+
+
+VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
+    "protocol": lambda job: job.protocol,
+    "document": dump_job,
+    "tenant": lambda job: job.tenant,
+    "status": lambda job: job.status.value,
+    "backend": lambda job: job.backend,
+    "machine": lambda job: job.machine,
+    "batch": lambda job: job.batch,
+    "priority": lambda job: job.priority,
+    "created_at": lambda job: micros(job.created_at),
+    "ready_at": lambda job: _micros(job.ready_at),
+    "waits_since": lambda job: micros(job.updated_at) if job.ready_at and job.ready_at > job.updated_at else None,
+    "attempted": lambda job: int(bool(job.attempts)),
+    "look_at": lambda job: _micros(job.due_at),
+    "deadline_at": lambda job: _micros(job.deadline_at),
+    "lease_until": lambda job: _micros(job.lease_until),
+    "held_on": lambda job: _newest_holding(job)[0],
+    "held": lambda job: _newest_holding(job)[1],
+    "held_until": lambda job: _newest_holding(job)[2],
+    "ended_at": lambda job: _micros(job.ended_at),
+}
+"""What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
+
+
+def _newest_holding(job: Job) -> tuple[str | None, int | None, int | None]:
+    held = job.holdings()
+    return (held[-1].backend, held[-1].units, micros(held[-1].until)) if held else (None, None, None)
+
+
+def columns(job: Job) -> dict[str, Any]:
+    """Return what a write of a job's record sets."""
+    return {name: value(job) for name, value in VALUES.items()}
