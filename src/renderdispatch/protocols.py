@@ -158,8 +158,8 @@ CLOCK_STEP: Final = timedelta(minutes=1)
 
 
 def is_ready(job: Job, now: datetime) -> bool:
-    """Return whether a job may be claimed, as `SupportsClaim.claim` says."""
-    if job.ready_at is None:
+    """Return whether a job may be claimed, as `SupportsClaim.claimable` says."""
+    if job.ready_at is None or now > job.finish_by:
         return False
     return job.ready_at <= max(now, job.updated_at) or now < job.updated_at - CLOCK_STEP
 
@@ -196,7 +196,8 @@ class SupportsClaim(Protocol):
 
         A job is ready if it does not wait, and it waits from its last write until ``ready_at``. So a job whose
         ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write is
-        further in the future than `CLOCK_STEP`, it waits no longer. Nothing is written, but for waits that are over.
+        further in the future than `CLOCK_STEP`, it waits no longer. A job past ``finish_by`` is not ready: a look ends
+        it. Nothing is written, but for waits that are over.
         """
 
     def claim(self, claim: Claim, *, limit: int) -> list[Job]:

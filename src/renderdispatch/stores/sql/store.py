@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +21,12 @@ from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol, load_job, unreadable
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.plumbing.failures import translated
-from renderdispatch.plumbing.per_process import ForkGate, PerProcess
 from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import check_limit, from_micros, micros, read_cursor, write_cursor
-from renderdispatch.stores.sql.connections import new_engine, read_url
-from renderdispatch.stores.sql.database_errors import cause, place_of, translation
+from renderdispatch.stores.sql.connections import read_url
+from renderdispatch.stores.sql.database import Database
+from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.statements import (
     DELETE,
     GET,
@@ -87,15 +85,10 @@ class SqlJobStore:
 
     def __init__(self, url: str | Path, *, clock: Callable[[], datetime] | None = None) -> None:
         self._url = read_url(url)
-        driver = self._url.get_dialect().import_dbapi()
+        self._database = Database(self._url)
         self._clock = clock
-        self._create = create_statement(self._url.get_backend_name())
-        self._errors = translation(self._url, driver)
-        self._compiled: dict[Any, Any] = {}
+        self._create = create_statement(self._database.dialect)
         self._left_alone: set[str] = set()
-        # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
-        self._engines = PerProcess(lambda: new_engine(self._url))
-        self._gate = ForkGate(self.close)
 
     def __repr__(self) -> str:
         return f"SqlJobStore({place_of(self._url)!r})"
@@ -104,7 +97,7 @@ class SqlJobStore:
 
     def create(self, job: Job) -> Job:
         """Store a new job, as `JobStore.create` says."""
-        rows, _ = self._step(self._create, {"id": job.id, **columns(job)})
+        rows, _ = self._database.step(self._create, {"id": job.id, **columns(job)})
         if not rows:
             raise errors.JobExistsError(f"job {job.id} exists")
         return evolve(job, revision=rows[0][0])
@@ -113,7 +106,7 @@ class SqlJobStore:
         """Store a job over a revision, as `JobStore.replace` says."""
         stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
         values = {"job_id": job.id, "expected": expected_revision, **columns(stored)}
-        if self._step(REPLACE, values)[1] == 1:
+        if self._database.step(REPLACE, values)[1] == 1:
             return stored
         raise self._conflict(job.id, expected_revision)
 
@@ -121,8 +114,8 @@ class SqlJobStore:
         """Forget a job, as `JobStore.delete` says; the row stays for a week, without its record."""
         now = self.now()
         values = {"job_id": job_id, "expected": expected_revision, "now": micros(now)}
-        _, deleted = self._execute(DELETE, values)
-        self._execute(PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
+        _, deleted = self._database.execute(DELETE, values)
+        self._database.execute(PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
         if deleted != 1:
             try:
                 raise self._conflict(job_id, expected_revision)
@@ -139,9 +132,13 @@ class SqlJobStore:
         """Return which backends may have ready jobs, as `SupportsClaim.claimable` says."""
         now = micros(self.now())
         over = sa.or_(_c.ready_at <= now, _c.waits_since > now + CLOCK_STEP // timedelta(microseconds=1))
-        self._execute(sa.update(JOBS).where(WAITING, over).values(waits_since=None))
-        ready = sa.select(_c.backend).distinct().where(CLAIMABLE, OURS, _c.backend.in_(list(backends)))
-        rows, _ = self._execute(ready.where(sa.or_(_c.machine.is_(None), _c.machine == machine)))
+        self._database.execute(sa.update(JOBS).where(WAITING, over).values(waits_since=None))
+        ready = (
+            sa.select(_c.backend)
+            .distinct()
+            .where(CLAIMABLE, OURS, _c.deadline_at >= now, _c.backend.in_(list(backends)))
+        )
+        rows, _ = self._database.execute(ready.where(sa.or_(_c.machine.is_(None), _c.machine == machine)))
         return frozenset(row[0] for row in rows)
 
     def claim(self, claim: Claim, *, limit: int) -> list[Job]:
@@ -149,7 +146,7 @@ class SqlJobStore:
         self.claimable([claim.backend], machine=claim.machine)
         begun = Begun.of(claim, self.now())
         fields = asdict(begun) | {"at": micros(begun.at), "lease_until": micros(begun.lease_until)}
-        here = sa.and_(CLAIMABLE, OURS, _c.backend == claim.backend)
+        here = sa.and_(CLAIMABLE, OURS, _c.deadline_at >= fields["at"], _c.backend == claim.backend)
         mine = sa.or_(_c.machine.is_(None), _c.machine == claim.machine)
         chosen = sa.select(_c.id).where(here, mine).order_by(*ORDERS["ready"]).limit(limit)
         statement = (
@@ -167,7 +164,7 @@ class SqlJobStore:
             )
             .returning(*RECORD, _c.priority, _c.created_at)
         )
-        rows = self._execute(statement)[0]
+        rows = self._database.execute(statement)[0]
         return list(self._readable(sorted(rows, key=lambda row: (-row[-2], row[-1], row[0]))))
 
     def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
@@ -187,7 +184,7 @@ class SqlJobStore:
             .values(looks=_c.looks + 1, look_at=sa.case((soon, _c.deadline_at), else_=after))
             .returning(*RECORD)
         )
-        return list(self._readable(self._execute(statement)[0]))
+        return list(self._readable(self._database.execute(statement)[0]))
 
     def create_many(
         self, jobs: Sequence[Job], *, quota: Quota | None = None, connection: object = None
@@ -205,7 +202,7 @@ class SqlJobStore:
 
     def get(self, job_id: str) -> Job:
         """Return a job, as `JobStore.get` says."""
-        rows, _ = self._step(GET, {"job_id": job_id})
+        rows, _ = self._database.step(GET, {"job_id": job_id})
         if not rows:
             raise errors.JobNotFoundError(f"there is no job {job_id}")
         return _job(rows[0])
@@ -219,7 +216,7 @@ class SqlJobStore:
         order = ORDERS[query.order]
         places = [term.element.label(f"place_{number}") for number, term in enumerate(order)]
         statement = sa.select(*RECORD, *places).where(*where).order_by(*order).limit(query.limit + 1)
-        rows, _ = self._execute(statement)
+        rows, _ = self._database.execute(statement)
         items = tuple(self._readable(rows[: query.limit]))
         last = tuple(rows[query.limit - 1][-len(order) :]) if len(rows) > query.limit else None
         return Page(items, None if last is None else write_cursor(query, last))
@@ -231,7 +228,7 @@ class SqlJobStore:
             statement = statement.where(_c.tenant == tenant)
         if batch is not None:
             statement = statement.where(_c.batch == batch)
-        found = {status: int(count) for status, count in self._execute(statement)[0]}
+        found = {status: int(count) for status, count in self._database.execute(statement)[0]}
         return {status: found.get(status.value, 0) for status in JobStatus}
 
     def position(self, job: Job, policy: QueuePolicy) -> int | None:
@@ -245,20 +242,20 @@ class SqlJobStore:
             sa.and_(priority == job.priority, _c.ready_at == ready, _c.id < job.id),
         )
         first = sa.select(_c.id).where(CLAIMABLE, _c.backend == job.backend, before).limit(MAX_POSITION).subquery()
-        return int(self._execute(sa.select(sa.func.count()).select_from(first))[0][0][0]) + 1
+        return int(self._database.execute(sa.select(sa.func.count()).select_from(first))[0][0][0]) + 1
 
     @property
     def server_time(self) -> bool:
         """Whether the time is the database's, which all processes share."""
-        return self._clock is None and self._url.get_backend_name() != "sqlite"
+        return self._clock is None and self._database.dialect != "sqlite"
 
     def now(self) -> datetime:
         """Return the database's time on PostgreSQL, and this machine's on SQLite, where the two are the same."""
         if self._clock is not None:
             return self._clock()
-        if self._url.get_backend_name() == "sqlite":
+        if self._database.dialect == "sqlite":
             return datetime.now(UTC)
-        now: datetime = self._execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
+        now: datetime = self._database.execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
         return now.astimezone(UTC)
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
@@ -270,35 +267,6 @@ class SqlJobStore:
                 _log.log(logging.DEBUG if row[0] in self._left_alone else logging.ERROR, "left alone: %s", error)
                 self._left_alone.add(row[0])
 
-    # --- connections
-
     def close(self) -> None:
         """Close every connection. A later call connects again."""
-        if (engine := self._engines.take()) is not None:
-            engine.dispose()
-
-    def _step(self, statement: Any, values: Mapping[str, Any]) -> tuple[list[Any], int]:
-        """Execute a statement that every job needs many times; return the rows, and how many were written.
-
-        It is compiled once and runs on the driver's own connection, which takes half the time of an execution through
-        Core. All values are integers and texts, which need no conversion.
-        """
-        with self._gate.operation(), translated(self._errors, chain=cause):
-            engine = self._engines.get()
-            sql = self._compiled.get(statement)
-            if sql is None:
-                sql = self._compiled[statement] = statement.compile(dialect=engine.dialect)
-            bound = sql.construct_params(dict(values))
-            with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
-                cursor.execute(sql.string, [bound[name] for name in sql.positiontup] if sql.positional else bound)
-                return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
-
-    def _execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
-        """Execute any other statement; return as `_step` does."""
-        with (
-            self._gate.operation(),
-            translated(self._errors, chain=cause),
-            self._engines.get().connect() as connection,
-        ):
-            result = connection.execute(statement, values)
-            return result.all() if result.returns_rows else [], result.rowcount
+        self._database.close()
