@@ -15,6 +15,7 @@ from renderdispatch import errors
 from renderdispatch.plumbing.files import obstacle
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.stores.sql.database_errors import driver_code, unusable
+from renderdispatch.stores.sql.queues import FILL, SET_UP
 from renderdispatch.stores.sql.tables import JOBS, indexes
 
 _DIALECTS: Final = frozenset({"sqlite", "postgresql"})
@@ -125,11 +126,25 @@ def _prepare(engine: Engine, *, patience_s: float) -> None:
             _check_columns(connection)
             for index in indexes(engine.dialect.name):
                 connection.execute(CreateIndex(index, if_not_exists=True))
+            _set_up_queues(connection)
 
     def trouble(error: Exception) -> Trouble:
         return Trouble.FAILED if driver_code(error) in _MET_ANOTHER else Trouble.FATAL
 
     retry(create, Backoff(patience_s=patience_s, pause_s=0.02, longest_pause_s=0.02), trouble=trouble)
+
+
+def _set_up_queues(connection: Connection) -> None:
+    """Make the tables and triggers of the queue, and fill them from the jobs if they are new: all or nothing."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN")
+    try:
+        new = not sa.inspect(connection).has_table("renderdispatch_counts")
+        for statement in (*SET_UP[connection.dialect.name], *(FILL if new else ())):
+            connection.exec_driver_sql(statement)
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
 
 
 def _check_columns(connection: Connection) -> None:

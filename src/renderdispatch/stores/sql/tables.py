@@ -8,7 +8,7 @@ A claim writes no record: ``claim`` holds what it says, and each reader of the r
 The next write of the record empties it.
 
 Jobs that have to wait (a retry) have ``waits_since``, and are in another index than those that can be claimed. A claim
-first moves the waits that are over.
+first moves the waits that are over. Of a claimed job, ``waits_since`` is the time at which it became ready.
 
 A deleted job leaves a row without a record, so that a new job of the same id starts at a higher revision. After a week
 no process can still hold a revision of the deleted job, and the row is removed.
@@ -16,6 +16,7 @@ no process can still hold a revision of the deleted job, and the row is removed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -24,7 +25,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from renderdispatch.engine.records import dump_job
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Holding, Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
 
@@ -44,9 +45,10 @@ JOBS: Final = sa.Table(
     sa.Column("looks", sa.BigInteger),  # how many looks there were since the last write
     sa.Column("deadline_at", sa.BigInteger),
     sa.Column("lease_until", sa.BigInteger),
-    sa.Column("held_on", sa.Text),  # the backend of the newest unit of running attempts that it holds
+    sa.Column("held_on", sa.Text),  # the backend of which its running attempt holds units
     sa.Column("held", sa.BigInteger),  # how many units
     sa.Column("held_until", sa.BigInteger),
+    sa.Column("leftovers", sa.Text),  # JSON of the units that its ended attempts hold: backend, units, until
     sa.Column("ended_at", sa.BigInteger),
     sa.Column("deleted_at", sa.BigInteger),
 )
@@ -67,8 +69,9 @@ NO_TENANT: Final = sa.literal_column("''", sa.Text)
 TENANT: Final = sa.func.coalesce(_c.tenant, NO_TENANT)
 
 _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
-    "claims": ((_c.backend, MACHINE, TENANT, _c.priority.desc(), _c.ready_at, _c.id), CLAIMABLE),
-    "waits": ((_c.ready_at, _c.waits_since), WAITING),
+    "claims": ((_c.backend, MACHINE, TENANT, _c.priority.desc(), _c.ready_at, _c.id, _c.attempted), CLAIMABLE),
+    "waits": ((_c.ready_at,), WAITING),
+    "steps": ((_c.waits_since,), WAITING),
     "looks": ((_c.look_at, _c.id), _c.look_at.is_not(None)),
     "leases": ((_c.lease_until, _c.id), _c.lease_until.is_not(None)),
     "held": ((_c.held_on, TENANT, _c.held_until, _c.held), _c.held_on.is_not(None)),
@@ -110,17 +113,25 @@ VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
     "look_at": lambda job: _micros(job.due_at),
     "deadline_at": lambda job: _micros(job.deadline_at),
     "lease_until": lambda job: _micros(job.lease_until),
-    "held_on": lambda job: _newest_holding(job)[0],
-    "held": lambda job: _newest_holding(job)[1],
-    "held_until": lambda job: _newest_holding(job)[2],
+    "held_on": lambda job: (held := _held(job)) and held.backend,
+    "held": lambda job: (held := _held(job)) and held.units,
+    "held_until": lambda job: (held := _held(job)) and micros(held.until),
+    "leftovers": lambda job: _leftovers(job),
     "ended_at": lambda job: _micros(job.ended_at),
 }
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
 
 
-def _newest_holding(job: Job) -> tuple[str | None, int | None, int | None]:
+def _held(job: Job) -> Holding | None:
+    """Return what the running attempt holds: what a claim can begin while ended attempts hold units too."""
+    attempt = job.attempt
+    return job.holdings()[-1] if attempt is not None and attempt.ended_at is None else None
+
+
+def _leftovers(job: Job) -> str | None:
     held = job.holdings()
-    return (held[-1].backend, held[-1].units, micros(held[-1].until)) if held else (None, None, None)
+    left = held if _held(job) is None else held[:-1]
+    return json.dumps([[unit.backend, unit.units, micros(unit.until)] for unit in left]) if left else None
 
 
 def columns(job: Job) -> dict[str, Any]:
