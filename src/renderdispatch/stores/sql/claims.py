@@ -24,8 +24,8 @@ from renderdispatch.stores.sql.database import Database
 from renderdispatch.stores.sql.fairness import Queue
 from renderdispatch.stores.sql.firsts import BACKEND, NOW, OVER, end_waits, first_jobs, listed
 from renderdispatch.stores.sql.listing import Readable
-from renderdispatch.stores.sql.statements import RECORD
 from renderdispatch.stores.sql.queues import QUEUES, WOKEN
+from renderdispatch.stores.sql.statements import RECORD
 from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS
 from renderdispatch.stores.turns import Pause, Turns, is_plain
 
@@ -33,6 +33,7 @@ _c: Final = JOBS.c
 _NONE: Final = sa.literal_column("''", sa.Text)
 _MOST: Final = 1000
 """How many jobs a claim takes at most."""
+
 
 @define
 class Claims:
@@ -49,7 +50,7 @@ class Claims:
         names = sorted(set(backends))
         if not names:
             return frozenset()
-        values = {"now": micros(self._now()), "machine": machine or "", **_numbered(names)}
+        values: dict[str, Any] = {"now": micros(self._now()), "machine": machine or "", **_numbered(names)}
         found = self._ready(names, values, machine)
         if None in found:
             with self._database.transaction() as transaction:
@@ -109,7 +110,7 @@ _SHARED: Final = (
 )
 """Tenants have work for the backend, or gained some."""
 
-CONTENDED: Final = sa.select(sa.literal_column("1")).where(sa.or_(*_SHARED, *(waits() for waits in OVER)))
+CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(sa.or_(*_SHARED, *(waits() for waits in OVER)))
 """Whether tenants take turns for a backend, or waits are over."""
 
 
@@ -120,7 +121,12 @@ def claimable_statement(number: int, *, elsewhere: bool) -> Any:
     machines: list[Any] = [_NONE, sa.bindparam("machine", type_=sa.Text)] if elsewhere else [_NONE]
     ready = [
         sa.select(backend).where(
-            sa.or_(*(sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, MACHINE == machine) for machine in machines))
+            sa.or_(
+                *(
+                    sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, MACHINE == machine)
+                    for machine in machines
+                )
+            )
         )
         for backend in backends
     ]
