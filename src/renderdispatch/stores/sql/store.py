@@ -24,7 +24,7 @@ from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import check_limit, from_micros, micros, read_cursor, write_cursor
-from renderdispatch.stores.sql.connections import read_url
+from renderdispatch.stores.sql.addresses import read_address
 from renderdispatch.stores.sql.database import Database
 from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.statements import (
@@ -84,14 +84,14 @@ class SqlJobStore:
     """
 
     def __init__(self, url: str | Path, *, clock: Callable[[], datetime] | None = None) -> None:
-        self._url = read_url(url)
-        self._database = Database(self._url)
+        self._address = read_address(url)
+        self._database = Database(self._address)
         self._clock = clock
         self._create = create_statement(self._database.dialect)
         self._left_alone: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"SqlJobStore({place_of(self._url)!r})"
+        return f"SqlJobStore({place_of(self._address.url)!r})"
 
     # --- writing
 
@@ -255,8 +255,7 @@ class SqlJobStore:
             return self._clock()
         if self._database.dialect == "sqlite":
             return datetime.now(UTC)
-        now: datetime = self._database.execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
-        return now.astimezone(UTC)
+        return from_micros(self._database.server_time_us())
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
         """Yield the jobs, without records that cannot be read: other jobs do not wait for them. Each is logged once."""

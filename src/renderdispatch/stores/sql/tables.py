@@ -28,9 +28,27 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
 
+METADATA: Final = sa.MetaData()
+"""Every table of this package."""
+
+SCHEMA: Final = sa.Table(
+    "renderdispatch_schema",
+    METADATA,
+    sa.Column("version", sa.BigInteger, nullable=False),  # of all the tables: `schema.VERSION`
+    sa.Column("name", sa.Text, nullable=False),  # random: no other database has it
+)
+
+SUBMITS: Final = sa.Table(
+    "renderdispatch_submits",  # of the last minute, of tenants whose submits are limited
+    METADATA,
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
+)
+
 JOBS: Final = sa.Table(
     "renderdispatch_jobs",
-    sa.MetaData(),
+    METADATA,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("protocol", sa.BigInteger),
@@ -76,18 +94,27 @@ _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "tenant": ((_c.tenant, _c.status, _c.created_at.desc(), _c.id), sa.and_(LIVE, _c.tenant.is_not(None))),
     "batch": ((_c.batch, _c.status, _c.created_at.desc(), _c.id), _c.batch.is_not(None)),
     "ended": ((_c.status, _c.ended_at, _c.id), _c.ended_at.is_not(None)),
+    "queued": ((_c.tenant,), sa.and_(_c.ready_at.is_not(None), _c.tenant.is_not(None))),
     "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
 }
 """By name: the columns of each index, and the rows that it holds."""
+
+_SUBMITS_INDEX: Final = sa.Index("renderdispatch_submits_tenant", SUBMITS.c.tenant, SUBMITS.c.at, SUBMITS.c.jobs)
 
 
 @cache
 def indexes(dialect: str) -> list[sa.Index]:
     """Return the indexes; to name the other dialect here would import it."""
-    return [
+    jobs = [
         sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
         for name, (columns, only) in _INDEXES.items()
     ]
+    return [*jobs, _SUBMITS_INDEX]
+
+
+def extras(_dialect: str) -> list[str]:
+    """Return the statements that the set-up runs once the tables and indexes are there, such as triggers."""
+    return []
 
 
 def _micros(time: datetime | None) -> int | None:
