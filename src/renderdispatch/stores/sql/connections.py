@@ -88,8 +88,8 @@ def _postgresql_engine(address: Address) -> Engine:
     return engine
 
 
-def connect_arguments(address: Address) -> dict[str, Any]:
-    """Return what a connection to PostgreSQL is opened with, unless the URL says otherwise."""
+def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what a connection to PostgreSQL is opened with: what the URL chose, and our choice of the rest."""
     arguments: dict[str, Any] = {
         "application_name": "renderdispatch",
         "connect_timeout": min(_CONNECT_S, max(2, int(address.timeout_s))),
@@ -99,14 +99,13 @@ def connect_arguments(address: Address) -> dict[str, Any]:
         "keepalives_count": 3,
     }
     if address.pooler:  # the next transaction may have another connection of the server
-        return {**arguments, "prepare_threshold": None}
-    # the server's limit is the lower one: its answer leaves the connection as usable as before
+        return {**arguments, "prepare_threshold": None, **chosen}
+    # The server's limit is the lower one: its answer leaves the connection as usable as before. A process that is
+    # stopped within a transaction must not keep its locks.
     limit_ms = int(address.timeout_s * 900)
-    # a process that is stopped within a transaction must not keep its locks
-    return {
-        **arguments,
-        "options": f"-c statement_timeout={limit_ms} -c idle_in_transaction_session_timeout={limit_ms}",
-    }
+    limits = f"-c statement_timeout={limit_ms} -c idle_in_transaction_session_timeout={limit_ms}"
+    # of two settings of one name the later one counts
+    return {**arguments, **chosen, "options": f"{limits} {chosen.get('options', '')}".rstrip()}
 
 
 def _connector(address: Address) -> Callable[..., Any]:
@@ -132,9 +131,6 @@ def _connector(address: Address) -> Callable[..., Any]:
                 return result.value
 
     def connect(_dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
-        merged = {**connect_arguments(address), **options}
-        if "options" in options and not address.pooler:  # of two settings of one name the later one counts
-            merged["options"] = f"{connect_arguments(address)['options']} {options['options']}"
-        return BoundedConnection.connect(*args, **merged)
+        return BoundedConnection.connect(*args, **connect_arguments(address, options))
 
     return connect

@@ -195,6 +195,6 @@ def _roll_back(cursor: Any) -> None:
         cursor.execute("ROLLBACK")
 
 
-def _check_bound(_c: object, _cursor: object, _sql: str, bound: Any, _context: object, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
+def _check_bound(_c: object, _cursor: object, _sql: str, bound: Any, _context: object, many: bool) -> None:
     for values in bound if many else [bound]:
         check_texts(values.values() if isinstance(values, Mapping) else values)

@@ -22,11 +22,13 @@ from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+from pydantic_core import PydanticSerializationError
 
 from renderdispatch.engine.records import dump_job
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
+from renderdispatch.stores.sql.texts import unstorable
 
 METADATA: Final = sa.MetaData()
 """Every table of this package."""
@@ -151,5 +153,12 @@ def _newest_holding(job: Job) -> tuple[str | None, int | None, int | None]:
 
 
 def columns(job: Job) -> dict[str, Any]:
-    """Return what a write of a job's record sets."""
-    return {name: value(job) for name, value in VALUES.items()}
+    """Return what a write of a job's record sets.
+
+    Raises:
+        InvalidRequestError: A text of the job cannot be stored.
+    """
+    try:
+        return {name: value(job) for name, value in VALUES.items()}
+    except PydanticSerializationError:  # its text would quote the record
+        raise unstorable() from None
