@@ -67,8 +67,8 @@ class Engine:
             require_threads()
             self.worker().start()
 
-    def created(self) -> None:
-        """Start the worker; let one that runs in this process claim a new job at once.
+    def expected(self) -> None:
+        """Start the worker, for a job that is recorded, or will be when the application commits.
 
         The job is recorded whether or not a worker can be started here: the next call tries again.
         """
@@ -76,6 +76,10 @@ class Engine:
             self.start()
         except Exception as error:  # noqa: BLE001 - threads are limited, or the service is being closed
             _log.warning("no worker can be started in this process: %s", error)
+
+    def created(self) -> None:
+        """Start the worker; let one that runs in this process claim a new job at once."""
+        self.expected()
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
