@@ -247,8 +247,11 @@ class Job:
     @property
     def machine(self) -> str | None:
         """The only machine whose workers may claim this job, because a file of it lies there. None: any machine."""
-        needed = (self.audio or self.request.audio, *self.attached().values())
-        return next((file.machine for file in needed if isinstance(file, messages.LocalAudio)), None)
+        audio = self.audio or self.request.audio
+        if isinstance(audio, messages.LocalAudio):
+            return audio.machine
+        files = self.attached().values()
+        return next((file.machine for file in files if isinstance(file, messages.LocalAudio)), None)
 
     @property
     def owes_clean_up(self) -> bool:

@@ -460,9 +460,14 @@ class RenderRequest(Message):
 
     def attached(self) -> dict[str, StoredAudio | LocalAudio]:
         """Return the files beside the audio, by the names of their places: ``cover``, ``scene_file``, ``image_1``."""
-        places = {"cover": self.cover, "scene_file": self.scene_file}
-        places.update({f"image_{number}": image for number, image in enumerate(self.images, start=1)})
-        return {place: file for place, file in places.items() if file is not None}
+        places = {}
+        if self.cover is not None:
+            places["cover"] = self.cover
+        if self.scene_file is not None:
+            places["scene_file"] = self.scene_file
+        for number, image in enumerate(self.images, start=1):
+            places[f"image_{number}"] = image
+        return places
 
     def attaching(self, files: Mapping[str, StoredAudio | LocalAudio]) -> Self:
         """Return the request with other files at these places; the rest stays."""
