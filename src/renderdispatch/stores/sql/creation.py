@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from renderdispatch.errors import (
     ConfigurationError,
@@ -23,7 +23,7 @@ from renderdispatch.errors import (
     QueueLimitError,
     RenderDispatchError,
 )
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Job, evolve
 from renderdispatch.protocols import Quota
 from renderdispatch.stores.sql.database import Database, Ran
 from renderdispatch.stores.sql.tables import JOBS, LIVE, SCHEMA, SUBMITS, VALUES, columns

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -28,18 +28,12 @@ _SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp
 _ASK_TIME: Final = sa.select(_SERVER_TIME)
 
 
-@frozen
-class _Compiled:
-    """A statement as the driver takes it."""
-
-    sql: Any
+class _Compiled(NamedTuple):
+    text: str
+    constants: Mapping[str, Any]
+    places: Sequence[str] | None  # the name of each placeholder; None: placeholders have names
     returns: bool
-    timed: bool
-    """Whether a column was added that brings the server's time along."""
-
-    def bind(self, values: Mapping[str, Any]) -> Any:
-        bound = self.sql.construct_params(values)
-        return [bound[name] for name in self.sql.positiontup] if self.sql.positional else bound
+    timed: bool  # whether a column was added that brings the server's time along
 
 
 class Database:
@@ -142,18 +136,19 @@ class Database:
         if compiled is None:
             compiled = self._compiled[statement] = self._compile(statement)
         check_texts(values.values())
+        bound = {**compiled.constants, **values}
         asked_at = elapsed_s() if compiled.timed else 0.0
         with closing(connection.cursor()) as cursor:
-            cursor.execute(compiled.sql.string, compiled.bind(values))
-            rows = list(cursor.fetchall()) if cursor.description else []
-            written = cursor.rowcount
+            cursor.execute(
+                compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
+            )
+            rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
         if not compiled.timed or not rows:
             return rows, written
         self.clock.note(rows[-1][-1], asked_at=asked_at)
         return [row[:-1] for row in rows] if compiled.returns else [], written
 
     def _compile(self, statement: Any) -> _Compiled:
-        dialect = self._connections.get().engine.dialect
         returns, timed = True, False
         if self.dialect != "sqlite":
             if isinstance(statement, sa.Insert | sa.Update | sa.Delete):
@@ -162,7 +157,8 @@ class Database:
             elif isinstance(statement, sa.Select):
                 timed = True
                 statement = statement.add_columns(_SERVER_TIME)
-        return _Compiled(statement.compile(dialect=dialect), returns, timed)
+        sql = statement.compile(dialect=self._connections.get().engine.dialect)
+        return _Compiled(sql.string, sql.params, sql.positiontup, returns, timed)
 
     def server_time_us(self) -> int:
         """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then."""
