@@ -187,7 +187,7 @@ def _fill(engine: Engine) -> None:
 
 
 def _fill_rows(connection: Connection, rows: Sequence[Any]) -> None:
-    names = sorted(VALUES.keys() - {"protocol", "document"})
+    names = [name for name in VALUES if name not in {"protocol", "document"}]
     update = (
         sa.update(JOBS)
         .where(_c.id == sa.bindparam("job_id"))
