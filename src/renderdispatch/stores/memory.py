@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol
@@ -23,7 +23,7 @@ from renderdispatch.errors import (
     RenderDispatchError,
     RevisionConflictError,
 )
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy

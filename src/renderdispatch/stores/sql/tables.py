@@ -17,21 +17,41 @@ no process can still hold a revision of the deleted job, and the row is removed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+from pydantic_core import PydanticSerializationError
 
 from renderdispatch.engine.records import dump_job
-from renderdispatch.jobs import Holding, Job
+from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
+from renderdispatch.stores.sql.texts import unstorable
+
+METADATA: Final = sa.MetaData()
+"""Every table of this package."""
+
+SCHEMA: Final = sa.Table(
+    "renderdispatch_schema",
+    METADATA,
+    sa.Column("version", sa.BigInteger, nullable=False),  # of all the tables: `schema.VERSION`
+    sa.Column("name", sa.Text, nullable=False),  # random: no other database has it
+)
+
+SUBMITS: Final = sa.Table(
+    "renderdispatch_submits",  # of the last minute, of tenants whose submits are limited
+    METADATA,
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
+)
 
 JOBS: Final = sa.Table(
     "renderdispatch_jobs",
-    sa.MetaData(),
+    METADATA,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("protocol", sa.BigInteger),
@@ -49,7 +69,7 @@ JOBS: Final = sa.Table(
     sa.Column("held", sa.BigInteger),  # how many units
     sa.Column("held_until", sa.BigInteger),
     sa.Column("leftovers", sa.Text),  # JSON of the units that its ended attempts hold: backend, units, until
-    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),  # of a job that has not expired
     sa.Column("deleted_at", sa.BigInteger),
 )
 
@@ -79,61 +99,82 @@ _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "tenant": ((_c.tenant, _c.status, _c.created_at.desc(), _c.id), sa.and_(LIVE, _c.tenant.is_not(None))),
     "batch": ((_c.batch, _c.status, _c.created_at.desc(), _c.id), _c.batch.is_not(None)),
     "ended": ((_c.status, _c.ended_at, _c.id), _c.ended_at.is_not(None)),
+    "queued": ((_c.tenant,), sa.and_(_c.ready_at.is_not(None), _c.tenant.is_not(None))),
     "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
 }
 """By name: the columns of each index, and the rows that it holds."""
+
+_SUBMITS_INDEX: Final = sa.Index("renderdispatch_submits_tenant", SUBMITS.c.tenant, SUBMITS.c.at, SUBMITS.c.jobs)
 
 
 @cache
 def indexes(dialect: str) -> list[sa.Index]:
     """Return the indexes; to name the other dialect here would import it."""
-    return [
+    jobs = [
         sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
         for name, (columns, only) in _INDEXES.items()
     ]
+    return [*jobs, _SUBMITS_INDEX]
 
 
 def _micros(time: datetime | None) -> int | None:
     return None if time is None else micros(time)
 
 
-VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
-    "protocol": lambda job: job.protocol,
-    "document": dump_job,
-    "tenant": lambda job: job.tenant,
-    "status": lambda job: job.status.value,
-    "backend": lambda job: job.backend,
-    "machine": lambda job: job.machine,
-    "batch": lambda job: job.batch,
-    "priority": lambda job: job.priority,
-    "created_at": lambda job: micros(job.created_at),
-    "ready_at": lambda job: _micros(job.ready_at),
-    "waits_since": lambda job: micros(job.updated_at) if job.ready_at and job.ready_at > job.updated_at else None,
-    "attempted": lambda job: int(bool(job.attempts)),
-    "look_at": lambda job: _micros(job.due_at),
-    "deadline_at": lambda job: _micros(job.deadline_at),
-    "lease_until": lambda job: _micros(job.lease_until),
-    "held_on": lambda job: (held := _held(job)) and held.backend,
-    "held": lambda job: (held := _held(job)) and held.units,
-    "held_until": lambda job: (held := _held(job)) and micros(held.until),
-    "leftovers": lambda job: _leftovers(job),
-    "ended_at": lambda job: _micros(job.ended_at),
-}
+VALUES: Final = (
+    *("protocol", "document", "tenant", "status", "backend", "machine", "batch", "priority", "created_at"),
+    *("ready_at", "waits_since", "attempted", "look_at", "deadline_at", "lease_until"),
+    *("held_on", "held", "held_until", "leftovers", "ended_at"),
+)
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
 
 
-def _held(job: Job) -> Holding | None:
-    """Return what the running attempt holds: what a claim can begin while ended attempts hold units too."""
-    attempt = job.attempt
-    return job.holdings()[-1] if attempt is not None and attempt.ended_at is None else None
-
-
-def _leftovers(job: Job) -> str | None:
-    held = job.holdings()
-    left = held if _held(job) is None else held[:-1]
-    return json.dumps([[unit.backend, unit.units, micros(unit.until)] for unit in left]) if left else None
-
-
 def columns(job: Job) -> dict[str, Any]:
-    """Return what a write of a job's record sets."""
-    return {name: value(job) for name, value in VALUES.items()}
+    """Return what a write of a job's record sets, by the names of `VALUES`.
+
+    Raises:
+        InvalidRequestError: A text of the job cannot be stored.
+    """
+    held_on, held, held_until, leftovers = _held(job)
+    waits = job.ready_at is not None and job.ready_at > job.updated_at
+    return {
+        "protocol": job.protocol,
+        "document": _document(job),
+        "tenant": job.tenant,
+        "status": job.status.value,
+        "backend": job.backend,
+        "machine": job.machine,
+        "batch": job.batch,
+        "priority": job.priority,
+        "created_at": micros(job.created_at),
+        "ready_at": _micros(job.ready_at),
+        "waits_since": micros(job.updated_at) if waits else None,
+        "attempted": int(bool(job.attempts)),
+        "look_at": _micros(job.due_at),
+        "deadline_at": _micros(job.deadline_at),
+        "lease_until": _micros(job.lease_until),
+        "held_on": held_on,
+        "held": held,
+        "held_until": held_until,
+        "leftovers": leftovers,
+        "ended_at": _micros(job.ended_at) if job.expired_at is None else None,
+    }
+
+
+def _document(job: Job) -> str:
+    try:
+        return dump_job(job)
+    except PydanticSerializationError:  # its text would quote the record
+        raise unstorable() from None
+
+
+def _held(job: Job) -> tuple[str | None, int | None, int | None, str | None]:
+    """Return the units of the running attempt, and as JSON those of ended ones: a claim can begin another attempt."""
+    holdings = job.holdings()
+    attempt = job.attempt
+    running = holdings[-1] if holdings and attempt is not None and attempt.ended_at is None else None
+    left = holdings if running is None else holdings[:-1]
+    leftovers = json.dumps([[unit.backend, unit.units, micros(unit.until)] for unit in left]) if left else None
+    if running is None:
+        return None, None, None, leftovers
+    return running.backend, running.units, micros(running.until), leftovers
