@@ -71,6 +71,9 @@ class Dispatcher:
     _wake: Callable[[], None]
     _noticed: Callable[[Job], None]
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
+    _claiming: SupportsClaim | None = field(init=False)
+    """The store, if it hands out jobs."""
+
     _expected: set[str] = field(factory=set, init=False)
     """The backends that may have ready jobs, as far as this process knows. The others are not asked for."""
 
@@ -84,6 +87,10 @@ class Dispatcher:
     """By backend: how many orders it takes at once, as it said last."""
 
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        store = self._parts.store
+        self._claiming = store if isinstance(store, SupportsClaim) else None
 
     def tick(self) -> int:
         """Claim ready jobs while there is room for them; return how many were taken."""
@@ -129,9 +136,9 @@ class Dispatcher:
             self._expected -= asked
         if not asked:
             return []
-        store = self._parts.store
+        store = self._claiming
         try:
-            found = store.claimable(asked, machine=self._parts.machine) if isinstance(store, SupportsClaim) else asked
+            found = asked if store is None else store.claimable(asked, machine=self._parts.machine)
         except BaseException:
             self._expect_again(asked)
             raise
@@ -159,7 +166,7 @@ class Dispatcher:
                 taken += sum(self._take(job, name) for job in jobs)
                 self._advance(name)
                 if len(jobs) < limit:
-                    more = not isinstance(self._parts.store, SupportsClaim)  # else only jobs without a lane were left
+                    more = self._claiming is None  # then there may be jobs whose lane has no room
                     break
         finally:
             if more:
@@ -187,7 +194,7 @@ class Dispatcher:
 
     def _ready(self, backend: str, limit: int) -> list[Job]:
         store, machine = self._parts.store, self._parts.machine
-        if isinstance(store, SupportsClaim):
+        if self._claiming is not None:
             claim = Claim(
                 backend=backend,
                 local=self._parts.backends[backend].locality < Locality.WORLD,
@@ -196,7 +203,7 @@ class Dispatcher:
                 machine=machine,
                 policy=self._parts.policy,
             )
-            return store.claim(claim, limit=limit)
+            return self._claiming.claim(claim, limit=limit)
         query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
         now = store.now()
         return list(islice((j for j in walk(store, query) if is_ready(j, now) and self._can_prepare(j)), limit))
@@ -216,7 +223,7 @@ class Dispatcher:
 
     def _take(self, job: Job, name: str) -> bool:
         """Hold a job's attempt and prepare it; return False if another process was faster."""
-        if not isinstance(self._parts.store, SupportsClaim):
+        if self._claiming is None:
             begun = self._begin(job, name)
             if begun is None:
                 return False

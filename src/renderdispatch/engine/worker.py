@@ -53,7 +53,7 @@ class _Polls:
     """
 
     def __init__(self, store: JobStore) -> None:
-        self._store = store
+        self._waking = store if isinstance(store, SupportsNotify) else None
         self._lock = threading.Lock()
         self._asked_s = -math.inf
         self._waits_s: list[float] = []
@@ -66,7 +66,7 @@ class _Polls:
     @property
     def left_s(self) -> float:
         """Seconds until the store is to be asked."""
-        woken = isinstance(self._store, SupportsNotify) and self._store.notifies
+        woken = self._waking is not None and self._waking.notifies
         next_s = self._asked_s + (_POLL_WOKEN_S if woken else _POLL_S)
         with self._lock:
             if self._waits_s:
