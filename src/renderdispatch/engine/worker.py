@@ -112,6 +112,7 @@ class Worker:
             self.lanes,
             holds=self.keeper.holds,
             lease=parts.lease,
+            keep=parts.keep,
             stop=self._stop,
         )
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self._to_claim.set, self.noticed)
