@@ -79,7 +79,7 @@ class Engine:
             _log.warning("no worker can be started in this process: %s", error)
 
     def created(self) -> None:
-        """Start the worker; let workers claim a new job at once: that of this process, and others where the store can."""
+        """Start the worker; let it claim a new job at once, and those of other processes where the store wakes them."""
         self.expected()
         if isinstance(self.parts.store, SupportsNotify):
             self.parts.store.notify()
