@@ -102,7 +102,7 @@ class RenderService:
             machine=machine or machine_id(),
             policy=policy or QueuePolicy(),
             failover=failover,
-            keep={} if keep is None else dict(keep),
+            keep=keep,
             keys=keys,
             webhook_url=webhook_url,
             owned=tuple(owned),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Closable, Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
@@ -104,12 +103,12 @@ class Engine:
     def delete(self, job: Job) -> None:
         """Forget an ended job and remove its objects. Only this very job: a later one of the same id stays (rule J15).
 
-        The objects go first, so that a crash leaves a record by which a second call finds them.
+        It expires first: after a crash, or while storage is away, a worker removes what is left.
 
         Raises:
             InvalidRequestError: The job has not ended, or something of it may still compute.
         """
-        from renderdispatch.engine.commit import forget
+        from renderdispatch.engine import retention
 
         if not job.ended:
             raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
@@ -122,8 +121,8 @@ class Engine:
         if any(not a.stopped and not a.may_write and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
-        self.parts.storage.delete_prefix(layout.prefix_of(job))
-        forget(self.parts.store, job)
+        job = retention.expire(self.parts.store, job)
+        retention.remove(self.parts.store, self.parts.storage, job)
 
     def close(self) -> None:
         """Stop the worker, then close what is owned. A second call does nothing."""

@@ -178,10 +178,13 @@ class Submissions:
         Raises:
             InvalidRequestError: The job did not fail, one of its files is gone,
                 or its backend is not one of this service.
+            JobExpiredError: Its files are kept no longer.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise errors.InvalidRequestError(message, code="job.not-retryable")
+        if job.expired_at is not None:
+            raise errors.JobExpiredError(f"the files of job {job.id} are kept no longer; submit the song again")
         if job.request.backend not in self._parts.backends:
             raise errors.UnknownNameError.of(
                 "backend", job.request.backend, self._parts.backends, code="backend.unknown"
