@@ -88,6 +88,7 @@ class AsyncRenderService:
     close = _awaited(RenderService.close)
     tick = _awaited(RenderService.tick)
     submit = _handled(RenderService.submit)
+    check = _awaited(RenderService.check)
     submit_many = _batched(RenderService.submit_many)
     create_upload = _awaited(RenderService.create_upload)
     get = _awaited(RenderService.get)

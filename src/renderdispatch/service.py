@@ -242,6 +242,15 @@ class RenderService:
         batch = None if batch is None else check_batch(batch)
         return JobHandle(self, self._submissions.submit(row, batch=batch, connection=connection).id)
 
+    def check(self, row: Submission) -> None:
+        """Refuse a request that can never be served, as `submit` would; nothing is recorded, stored or read to its end.
+
+        Raises:
+            InvalidRequestError: What is wrong with it.
+        """
+        self._engine.check_open()
+        self._submissions.check(row)
+
     def submit_many(
         self,
         rows: Iterable[Submission],
