@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from renderdispatch.cli.options import json_option, output_path, seconds_reader
 from renderdispatch.cli.rendering import cancel_and_wait, follow
 from renderdispatch.cli.targets import read_target
 from renderdispatch.engine.names import file_name
-from renderdispatch.errors import InvalidRequestError, JobNotFoundError
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.runner.scene_files import read_scene_file
@@ -28,6 +29,7 @@ _CANCEL_S: Final = 15.0
 
 _ENDS: Final = tuple(str(status) for status in JobStatus if status.terminal)
 _age_s: Final = seconds_reader("[smhdw]", "7d, 12h or 30m")
+_batch_option: Final = click.option("--batch", metavar="ID", help="The jobs of this batch alone.")
 _job_argument: Final = click.argument("job_id", metavar="JOB")
 
 
@@ -45,11 +47,13 @@ def jobs(context: click.Context) -> None:
 @jobs.command("list")
 @click.option("--status", multiple=True, type=click.Choice([str(s) for s in JobStatus]), help="Only these jobs.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@_batch_option
 @json_option
-def list_jobs(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
+def list_jobs(*, status: tuple[str, ...], limit: int, batch: str | None, as_json: bool) -> None:
     """List jobs, newest first; --json prints one a line."""
     with from_settings(worker=False) as service:
-        page = service.jobs(status=[JobStatus(s) for s in status] or None, limit=limit)
+        listed = service.jobs if batch is None else service.batch(batch).jobs
+        page = listed(status=[JobStatus(s) for s in status] or None, limit=limit)
     if as_json:
         for job in page.items:
             display.print_json(display.job_as_json(job))
@@ -93,15 +97,38 @@ def watch(*, job_id: str, as_json: bool) -> int:
 
 
 @jobs.command()
-@_job_argument
+@click.argument("job_id", metavar="[JOB]", required=False)
+@_batch_option
 @json_option
-def cancel(*, job_id: str, as_json: bool) -> None:
-    """Cancel a job, wherever it runs."""
+def cancel(*, job_id: str | None, batch: str | None, as_json: bool) -> None:
+    """Cancel a job, or all jobs of a batch, wherever they run."""
+    if (job_id is None) == (batch is None):
+        raise click.UsageError("Name a job, or a batch with --batch.")
+    if batch is not None:
+        _cancel_batch(batch, as_json=as_json)
+        return
+    assert job_id is not None
     with from_settings(worker=False) as service:
         job = cancel_and_wait(service.handle(_find(service, job_id).id), _CANCEL_S)
     if not (job.ended or as_json):
         display.note("Its worker has not responded yet; the job ends when a worker runs.")
     _print(job, as_json=as_json)
+
+
+def _cancel_batch(batch_id: str, *, as_json: bool) -> None:
+    with from_settings(worker=False) as service:
+        batch = service.batch(batch_id)
+        asked = batch.cancel()
+        with suppress(WaitTimeoutError):
+            batch.wait(_CANCEL_S if asked else 0)
+        counts = {str(status): count for status, count in batch.counts().items()}
+    left = counts[JobStatus.PENDING] + counts[JobStatus.PROCESSING]
+    if as_json:
+        display.report_json({"batch": batch_id, "asked": asked, "counts": counts})
+        return
+    if left:
+        display.note(f"Workers have not responded for {left} of them yet; these end when a worker runs.")
+    display.report(f"batch {batch_id}: cancelled {asked} job{'' if asked == 1 else 's'}")
 
 
 @jobs.command()

@@ -76,6 +76,14 @@ class Submissions:
     _created: Callable[[], None]
     _expected: Callable[[], None]
 
+    def check(self, row: Submission) -> None:
+        """Refuse a row that can never be served, as `submit` would; record and store nothing.
+
+        Raises:
+            InvalidRequestError: What is wrong with it.
+        """
+        self._examine(row)
+
     def submit(self, row: Submission, *, batch: str | None = None, connection: object = None) -> Job:
         """Record a job and return it, or the job that the idempotency key has already.
 

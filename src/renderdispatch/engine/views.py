@@ -63,9 +63,10 @@ class Views:
         self,
         status: JobStatus | Iterable[JobStatus] | None,
         *,
-        ended_by: object,
         limit: int,
         cursor: str | None,
+        batch: str | None = None,
+        ended_by: object = None,
     ) -> Page[Job]:
         """Return a page of jobs, newest first; with ``ended_by``, longest ended first. Raises `InvalidRequestError`."""
         try:
@@ -76,20 +77,20 @@ class Views:
             raise errors.InvalidRequestError(message) from None
         if (number := whole(limit)) is None:
             raise errors.InvalidRequestError(f"limit: an integer, not {type(limit).__name__}")
-        query = JobQuery(tenant=self.tenant, statuses=statuses, limit=number, cursor=cursor)
+        query = JobQuery(tenant=self.tenant, statuses=statuses, batch=batch, limit=number, cursor=cursor)
         if ended_by is not None:
             if not isinstance(ended_by, datetime) or ended_by.tzinfo is None:
                 raise errors.InvalidRequestError("ended_by: a datetime with a time zone, such as datetime.now(UTC)")
             query = evolve(query, order="ended", due_by=ended_by)
         return self.parts.store.query(query)
 
-    def counts(self) -> dict[JobStatus, int]:
-        """Return how many jobs have each status."""
+    def counts(self, *, batch: str | None = None) -> dict[JobStatus, int]:
+        """Return how many jobs have each status; of a batch, if one is named."""
         store = self.parts.store
         if isinstance(store, SupportsCounts):
-            return store.counts(tenant=self.tenant)
+            return store.counts(tenant=self.tenant, batch=batch)
         counted = dict.fromkeys(JobStatus, 0)
-        for job in walk(store, JobQuery(tenant=self.tenant, limit=_PAGE)):
+        for job in walk(store, JobQuery(tenant=self.tenant, batch=batch, limit=_PAGE)):
             counted[job.status] += 1
         return counted
 

@@ -24,9 +24,10 @@ _EMBED_BYTES: Final = 20 << 20
 class Pause:
     """How long to wait between two reads of a job: short after a change, then longer."""
 
-    def __init__(self, timeout: object) -> None:
+    def __init__(self, timeout: object, *, longest_s: float = 0.5) -> None:
         self._deadline = time.monotonic() + _seconds(timeout)
-        self._revision: int | None = None
+        self._longest_s = longest_s
+        self._seen: object = None
         self._pause = 0.02
 
     def after(self, job: Job) -> float:
@@ -35,12 +36,24 @@ class Pause:
         Raises:
             WaitTimeoutError: Time is up.
         """
-        changed = job.revision != self._revision
-        self._revision = job.revision
-        self._pause = 0.02 if changed else min(0.5, self._pause * 1.5)
+        return self.next(job.revision, f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
+
+    def next(self, seen: object, still: str) -> float:
+        """Return the seconds to wait after a read.
+
+        Args:
+            seen: What was read; if it changes, the pauses are short again.
+            still: What is said when time is up.
+
+        Raises:
+            WaitTimeoutError: Time is up.
+        """
+        changed = seen != self._seen
+        self._seen = seen
+        self._pause = 0.02 if changed else min(self._longest_s, self._pause * 1.5)
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
+            raise WaitTimeoutError(still)
         return min(self._pause, left)
 
 
