@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from renderdispatch.errors import JobNotFoundError as JobNotFoundError
     from renderdispatch.errors import RenderDispatchError as RenderDispatchError
     from renderdispatch.errors import WaitTimeoutError as WaitTimeoutError
+    from renderdispatch.failover import Failover as Failover
     from renderdispatch.jobs import Job as Job
     from renderdispatch.messages import PRESETS as PRESETS
     from renderdispatch.messages import AudioUrl as AudioUrl
@@ -41,6 +42,7 @@ _NAMES: Final = {
     "aio": "AsyncJobHandle AsyncRenderService",
     "errors": "ConfigurationError IdempotencyConflictError InvalidRequestError JobCancelledError JobFailedError "
     "JobNotCompleteError JobNotFoundError RenderDispatchError WaitTimeoutError",
+    "failover": "Failover",
     "jobs": "Job",
     "messages": "PRESETS AudioUrl JobStatus Limits Output PollResponse Stage StorageKey UploadGrant",
     "service": "JobHandle RenderService",

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
@@ -26,6 +26,7 @@ from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     BackendError,
+    ConfigurationError,
     InvalidRequestError,
     JobNotFoundError,
     RenderDispatchError,
@@ -66,6 +67,8 @@ class Preparation:
     held: Held
     _closing: Stop
     _brought: _Brought | None = None
+    _asked: bool = field(default=False, init=False)
+    """Whether the backend was asked to start it."""
 
     @property
     def source(self) -> Audio:
@@ -126,7 +129,8 @@ class Preparation:
                 _log.exception("job %s: could not be dispatched", job_id)
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
-            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
+            refused = isinstance(error, (BackendError, ConfigurationError)) and self._asked
+            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True, refused=refused))
 
     # --- the steps
 
@@ -235,7 +239,7 @@ class Preparation:
         Raises:
             BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
         """
-        self.held.calling = True
+        self.held.calling = self._asked = True
         try:
             return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:

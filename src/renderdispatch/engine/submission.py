@@ -21,6 +21,7 @@ from renderdispatch.engine.attachments import AttachmentSource, File, copy_attac
 from renderdispatch.engine.audio import AudioSource, Incoming, Streamed, examine
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.rerouting import first_backend
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
 from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsSceneFiles
@@ -137,7 +138,14 @@ class Submissions:
         stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
         recorded = stored.of(request)
         try:
-            return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
+            return self._create(
+                recorded,
+                id=job_id,
+                incarnation=incarnation,
+                tenant=self._tenant,
+                priority=priority,
+                reroutes=not backend and self._parts.failover is not None,
+            )
         except errors.JobExistsError:  # another submit with this key was faster
             incoming.discard()
             if (job := same(lambda: stored)) is None:
@@ -158,16 +166,18 @@ class Submissions:
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise errors.InvalidRequestError(message, code="job.not-retryable")
-        if job.request.backend not in self._parts.backends:
-            raise errors.UnknownNameError.of(
-                "backend", job.request.backend, self._parts.backends, code="backend.unknown"
-            )
+        reroutes = job.reroutes and self._parts.failover is not None
+        backend = job.request.backend
+        if reroutes:
+            backend = self._routed(job.request.model_copy(update={"backend": ""})).backend
+        elif backend not in self._parts.backends:
+            raise errors.UnknownNameError.of("backend", backend, self._parts.backends, code="backend.unknown")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
-        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id}
+        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id, "reroutes": reroutes}
         creating = False
         try:
-            request = self._with_copies(job, prefix)
+            request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
             creating = True
             return self._create(request, id=new_id, incarnation=incarnation, **fields)
         except BaseException:
@@ -190,6 +200,9 @@ class Submissions:
     def _routed(self, request: RenderRequest) -> RenderRequest:
         """Return the request with its backend, which finds nothing wrong with it."""
         parts = self._parts
+        if not request.backend and parts.failover is not None:
+            name = first_backend(parts.failover, parts.backends, request, parts.store.now())
+            return request.model_copy(update={"backend": name})
         name = request.backend or (parts.route(request) if parts.route is not None else next(iter(parts.backends)))
         if name not in parts.backends:
             raise errors.UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")

@@ -21,6 +21,7 @@ from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.reconcile import TICK_S, Reconciler
+from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.plumbing.retry import Backoff
 from renderdispatch.plumbing.stop import Stop
@@ -65,6 +66,7 @@ class Worker:
             holds=self.keeper.holds,
             lease=parts.lease,
             stop=self._stop,
+            rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )
         clocks = self.reconciler.clocks
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, clocks, self.inbox, self.wake_all)
