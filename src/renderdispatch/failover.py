@@ -115,6 +115,7 @@ class Failover:
         if not attempts or attempts[-1].backend not in self.backends:
             return self.backends[0]
         last = attempts[-1]
-        place = self.backends.index(last.backend)
-        moves = ended_by(last) in self.on or (last.error is not None and last.error.code in self.on)
+        place, way = self.backends.index(last.backend), ended_by(last)
+        named = last.error is not None and last.error.code in self.on
+        moves = way is not Ended.HANDED_BACK and (named or way in self.on)
         return self.backends[(place + moves) % len(self.backends)]
