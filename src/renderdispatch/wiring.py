@@ -87,8 +87,8 @@ class Settings(BaseSettings):
         store: ``RENDERDISPATCH_STORE``: a database URL, or ``memory``. Default: SQLite in the home.
         storage: ``RENDERDISPATCH_STORAGE``: ``r2://bucket/prefix``, or an fsspec URL. Default: a folder in the home.
         backends: ``RENDERDISPATCH_BACKENDS``: names, separated by commas; the first is the default.
-        failover: ``RENDERDISPATCH_FAILOVER``: names of those, separated by commas: the first attempt of a job runs on the
-            first one, and what ended it decides whether the next one runs on the next (`Failover`).
+        failover: ``RENDERDISPATCH_FAILOVER``: names of those, separated by commas: what ended an attempt of a job decides
+            whether the next attempt runs on the next of them (`Failover`).
         worker: ``RENDERDISPATCH_WORKER``: whether each process works in the background.
         secrets: ``RENDERDISPATCH_SECRETS``: master secrets for webhooks, separated by spaces, the newest first.
         webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: the URL at which the GPU side reaches this application's webhook.

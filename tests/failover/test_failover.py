@@ -26,9 +26,16 @@ def ended(
     runs: tuple[str, ...] = (),
 ) -> Attempt:
     error = JobError(code=code, message="it broke", fault=fault)
-    times = {"claimed_at": NOW, "ended_at": NOW}
     return Attempt(
-        number=1, token="token", backend=backend, local=False, error=error, refused=refused, runs=runs, **times
+        number=1,
+        token="token",
+        backend=backend,
+        local=False,
+        claimed_at=NOW,
+        ended_at=NOW,
+        error=error,
+        refused=refused,
+        runs=runs,
     )
 
 

@@ -91,8 +91,8 @@ def test_a_late_loser_is_told_to_stop_and_changes_nothing() -> None:
     miss_start(clouds)
     (late,) = clouds.cloud.orders
     before = clouds.job(job_id)
-    for kind, fields in ((CheckedIn, {}), (Completed, {"artifact": make_artifact()})):
-        decision = clouds.send(event_of(late, kind, **fields))
+    for event in (event_of(late, CheckedIn), event_of(late, Completed, artifact=make_artifact())):
+        decision = clouds.send(event)
         assert decision.verdict is Verdict.SUPERSEDED
         assert decision.reply.stop
     assert clouds.job(job_id).attempts == before.attempts

@@ -36,8 +36,8 @@ class Clouds(World):
         self.clock = beside.clock if beside else FakeClock(datetime.now(UTC))
         self.store: JobStore = beside.store if beside else MemoryJobStore(clock=self.clock)  # type: ignore[assignment]  # any store will do
         self.storage = beside.storage if beside else WorldStorage()
-        self.cloud = beside.cloud if beside else cloud or Remote()
-        self.box = beside.box if beside else Remote()
+        self.cloud: Remote = beside.cloud if beside else cloud or Remote()
+        self.box: Remote = beside.box if beside else Remote()
         self.backend = self.cloud
         backends: dict[str, RenderBackend] = {"cloud": self.cloud, "box": self.box, **(more or {})}
         options.setdefault("worker", False)

@@ -217,12 +217,11 @@ class Reconciler:
 
     def _tell(self, job: Job) -> bool:
         """Have each backend told to stop what is not wanted; return whether one will be."""
-        return any(
-            [
-                lane.submit(job.id, partial(self._checked, job, partial(self._checks.orders, backends=backends)))
-                for lane, backends in self._orders_lanes(job).items()
-            ]
-        )
+        told = False
+        for lane, backends in self._orders_lanes(job).items():
+            orders = partial(self._checks.orders, backends=backends)
+            told |= lane.submit(job.id, partial(self._checked, job, orders))
+        return told
 
     def _ask_lane(self, job: Job) -> Lane:
         return self._lanes.ask[self._lanes.name_of("" if job.attempt is None else job.attempt.backend)]
