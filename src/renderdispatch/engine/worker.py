@@ -65,6 +65,7 @@ class Worker:
             self.lanes,
             holds=self.keeper.holds,
             lease=parts.lease,
+            keep=parts.keep,
             stop=self._stop,
             rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )

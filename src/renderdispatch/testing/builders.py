@@ -129,12 +129,13 @@ def make_ended_job(**changes: Any) -> Job:
         clean_up=CleanUp.DONE,
     )
     fields = {
+        "expired_at": now + timedelta(days=30),
         "tenant": "acme",
         "priority": 7,
         "retry_of": "another",
-        "batch": "batch-1",
+        "batch": "album",
         "reroutes": True,
-        "rerouted_to": "local",
+        "rerouted_to": "inline",
         "retry_at": now,
         "created_at": now,
         "ready_at": None,
