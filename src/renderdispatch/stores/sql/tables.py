@@ -47,7 +47,7 @@ JOBS: Final = sa.Table(
     sa.Column("held_on", sa.Text),  # the backend of the newest unit of running attempts that it holds
     sa.Column("held", sa.BigInteger),  # how many units
     sa.Column("held_until", sa.BigInteger),
-    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),  # of a job that has not expired
     sa.Column("deleted_at", sa.BigInteger),
 )
 
@@ -126,5 +126,5 @@ def columns(job: Job) -> dict[str, Any]:
         "held_on": held_on,
         "held": held,
         "held_until": _micros(held_until),
-        "ended_at": _micros(job.ended_at),
+        "ended_at": _micros(job.ended_at) if job.expired_at is None else None,
     }
