@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,19 +20,6 @@ ORDERS: Final = {
     "leased": (_c.lease_until.asc(), _c.id.asc()),
     "ended": (_c.ended_at.asc(), _c.id.asc()),
 }
-
-
-def create_statement(dialect: str) -> Any:
-    """Return what creates a job unless its id is taken; over a tombstone the revision rises."""
-    insert = import_module(f"sqlalchemy.dialects.{dialect}").insert
-    new = insert(JOBS).values(revision=1, looks=0, **{name: sa.bindparam(name) for name in ("id", *VALUES)})
-    fresh = {**{name: new.excluded[name] for name in VALUES}, "revision": _c.revision + 1}
-    return new.on_conflict_do_update(
-        index_elements=[_c.id],
-        set_={**fresh, "claim": None, "looks": 0, "deleted_at": None},
-        where=_c.created_at.is_(None),
-    ).returning(_c.revision)
-
 
 GET: Final = sa.select(*RECORD).where(_c.id == sa.bindparam("job_id"), LIVE)
 REPLACE: Final = (

@@ -24,9 +24,18 @@ from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import check_limit, from_micros, micros, read_cursor, write_cursor
-from renderdispatch.stores.sql.connections import read_url
+from renderdispatch.stores.sql.addresses import read_address
+from renderdispatch.stores.sql.creation import (
+    Runner,
+    create_statement,
+    create_within,
+    job_exists,
+    joined,
+    row_of,
+)
 from renderdispatch.stores.sql.database import Database
 from renderdispatch.stores.sql.database_errors import place_of
+from renderdispatch.stores.sql.notices import Notices
 from renderdispatch.stores.sql.statements import (
     DELETE,
     GET,
@@ -36,7 +45,6 @@ from renderdispatch.stores.sql.statements import (
     REPLACE,
     beyond,
     conditions,
-    create_statement,
 )
 from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, LIVE, OURS, WAITING, columns
 
@@ -74,8 +82,10 @@ class SqlJobStore:
 
     Args:
         url: A SQLite file's path, as a `Path`; or a URL, as SQLAlchemy takes it: ``sqlite:///jobs.db``,
-            ``postgresql+psycopg://user:password@host/name``. In a URL of SQLite ``?timeout=5`` sets how many seconds a
-            call waits for other writers (default 15).
+            ``postgresql://user:password@host/name`` (``postgres://`` is the same). ``?timeout=5`` sets how many seconds
+            a call waits: on SQLite for other writers (default 15), on PostgreSQL for an answer (default 30). On
+            PostgreSQL ``?pool_size=`` limits the connections of a process (default 10), and ``?pooler=transaction``
+            says that a pooler such as PgBouncer is between.
         clock: Returns the time, aware and in UTC, in place of the database's.
 
     Raises:
@@ -84,22 +94,23 @@ class SqlJobStore:
     """
 
     def __init__(self, url: str | Path, *, clock: Callable[[], datetime] | None = None) -> None:
-        self._url = read_url(url)
-        self._database = Database(self._url)
+        self._address = read_address(url)
+        self._database = Database(self._address)
         self._clock = clock
         self._create = create_statement(self._database.dialect)
+        self._notices = Notices(self._database)
         self._left_alone: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"SqlJobStore({place_of(self._url)!r})"
+        return f"SqlJobStore({place_of(self._address.url)!r})"
 
     # --- writing
 
     def create(self, job: Job) -> Job:
         """Store a new job, as `JobStore.create` says."""
-        rows, _ = self._database.step(self._create, {"id": job.id, **columns(job)})
+        rows, _ = self._database.step(self._create, row_of(job))
         if not rows:
-            raise errors.JobExistsError(f"job {job.id} exists")
+            raise job_exists(job.id)
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
@@ -189,14 +200,24 @@ class SqlJobStore:
     def create_many(
         self, jobs: Sequence[Job], *, quota: Quota | None = None, connection: object = None
     ) -> list[Job | errors.RenderDispatchError]:
-        """Create jobs, as `SupportsCreateMany.create_many` says."""
-        results: list[Job | errors.RenderDispatchError] = []
-        for job in jobs:
-            try:
-                results.append(self.create(job))
-            except errors.JobExistsError as error:
-                results.append(error)
-        return results
+        """Create jobs, as `SupportsCreateMany.create_many` says.
+
+        Args:
+            jobs: All of the same tenant.
+            quota: What the tenant may submit.
+            connection: An SQLAlchemy `Connection` or `Session` to the database of this store. If there is a quota,
+                other submits of the tenant wait until its transaction ends.
+        """
+        if connection is None:
+            with self._database.transaction() as transaction:
+                return self._create_within(transaction, jobs, quota)
+        with joined(self._database, connection) as theirs:
+            return self._create_within(theirs, jobs, quota)
+
+    def _create_within(
+        self, run: Runner, jobs: Sequence[Job], quota: Quota | None
+    ) -> list[Job | errors.RenderDispatchError]:
+        return create_within(run, self._database.dialect, jobs, quota, lambda: micros(self.now()))
 
     # --- reading
 
@@ -255,8 +276,7 @@ class SqlJobStore:
             return self._clock()
         if self._database.dialect == "sqlite":
             return datetime.now(UTC)
-        now: datetime = self._database.execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
-        return now.astimezone(UTC)
+        return from_micros(self._database.server_time_us())
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
         """Yield the jobs, without records that cannot be read: other jobs do not wait for them. Each is logged once."""
@@ -267,6 +287,32 @@ class SqlJobStore:
                 _log.log(logging.DEBUG if row[0] in self._left_alone else logging.ERROR, "left alone: %s", error)
                 self._left_alone.add(row[0])
 
+    # --- notices
+
+    @property
+    def notifies(self) -> bool:
+        """Whether the database wakes this process at present; never on SQLite, and never through a pooler."""
+        return self._notices.heard
+
+    def notify(self) -> None:
+        """Wake the workers of other processes, as `SupportsNotify.notify` says. On SQLite it does nothing."""
+        self._notices.send()
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called at each notice, as `SupportsNotify.listen` says. On SQLite it never is."""
+        return self._notices.listen(wake)
+
+    # ---
+
+    def set_up(self) -> None:
+        """Make the tables, or bring those of an earlier version up to date, unless they are.
+
+        Every other call does so as well. This is for a database in which the processes' own user may not create tables:
+        the owner of the database calls it once, at each new version.
+        """
+        self._database.set_up()
+
     def close(self) -> None:
         """Close every connection. A later call connects again."""
+        self._notices.close()
         self._database.close()

@@ -22,15 +22,35 @@ from functools import cache
 from typing import Any, Final
 
 import sqlalchemy as sa
+from pydantic_core import PydanticSerializationError
 
 from renderdispatch.engine.records import dump_job
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
+from renderdispatch.stores.sql.texts import unstorable
+
+METADATA: Final = sa.MetaData()
+"""Every table of this package."""
+
+SCHEMA: Final = sa.Table(
+    "renderdispatch_schema",
+    METADATA,
+    sa.Column("version", sa.BigInteger, nullable=False),  # of all the tables: `schema.VERSION`
+    sa.Column("name", sa.Text, nullable=False),  # random: no other database has it
+)
+
+SUBMITS: Final = sa.Table(
+    "renderdispatch_submits",  # of the last minute, of tenants whose submits are limited
+    METADATA,
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
+)
 
 JOBS: Final = sa.Table(
     "renderdispatch_jobs",
-    sa.MetaData(),
+    METADATA,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("protocol", sa.BigInteger),
@@ -76,18 +96,27 @@ _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
     "tenant": ((_c.tenant, _c.status, _c.created_at.desc(), _c.id), sa.and_(LIVE, _c.tenant.is_not(None))),
     "batch": ((_c.batch, _c.status, _c.created_at.desc(), _c.id), _c.batch.is_not(None)),
     "ended": ((_c.status, _c.ended_at, _c.id), _c.ended_at.is_not(None)),
+    "queued": ((_c.tenant,), sa.and_(_c.ready_at.is_not(None), _c.tenant.is_not(None))),
     "deleted": ((_c.deleted_at,), _c.deleted_at.is_not(None)),
 }
 """By name: the columns of each index, and the rows that it holds."""
+
+_SUBMITS_INDEX: Final = sa.Index("renderdispatch_submits_tenant", SUBMITS.c.tenant, SUBMITS.c.at, SUBMITS.c.jobs)
 
 
 @cache
 def indexes(dialect: str) -> list[sa.Index]:
     """Return the indexes; to name the other dialect here would import it."""
-    return [
+    jobs = [
         sa.Index(f"renderdispatch_jobs_{name}", *columns, **{f"{dialect}_where": only})
         for name, (columns, only) in _INDEXES.items()
     ]
+    return [*jobs, _SUBMITS_INDEX]
+
+
+def extras(_dialect: str) -> list[str]:
+    """Return the statements that the set-up runs once the tables and indexes are there, such as triggers."""
+    return []
 
 
 def _micros(time: datetime | None) -> int | None:
@@ -103,13 +132,17 @@ VALUES: Final = (
 
 
 def columns(job: Job) -> dict[str, Any]:
-    """Return what a write of a job's record sets, by the names of `VALUES`."""
+    """Return what a write of a job's record sets, by the names of `VALUES`.
+
+    Raises:
+        InvalidRequestError: A text of the job cannot be stored.
+    """
     holdings = job.holdings()
     held_on, held, held_until = holdings[-1] if holdings else (None, None, None)
     waits = job.ready_at is not None and job.ready_at > job.updated_at
     return {
         "protocol": job.protocol,
-        "document": dump_job(job),
+        "document": _document(job),
         "tenant": job.tenant,
         "status": job.status.value,
         "backend": job.backend,
@@ -128,3 +161,10 @@ def columns(job: Job) -> dict[str, Any]:
         "held_until": _micros(held_until),
         "ended_at": _micros(job.ended_at) if job.expired_at is None else None,
     }
+
+
+def _document(job: Job) -> str:
+    try:
+        return dump_job(job)
+    except PydanticSerializationError:  # its text would quote the record
+        raise unstorable() from None
