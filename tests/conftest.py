@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.postgres import PostgresServer, postgres_server
+
 # Hypothesis: few examples while developing (dev), all of them in CI (ci), where each run draws the same ones and a
 # failure prints how to replay it. HYPOTHESIS_PROFILE chooses one. How long an example takes is the machine's affair.
 _ANY_TIME = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors]
@@ -74,3 +76,17 @@ def refuse_thread(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     return refused.append
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the tests of this process share: no test stops it."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    with postgres.database() as url:
+        yield url

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from renderdispatch.errors import JobFailedError as JobFailedError
     from renderdispatch.errors import JobNotCompleteError as JobNotCompleteError
     from renderdispatch.errors import JobNotFoundError as JobNotFoundError
+    from renderdispatch.errors import QueueLimitError as QueueLimitError
     from renderdispatch.errors import RenderDispatchError as RenderDispatchError
     from renderdispatch.errors import WaitTimeoutError as WaitTimeoutError
     from renderdispatch.jobs import Job as Job
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from renderdispatch.messages import Stage as Stage
     from renderdispatch.messages import StorageKey as StorageKey
     from renderdispatch.messages import UploadGrant as UploadGrant
+    from renderdispatch.queueing import QueuePolicy as QueuePolicy
+    from renderdispatch.queueing import TenantPolicy as TenantPolicy
     from renderdispatch.service import JobHandle as JobHandle
     from renderdispatch.service import RenderService as RenderService
     from renderdispatch.wiring import Settings as Settings
@@ -40,9 +43,10 @@ if TYPE_CHECKING:
 _NAMES: Final = {
     "aio": "AsyncJobHandle AsyncRenderService",
     "errors": "ConfigurationError IdempotencyConflictError InvalidRequestError JobCancelledError JobFailedError "
-    "JobNotCompleteError JobNotFoundError RenderDispatchError WaitTimeoutError",
+    "JobNotCompleteError JobNotFoundError QueueLimitError RenderDispatchError WaitTimeoutError",
     "jobs": "Job",
     "messages": "PRESETS AudioUrl JobStatus Limits Output PollResponse Stage StorageKey UploadGrant",
+    "queueing": "QueuePolicy TenantPolicy",
     "service": "JobHandle RenderService",
     "wiring": "Settings from_settings local",
 }

@@ -17,7 +17,8 @@ naturally::
     ├── QueueLimitError (RuntimeError)            the tenant has too many jobs; ``retry_after`` says when to try again
     ├── JobNotCompleteError (RuntimeError)        the job has no result: it runs, failed or was cancelled
     │   ├── JobFailedError
-    │   └── JobCancelledError
+    │   ├── JobCancelledError
+    │   └── JobExpiredError                        its video is kept no longer
     ├── WaitTimeoutError (TimeoutError)           wait() ran out of time; the job goes on
     ├── StoreUnavailableError (ConnectionError)   the job store does not respond: try again
     ├── StorageError (OSError)
@@ -168,6 +169,12 @@ class JobCancelledError(JobNotCompleteError):
     """The job ended as ``cancelled``."""
 
     code = "job.cancelled"
+
+
+class JobExpiredError(JobNotCompleteError):
+    """The job's retention is over, or it is being deleted: its objects are kept no longer."""
+
+    code = "job.expired"
 
 
 class WaitTimeoutError(RenderDispatchError, TimeoutError):

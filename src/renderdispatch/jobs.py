@@ -24,6 +24,9 @@ ANSWER_LIMIT: Final = timedelta(hours=1)
 URLS_EXPIRED: Final = timedelta(minutes=11)
 """How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
 
+EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
+"""How long the objects of an expired job stay: a URL that was signed just before is still good for that long."""
+
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
 
@@ -157,6 +160,8 @@ class Job:
             kept until the job is deleted.
         compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
         finalizing_at: When a delivery was reported; None before that.
+        expired_at: When the job was given up, after its retention or by a delete: no URL is signed any more, and its
+            objects and its record are removed soon. None: it is kept.
         revision: Rises by one at each write; set by the store.
         protocol: The protocol of the version that wrote the record; set by the store. Older versions leave it alone.
     """
@@ -188,6 +193,7 @@ class Job:
     compute_stopped_at: datetime | None = None
     finalizing_at: datetime | None = None
     ended_at: datetime | None = None
+    expired_at: datetime | None = None
     revision: int = 0
     protocol: int = messages.PROTOCOL
 
@@ -238,6 +244,11 @@ class Job:
         return self.audio_clean_up is CleanUp.OWED or any(a.clean_up is CleanUp.OWED for a in self.attempts)
 
     @property
+    def removal_at(self) -> datetime | None:
+        """When its objects and its record are to be removed; None: they are kept."""
+        return None if self.expired_at is None else self.expired_at + EXPIRY_GRACE
+
+    @property
     def answer_by(self) -> datetime | None:
         """When a job that waits for storage ends without its answer; None: it does not wait for storage (rule J7)."""
         attempt = self.attempt
@@ -262,6 +273,8 @@ class Job:
         return min(time for time in times if time is not None)
 
     def _clean_up_due(self) -> Iterator[datetime]:
+        if self.removal_at is not None:
+            yield self.removal_at
         if self.audio_clean_up is CleanUp.OWED:
             yield self.updated_at
         for attempt in self.attempts:

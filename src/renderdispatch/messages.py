@@ -749,7 +749,11 @@ class PollError(Message):
 class PollResponse(Message):
     """The body of a poll endpoint's response; ``model_dump_json()`` writes the names of the wire.
 
-    ``warnings`` says what the finished video lacks.
+    Args:
+        queue_position: 1 for the job that is next. 1001 means: more than 1,000 jobs are before it.
+        warnings: What the finished video lacks.
+        download_url: Of the finished video; None once the job has expired.
+        expires_at: When the job expires, or when it did. None: it has not ended, or is kept until it is deleted.
     """
 
     job_id: str
@@ -763,6 +767,7 @@ class PollResponse(Message):
     warnings: tuple[RenderWarning, ...] = ()
     download_url: str | None = Field(default=None, repr=False)
     poster_url: str | None = Field(default=None, repr=False)
+    expires_at: datetime | None = None
     created_at: datetime
     updated_at: datetime
 

@@ -11,13 +11,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from renderdispatch.messages import Message
+from renderdispatch.messages import Argument
 
 Running = Annotated[int, Field(ge=0)]
 """How many attempts may run at once."""
 
 
-class TenantPolicy(Message):
+class TenantPolicy(Argument):
     """What one tenant may use.
 
     Args:
@@ -35,7 +35,7 @@ class TenantPolicy(Message):
     submits_per_minute: int | None = Field(default=None, ge=0)
 
 
-class QueuePolicy(Message):
+class QueuePolicy(Argument):
     """How tenants share the backends.
 
     Args:

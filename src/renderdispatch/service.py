@@ -18,15 +18,16 @@ from pydantic import JsonValue
 from renderdispatch.engine import layout
 from renderdispatch.engine.attachments import AttachmentSource
 from renderdispatch.engine.audio import AudioSource
-from renderdispatch.engine.intake import read_images, read_scene
+from renderdispatch.engine.intake import check_batch
 from renderdispatch.engine.parts import Closable, Parts, Reroute, Route, machine_id
+from renderdispatch.engine.rows import Submission
 from renderdispatch.engine.runtime import Engine
 from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
 from renderdispatch.engine.views import DOWNLOAD_URL_LIFE, Views
 from renderdispatch.engine.watching import Pause, show_html, what_shows
 from renderdispatch.errors import JobNotFoundError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant, read_output
+from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant
 from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
 from renderdispatch.queueing import QueuePolicy
 
@@ -99,7 +100,7 @@ class RenderService:
             machine=machine or machine_id(),
             policy=policy or QueuePolicy(),
             failover=failover,
-            keep={} if keep is None else dict(keep),
+            keep=keep,
             keys=keys,
             webhook_url=webhook_url,
             owned=tuple(owned),
@@ -110,7 +111,7 @@ class RenderService:
         self._engine = engine
         self._tenant = tenant
         self._views = Views(engine.parts, tenant)
-        self._submissions = Submissions(engine.parts, tenant, engine.created)
+        self._submissions = Submissions(engine.parts, tenant, engine.created, engine.expected)
 
     def __repr__(self) -> str:
         parts = self._engine.parts
@@ -171,6 +172,8 @@ class RenderService:
         priority: int = 0,
         metadata: Mapping[str, JsonValue] | None = None,
         idempotency_key: str | None = None,
+        batch: str | None = None,
+        connection: object = None,
     ) -> JobHandle:
         """Record a job and return its handle, without waiting for anything to render.
 
@@ -200,35 +203,42 @@ class RenderService:
             priority: Higher goes first.
             metadata: Data of the application, at most 4 KiB of JSON.
             idempotency_key: The same key gives the same job back, for as long as the job lives.
+            batch: The id of a batch to which the job belongs, as `submit_many` says.
+            connection: A SQLAlchemy ``Connection`` or ``Session`` of the application, to the database of
+                `SqlJobStore`: the job is recorded in its transaction, and is there when the application commits, or
+                never was. No poll and no worker sees it before. What was stored for it is deleted after eight days.
 
         Raises:
             InvalidRequestError: The request can never be served; nothing was recorded.
             IdempotencyConflictError: The key belongs to a job with another request.
+            JobExistsError: The key belongs to a job of a transaction that has not been committed.
+            ConfigurationError: The store cannot write through ``connection``.
             StoreUnavailableError: The job store does not answer. With an idempotency key a second call is safe.
             StorageError: A file could not be stored.
         """
         self._engine.check_open()
-        name, file = read_scene(scene)
-        beside = {"cover": cover, "scene_file": file}
-        attached = {place: source for place, source in beside.items() if source is not None} | read_images(images)
-        fields = {
-            "scene": name,
-            "params": {} if params is None else params,
-            "output": read_output(output),
-            "start": start,
-            "duration": duration,
-            "audio_track": audio_track,
-            "title": title,
-            "artist": artist,
-            "poster": poster,
-            "require_gpu": require_gpu,
-            "limits": Limits() if limits is None else limits,
-            "metadata": {} if metadata is None else metadata,
-        }
-        job = self._submissions.submit(
-            audio, attached, fields, backend=backend, priority=priority, idempotency_key=idempotency_key
+        row = Submission(
+            audio,
+            scene=scene,
+            params=params,
+            output=output,
+            start=start,
+            duration=duration,
+            audio_track=audio_track,
+            title=title,
+            artist=artist,
+            cover=cover,
+            images=images,
+            poster=poster,
+            backend=backend,
+            require_gpu=require_gpu,
+            limits=limits,
+            priority=priority,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
         )
-        return JobHandle(self, job.id)
+        batch = None if batch is None else check_batch(batch)
+        return JobHandle(self, self._submissions.submit(row, batch=batch, connection=connection).id)
 
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
         """Let a client send audio or a picture straight to storage; its bytes do not pass through the application.

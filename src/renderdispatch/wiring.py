@@ -6,26 +6,33 @@ when it is chosen, so that a start does not wait for the others.
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from renderdispatch.engine.policies import read_keep, read_policy, unknown_backends
 from renderdispatch.errors import ConfigurationError, MissingExtraError, UnknownNameError
+from renderdispatch.messages import JobStatus
 from renderdispatch.plumbing.interpreter import require_threads
 from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageAdapter
+from renderdispatch.queueing import QueuePolicy
 
 if TYPE_CHECKING:
     from renderdispatch.plumbing.fetch import GuardedFetcher
     from renderdispatch.service import RenderService
     from renderdispatch.storage.signing import SignedUrls
+
+_log: Final = logging.getLogger("renderdispatch.wiring")
+_T = TypeVar("_T")
 
 BACKENDS: Final = "renderdispatch.backends"
 """The entry points of other backends: each a callable without arguments."""
@@ -90,6 +97,11 @@ class Settings(BaseSettings):
         secrets: ``RENDERDISPATCH_SECRETS``: master secrets for webhooks, separated by spaces, the newest first.
         webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: the URL at which the GPU side reaches this application's webhook.
         lease_s: ``RENDERDISPATCH_LEASE_S``: seconds that a job stays with a silent worker.
+        queue: ``RENDERDISPATCH_QUEUE``: how tenants share the backends: a `QueuePolicy` as JSON, or ``@`` and the
+            absolute path of a file that holds it. Default: all alike, without limits.
+        keep: ``RENDERDISPATCH_KEEP``: for how long ended jobs and their videos are kept, by status, such as
+            ``complete=30d,failed=7d,cancelled=12h``. Default, and for a status that is not named: until they are
+            deleted.
         fetch_allow_hosts: ``RENDERDISPATCH_FETCH_ALLOW_HOSTS``: the only hosts that audio is fetched from by URL,
             separated by commas; ``*.example.com`` is every name below one. Default: every public host.
         fetch_allow_http: ``RENDERDISPATCH_FETCH_ALLOW_HTTP``: whether http URLs are fetched too, for development.
@@ -149,6 +161,8 @@ class Settings(BaseSettings):
     secrets: SecretStr | None = None
     webhook_url: str | None = Field(default=None, repr=False)
     lease_s: float = Field(default=30.0, ge=1, le=3600)
+    queue: str | None = None
+    keep: str | None = None
     fetch_allow_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     fetch_allow_http: bool = False
     fetch_allow_private: bool = False
@@ -281,9 +295,12 @@ def _build(settings: Settings, backends: Mapping[str, RenderBackend] | None = No
     if settings.worker:
         _check_extra(settings)
         require_threads()
+    policy, keep = open_policy(settings), open_keep(settings)
     storage, store = open_storage(settings), open_store(settings)
     if backends is None:
         backends = {name: open_backend(name, settings) for name in settings.backends}
+    if unknown := unknown_backends(policy, backends):
+        _log.warning("RENDERDISPATCH_QUEUE limits %s, which this process does not have", ", ".join(unknown))
     return RenderService(
         store,
         storage,
@@ -293,6 +310,8 @@ def _build(settings: Settings, backends: Mapping[str, RenderBackend] | None = No
         fetcher=open_fetcher(settings),
         worker=settings.worker,
         lease=timedelta(seconds=settings.lease_s),
+        policy=policy,
+        keep=keep,
         owned=(*backends.values(), storage, store),
     )
 
@@ -411,6 +430,46 @@ def open_store(settings: Settings) -> JobStore:
     from renderdispatch.stores.sql import SqlJobStore
 
     return SqlJobStore(url or usable_home(settings) / "jobs.db")
+
+
+# --- the queue and retention
+
+
+def open_policy(settings: Settings) -> QueuePolicy:
+    """Return how the settings let tenants share the backends.
+
+    Raises:
+        ConfigurationError: What they say makes no sense, or its file cannot be read.
+    """
+    text = settings.queue
+    if text is None:
+        return QueuePolicy()
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_absolute():
+            raise ConfigurationError("RENDERDISPATCH_QUEUE: after @ comes the absolute path of a file")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise ConfigurationError(f"RENDERDISPATCH_QUEUE: {str(path)!a} cannot be read: {why}") from None
+    return _named("RENDERDISPATCH_QUEUE", read_policy, text)
+
+
+def open_keep(settings: Settings) -> dict[JobStatus, timedelta]:
+    """Return for how long the settings have ended jobs kept.
+
+    Raises:
+        ConfigurationError: What they say makes no sense.
+    """
+    return {} if settings.keep is None else _named("RENDERDISPATCH_KEEP", read_keep, settings.keep)
+
+
+def _named(variable: str, read: Callable[[str], _T], text: str) -> _T:
+    try:
+        return read(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{variable}: {error}", code=error.code) from None
 
 
 # --- backends

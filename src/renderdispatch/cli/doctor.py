@@ -28,6 +28,7 @@ from renderdispatch.cli.machine import examine_probe
 from renderdispatch.cli.modal import examine_modal
 from renderdispatch.cli.options import json_option
 from renderdispatch.cli.requirements import outdated
+from renderdispatch.engine.policies import describe_keep, describe_policy, unknown_backends
 from renderdispatch.errors import RenderDispatchError
 from renderdispatch.messages import JobStatus, Limits, Output
 from renderdispatch.protocols import BackendCall, CallStatus, JobQuery, SupportsCounts, SupportsFind
@@ -38,6 +39,8 @@ from renderdispatch.wiring import (
     Settings,
     from_settings,
     open_backend,
+    open_keep,
+    open_policy,
     open_storage,
     open_store,
     read_settings,
@@ -82,6 +85,8 @@ def examine(*, origin: str | None = None) -> list[Finding]:
         found("home", lambda: _home(settings)),
         found("disk", lambda: _disk(settings)),
         found("job store", lambda: _store(settings)),
+        found("queue", lambda: _queue(settings)),
+        found("keep", lambda: ("ok", describe_keep(open_keep(settings)))),
         *storage,
         *_backends(settings),
         *_renders(settings, stored=stored),
@@ -135,6 +140,13 @@ def _store(settings: Settings) -> Verdict:
         if isinstance(store, SupportsCounts):
             return "ok", f"{name}: {sum(store.counts().values())} jobs"
         return "ok", f"{name} can be read: {'jobs' if store.query(JobQuery(limit=1)).items else 'no jobs yet'}"
+
+
+def _queue(settings: Settings) -> Verdict:
+    policy = open_policy(settings)
+    if unknown := unknown_backends(policy, settings.backends):
+        return "note", f"RENDERDISPATCH_QUEUE limits {', '.join(unknown)}, which RENDERDISPATCH_BACKENDS does not have"
+    return "ok", describe_policy(policy)
 
 
 def _storage(settings: Settings, origin: str | None) -> list[Finding]:

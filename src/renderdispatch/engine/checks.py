@@ -18,7 +18,7 @@ from attrs import define, field
 from pydantic import ValidationError
 
 from renderdispatch import errors
-from renderdispatch.engine import calls, events
+from renderdispatch.engine import calls, events, retention
 from renderdispatch.engine.cleanup import SILENCE, CleanUps
 from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit
@@ -114,14 +114,16 @@ class Checks:
         return self._finalize(job) if _is_out(job) and job.stage is Stage.FINALIZING else job
 
     def tidy(self, job: Job) -> Job:
-        """Clear up what ended attempts left."""
-        if job.owes_clean_up:
-            try:
+        """Clear up what ended attempts left; remove an expired job."""
+        try:
+            if job.owes_clean_up:
                 job = self._clean_ups.clean_up(job)
-            except _RECORD_ERRORS:
-                raise
-            except Exception as error:  # noqa: BLE001 - it stays owed
-                _log_error(error, "job %s: its clean-up is tried again", job.id)
+            if retention.may_remove(job, self._store.now()):
+                retention.remove(self._store, self._storage, job)
+        except _RECORD_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001 - it stays owed
+            _log_error(error, "job %s: its clean-up is tried again", job.id)
         return job
 
     # --- the backend

@@ -189,6 +189,11 @@ class AudioDropped:
 
 
 @frozen(kw_only=True)
+class Expired:
+    """An ended job is kept no longer: its retention is over, or a client deletes it."""
+
+
+@frozen(kw_only=True)
 class ClockStepped:
     """The clock moved on while no time passed, or was set back: the deadlines move along (rule J13)."""
 
@@ -201,5 +206,5 @@ class ClockAdvanced:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanUpEvent | ClockStepped | ClockAdvanced

@@ -52,6 +52,7 @@ _FIRST_AUDIO: Final = {
 _PYTHON_FILE: Final = re.compile(r"\.pyw?(?::|$)", re.IGNORECASE)
 _SHADER_SUFFIXES: Final = (".glsl", ".frag", ".fs", ".fsh", ".shader")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_BATCH: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UPLOADED: Final = re.compile(
     r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}|image/(?:jpeg|png|webp|gif|bmp)",
     re.ASCII,
@@ -115,6 +116,18 @@ def check_priority(priority: object) -> int:
         message = f"priority: an integer from {-_MAX_PRIORITY:,} to {_MAX_PRIORITY:,}"
         raise InvalidRequestError(message)
     return number
+
+
+def check_batch(batch: object) -> str:
+    """Return the id of a batch.
+
+    Raises:
+        InvalidRequestError: ``batch.invalid``: it is not 1 to 64 letters, digits, dashes and underscores.
+    """
+    if not isinstance(batch, str) or not _BATCH.fullmatch(batch):
+        message = "batch: an id of 1 to 64 letters, digits, dashes and underscores (A-Z, a-z, 0-9)"
+        raise InvalidRequestError(message, code="batch.invalid")
+    return batch
 
 
 def whole(value: object) -> int | None:

@@ -3,7 +3,8 @@
 All objects of a job share a prefix, ``jobs/{job}/{incarnation}/``; the objects of an attempt have the attempt's token
 below it; and the objects of a tenant share the tenant's prefix. The incarnation is random and is chosen before anything
 is written, so a delete by prefix never touches a later job of the same id (rule J15). Uploads by clients are stored
-under the day of their grant, so unused ones are found by their keys alone.
+under the day of their grant, so unused ones are found by their keys alone. Files of jobs that the service is not yet
+sure to have recorded are stored there too, each below a key of its own.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TENANTS: Final = "tenants/"
 
 UPLOADS: Final = "uploads/"
-"""The prefix of uploads by clients, whose keys `upload_key` makes. They are deleted by their age."""
+"""The prefix of uploads by clients, and of files for jobs that may not be recorded. `upload_key` makes their keys. They
+are deleted by their age."""
 
 UPLOAD_DAYS: Final = 2
 """An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
 _OF_A_JOB: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/([A-Za-z0-9_-]{1,128})/")
-_UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32})", re.ASCII)
+_UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32}(?:/[A-Za-z0-9./-]{1,100})?)", re.ASCII)
 
 
 def check_tenant(tenant: object) -> str:
@@ -54,7 +56,7 @@ def may_read(tenant: str | None, key: str) -> bool:
 
 
 def upload_key(tenant: str | None, now: datetime) -> str:
-    """Return a new key for an upload that is granted now."""
+    """Return a new key for an upload that is granted now, or the folder of a file that is stored now."""
     return f"{UPLOADS}{now.astimezone(UTC):%Y%m%d}/{tenant_prefix(tenant)}{secrets.token_hex(16)}"
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
+from renderdispatch.engine.policies import check_policy, checked_keep
+from renderdispatch.engine.quotas import check_store
 from renderdispatch.errors import ConfigurationError
 from renderdispatch.jobs import Attempt
 from renderdispatch.messages import Callback, JobStatus, RenderRequest
@@ -80,7 +82,7 @@ class Parts:
     machine: str = field(factory=machine_id)
     policy: QueuePolicy = field(factory=QueuePolicy)
     failover: Reroute | None = None
-    keep: Mapping[JobStatus, timedelta] = field(factory=dict)
+    keep: Mapping[JobStatus, timedelta] = field(default=None, converter=checked_keep)
     keys: AttemptKeys | None = None
     webhook_url: str | None = None
     owned: tuple[Closable, ...] = ()
@@ -90,6 +92,8 @@ class Parts:
             raise ConfigurationError("a service needs at least one backend")
         if not _is_lease(self.lease):
             raise ConfigurationError("lease must be a timedelta of at least one second")
+        check_policy(self.policy)
+        check_store(self.store, self.policy)
         for name, backend in self.backends.items():
             if not isinstance(getattr(backend, "locality", None), Locality):
                 raise ConfigurationError(f"backend {name!r} is a {type(backend).__name__}, not a RenderBackend")

@@ -22,8 +22,9 @@ from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.checks import Checks
 from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.engine.clocks import Clocks
+from renderdispatch.engine.retention import RetentionSweep
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Stage
+from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter, walk
@@ -81,6 +82,7 @@ class Reconciler:
         lanes: Where a round has done what may take long.
         holds: Whether this process holds the attempt with this token.
         lease: How long an attempt stays its holder's without a renewal.
+        keep: For how long ended jobs are kept, by status.
         stop: Has a round in progress end after the job that it checks.
         monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads, and by which leases and
             waiting jobs are watched; seconds.
@@ -92,17 +94,20 @@ class Reconciler:
     _lanes: Bulkheads = field(factory=lambda: Bulkheads.of(()))
     _holds: Callable[[str], bool] = field(default=lambda _token: False, kw_only=True)
     _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
+    _keep: Mapping[JobStatus, timedelta] = field(factory=dict, kw_only=True)
     _stop: Stop = field(factory=Stop, kw_only=True)
     _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _schedule: _Schedule = field(factory=_Schedule, init=False)
     clocks: Clocks = field(init=False)
     _checks: Checks = field(init=False)
     _sweep: UploadSweep = field(init=False)
+    _retention: RetentionSweep = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
         self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
+        self._retention = RetentionSweep(self._store, self._keep, self._monotonic())
 
     def tick(self) -> int:
         """Check every job that is due, to the end of each check; return how many were changed.
@@ -127,10 +132,10 @@ class Reconciler:
                 lane, key = begun[-1]
                 if not lane.submit(key, partial(check, found)) and not lane.has(key):
                     check(found)  # no thread can be started
-        if self._sweep.next_s <= self._monotonic():
-            begun.append((self._lanes.tidy, "uploads"))
-            if not self._lanes.tidy.submit("uploads", self._tidy_up) and not self._lanes.tidy.has("uploads"):
-                self._tidy_up()
+        for key, sweep in self._due_sweeps():
+            begun.append((self._lanes.tidy, key))
+            if not self._lanes.tidy.submit(key, sweep) and not self._lanes.tidy.has(key):
+                sweep()
         deadline = time.monotonic() + TICK_S
         for lane, key in begun:
             lane.wait_for(key, max(0.0, deadline - time.monotonic()))
@@ -147,8 +152,8 @@ class Reconciler:
                 changed += found.revision != job.revision
                 if self._schedule.due(found, self._monotonic()):
                     self._hand_on(found)
-        if self._sweep.next_s <= self._monotonic():
-            self._lanes.tidy.submit("uploads", self._tidy_up)
+        for key, sweep in self._due_sweeps():
+            self._lanes.tidy.submit(key, sweep)
         return changed
 
     def pause(self, longest_s: float) -> float:
@@ -188,14 +193,15 @@ class Reconciler:
 
         None does, if there is nothing to do. What finds no room is due again later.
         """
-        if job.attempt is None or (job.ended and not job.owes_clean_up):
+        owed = job.owes_clean_up or job.removal_at is not None
+        if not owed and (job.attempt is None or job.ended):
             return ()
-        name = self._lanes.name_of(job.attempt.backend)
+        name = self._lanes.name_of("" if job.attempt is None else job.attempt.backend)
         lanes = self._lanes.orders[name], self._lanes.ask[name], self._lanes.bucket, self._lanes.tidy
         told = lanes[0].submit(job.id, partial(self._checked, job, self._checks.orders))
         if job.ended:
             handed_on = self._tidy(job)
-        elif job.stage is Stage.FINALIZING or job.attempt.unwanted:
+        elif job.stage is Stage.FINALIZING or job.attempts[-1].unwanted:
             handed_on = self._look(job)
         else:
             handed_on = self._then(lanes[1], job, self._checks.ask, self._look)
@@ -208,7 +214,8 @@ class Reconciler:
         return self._then(self._lanes.bucket, job, self._checks.look, self._tidy)
 
     def _tidy(self, job: Job) -> bool:
-        return job.owes_clean_up and self._then(self._lanes.tidy, job, self._checks.tidy, lambda _job: None)
+        owed = job.owes_clean_up or job.removal_at is not None
+        return owed and self._then(self._lanes.tidy, job, self._checks.tidy, lambda _job: None)
 
     def _then(self, lane: Lane, job: Job, part: Callable[[Job], Job], go_on: Callable[[Job], object]) -> bool:
         """Have a lane do a part of the job's check, with the job as it is by then, and hand on what is left.
@@ -225,8 +232,20 @@ class Reconciler:
 
         return lane.submit(job.id, work) or lane.has(job.id)
 
-    def _tidy_up(self) -> None:
+    def _due_sweeps(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what is done now and then, each with its key in the lane of clean-ups."""
+        now_s = self._monotonic()
+        uploads = [("uploads", self._sweep_uploads)] if self._sweep.next_s <= now_s else []
+        return [*uploads, ("retention", self._sweep_jobs)] if self._retention.due(now_s) else uploads
+
+    def _sweep_uploads(self) -> None:
         self._sweep.sweep(self._store.now(), self._monotonic())
+
+    def _sweep_jobs(self) -> None:
+        try:
+            self._retention.sweep(self._store.now(), self._monotonic())
+        except errors.StoreUnavailableError as error:
+            _log.warning("expired jobs: the sweep is repeated later: %s", error)
 
     def _seconds(self) -> float:
         return self._monotonic()

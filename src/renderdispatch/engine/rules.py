@@ -533,3 +533,8 @@ def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
     if job.audio_clean_up is not CleanUp.OWED or job.audio is None or job.audio.key != event.key:
         return job
     return evolve(job, audio=None, audio_clean_up=CleanUp.DONE)
+
+
+def expire(job: Job, event: events.Expired, now: datetime) -> Job:
+    """Give up an ended job: no URL of its objects is signed any more. A job that has not ended is kept."""
+    return job if not job.ended or job.expired_at is not None else evolve(job, expired_at=now)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from renderdispatch.engine import layout
 from renderdispatch.engine.parts import Closable, Parts
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
@@ -68,8 +67,8 @@ class Engine:
             require_threads()
             self.worker().start()
 
-    def created(self) -> None:
-        """Start the worker; let one that runs in this process claim a new job at once.
+    def expected(self) -> None:
+        """Start the worker, for a job that is recorded, or will be when the application commits.
 
         The job is recorded whether or not a worker can be started here: the next call tries again.
         """
@@ -77,6 +76,10 @@ class Engine:
             self.start()
         except Exception as error:  # noqa: BLE001 - threads are limited, or the service is being closed
             _log.warning("no worker can be started in this process: %s", error)
+
+    def created(self) -> None:
+        """Start the worker; let one that runs in this process claim a new job at once."""
+        self.expected()
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
@@ -100,12 +103,12 @@ class Engine:
     def delete(self, job: Job) -> None:
         """Forget an ended job and remove its objects. Only this very job: a later one of the same id stays (rule J15).
 
-        The objects go first, so that a crash leaves a record by which a second call finds them.
+        It expires first: after a crash, or while storage is away, a worker removes what is left.
 
         Raises:
             InvalidRequestError: The job has not ended, or something of it may still compute.
         """
-        from renderdispatch.engine.commit import forget
+        from renderdispatch.engine import retention
 
         if not job.ended:
             raise InvalidRequestError(f"job {job.id} is {job.status}; cancel it first", code="job.running")
@@ -118,8 +121,8 @@ class Engine:
         if any(not a.stopped and not a.may_write and a.clean_up is CleanUp.OWED for a in job.attempts):
             message = f"an attempt of job {job.id} may still compute; try again when it was stopped"
             raise InvalidRequestError(message, code="job.clean-up-owed")
-        self.parts.storage.delete_prefix(layout.prefix_of(job))
-        forget(self.parts.store, job)
+        job = retention.expire(self.parts.store, job)
+        retention.remove(self.parts.store, self.parts.storage, job)
 
     def close(self) -> None:
         """Stop the worker, then close what is owned. A second call does nothing."""

@@ -1,15 +1,15 @@
 """How does a request become a job?
 
 Check the request, then the audio; find out whether an idempotency key has its job already; store the audio; record the
-job. Nothing waits for anything to render.
+job. Nothing waits for anything to render. Many requests become jobs in one transaction; each has its own errors.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -17,13 +17,15 @@ from attrs import frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
-from renderdispatch.engine.attachments import AttachmentSource, File, copy_attachment, examine_attachments
-from renderdispatch.engine.audio import AudioSource, Incoming, Streamed, examine
+from renderdispatch.engine.attachments import copy_attachment
+from renderdispatch.engine.audio import Streamed
+from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.rows import Submission, read_rows
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
-from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsSceneFiles
+from renderdispatch.protocols import JobStore, RenderBackend, SupportsCheck, SupportsCreateMany, SupportsSceneFiles
 
 _log: Final = logging.getLogger("renderdispatch.engine.submission")
 
@@ -34,47 +36,29 @@ _AnyFile = TypeVar("_AnyFile", bound=Audio)
 
 _NO_FILE: Final = StoredAudio.model_construct(key="", size=0)
 
+_IN_ORDER: Final = timedelta(microseconds=1)
+"""What lies between the rows of a batch, so that they are claimed and listed in their order."""
 
-@frozen
-class _Files:
-    """Where the files of a request are, as its record has them."""
-
-    audio: Audio
-    attached: Mapping[str, File]
-
-    def of(self, request: RenderRequest) -> RenderRequest:
-        """Return the request with these files."""
-        return request.attaching(self.attached).model_copy(update={"audio": self.audio})
+Recorded = Job | errors.RenderDispatchError
+"""What became of a row: its job, or why there is none."""
 
 
-@frozen
-class _Inputs:
-    """The files of a request: its audio, and others by their places."""
+@frozen(kw_only=True)
+class _Asked:
+    """A request that may be served.
 
-    audio: Incoming[Audio]
-    attached: Mapping[str, Incoming[File]]
+    Args:
+        request: The request; before its files are stored, with what names them.
+        key: The idempotency key.
+        routed: Whether the service chose the backend.
+    """
 
-    def describe(self) -> _Files:
-        """Return what identifies them."""
-        attached = {place: incoming.describe() for place, incoming in self.attached.items()}
-        return _Files(self.audio.describe(), attached)
-
-    def store(self, prefix: str) -> _Files:
-        """See that a worker can read all; return where they are. If one fails, nothing stays stored."""
-        try:
-            attached = {place: incoming.store(prefix) for place, incoming in self.attached.items()}
-            return _Files(self.audio.store(prefix), attached)
-        except BaseException:
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Remove what `store` stored, if anything, as far as the storage answers."""
-        for incoming in (self.audio, *self.attached.values()):
-            try:
-                incoming.discard()
-            except errors.StorageError as error:
-                _log.warning("what a submit stored could not be removed: %s", error)
+    id: str
+    incarnation: str
+    request: RenderRequest
+    priority: int
+    key: str | None
+    routed: bool
 
 
 @frozen
@@ -83,70 +67,110 @@ class Submissions:
 
     Args:
         created: Called after a job was recorded.
+        expected: Called when a job will be there as soon as the application commits.
     """
 
     _parts: Parts
     _tenant: str | None
     _created: Callable[[], None]
+    _expected: Callable[[], None]
 
-    def submit(
-        self,
-        audio: AudioSource,
-        attached: Mapping[str, AttachmentSource],
-        fields: Mapping[str, Any],
-        *,
-        backend: str | None,
-        priority: int,
-        idempotency_key: str | None,
-    ) -> Job:
-        """Record a job and return it, or the job that this idempotency key has already.
+    def submit(self, row: Submission, *, batch: str | None = None, connection: object = None) -> Job:
+        """Record a job and return it, or the job that the idempotency key has already.
 
         Args:
-            audio: What the application handed in.
-            attached: Further files, by the names of `RenderRequest.attached`.
-            fields: The rest of the request.
-            backend: Where to render; None is chosen by the route, else the first backend.
-            priority: Higher goes first.
-            idempotency_key: The same key gives the same job back.
+            row: What is asked for.
+            batch: The id of its batch.
+            connection: The application's transaction, as `SupportsCreateMany.create_many` says.
 
         Raises:
             InvalidRequestError: The request can never be served; nothing was recorded.
             IdempotencyConflictError: The key belongs to a job with another request.
+            ConfigurationError: The store cannot join this transaction.
         """
-        priority = check_priority(priority)
-        named = "" if backend is None else backend
-        named_files = dict.fromkeys(attached, _NO_FILE)
-        request = read_request({**fields, "audio": _NO_FILE, "backend": named}).attaching(named_files)
-        request = self._routed(request)
-        job_id = uuid.uuid4().hex if idempotency_key is None else keyed_id(self._tenant, idempotency_key)
-        keyed = idempotency_key is not None
-        backend_of = self._parts.backends[request.backend]
-        incoming = _Inputs(
-            examine(audio, self._parts, self._tenant, keyed=keyed),
-            examine_attachments(
-                attached, self._parts, self._tenant, keyed=keyed, check_text=partial(_check_text, backend_of)
-            ),
-        )
-
-        def same(files: Callable[[], _Files]) -> Job | None:
-            return None if idempotency_key is None else self._same(job_id, request, files, idempotency_key, not backend)
-
-        if (job := same(incoming.describe)) is not None:
-            return job
-        incarnation = layout.new_incarnation()  # before the upload: the audio's key holds it, and so will the record
-        stored = incoming.store(layout.job_prefix(self._tenant, job_id, incarnation))
-        recorded = stored.of(request)
+        self._check_joins(connection)
+        asked, inputs = self._examine(row)
+        if (known := self._known(asked, inputs)) is not None:
+            return known
+        own = layout.job_prefix(self._tenant, asked.id, asked.incarnation)
+        stored = inputs.store((lambda: own) if connection is None else upload_place(self._tenant, self._parts))
+        job = self._job(asked, stored.of(asked.request), batch)
         try:
-            return self._create(recorded, id=job_id, incarnation=incarnation, tenant=self._tenant, priority=priority)
-        except errors.JobExistsError:  # another submit with this key was faster
-            incoming.discard()
-            if (job := same(lambda: stored)) is None:
-                raise
-            return job
+            created = self._create([job], connection)[0]
         except BaseException:
-            if self._surely_absent(job_id, incarnation):  # a create whose answer was lost may stand: it needs its audio
-                incoming.discard()
+            if connection is None and self._surely_absent(job):  # a create whose answer was lost may stand
+                inputs.discard()
             raise
+        if not isinstance(created, Job):
+            inputs.discard()
+            created = self._resolve(created, job, asked)
+        return _job_or_raise(created)
+
+    def submit_many(
+        self, rows: Iterable[Submission], *, batch: str, number_keys: bool, connection: object = None
+    ) -> list[Recorded]:
+        """Record jobs in one transaction; return each row's job, or why it has none.
+
+        Args:
+            rows: What is asked for, at most `MAX_ROWS`.
+            batch: The id of the batch.
+            number_keys: Give rows without an idempotency key one that is made of the batch and the row's number.
+            connection: The application's transaction.
+
+        Raises:
+            InvalidRequestError: There are too many rows.
+            StorageError: A file could not be stored; nothing was recorded.
+            StoreUnavailableError: The store does not answer; all is recorded or nothing.
+        """
+        self._check_joins(connection)
+        once = StoredOnce(self._parts.storage)
+        jobs: dict[str, tuple[Job, _Asked]] = {}
+        try:
+            outcomes = list(self._outcomes(rows, batch, number_keys, once, jobs))
+            to_create = [job for job, _ in jobs.values()]
+            created = dict(zip(jobs, self._create(to_create, connection) if to_create else [], strict=True))
+        except BaseException:
+            if connection is None and all(self._surely_absent(job) for job, _ in jobs.values()):
+                once.discard()
+            raise
+        once.discard(_keys_of(job for job, _ in jobs.values() if _may_be_stored(job, created[job.id])))
+        for job_id, found in created.items():
+            if not isinstance(found, Job):
+                created[job_id] = self._resolve(found, *jobs[job_id])
+        return [created[outcome] if isinstance(outcome, str) else outcome for outcome in outcomes]
+
+    def _outcomes(
+        self,
+        rows: Iterable[Submission],
+        batch: str,
+        number_keys: bool,
+        once: StoredOnce,
+        jobs: dict[str, tuple[Job, _Asked]],
+    ) -> Iterator[Recorded | str]:
+        """Yield for each row its error, the job that its key has already, or the id under which ``jobs`` has its job.
+
+        The row's files are stored meanwhile, and the row is let go of: its bytes may be many.
+        """
+        now, below = self._parts.store.now(), upload_place(self._tenant, self._parts)
+        for number, row in enumerate(read_rows(rows)):
+            try:
+                asked, inputs = self._examine(row, f"batch/{batch}/{number}" if number_keys else None)
+                inputs = once.share(inputs, row)
+                if asked.id in jobs:
+                    first = jobs[asked.id][0]
+                    _check_same(first, inputs.describe().of(asked.request), asked)
+                elif (known := self._known(asked, inputs)) is not None:
+                    yield known
+                    continue
+                else:
+                    request = inputs.store(below).of(asked.request)
+                    jobs[asked.id] = self._job(asked, request, batch, now + number * _IN_ORDER), asked
+            except (errors.StorageError, errors.StoreUnavailableError):
+                raise  # the other rows would meet it too
+            except errors.RenderDispatchError as error:
+                yield error
+            else:
+                yield asked.id
 
     def retry(self, job: Job) -> Job:
         """Submit a failed or cancelled job again; return the new job.
@@ -154,10 +178,13 @@ class Submissions:
         Raises:
             InvalidRequestError: The job did not fail, one of its files is gone,
                 or its backend is not one of this service.
+            JobExpiredError: Its files are kept no longer.
         """
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             message = f"job {job.id} is {job.status}; only failed and cancelled jobs can be retried"
             raise errors.InvalidRequestError(message, code="job.not-retryable")
+        if job.expired_at is not None:
+            raise errors.JobExpiredError(f"the files of job {job.id} are kept no longer; submit the song again")
         if job.request.backend not in self._parts.backends:
             raise errors.UnknownNameError.of(
                 "backend", job.request.backend, self._parts.backends, code="backend.unknown"
@@ -165,13 +192,13 @@ class Submissions:
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
         fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id}
-        creating = False
+        new: Job | None = None
         try:
-            request = self._with_copies(job, prefix)
-            creating = True
-            return self._create(request, id=new_id, incarnation=incarnation, **fields)
+            now, request = self._parts.store.now(), self._with_copies(job, prefix)
+            new = _new_job(now, request, id=new_id, incarnation=incarnation, **fields)
+            return _job_or_raise(self._create([new])[0])
         except BaseException:
-            if not creating or self._surely_absent(new_id, incarnation):  # a create whose answer was lost may stand
+            if new is None or self._surely_absent(new):  # a create whose answer was lost may stand
                 self._parts.storage.delete_prefix(prefix)
             raise
 
@@ -198,46 +225,91 @@ class Submissions:
             backend.check(request)
         return request
 
-    def _same(
-        self, job_id: str, request: RenderRequest, files: Callable[[], _Files], key: str, routed: bool
-    ) -> Job | None:
+    def _check_joins(self, connection: object) -> None:
+        if connection is not None and not isinstance(self._parts.store, SupportsCreateMany):
+            message = f"{type(self._parts.store).__name__} has no database whose transactions it could join"
+            raise errors.ConfigurationError(message)
+
+    def _examine(self, row: Submission, own_key: str | None = None) -> tuple[_Asked, Inputs]:
+        """Check a row, and refuse what can never be served. Nothing is stored.
+
+        Args:
+            row: What is asked for.
+            own_key: The idempotency key of a row that brings none.
+        """
+        if not isinstance(row, Submission):
+            message = f"a row is a Submission, as in Submission(Path('song.mp3')), not a {type(row).__name__}"
+            raise errors.InvalidRequestError(message)
+        priority, key = check_priority(row.priority), own_key if row.idempotency_key is None else row.idempotency_key
+        fields = {**row.fields(), "audio": _NO_FILE, "backend": "" if row.backend is None else row.backend}
+        request = self._routed(read_request(fields).attaching(dict.fromkeys(row.files(), _NO_FILE)))
+        asked = _Asked(
+            id=uuid.uuid4().hex if key is None else keyed_id(self._tenant, key),
+            incarnation=layout.new_incarnation(),  # before the upload: the audio's key holds it, and so will the record
+            request=request,
+            priority=priority,
+            key=key,
+            routed=not row.backend,
+        )
+        check_text = partial(_check_text, self._parts.backends[request.backend])
+        keyed = key is not None
+        return asked, Inputs.examine(row, self._parts, self._tenant, keyed=keyed, check_text=check_text)
+
+    def _known(self, asked: _Asked, inputs: Inputs) -> Job | None:
         """Return the job that the idempotency key has; None where the key is new (rule J9).
 
         Raises:
             IdempotencyConflictError: The job's request is another one.
         """
+        if asked.key is None:
+            return None
         try:
-            job = self._parts.store.get(job_id)
+            job = self._parts.store.get(asked.id)
         except errors.JobNotFoundError:
             return None
-        chosen = job.request.backend if routed else request.backend  # a route may choose another one each time
-        given, recorded = files(), job.request.attached()
-        audio = _recorded(given.audio, job.request.audio)
-        attached = {place: _recorded(file, recorded.get(place)) for place, file in given.attached.items()}
-        again = request.attaching(attached).model_copy(update={"audio": audio, "backend": chosen})
-        if not same_request(job, again):
-            message = f"idempotency key {key[:40]!r} belongs to job {job.id}, which has another request"
-            raise errors.IdempotencyConflictError(message)
-        return job
+        return _check_same(job, inputs.describe().of(asked.request), asked)
 
-    def _create(self, request: RenderRequest, **fields: Any) -> Job:
-        now = self._parts.store.now()
-        job = Job(
-            **fields,
-            request=request,
-            fingerprint=fingerprint(request),
-            created_at=now,
-            updated_at=now,
-            finish_by=now + request.limits.total_timeout,
-            ready_at=now,
-        )
-        job = self._parts.store.create(job)
-        self._created()
-        return job
-
-    def _surely_absent(self, job_id: str, incarnation: str) -> bool:
+    def _resolve(self, refused: errors.RenderDispatchError, job: Job, asked: _Asked) -> Recorded:
+        """Return the job that another submit with the same key created first, or why there is none."""
+        if asked.key is None or not isinstance(refused, errors.JobExistsError):
+            return refused
         try:
-            return self._parts.store.get(job_id).incarnation != incarnation
+            return _check_same(self._parts.store.get(job.id), job.request, asked)
+        except errors.JobNotFoundError:
+            message = f"job {job.id} of this idempotency key is in a transaction that has not been committed yet"
+            return errors.JobExistsError(message)
+        except errors.RenderDispatchError as error:
+            return error
+
+    def _job(self, asked: _Asked, request: RenderRequest, batch: str | None, now: datetime | None = None) -> Job:
+        """Return the job of a request whose files are stored."""
+        fields = {"id": asked.id, "incarnation": asked.incarnation, "tenant": self._tenant, "priority": asked.priority}
+        return _new_job(self._parts.store.now() if now is None else now, request, batch=batch, **fields)
+
+    def _create(self, jobs: Sequence[Job], connection: object = None) -> list[Recorded]:
+        """Create jobs, all in one transaction if the store can; return each as stored, or why it was refused.
+
+        Args:
+            jobs: The jobs.
+            connection: The application's transaction; the jobs are there when it commits.
+
+        Raises:
+            StoreUnavailableError: The store does not answer.
+        """
+        store = self._parts.store
+        if isinstance(store, SupportsCreateMany) and (len(jobs) > 1 or connection is not None):
+            created = store.create_many(jobs, connection=connection)
+        elif len(jobs) == 1:
+            created = [_create_one(store, jobs[0])]
+        else:
+            created = list(_create_each(store, jobs))
+        if any(isinstance(found, Job) for found in created):
+            (self._created if connection is None else self._expected)()
+        return created
+
+    def _surely_absent(self, job: Job) -> bool:
+        try:
+            return self._parts.store.get(job.id).incarnation != job.incarnation
         except errors.JobNotFoundError:
             return True
         except errors.StoreUnavailableError:
@@ -267,6 +339,75 @@ class Submissions:
                 return copy.model_copy(update={"name": audio.name})
         except errors.ObjectNotFoundError:
             raise errors.InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
+
+
+def _new_job(now: datetime, request: RenderRequest, **fields: Any) -> Job:
+    return Job(
+        **fields,
+        request=request,
+        fingerprint=fingerprint(request),
+        created_at=now,
+        updated_at=now,
+        finish_by=now + request.limits.total_timeout,
+        ready_at=now,
+    )
+
+
+def _job_or_raise(recorded: Recorded) -> Job:
+    if isinstance(recorded, Job):
+        return recorded
+    raise recorded
+
+
+def _create_one(store: JobStore, job: Job) -> Recorded:
+    try:
+        return store.create(job)
+    except errors.JobExistsError as error:
+        return error
+
+
+def _create_each(store: JobStore, jobs: Iterable[Job]) -> Iterator[Recorded]:
+    """Create jobs in a store without transactions; once it does not answer, the jobs from there on have that error."""
+    away: errors.StoreUnavailableError | None = None
+    for job in jobs:
+        if away is not None:
+            yield away
+            continue
+        try:
+            yield _create_one(store, job)
+        except errors.StoreUnavailableError as error:
+            away = error
+            yield error
+
+
+def _may_be_stored(job: Job, found: Recorded) -> bool:
+    """Return whether the store may have this very job: if its answer was lost, that is not known."""
+    if isinstance(found, Job):
+        return found.incarnation == job.incarnation
+    return isinstance(found, errors.StoreUnavailableError)
+
+
+def _keys_of(jobs: Iterable[Job]) -> set[str]:
+    """Return the keys of the objects that the jobs' requests name."""
+    files = (file for job in jobs for file in (job.request.audio, *job.request.attached().values()))
+    return {file.key for file in files if isinstance(file, StoredAudio)}
+
+
+def _check_same(job: Job, request: RenderRequest, asked: _Asked) -> Job:
+    """Return a job whose request is this one (rule J9).
+
+    Raises:
+        IdempotencyConflictError: It is another one.
+    """
+    chosen = job.request.backend if asked.routed else request.backend  # a route may choose another one each time
+    recorded = job.request.attached()
+    attached = {place: _recorded(file, recorded.get(place)) for place, file in request.attached().items()}
+    audio = _recorded(request.audio, job.request.audio)
+    again = request.attaching(attached).model_copy(update={"audio": audio, "backend": chosen})
+    if not same_request(job, again):
+        message = f"idempotency key {str(asked.key)[:40]!r} belongs to job {job.id}, which has another request"
+        raise errors.IdempotencyConflictError(message)
+    return job
 
 
 def _recorded(file: _AnyFile, recorded: Audio | None) -> _AnyFile | StoredAudio:

@@ -6,7 +6,7 @@ cancel), the dispatcher (stages), the GPU side (`CheckedIn`, `Progressed`, `Comp
 
 An event passes three gates before the table is read:
 
-1. **Terminal absorbs.** A job that has ended changes no more, except that its clean-up is recorded.
+1. **Terminal absorbs.** A job that has ended changes no more, except that its clean-up and its expiry are recorded.
 2. **The fence.** An event names one attempt by its token. An event of another attempt changes nothing, and its sender
    is told to stop.
 3. **The run.** A preempted container starts the same attempt again. Each start has a run id, sent at check-in. The
@@ -99,6 +99,7 @@ TABLE: Final = (
     Row(events.Swept, frozenset(Stage), rules.swept),
     Row(events.CleanedUp, frozenset(Stage), rules.cleaned_up),
     Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
+    Row(events.Expired, frozenset(Stage), rules.expire),
 )
 
 TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {

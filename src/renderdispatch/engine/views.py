@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -84,6 +84,7 @@ class Views:
     def poll(self, job: Job) -> PollResponse:
         """Return what a poll endpoint answers for the job."""
         artifact = job.artifact if job.status is JobStatus.COMPLETE else None
+        kept = artifact is not None and job.expired_at is None
         result = error = None
         if artifact is not None:
             shown = {name: getattr(artifact, name) for name in PollResult.model_fields if name != "video_key"}
@@ -100,11 +101,19 @@ class Views:
             result=result,
             error=error,
             warnings=artifact.warnings if artifact is not None else (),
-            download_url=self._signed(job, artifact.key, ".mp4") if artifact is not None else None,
-            poster_url=self.poster_url(job) if artifact is not None and artifact.poster_key is not None else None,
+            download_url=self.download_url(job) if kept else None,
+            poster_url=self.poster_url(job) if artifact is not None and kept and artifact.poster_key else None,
+            expires_at=self._expires_at(job),
             created_at=job.created_at,
             updated_at=job.updated_at,
         )
+
+    def _expires_at(self, job: Job) -> datetime | None:
+        """Return when its video was or will be kept no longer; None: it runs, or is kept until it is deleted."""
+        keep = self.parts.keep.get(job.status)
+        if job.expired_at is not None or job.ended_at is None or keep is None:
+            return job.expired_at
+        return job.ended_at + keep
 
     def download_url(self, job: Job) -> str:
         """Return a URL of the finished video. Raises `JobNotCompleteError`."""
@@ -207,6 +216,8 @@ def _poster_key(job: Job) -> str:
 
 def _artifact_of(job: Job) -> Artifact:
     match job.status:
+        case JobStatus.COMPLETE if job.expired_at is not None:
+            raise errors.JobExpiredError(f"the video of job {job.id} is kept no longer; submit the song again")
         case JobStatus.COMPLETE if job.artifact is not None:
             return job.artifact
         case JobStatus.FAILED if job.error is not None:

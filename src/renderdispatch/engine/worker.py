@@ -64,6 +64,7 @@ class Worker:
             self.lanes,
             holds=self.keeper.holds,
             lease=parts.lease,
+            keep=parts.keep,
             stop=self._stop,
         )
         clocks = self.reconciler.clocks

@@ -76,7 +76,7 @@ def matches(query: JobQuery, job: Job) -> bool:
         case "leased":
             return _is_by(job.lease_until, query.due_by)
         case "ended":
-            return _is_by(job.ended_at, query.due_by)
+            return job.expired_at is None and _is_by(job.ended_at, query.due_by)
 
 
 def _is_by(time: datetime | None, latest: datetime | None) -> bool:

@@ -129,6 +129,7 @@ def make_ended_job(**changes: Any) -> Job:
         clean_up=CleanUp.DONE,
     )
     fields = {
+        "expired_at": now + timedelta(days=30),
         "tenant": "acme",
         "priority": 7,
         "retry_of": "another",

@@ -6,6 +6,7 @@ the framework logs them and answers 500, as it does for any other exception.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,8 +18,10 @@ ANSWERED: Final[Mapping[type[errors.RenderDispatchError], int]] = {
     errors.JobNotFoundError: 404,
     errors.ObjectNotFoundError: 404,
     errors.JobNotCompleteError: 409,
+    errors.JobExpiredError: 410,
     errors.InvalidRequestError: 422,
     errors.IdempotencyConflictError: 422,  # draft-ietf-httpapi-idempotency-key-header-07, section 2.7
+    errors.QueueLimitError: 429,
     errors.RevisionConflictError: 503,
     errors.StoreUnavailableError: 503,
     errors.JobUnreadableError: 503,  # another process of a rolling deployment can read it
@@ -50,7 +53,7 @@ def answer(error: errors.RenderDispatchError) -> Response:
     """Return the response to a request that raised ``error``; its body is to be sent as JSON.
 
     The status is 409, not 422, if only the job's state forbids the request: deleting a job that runs, or retrying one
-    that did not fail.
+    that did not fail. A 429 says how many seconds later a submit may succeed (``Retry-After``, RFC 9110, 10.2.3).
 
     Raises:
         RenderDispatchError: ``error`` itself, if it is not one of `ANSWERED`.
@@ -58,6 +61,9 @@ def answer(error: errors.RenderDispatchError) -> Response:
     status = next((ANSWERED[kind] for kind in type(error).__mro__ if kind in ANSWERED), None)
     if status is None:
         raise error
+    if isinstance(error, errors.QueueLimitError):
+        wait_s = max(1, math.ceil(error.retry_after.total_seconds()))
+        return refusal(status, error.code, str(error), **{"retry-after": str(wait_s)})
     if isinstance(error, errors.InvalidRequestError) and error.code.startswith("job."):
         status = 409
     return refusal(status, error.code, str(error))

@@ -47,7 +47,7 @@ JOBS: Final = sa.Table(
     sa.Column("held_on", sa.Text),  # the backend of the newest unit of running attempts that it holds
     sa.Column("held", sa.BigInteger),  # how many units
     sa.Column("held_until", sa.BigInteger),
-    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),  # of a job that has not expired
     sa.Column("deleted_at", sa.BigInteger),
 )
 
@@ -113,7 +113,7 @@ VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
     "held_on": lambda job: _newest_holding(job)[0],
     "held": lambda job: _newest_holding(job)[1],
     "held_until": lambda job: _newest_holding(job)[2],
-    "ended_at": lambda job: _micros(job.ended_at),
+    "ended_at": lambda job: _micros(job.ended_at) if job.expired_at is None else None,
 }
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
 
