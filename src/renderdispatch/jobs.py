@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attrs import field, frozen
 
@@ -29,6 +29,24 @@ EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
 
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
+
+
+if TYPE_CHECKING:
+    from attrs import evolve as evolve  # noqa: PLC0414 - exported: type checkers know what it takes
+else:
+    _T = TypeVar("_T")
+
+    def evolve(record: _T, **changes: Any) -> _T:
+        """Return a job or an attempt with changes, as `attrs.evolve` does, in a fifth of its time."""
+        new = object.__new__(type(record))
+        fields = new.__dict__
+        fields.update(record.__dict__)
+        known = len(fields)
+        fields.update(changes)
+        if len(fields) != known:
+            unknown = sorted(changes.keys() - record.__dict__.keys())
+            raise TypeError(f"{type(record).__name__} has no field {', '.join(unknown)}")
+        return new
 
 
 class CleanUp(StrEnum):
@@ -53,7 +71,7 @@ class Holding(NamedTuple):
     until: datetime
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Attempt:
     """One try at a job, fenced by a token of its own.
 
@@ -139,7 +157,7 @@ class Attempt:
         return self.swept_at + (self.swept_at - self.ended_at) / _SWEEPS
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Job:
     """The record of a job; a value, so a change is a new `Job`.
 
@@ -235,8 +253,11 @@ class Job:
     @property
     def machine(self) -> str | None:
         """The only machine whose workers may claim this job, because a file of it lies there. None: any machine."""
-        needed = (self.audio or self.request.audio, *self.attached().values())
-        return next((file.machine for file in needed if isinstance(file, messages.LocalAudio)), None)
+        audio = self.audio or self.request.audio
+        if isinstance(audio, messages.LocalAudio):
+            return audio.machine
+        files = self.attached().values()
+        return next((file.machine for file in files if isinstance(file, messages.LocalAudio)), None)
 
     @property
     def owes_clean_up(self) -> bool:

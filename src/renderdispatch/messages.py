@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from numbers import Rational, Real
 from threading import RLock
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -178,6 +179,10 @@ def parse_rate(value: object) -> Fraction:
     Raises:
         ValueError: The value is not a number, not finite, below 1/10, or above 240.
     """
+    return _parse_text(value) if isinstance(value, str) else _parse_rate(value)
+
+
+def _parse_rate(value: object) -> Fraction:
     rate: Fraction | None = None
     with suppress(ValueError, ZeroDivisionError, OverflowError):
         match value:
@@ -199,6 +204,12 @@ def parse_rate(value: object) -> Fraction:
     if 10 * above < below or below > 1_000_000:
         raise ValueError("a frame rate must be at least 1/10, with a denominator of at most 1,000,000")
     return rate
+
+
+@lru_cache(maxsize=256)
+def _parse_text(value: str) -> Fraction:
+    """Read a text; each record has one, and most have the same."""
+    return _parse_rate(value)
 
 
 def format_rate(rate: Fraction) -> str:
@@ -390,6 +401,13 @@ def _small_json(value: object, limit: int, what: str) -> object:
     return value
 
 
+JsonObject = Annotated[
+    Mapping[str, pydantic.JsonValue],
+    pydantic.GetPydanticSchema(lambda _, handler: handler(dict[str, pydantic.JsonValue])),
+]
+"""JSON by names. As a plain dict it is read and written without a call of Python."""
+
+
 def is_image(place: str) -> bool:
     """Return whether a place of `RenderRequest.attached` is one of the images."""
     return place.startswith("image_")
@@ -422,7 +440,7 @@ class RenderRequest(Message):
     protocol: int = PROTOCOL
     audio: Audio
     scene: str = Field(min_length=1, max_length=200)
-    params: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
+    params: JsonObject = Field(default_factory=dict)
     output: Output = Output.model_construct()
     start: float = Field(default=0.0, ge=0)
     duration: float | None = Field(default=None, gt=0)
@@ -438,13 +456,18 @@ class RenderRequest(Message):
     backend: str
     require_gpu: bool = False
     limits: Limits = Limits.model_construct()
-    metadata: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     def attached(self) -> dict[str, StoredAudio | LocalAudio]:
         """Return the files beside the audio, by the names of their places: ``cover``, ``scene_file``, ``image_1``."""
-        places = {"cover": self.cover, "scene_file": self.scene_file}
-        places.update({f"image_{number}": image for number, image in enumerate(self.images, start=1)})
-        return {place: file for place, file in places.items() if file is not None}
+        places = {}
+        if self.cover is not None:
+            places["cover"] = self.cover
+        if self.scene_file is not None:
+            places["scene_file"] = self.scene_file
+        for number, image in enumerate(self.images, start=1):
+            places[f"image_{number}"] = image
+        return places
 
     def attaching(self, files: Mapping[str, StoredAudio | LocalAudio]) -> Self:
         """Return the request with other files at these places; the rest stays."""
@@ -531,7 +554,7 @@ class RenderOrder(Message):
     video: ObjectUrls
     result: ObjectUrls
     scene: str
-    params: Mapping[str, pydantic.JsonValue] = Field(default_factory=dict)
+    params: JsonObject = Field(default_factory=dict)
     output: Output
     start: float = 0.0
     duration: float | None = None

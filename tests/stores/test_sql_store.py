@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from renderdispatch.stores.database_errors import translation
 from sqlalchemy.engine import make_url
 
 from renderdispatch.errors import (
@@ -34,7 +35,6 @@ from renderdispatch.messages import PROTOCOL, RemoteAudio
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
 from renderdispatch.stores import sql
-from renderdispatch.stores.database_errors import translation
 from renderdispatch.stores.sql import SqlJobStore, _claims, _columns
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from renderdispatch.engine.events import Claimed
 from renderdispatch.engine.transitions import decide
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Job, evolve
 from renderdispatch.protocols import Claim
 
 

@@ -1,55 +1,59 @@
 """How is a job stored as text?
 
-As JSON. The pydantic models are derived from the attrs classes of `renderdispatch.jobs`, so each field is listed once.
-Unknown fields are ignored and missing ones take their defaults, so that this version reads records of the previous one.
+As JSON. Its schema is derived from the attrs classes of `renderdispatch.jobs`, so each field is listed once. Unknown
+fields are ignored and missing ones take their defaults, so that this version reads records of the previous one.
+
+Every step of a job reads and writes a record. So nothing is copied on the way: what is written are the fields of the
+job as they are, and what is read are the arguments of `Job`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, get_type_hints
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple, NotRequired, get_args, get_origin, get_type_hints
 
 import attrs
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import TypeAdapter
+from pydantic_core import CoreConfig, SchemaSerializer, SchemaValidator
+from typing_extensions import TypedDict
 
 from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, Model, StoredAudio
+from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, StoredAudio
 
 
-class _Record(Model):
-    model_config = ConfigDict(from_attributes=True)
+class _Codec(NamedTuple):
+    read: Callable[[str | bytes], dict[str, Any]]
+    write: Callable[..., bytes]
 
 
-def _record_of(cls: type[attrs.AttrsInstance], replaced: dict[Any, Any]) -> type[_Record]:
+def _record_of(cls: type[attrs.AttrsInstance], **replaced: Any) -> Any:
     hints = get_type_hints(cls)
     fields: dict[str, Any] = {}
     for attribute in attrs.fields(cls):
-        hint = replaced.get(hints[attribute.name], hints[attribute.name])
-        default: Any = attribute.default
-        if default is attrs.NOTHING:
-            fields[attribute.name] = (hint, ...)
-        # Attrs types it as a function, and it is a class.
-        elif isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            fields[attribute.name] = (hint, Field(default_factory=default.factory))
-        else:
-            fields[attribute.name] = (hint, default)
-    return create_model(f"{cls.__name__}Record", __base__=_Record, **fields)
+        hint = replaced.get(attribute.name, hints[attribute.name])
+        if get_origin(hint) is Mapping:  # as a plain dict it is read and written without a call of Python
+            hint = dict.__class_getitem__(get_args(hint))
+        fields[attribute.name] = hint if attribute.default is attrs.NOTHING else NotRequired[hint]
+    make: Any = TypedDict
+    return make(f"{cls.__name__}Record", fields)
 
 
-_AttemptRecord: Final[Any] = _record_of(Attempt, {})
-_JobRecord: Final[Any] = create_model(
-    "JobRecord",
-    __base__=_record_of(Job, {tuple[Attempt, ...]: tuple[_AttemptRecord, ...]}),
-    cover=(StoredAudio | None, Field(default=None, exclude=True)),  # of the version before, now one of `attachments`
-)
+@cache
+def _codec() -> _Codec:
+    """Return what reads and writes a record; made at its first use, to keep imports quick."""
+    job = _record_of(Job, attempts=tuple.__class_getitem__((_record_of(Attempt), ...)))
+    job.__annotations__["cover"] = NotRequired[StoredAudio | None]
+    schema = TypeAdapter(job).core_schema
+    reader = SchemaValidator(schema, CoreConfig(hide_input_in_errors=True))
+    return _Codec(reader.validate_json, SchemaSerializer(schema).to_json)
 
 
 def dump_job(job: Job) -> str:
     """Return the job as a JSON document. The only secret that it may hold is the URL of a `RemoteAudio` (rule J10)."""
-    document: str = _JobRecord.model_validate(job, from_attributes=True).model_dump_json(
-        by_alias=True, context=FOR_THE_RECORD
-    )
-    return document
+    fields = {**vars(job), "attempts": tuple([vars(attempt) for attempt in job.attempts])}
+    return str(_codec().write(fields, by_alias=True, context=FOR_THE_RECORD), "utf-8")
 
 
 def load_job(document: str | bytes) -> Job:
@@ -58,10 +62,14 @@ def load_job(document: str | bytes) -> Job:
     Raises:
         pydantic.ValidationError: The document is not a job. The error does not quote the document.
     """
-    record = _JobRecord.model_validate_json(document)
-    attempts = tuple(Attempt(**_fields(a, Attempt)) for a in record.attempts)
-    older = {} if record.cover is None else {"cover": record.cover}
-    return Job(**{**_fields(record, Job), "attempts": attempts, "attachments": {**older, **record.attachments}})
+    fields = _codec().read(document)
+    if attempts := fields.get("attempts"):
+        fields["attempts"] = tuple([Attempt(**attempt) for attempt in attempts])
+    if "cover" in fields:  # of the version before, now one of `attachments`
+        cover = fields.pop("cover")
+        older = {} if cover is None else {"cover": cover}
+        fields["attachments"] = {**older, **fields.get("attachments", {})}
+    return Job(**fields)
 
 
 def check_protocol(job: Job) -> Job:
@@ -80,7 +88,3 @@ def unreadable(job_id: str) -> JobUnreadableError:
     return JobUnreadableError(
         f"job {job_id} was written by a newer version, and this one cannot read it; update this process"
     )
-
-
-def _fields(record: BaseModel, cls: type[attrs.AttrsInstance]) -> dict[str, Any]:
-    return {a.name: getattr(record, a.name) for a in attrs.fields(cls)}

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attrs import evolve
-
 from renderdispatch import messages
 from renderdispatch.engine import events, layout
 from renderdispatch.errors import RenderStalled, RenderStopped
-from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job
+from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job, evolve
 from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = messages.CLOCK_SLACK

@@ -23,11 +23,11 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from renderdispatch.engine import events, rules
 from renderdispatch.engine.rules import ACTIVE, CANCELLING, FINALIZING, OUT, PREPARING, WAITING
-from renderdispatch.jobs import Attempt, Job
+from renderdispatch.jobs import Attempt, Job, evolve
 from renderdispatch.messages import Action, CheckedIn, Completed, EventReply, Failed, JobStatus, Progressed, Stage
 from renderdispatch.protocols import CLOCK_STEP
 

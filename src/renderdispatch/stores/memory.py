@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from attrs import evolve
-
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol
 from renderdispatch.errors import (
@@ -23,7 +21,7 @@ from renderdispatch.errors import (
     RenderDispatchError,
     RevisionConflictError,
 )
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota, is_ready
 from renderdispatch.queueing import QueuePolicy

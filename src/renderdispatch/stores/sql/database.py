@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from attrs import frozen
 from sqlalchemy.engine import URL
@@ -21,6 +21,12 @@ Ran = tuple[list[Any], int]
 """The rows that a statement returned, and how many it wrote."""
 
 
+class _Compiled(NamedTuple):
+    text: str
+    constants: Mapping[str, Any]
+    places: Sequence[str] | None  # the name of each placeholder; None: placeholders have names
+
+
 class Database:
     """The connections of one process to the database of a URL. Nothing is opened before the first call.
 
@@ -31,7 +37,7 @@ class Database:
         self.url = url
         self.dialect: Final = url.get_backend_name()
         self._errors = translation(url, url.get_dialect().import_dbapi())
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[Any, _Compiled] = {}
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
         self._engines = PerProcess(lambda: new_engine(self.url))
         self._gate = ForkGate(self.close)
@@ -79,13 +85,16 @@ class Database:
             cursor.execute("COMMIT")
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
-        sql = self._compiled.get(statement)
-        if sql is None:
-            sql = self._compiled[statement] = statement.compile(dialect=self._engines.get().dialect)
-        bound = sql.construct_params(dict(values))
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            sql = statement.compile(dialect=self._engines.get().dialect)
+            compiled = self._compiled[statement] = _Compiled(sql.string, sql.params, sql.positiontup)
+        bound = {**compiled.constants, **values}
         with closing(connection.cursor()) as cursor:
-            cursor.execute(sql.string, [bound[name] for name in sql.positiontup] if sql.positional else bound)
-            return list(cursor.fetchall()) if cursor.description else [], cursor.rowcount
+            cursor.execute(
+                compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
+            )
+            return cursor.fetchall() if cursor.description else [], cursor.rowcount
 
     def close(self) -> None:
         """Close every connection. A later call connects again."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from attrs import asdict, evolve
+from attrs import asdict
 from pydantic import ValidationError
 
 from renderdispatch import errors
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol, load_job, unreadable
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
 from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy

@@ -16,7 +16,7 @@ no process can still hold a revision of the deleted job, and the row is removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
@@ -94,35 +94,37 @@ def _micros(time: datetime | None) -> int | None:
     return None if time is None else micros(time)
 
 
-VALUES: Final[Mapping[str, Callable[[Job], Any]]] = {
-    "protocol": lambda job: job.protocol,
-    "document": dump_job,
-    "tenant": lambda job: job.tenant,
-    "status": lambda job: job.status.value,
-    "backend": lambda job: job.backend,
-    "machine": lambda job: job.machine,
-    "batch": lambda job: job.batch,
-    "priority": lambda job: job.priority,
-    "created_at": lambda job: micros(job.created_at),
-    "ready_at": lambda job: _micros(job.ready_at),
-    "waits_since": lambda job: micros(job.updated_at) if job.ready_at and job.ready_at > job.updated_at else None,
-    "attempted": lambda job: int(bool(job.attempts)),
-    "look_at": lambda job: _micros(job.due_at),
-    "deadline_at": lambda job: _micros(job.deadline_at),
-    "lease_until": lambda job: _micros(job.lease_until),
-    "held_on": lambda job: _newest_holding(job)[0],
-    "held": lambda job: _newest_holding(job)[1],
-    "held_until": lambda job: _newest_holding(job)[2],
-    "ended_at": lambda job: _micros(job.ended_at) if job.expired_at is None else None,
-}
+VALUES: Final = (
+    *("protocol", "document", "tenant", "status", "backend", "machine", "batch", "priority", "created_at"),
+    *("ready_at", "waits_since", "attempted", "look_at", "deadline_at", "lease_until"),
+    *("held_on", "held", "held_until", "ended_at"),
+)
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
 
 
-def _newest_holding(job: Job) -> tuple[str | None, int | None, int | None]:
-    held = job.holdings()
-    return (held[-1].backend, held[-1].units, micros(held[-1].until)) if held else (None, None, None)
-
-
 def columns(job: Job) -> dict[str, Any]:
-    """Return what a write of a job's record sets."""
-    return {name: value(job) for name, value in VALUES.items()}
+    """Return what a write of a job's record sets, by the names of `VALUES`."""
+    holdings = job.holdings()
+    held_on, held, held_until = holdings[-1] if holdings else (None, None, None)
+    waits = job.ready_at is not None and job.ready_at > job.updated_at
+    return {
+        "protocol": job.protocol,
+        "document": dump_job(job),
+        "tenant": job.tenant,
+        "status": job.status.value,
+        "backend": job.backend,
+        "machine": job.machine,
+        "batch": job.batch,
+        "priority": job.priority,
+        "created_at": micros(job.created_at),
+        "ready_at": _micros(job.ready_at),
+        "waits_since": micros(job.updated_at) if waits else None,
+        "attempted": int(bool(job.attempts)),
+        "look_at": _micros(job.due_at),
+        "deadline_at": _micros(job.deadline_at),
+        "lease_until": _micros(job.lease_until),
+        "held_on": held_on,
+        "held": held,
+        "held_until": _micros(held_until),
+        "ended_at": _micros(job.ended_at) if job.expired_at is None else None,
+    }
