@@ -145,7 +145,7 @@ def _base_of(storage: FsspecStorage) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _once(workers: Workers, url: str, folder: Path, point: str, when: When) -> None:
+def _die(workers: Workers, url: str, folder: Path, point: str, when: When) -> None:
     deaths = Deaths(workers, url, folder)
     try:
         print(point, when, deaths.at(point, when))
@@ -153,8 +153,32 @@ def _once(workers: Workers, url: str, folder: Path, point: str, when: When) -> N
         deaths.store.close()
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("when", ["before", "after"])
+_WHENS: tuple[When, ...] = ("before", "after")
+_SQLITE = [(point, when) for point in POINTS for when in _WHENS]
+
+
+@pytest.mark.parametrize(("point", "when"), _SQLITE)
 def test_a_worker_dies_on_sqlite(workers: Workers, tmp_path: Path, point: str, when: When) -> None:
-    """Wherever a worker dies, the job ends once, rendered once, with the objects that it delivered, on SQLite."""
-    _once(workers, f"sqlite:///{tmp_path / 'jobs.db'}", tmp_path, point, when)
+    """Wherever a worker dies, its job ends once, is rendered once, and leaves what it delivered alone, on SQLite."""
+    _die(workers, f"sqlite:///{tmp_path / 'jobs.db'}", tmp_path, point, when)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("point", "when"), _SQLITE)
+def test_a_worker_dies_on_postgresql(
+    workers: Workers, postgres_url: str, tmp_path: Path, point: str, when: When
+) -> None:
+    """Wherever a worker dies, its job ends once, is rendered once, and leaves what it delivered alone, on PostgreSQL."""
+    _die(workers, postgres_url, tmp_path, point, when)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("place", ["sqlite", "postgresql"])
+def test_workers_die_again_and_again(
+    workers: Workers, request: pytest.FixtureRequest, tmp_path: Path, place: str
+) -> None:
+    """Twenty deaths at each point, before and after it, end as one does."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}" if place == "sqlite" else request.getfixturevalue("postgres_url")
+    for point, when in _SQLITE * 20:
+        _die(workers, url, tmp_path, point, when)

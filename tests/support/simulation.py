@@ -114,7 +114,6 @@ class Call:
     tenant: str | None
     order: RenderOrder
     of: Worker | None
-    on_event: OnEvent | None = None
     run: int = 1
     step: int = 0
     ended: bool = False
@@ -149,8 +148,9 @@ class _Backend:
         if fate == "refused":
             raise errors.BackendError("not now", retryable=True, code="backend.busy")
         if fate == "lost":
+            world.on_the_way.append((self._name, order))
             raise errors.BackendError("lost", retryable=True, outcome_known=False)
-        call = world.begin(self._name, order, None if far else self._worker, on_event)
+        call = world.begin(self._name, order, None if far else self._worker)
         world.step(self._worker, f"{self._name}.started")
         if fate == "answer lost":
             raise errors.BackendError("lost answer", retryable=True, outcome_known=False)
@@ -190,7 +190,10 @@ class _Keyed(_Backend):
     def find(self, *, job_id: str, token: str) -> BackendCall | None:
         """Return the call of an order."""
         self._world.step(self._worker, "keyed.find")
-        return next((BackendCall(c.id) for c in self._world.calls.values() if c.order.token == token), None)
+        found = next((BackendCall(c.id) for c in self._world.calls.values() if c.order.token == token), None)
+        if found is None:
+            self._world.refused.add(token)
+        return found
 
 
 # --- the service's side
@@ -349,8 +352,11 @@ class Simulation:
         self.storage = WorldStorage()
         self.calls: dict[str, Call] = {}
         self.late: list[RenderEvent] = []
+        self.on_the_way: list[tuple[str, RenderOrder]] = []
+        self.refused: set[str] = set()
         self.ids: list[str] = []
         self.deleting: set[str] = set()
+        self.cancelled: set[str] = set()
         self.submits = 0
         self.interrupted = 0
         self._numbers = 0
@@ -358,7 +364,7 @@ class Simulation:
         tenants = {name: TenantPolicy(weight=weight) for name, weight in zip(_TENANTS, (1, 2, 4), strict=True)}
         tenants["ada"] = TenantPolicy(running=2)
         tenants["ben"] = TenantPolicy(weight=2, running_on={"far": 1})
-        self.policy = QueuePolicy(running={"far": 3, "keyed": 2}, tenants=tenants) if self.limited else QueuePolicy()
+        self.policy = QueuePolicy(running={"far": 2, "keyed": 1}, tenants=tenants) if self.limited else QueuePolicy()
         self.failover = self._reroute if self.rng.random() < 0.5 else None
         self.workers = [self._new_worker() for _ in range(self.rng.randint(1, 3))]
 
@@ -371,12 +377,15 @@ class Simulation:
             (self._wait, 6),
             (self._cancel, 1),
             (self._delete, 1),
-            (self._stall, 1),
+            (self._stall, 3),
             (self._kill, 1),
             (self._deliver_late, 2),
+            (self._start_late, 1),
             (self._set_clock, 0 if self.server_time else 1),
         )
         choices, weights = zip(*acts, strict=True)
+        for _ in range(self.rng.randint(1, 5)):
+            self._submit()
         for _ in range(self.rng.randint(30, 70)):
             self.rng.choices(choices, weights)[0]()
             self._check_limits()
@@ -421,17 +430,13 @@ class Simulation:
                 self._depth -= 1
                 worker.busy = busy
 
-    def begin(self, backend: str, order: RenderOrder, worker: Worker | None, on_event: OnEvent) -> Call:
+    def begin(self, backend: str, order: RenderOrder, worker: Worker | None) -> Call:
         """Begin a call."""
-        job = self.store.get(order.job_id)
-        tokens = [attempt.token for attempt in job.attempts]
-        if order.token not in tokens:
-            self.wrong.append(f"{order.job_id[:6]} was started for an attempt that is not in its record")
         if any(call.order.token == order.token for call in self.calls.values()):
             self.wrong.append(f"{order.job_id[:6]}: an attempt was started twice")
-        local = None if worker is None else on_event
-        call = Call(f"call-{len(self.calls) + 1}", backend, job.tenant, order, worker, local)
-        call.hangs = not self.calm and self.rng.random() < 0.07
+        tenant = order.video.key.split("/")[1] if order.video.key.startswith("tenants/") else None
+        call = Call(f"call-{len(self.calls) + 1}", backend, tenant, order, worker)
+        call.hangs = not self.calm and self.rng.random() < 0.2
         self.calls[call.id] = call
         self._tell(f"{call.id} of {order.job_id[:6]} starts on {backend}{', and hangs' if call.hangs else ''}")
         return call
@@ -462,7 +467,6 @@ class Simulation:
 
     def _bury(self, worker: Worker, what: str) -> None:
         worker.alive = False
-        self.interrupted += what == "store.create"
         self._tell(f"{worker.name} dies at {what}")
         for call in self.calls.values():
             if call.of is worker:
@@ -492,16 +496,18 @@ class Simulation:
         tenant, backend = self.rng.choice((None, *_TENANTS)), self.rng.choice((*_FAR, *_FAR, "here", None))
         limits = Limits(
             max_attempts=self.rng.randint(1, 3),
-            start_timeout=timedelta(minutes=self.rng.choice((2, 60))),
-            total_timeout=timedelta(hours=self.rng.choice((1, 6))),
+            start_timeout=timedelta(minutes=self.rng.choice((2, 5))),
+            total_timeout=timedelta(minutes=self.rng.choice((10, 60, 360))),
         )
         service = worker.service if tenant is None else worker.service.for_tenant(tenant)
         key = f"key-{len(self.ids)}"
         self.submits += 1
+        self.interrupted += 1
         with self._acting(worker):
             handle = service.submit(
                 b"RIFF", scene="bars", backend=backend, limits=limits, priority=self.rng.randint(0, 2), idempotency_key=key
             )
+            self.interrupted -= 1
             self.ids.append(handle.id)
             self._tell(f"{tenant} submits {handle.id[:6]} to {backend} through {worker.name}")
 
@@ -517,7 +523,7 @@ class Simulation:
 
     def _stall(self) -> None:
         """Let so much time pass that leases lapse, or even deadlines."""
-        seconds = self.rng.choice((35, 70, 300, 3700))
+        seconds = self.rng.choice((35, 70, 110, 150, 300, 700))
         self._tell(f"nothing happens for {seconds} s")
         self.pass_time(_SECOND * seconds)
 
@@ -535,6 +541,7 @@ class Simulation:
         if worker is not None and self.ids:
             job_id = self.rng.choice(self.ids)
             self._tell(f"{job_id[:6]} is cancelled through {worker.name}")
+            self.cancelled.add(job_id)
             with self._acting(worker):
                 worker.service.cancel(job_id)
 
@@ -562,7 +569,8 @@ class Simulation:
         elif call.step == 0 and now > order.start_by + timedelta(minutes=1):
             self._stop(call, report=True)
         elif call.hangs and not call.stopping:
-            return
+            about_time = now > order.start_by - timedelta(seconds=30)
+            call.hangs = not self._unlucky(0.5 if about_time else 0.03)  # it goes on after all, perhaps too late
         elif self._unlucky(0.05):
             call.run, call.step = call.run + 1, 0  # it is preempted, and starts again
         elif self._unlucky(0.03):
@@ -633,6 +641,13 @@ class Simulation:
         worker.busy = busy
         return stop
 
+    def _start_late(self) -> None:
+        """Have an order arrive whose sender has long given up; a keyed backend that was asked about it refuses it."""
+        if self.on_the_way:
+            backend, order = self.on_the_way.pop(self.rng.randrange(len(self.on_the_way)))
+            if order.token not in self.refused:
+                self.begin(backend, order, None)
+
     def _deliver_late(self) -> None:
         if self.late:
             self._take(self.late.pop(self.rng.randrange(len(self.late))), None)
@@ -679,7 +694,7 @@ class Simulation:
             jobs = self.jobs()
             if all(job.ended and not job.owes_clean_up for job in jobs):
                 return
-            self.pass_time(_SECOND * (20 if number < 100 else 300))
+            self.pass_time(_SECOND * (20 if number < 25 else 600))
 
     def jobs(self) -> list[Job]:
         """Return all jobs as they are."""
@@ -693,7 +708,7 @@ class Simulation:
             mine = {key for key in keys if key.startswith(prefix_of(job))}
             found += [f"{job.id[:6]}: {problem}" for problem in self._problems_of(job, mine)]
             keys -= mine
-        lone = {key for key in keys if key.endswith("/audio/audio")}  # audio that was stored right before a kill
+        lone = {key for key in keys if key.endswith("/audio/audio")}  # audio of a submit that fell through
         found += [f"an object of no job: {key}" for key in (keys if len(lone) > self.interrupted else keys - lone)]
         return found + self._problems_of_turns()
 
@@ -715,6 +730,11 @@ class Simulation:
             expected |= {job.artifact.key, job.attempt.result_key}
             if [attempt for attempt in job.attempts[:-1] if attempt.error is None] or job.attempt.error is not None:
                 yield "more than one attempt won"
+        lost = {a.error.code for a in job.attempts if a.error is not None and a.error.code.startswith("artifact.")}
+        if lost:
+            yield f"its attempts were taken to have delivered something else: {lost}"
+        if job.status is JobStatus.CANCELLED and job.id not in self.cancelled:
+            yield "it was cancelled, and no client asked for that"
         if keys != expected and not (job.id in self.deleting and keys < expected):  # a delete removes the objects first
             yield f"{job.status}: too many objects {sorted(keys - expected)}, too few {sorted(expected - keys)}"
 
