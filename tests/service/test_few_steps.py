@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Failed, FaultDomain, JobError, Stage
-from renderdispatch.protocols import Claim
+from renderdispatch.protocols import Claim, RenderBackend
+from renderdispatch.service import JobHandle
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
@@ -147,7 +149,7 @@ class Counting(MemoryJobStore):
 
 def test_one_question_is_for_all_backends(home: InlineBackend) -> None:
     """A round asks the store once for all backends, and claims only where it names jobs."""
-    backends = {"home": home, **{f"far{number}": Remote() for number in range(5)}}
+    backends: dict[str, RenderBackend] = {"home": home, **{f"far{number}": Remote() for number in range(5)}}
     store = Counting()
     service = RenderService(store, WorldStorage(), backends, worker=False)
     assert service.tick() == 0
@@ -198,9 +200,13 @@ def test_a_submit_wakes_the_workers_of_other_processes(home: InlineBackend, monk
         eventually(lambda: store.listeners)
         for _ in range(2):
             handle = web.submit(b"RIFF", scene="fake")
-            assert eventually(lambda handle=handle: handle.job.ended)
+            eventually(partial(_has_ended, handle))
     assert store.listeners == []
     web.close()
+
+
+def _has_ended(handle: JobHandle) -> bool:
+    return handle.job.ended
 
 
 # --- what is claimed

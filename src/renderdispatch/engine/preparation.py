@@ -279,10 +279,10 @@ class Preparation:
         """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
         held = self.held
         held.call = call
-        if call is not None and held.local and held.knows(call):  # by its check-in, which was faster
-            return
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
+            event = events.Dispatched(token=held.token, call_id=call.id if call is not None else None)
+            checked_in = partial(held.has_recorded, call) if held.local and call is not None else None
+            decision = self._commit(event, unless=checked_in)
         except JobNotFoundError:
             self._keeper.cancel(held)
             self._keeper.release(held.token)
@@ -310,11 +310,9 @@ class Preparation:
             if not self._closing.requested:
                 self._keeper.release(self.held.token)
 
-    def _commit(self, *happened: events.JobEvent) -> Decision:
-        patience_s = self._parts.lease.total_seconds()
-        return patiently(
-            lambda: self.held.commit(self._parts.store, *happened), patience_s=patience_s, stop=self._closing
-        )
+    def _commit(self, *happened: events.JobEvent, unless: Callable[[Job], bool] | None = None) -> Decision:
+        write = partial(self.held.commit, self._parts.store, *happened, unless=unless)
+        return patiently(write, patience_s=self._parts.lease.total_seconds(), stop=self._closing)
 
     def _advance(self, *happened: events.JobEvent) -> None:
         """Take steps, after those that were entered before.
