@@ -1,6 +1,6 @@
 """What does an idle worker cost, and how often do many workers look at each live job?
 
-``python tests/benchmarks/idle.py [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
+``python -m tests.benchmarks.idle [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
 counted for 30 s after it has settled: on SQLite, and on PostgreSQL where ``RENDERDISPATCH_TEST_POSTGRESQL`` is the URL
 of a database. The looks are counted by a backend far away that holds live jobs: first one worker looks after them, then ten
 share a store. The last line is JSON:
@@ -33,7 +33,7 @@ from renderdispatch.testing.world import Remote, WorldStorage
 from tests.support.statements import executed_statements
 
 _SETTLE_S = 3.0
-_ROOT = str(Path(__file__).parents[2])
+_ROOT = Path(__file__).parents[2]
 
 
 # --- an idle worker
@@ -56,8 +56,8 @@ def idle(url: str, seconds: float) -> None:
 
 def measure_idle(url: str, seconds: float) -> tuple[float, float]:
     """Return the CPU percent and the statements a second of an idle worker in a process of its own."""
-    command = [sys.executable, __file__, "--idle", url, "--seconds", str(seconds)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _ROOT})
+    command = [sys.executable, "-m", "tests.benchmarks.idle", "--idle", url, "--seconds", str(seconds)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=_ROOT)
     cpu_percent, statements_s = json.loads(ran.stdout.splitlines()[-1])
     return cpu_percent, statements_s
 
