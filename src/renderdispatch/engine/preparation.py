@@ -151,20 +151,27 @@ class Preparation:
         for place, file in attached.items():
             check_attachment(place, file, self._parts.storage)
         self._entered.append(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        if self._takes_time(attached):
+        if shown := self._takes_time(attached):
             self._advance()
         brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
         brought = self._bundled(brought)
         self._entered.append(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        if shown:
+            self._advance()
         return brought
 
     def _takes_time(self, attached: Mapping[str, File]) -> bool:
-        """Return whether a file is to be copied or fetched."""
+        """Return whether a file is to be copied or fetched, or the order goes far away: then polls show each stage."""
         backend = self._parts.backends[self.held.backend]
-        return len(attached) > 1 or any(
-            isinstance(file, RemoteAudio)
-            or (isinstance(file, LocalAudio) and not is_read_in_place(file, self._parts, backend))
-            for file in (self.source, *attached.values())
+        far = backend.locality is Locality.WORLD
+        return (
+            far
+            or len(attached) > 1
+            or any(
+                isinstance(file, RemoteAudio)
+                or (isinstance(file, LocalAudio) and not is_read_in_place(file, self._parts, backend))
+                for file in (self.source, *attached.values())
+            )
         )
 
     def _bring_attachments(self, attached: Mapping[str, File]) -> Mapping[str, File]:

@@ -164,9 +164,7 @@ class Counting:
         there, before, free = self._database.step(before_statement(len(machines)), {**values, **place})[0][0]
         return bool(there), int(before), int(free)
 
-    def _before(
-        self, backend: str, others: list[_Other], mine: tuple[int, str], machines: list[str], room: int
-    ) -> int:
+    def _before(self, backend: str, others: list[_Other], mine: tuple[int, str], machines: list[str], room: int) -> int:
         """Return how many jobs of other tenants come before a time, as far as it matters: up to ``room``."""
         ahead = {other.tenant: (other, turns) for other in others if (turns := other.turns_before(*mine))}
         if not ahead:
