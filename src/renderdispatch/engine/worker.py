@@ -24,6 +24,7 @@ from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.reconcile import TICK_S, Reconciler
+from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.plumbing.retry import Backoff
@@ -115,6 +116,7 @@ class Worker:
             lease=parts.lease,
             keep=parts.keep,
             stop=self._stop,
+            rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self._to_claim.set, self.noticed)
         self._polls = _Polls(parts.store)

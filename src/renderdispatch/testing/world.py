@@ -364,14 +364,15 @@ class World:
     Args:
         backend: Where its jobs are rendered, under the scene's name ``bars``.
         storage: Where its objects are; None makes one.
+        options: Of `RenderService`.
     """
 
-    def __init__(self, backend: Remote, storage: WorldStorage | None = None) -> None:
+    def __init__(self, backend: Remote, storage: WorldStorage | None = None, **options: Any) -> None:
         self.clock = FakeClock(datetime.now(UTC))
         self.store = ForgetfulStore(clock=self.clock)
         self.storage = storage or WorldStorage()
         self.backend = backend
-        self.service = RenderService(self.store, self.storage, backend, worker=False)
+        self.service = RenderService(self.store, self.storage, backend, worker=False, **options)
         self.seconds = 0.0
         self.service._engine.worker().reconciler._monotonic = lambda: self.seconds
 
