@@ -56,6 +56,7 @@ from renderdispatch.testing.histories import (
     lives,
     new_job,
     progressed,
+    rerouted,
     run_events,
 )
 
@@ -95,7 +96,9 @@ def _check_record(job: Job) -> None:
     assert job.ended is (job.ended_at is not None)
     assert (job.status is JobStatus.COMPLETE) is (job.progress == 100)
     assert (job.status is JobStatus.PENDING) is (job.stage is Stage.QUEUED and not job.ended)
-    assert (job.ready_at is not None) is (job.stage in {Stage.QUEUED, Stage.RETRY_WAIT} and not job.ended)
+    waits = job.ready_at is not None or job.retry_at is not None
+    assert waits is (job.stage in {Stage.QUEUED, Stage.RETRY_WAIT} and not job.ended)
+    assert job.retry_at is None or (job.reroutes and job.stage is Stage.RETRY_WAIT and job.ready_at is None)
     assert (job.error is not None) is (job.status is JobStatus.FAILED)
     if job.status is JobStatus.COMPLETE or (job.stage is Stage.FINALIZING and not job.ended):
         assert job.artifact is not None
@@ -116,7 +119,7 @@ def _check_record(job: Job) -> None:
             assert job.stage in OUT
         if attempt.runs or attempt.call_id:
             assert attempt.called
-    if not job.ended and job.ready_at is None:
+    if not job.ended and not waits:
         assert job.attempt is not None
         assert job.attempt.ended_at is None
     if job.ended:
@@ -297,9 +300,12 @@ def test_rules_lead_where_the_table_says(life: list[Step]) -> None:
 def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
     """Yield event, stage and new place of every move that the shipped histories and a set of events can make."""
     errors = [JobError(code="some.code", message="it broke", fault=fault) for fault in FaultDomain]
-    for history, local, cancelled, limits in itertools.product(HISTORIES.values(), (True, False), (0, 1), (1, 9)):
+    refused = (claimed(), intended(), AttemptFailed(token="token-1", error=errors[0], stopped=True, refused=True))
+    histories = [*HISTORIES.values(), (*refused, ResultMissing(token="token-1"))]
+    kinds = itertools.product(histories, (True, False), (0, 1), (1, 9), (True, False))
+    for history, local, cancelled, limits, reroutes in kinds:
         request = make_request(backend="modal", limits=Limits(max_attempts=limits))
-        job = evolve(new_job(), request=request)
+        job = evolve(new_job(), request=request, reroutes=reroutes)
         for event in history:
             if isinstance(event, Claimed):
                 event = evolve(event, local=local)  # noqa: PLW2901
@@ -314,6 +320,7 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
         single: list[JobEvent] = [
             CancelRequested(),
             claimed("token-9"),
+            *(rerouted(token, backend) for backend in ("modal", "local")),
             *(StageEntered(token=token, stage=stage) for stage in Stage),
             intended(token),
             Dispatched(token=token, call_id="call"),

@@ -280,7 +280,7 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "status": job.status,
         "stage": f"{job.stage}, {job.progress:g} %",
-        "attempts": job.attempt_number,
+        "attempts": display.describe_attempts(job),
         "retry of": job.retry_of,
         "scene": display.scene_name(job),
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,

@@ -10,7 +10,7 @@ several processes that check one job never harm each other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -89,13 +89,20 @@ class Checks:
         """Move the deadlines along with the clock, which was set."""
         return self._commit(job, events.ClockStepped(by=by))
 
-    def has_orders(self, job: Job) -> bool:
-        """Return whether `orders` has something to do."""
-        return any(_is_to_stop(job, attempt) for attempt in job.attempts)
+    def orders_of(self, job: Job) -> set[str]:
+        """Return the backends that `orders` has something to tell."""
+        return {attempt.backend for attempt in job.attempts if _is_to_stop(job, attempt)}
 
-    def orders(self, job: Job) -> Job:
-        """Tell the backend to stop what is not wanted any more. Local computing is stopped by its holder."""
+    def orders(self, job: Job, *, backends: Collection[str] | None = None) -> Job:
+        """Tell the backends to stop what is not wanted any more. Local computing is stopped by its holder.
+
+        Args:
+            job: The job.
+            backends: Only these are told; None tells all.
+        """
         for attempt in job.attempts:
+            if backends is not None and attempt.backend not in backends:
+                continue
             if not _is_to_stop(job, attempt):
                 continue
             ended = attempt.clean_up is CleanUp.OWED

@@ -26,6 +26,7 @@ from renderdispatch.engine.rules import BUSY, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     BackendError,
+    ConfigurationError,
     InvalidRequestError,
     JobNotFoundError,
     RenderDispatchError,
@@ -79,6 +80,8 @@ class Preparation:
     _brought: _Brought | None = None
     _entered: list[events.JobEvent] = field(factory=list, init=False)
     """Stages that were entered, and take no time: the next write records them."""
+    _asked: bool = field(default=False, init=False)
+    """Whether the backend was asked to start it."""
 
     @property
     def source(self) -> Audio:
@@ -139,7 +142,8 @@ class Preparation:
                 _log.exception("job %s: could not be dispatched", job_id)
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
-            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
+            refused = isinstance(error, (BackendError, ConfigurationError)) and self._asked
+            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True, refused=refused))
 
     # --- the steps
 
@@ -263,7 +267,7 @@ class Preparation:
         Raises:
             BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
         """
-        self.held.calling = True
+        self.held.calling = self._asked = True
         try:
             return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:

@@ -15,13 +15,14 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from renderdispatch import errors
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.checks import Checks
 from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.engine.clocks import Clocks
+from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.engine.retention import RetentionSweep
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Stage
@@ -95,6 +96,7 @@ class Reconciler:
         holds: Whether this process holds the attempt with this token.
         lease: How long an attempt stays its holder's without a renewal.
         keep: For how long ended jobs are kept, by status.
+        rerouting: Chooses where jobs are tried again.
         stop: Has a round in progress end after the job that it checks.
         monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads, and by which leases and
             waiting jobs are watched; seconds.
@@ -108,6 +110,9 @@ class Reconciler:
     _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
     _keep: Mapping[JobStatus, timedelta] = field(factory=dict, kw_only=True)
     _stop: Stop = field(factory=Stop, kw_only=True)
+    rerouting: Rerouting = field(
+        default=Factory(lambda self: Rerouting(self._store, self._backends), takes_self=True), kw_only=True
+    )
     _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _schedule: _Schedule = field(factory=_Schedule, init=False)
     clocks: Clocks = field(init=False)
@@ -233,18 +238,33 @@ class Reconciler:
         owed = job.owes_clean_up or job.removal_at is not None
         if not owed and (job.attempt is None or job.ended):
             return ()
-        name = self._lanes.name_of("" if job.attempt is None else job.attempt.backend)
-        lanes = self._lanes.orders[name], self._lanes.ask[name], self._lanes.bucket, self._lanes.tidy
-        told = self._checks.has_orders(job) and lanes[0].submit(
-            job.id, partial(self._checked, job, self._checks.orders)
-        )
+        ask = self._ask_lane(job)
+        lanes = self._lanes.reroute, *self._orders_lanes(job), ask, self._lanes.bucket, self._lanes.tidy
+        told = self._tell(job)
+        if job.retry_at is not None and not job.ended:
+            told |= self._lanes.reroute.submit(job.id, partial(self._checked, job, self.rerouting.reroute))
         if job.ended:
             handed_on = self._tidy(job)
         elif job.stage is Stage.FINALIZING or job.attempts[-1].unwanted:
             handed_on = self._look(job)
         else:
-            handed_on = self._then(lanes[1], job, self._checks.ask, self._look)
+            handed_on = self._then(ask, job, self._checks.ask, self._look)
         return lanes if told or handed_on else ()
+
+    def _orders_lanes(self, job: Job) -> Mapping[Lane, set[str]]:
+        """Return in which lanes the backends of the job's attempts are told to stop: a lost one may hang."""
+        lanes: dict[Lane, set[str]] = {}
+        for backend in self._checks.orders_of(job):
+            lanes.setdefault(self._lanes.orders[self._lanes.name_of(backend)], set()).add(backend)
+        return lanes
+
+    def _tell(self, job: Job) -> bool:
+        """Have each backend told to stop what is not wanted; return whether one will be."""
+        told = False
+        for lane, backends in self._orders_lanes(job).items():
+            orders = partial(self._checks.orders, backends=backends)
+            told |= lane.submit(job.id, partial(self._checked, job, orders))
+        return told
 
     def _ask_lane(self, job: Job) -> Lane:
         return self._lanes.ask[self._lanes.name_of("" if job.attempt is None else job.attempt.backend)]
@@ -315,6 +335,8 @@ class Reconciler:
     def reconcile(self, job: Job) -> bool:
         """Check one job; return whether it changed. What is away is tried again at a later check."""
         found = self._checked(job, self._checks.check)
+        if found is not None and found.retry_at is not None:
+            found = self._checked(found, self.rerouting.reroute)
         return found is not None and found.revision != job.revision
 
     def _checked(self, job: Job, part: Callable[[Job], Job]) -> Job | None:

@@ -24,6 +24,7 @@ from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.reconcile import TICK_S, Reconciler
+from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.plumbing.retry import Backoff
@@ -52,7 +53,8 @@ class _Polls:
     At intervals, and when a job whose next attempt has to wait becomes ready: the process that wrote it knows when.
     """
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._waking = store if isinstance(store, SupportsNotify) else None
         self._lock = threading.Lock()
         self._asked_s = -math.inf
@@ -61,7 +63,7 @@ class _Polls:
     def at(self, wait: timedelta) -> None:
         """Note that a job becomes ready after a while."""
         with self._lock:
-            heapq.heappush(self._waits_s, time.monotonic() + wait.total_seconds())
+            heapq.heappush(self._waits_s, self._monotonic() + wait.total_seconds())
 
     @property
     def left_s(self) -> float:
@@ -71,14 +73,14 @@ class _Polls:
         with self._lock:
             if self._waits_s:
                 next_s = min(next_s, self._waits_s[0])
-        return max(0.0, next_s - time.monotonic())
+        return max(0.0, next_s - self._monotonic())
 
     def due(self) -> bool:
         """Return whether to ask now; then the next time is later."""
         if self.left_s > 0:
             return False
         with self._lock:
-            self._asked_s = time.monotonic()
+            self._asked_s = self._monotonic()
             while self._waits_s and self._waits_s[0] <= self._asked_s:
                 heapq.heappop(self._waits_s)
         return True
@@ -114,6 +116,7 @@ class Worker:
             lease=parts.lease,
             keep=parts.keep,
             stop=self._stop,
+            rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self._to_claim.set, self.noticed)
         self._polls = _Polls(parts.store)
