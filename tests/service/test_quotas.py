@@ -10,9 +10,15 @@ from typing import Any
 import anyio
 import pytest
 
-from renderdispatch import AsyncRenderService, ConfigurationError, QueueLimitError, QueuePolicy, RenderService
+from renderdispatch import (
+    AsyncRenderService,
+    ConfigurationError,
+    QueueLimitError,
+    QueuePolicy,
+    RenderService,
+    Submission,
+)
 from renderdispatch import TenantPolicy as Tenant
-from renderdispatch.batches import Submission
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
 from renderdispatch.protocols import JobQuery, JobStore, Page, walk
@@ -129,7 +135,7 @@ def test_of_many_the_first_are_taken(served: Served) -> None:
     """`submit_many` says of each row whether it was taken."""
     acme = served(QueuePolicy(tenant=Tenant(queued=3))).for_tenant("acme")
     found = acme.submit_many([Submission(b"RIFF", priority=n) for n in range(5)])
-    refused = [isinstance(result, QueueLimitError) for result in found.results]
+    refused = [isinstance(result, QueueLimitError) for result in found.rows]
     assert refused == [False, False, False, True, True]
 
 
