@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from renderdispatch.errors import QueueLimitError as QueueLimitError
     from renderdispatch.errors import RenderDispatchError as RenderDispatchError
     from renderdispatch.errors import WaitTimeoutError as WaitTimeoutError
+    from renderdispatch.failover import Failover as Failover
     from renderdispatch.jobs import Job as Job
     from renderdispatch.messages import PRESETS as PRESETS
     from renderdispatch.messages import AudioUrl as AudioUrl
@@ -49,6 +50,7 @@ _NAMES: Final = {
     "batches": "BatchHandle BatchProgress Submission SubmittedBatch",
     "errors": "ConfigurationError IdempotencyConflictError InvalidRequestError JobCancelledError JobFailedError "
     "JobNotCompleteError JobNotFoundError QueueLimitError RenderDispatchError WaitTimeoutError",
+    "failover": "Failover",
     "jobs": "Job",
     "messages": "PRESETS AudioUrl JobStatus Limits Output PollResponse Stage StorageKey UploadGrant",
     "queueing": "QueuePolicy TenantPolicy",

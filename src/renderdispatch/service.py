@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -343,14 +343,25 @@ class RenderService:
         return self._engine.reconciled(self.get(job_id))
 
     def jobs(
-        self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
+        self,
+        *,
+        status: JobStatus | Iterable[JobStatus] | None = None,
+        ended_by: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
     ) -> Page[Job]:
         """Return a page of jobs, newest first; ``cursor`` of one page asks for the next.
+
+        Args:
+            status: Only jobs with this status, or with one of these.
+            ended_by: Only jobs that had ended by then and are kept: the longest ended first.
+            limit: How many at most, 1 to 1000.
+            cursor: Of the page before.
 
         Raises:
             InvalidRequestError: There is no such status or cursor, or ``limit`` is not 1 to 1000.
         """
-        return self._views.page(status, limit=limit, cursor=cursor)
+        return self._views.page(status, ended_by=ended_by, limit=limit, cursor=cursor)
 
     def counts(self) -> dict[JobStatus, int]:
         """Return how many jobs have each status."""
@@ -362,7 +373,8 @@ class RenderService:
         Raises:
             JobFailedError: The job failed.
             JobCancelledError: The job was cancelled.
-            JobNotCompleteError: The job still runs.
+            JobExpiredError: The video is kept no longer.
+            JobNotCompleteError: The job still runs; the class of all of these.
         """
         return self._views.download_url(self.get(job_id))
 
@@ -465,11 +477,15 @@ class RenderService:
         Raises:
             JobNotFoundError: This tenant has no such job.
             InvalidRequestError: The job did not fail, or one of its files is gone.
+            JobExpiredError: Its files are kept no longer.
+            QueueLimitError: The tenant may submit no more jobs now.
         """
         return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 
     def delete(self, job_id: str, *, incarnation: str | None = None) -> None:
-        """Forget an ended job and remove its objects.
+        """Forget an ended job and remove its objects, at once: a download that is in progress may end early.
+
+        If storage does not respond, the job has expired all the same, and a worker removes the rest later.
 
         Args:
             incarnation: `Job.incarnation` as it was read: a later job of the same id, which a repeated idempotency key

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from renderdispatch.cli.display import console, describe_stage
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
+from renderdispatch.protocols import MAX_POSITION
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,7 +76,7 @@ class ProgressBar(ExitStack):
 
     Args:
         quiet: Draw nothing.
-        ahead: Returns how many jobs come before a queued one.
+        ahead: Returns how many jobs come before a queued one, counted up to `MAX_POSITION`.
     """
 
     def __init__(self, *, quiet: bool, ahead: Callable[[Job], int | None]) -> None:
@@ -109,6 +110,8 @@ class ProgressBar(ExitStack):
     def _detail(self, job: Job) -> str:
         if job.stage is Stage.QUEUED:
             ahead = self._ahead(job)
+            if ahead is not None and ahead >= MAX_POSITION:
+                return f"more than {MAX_POSITION:,} ahead"
             return f"{ahead} ahead" if ahead else "waiting for a free worker"
         attempt = job.attempt
         if job.stage is Stage.RETRY_WAIT and attempt is not None and attempt.error is not None:

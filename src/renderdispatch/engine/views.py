@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
@@ -66,8 +66,9 @@ class Views:
         limit: int,
         cursor: str | None,
         batch: str | None = None,
+        ended_by: object = None,
     ) -> Page[Job]:
-        """Return a page of jobs, newest first. Raises `InvalidRequestError`."""
+        """Return a page of jobs, newest first; with ``ended_by``, longest ended first. Raises `InvalidRequestError`."""
         try:
             given = [status] if isinstance(status, str) else status
             statuses = None if given is None else frozenset(map(JobStatus, given))
@@ -77,6 +78,10 @@ class Views:
         if (number := whole(limit)) is None:
             raise errors.InvalidRequestError(f"limit: an integer, not {type(limit).__name__}")
         query = JobQuery(tenant=self.tenant, statuses=statuses, batch=batch, limit=number, cursor=cursor)
+        if ended_by is not None:
+            if not isinstance(ended_by, datetime) or ended_by.tzinfo is None:
+                raise errors.InvalidRequestError("ended_by: a datetime with a time zone, such as datetime.now(UTC)")
+            query = evolve(query, order="ended", due_by=ended_by)
         return self.parts.store.query(query)
 
     def counts(self, *, batch: str | None = None) -> dict[JobStatus, int]:

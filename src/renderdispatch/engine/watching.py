@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 from renderdispatch.errors import InvalidRequestError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PollResponse
+from renderdispatch.protocols import MAX_POSITION
 
 _EMBED_BYTES: Final = 20 << 20
 
@@ -85,10 +86,15 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     import html
 
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
+    if poll.queue_position is not None:
+        many = poll.queue_position > MAX_POSITION
+        text += f" · more than {MAX_POSITION:,} ahead" if many else f" · place {poll.queue_position}"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
     text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)
     shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
+    if poll.result is not None and poll.download_url is None:
+        return f"{shown}<div>The video is kept no longer.</div>"
     if poll.download_url is None or poll.result is None:
         return shown
     source = poll.download_url

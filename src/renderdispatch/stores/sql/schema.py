@@ -25,7 +25,8 @@ from renderdispatch import errors
 from renderdispatch.engine.records import load_job
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.stores.sql.database_errors import driver_code
-from renderdispatch.stores.sql.tables import JOBS, METADATA, SCHEMA, VALUES, columns, extras, indexes
+from renderdispatch.stores.sql.queues import FILL, SET_UP
+from renderdispatch.stores.sql.tables import JOBS, METADATA, SCHEMA, VALUES, columns, indexes
 
 VERSION: Final = 2
 """The version of the tables. Version 1 had no row that says it."""
@@ -150,7 +151,7 @@ def _make(connection: Connection) -> None:
         connection.execute(CreateTable(table, if_not_exists=True))
     for index in indexes(dialect):
         connection.execute(CreateIndex(index, if_not_exists=True))
-    for statement in extras(dialect):
+    for statement in (*SET_UP[dialect], *FILL):
         connection.exec_driver_sql(statement)
     # the name tells this database from all others, whatever its address is
     connection.execute(sa.insert(SCHEMA).values(version=VERSION, name=secrets.token_hex(16)))

@@ -62,10 +62,18 @@ def conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
 
 
 def beyond(order: str, where: Place) -> sa.ColumnElement[bool]:
-    """Return the condition for rows after ``where``: the lexicographic order, column by column."""
+    """Return the condition for rows after ``where``: the lexicographic order, column by column.
+
+    Each step begins with a bound that an index can start from: no database starts a scan from an OR.
+    """
     condition: sa.ColumnElement[bool] = sa.false()
     for term, value in reversed(list(zip(ORDERS[order], where, strict=True))):
         column: Any = term.element
-        further = column < value if term.modifier is sa.sql.operators.desc_op else column > value
-        condition = sa.or_(further, sa.and_(column == value, condition))
+        falling = term.modifier is sa.sql.operators.desc_op
+        if isinstance(condition, sa.sql.elements.False_):
+            condition = column < value if falling else column > value
+        elif falling:
+            condition = sa.and_(column <= value, sa.or_(column < value, condition))
+        else:
+            condition = sa.and_(column >= value, sa.or_(column > value, condition))
     return condition

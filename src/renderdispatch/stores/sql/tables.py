@@ -8,7 +8,7 @@ A claim writes no record: ``claim`` holds what it says, and each reader of the r
 The next write of the record empties it.
 
 Jobs that have to wait (a retry) have ``waits_since``, and are in another index than those that can be claimed. A claim
-first moves the waits that are over.
+first moves the waits that are over. Of a claimed job, ``waits_since`` is the time at which it became ready.
 
 A deleted job leaves a row without a record, so that a new job of the same id starts at a higher revision. After a week
 no process can still hold a revision of the deleted job, and the row is removed.
@@ -16,6 +16,7 @@ no process can still hold a revision of the deleted job, and the row is removed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -64,9 +65,10 @@ JOBS: Final = sa.Table(
     sa.Column("looks", sa.BigInteger),  # how many looks there were since the last write
     sa.Column("deadline_at", sa.BigInteger),
     sa.Column("lease_until", sa.BigInteger),
-    sa.Column("held_on", sa.Text),  # the backend of the newest unit of running attempts that it holds
+    sa.Column("held_on", sa.Text),  # the backend of which its running attempt holds units
     sa.Column("held", sa.BigInteger),  # how many units
     sa.Column("held_until", sa.BigInteger),
+    sa.Column("leftovers", sa.Text),  # JSON of the units that its ended attempts hold: backend, units, until
     sa.Column("ended_at", sa.BigInteger),  # of a job that has not expired
     sa.Column("deleted_at", sa.BigInteger),
 )
@@ -87,8 +89,9 @@ NO_TENANT: Final = sa.literal_column("''", sa.Text)
 TENANT: Final = sa.func.coalesce(_c.tenant, NO_TENANT)
 
 _INDEXES: Final[Mapping[str, tuple[Sequence[sa.ColumnElement[Any]], Any]]] = {
-    "claims": ((_c.backend, MACHINE, TENANT, _c.priority.desc(), _c.ready_at, _c.id), CLAIMABLE),
-    "waits": ((_c.ready_at, _c.waits_since), WAITING),
+    "claims": ((_c.backend, MACHINE, TENANT, _c.priority.desc(), _c.ready_at, _c.id, _c.attempted), CLAIMABLE),
+    "waits": ((_c.ready_at,), WAITING),
+    "steps": ((_c.waits_since,), WAITING),
     "looks": ((_c.look_at, _c.id), _c.look_at.is_not(None)),
     "leases": ((_c.lease_until, _c.id), _c.lease_until.is_not(None)),
     "held": ((_c.held_on, TENANT, _c.held_until, _c.held), _c.held_on.is_not(None)),
@@ -114,11 +117,6 @@ def indexes(dialect: str) -> list[sa.Index]:
     return [*jobs, _SUBMITS_INDEX]
 
 
-def extras(_dialect: str) -> list[str]:
-    """Return the statements that the set-up runs once the tables and indexes are there, such as triggers."""
-    return []
-
-
 def _micros(time: datetime | None) -> int | None:
     return None if time is None else micros(time)
 
@@ -126,7 +124,7 @@ def _micros(time: datetime | None) -> int | None:
 VALUES: Final = (
     *("protocol", "document", "tenant", "status", "backend", "machine", "batch", "priority", "created_at"),
     *("ready_at", "waits_since", "attempted", "look_at", "deadline_at", "lease_until"),
-    *("held_on", "held", "held_until", "ended_at"),
+    *("held_on", "held", "held_until", "leftovers", "ended_at"),
 )
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
 
@@ -137,8 +135,7 @@ def columns(job: Job) -> dict[str, Any]:
     Raises:
         InvalidRequestError: A text of the job cannot be stored.
     """
-    holdings = job.holdings()
-    held_on, held, held_until = holdings[-1] if holdings else (None, None, None)
+    held_on, held, held_until, leftovers = _held(job)
     waits = job.ready_at is not None and job.ready_at > job.updated_at
     return {
         "protocol": job.protocol,
@@ -158,7 +155,8 @@ def columns(job: Job) -> dict[str, Any]:
         "lease_until": _micros(job.lease_until),
         "held_on": held_on,
         "held": held,
-        "held_until": _micros(held_until),
+        "held_until": held_until,
+        "leftovers": leftovers,
         "ended_at": _micros(job.ended_at) if job.expired_at is None else None,
     }
 
@@ -168,3 +166,15 @@ def _document(job: Job) -> str:
         return dump_job(job)
     except PydanticSerializationError:  # its text would quote the record
         raise unstorable() from None
+
+
+def _held(job: Job) -> tuple[str | None, int | None, int | None, str | None]:
+    """Return the units of the running attempt, and as JSON those of ended ones: a claim can begin another attempt."""
+    holdings = job.holdings()
+    attempt = job.attempt
+    running = holdings[-1] if holdings and attempt is not None and attempt.ended_at is None else None
+    left = holdings if running is None else holdings[:-1]
+    leftovers = json.dumps([[unit.backend, unit.units, micros(unit.until)] for unit in left]) if left else None
+    if running is None:
+        return None, None, None, leftovers
+    return running.backend, running.units, micros(running.until), leftovers
