@@ -262,12 +262,13 @@ def _check_same(database: Database, theirs: sa.Connection) -> None:
         message = f"the connection is one to {theirs.dialect.name}, and the job store is on {database.dialect}"
         raise ConfigurationError(message)
     name = sa.select(SCHEMA.c.name)
+    ours = list(database.execute(name)[0])  # first: the store's first call makes the tables
     try:
         with theirs.begin_nested():
             found = theirs.execute(name).all()
     except sa.exc.DBAPIError:
         found = []
-    if found != list(database.execute(name)[0]):
+    if found != ours:
         raise ConfigurationError("the connection is one to another database than the job store's; use the same URL")
     raw: Any = theirs.connection.dbapi_connection
     if raw.isolation_level is None and not raw.in_transaction if database.dialect == "sqlite" else raw.autocommit:
