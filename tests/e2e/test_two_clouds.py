@@ -19,7 +19,7 @@ from renderdispatch.errors import BackendError
 from renderdispatch.failover import MOVES_ON
 from renderdispatch.jobs import Job
 from renderdispatch.messages import CLOCK_SLACK, JobStatus, Limits, RenderOrder, Stage
-from renderdispatch.protocols import BackendCall, CallStatus, OnEvent
+from renderdispatch.protocols import BackendCall, CallStatus, OnEvent, RenderBackend
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually, registered_scenes
 from tests.support.http_services import TOKEN, rendering
@@ -63,7 +63,7 @@ class TwoClouds:
         hooks = rig.service._engine.parts.webhook_url
         rig.service.close()
         rig.store = stack.enter_context(closing(SqlJobStore(rig.folder / "two.db", clock=self._now)))
-        backends = {
+        backends: dict[str, RenderBackend] = {
             "modal": stack.enter_context(closing(ModalBackend(app))),
             "box": stack.enter_context(closing(KeyedHttpBackend(url or self._url, token=TOKEN))),
         }
