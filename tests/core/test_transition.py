@@ -65,7 +65,7 @@ from renderdispatch.testing.histories import (
 def test_histories_lead_where_they_say(name: str) -> None:
     """Every stage and every end can be reached: the properties below are about all of them."""
     job = after(new_job(), HISTORIES[name])
-    others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue"}
+    others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue", "expired"}
     assert name in {job.stage, job.status, *others}
 
 
@@ -124,7 +124,9 @@ def _check_record(job: Job) -> None:
         assert job.attempt.ended_at is None
     if job.ended:
         assert job.attempt is None or job.attempt.ended_at is not None
-    if job.ended and not job.owes_clean_up:
+    if job.expired_at is not None:
+        assert job.ended
+    if job.ended and not job.owes_clean_up and job.expired_at is None:
         assert job.due_at is None
     else:
         assert job.due_at is not None
@@ -157,16 +159,20 @@ def test_late_replays_of_a_claim_change_nothing(life: list[Step]) -> None:
 
 @given(lives(max_steps=20))
 def test_terminal_absorbs(life: list[Step]) -> None:
-    """An ended job never changes, except that its clean-up is ticked off."""
+    """An ended job never changes, except that its clean-up is ticked off, and that it expires."""
     for step in life:
         if step.before.ended and step.after is not step.before:
             assert isinstance(step.event, CleanUpEvent)
+            if step.before.expired_at is not None:
+                assert step.after.expired_at == step.before.expired_at
             assert _without_clean_up(step.after) == _without_clean_up(step.before)
 
 
 def _without_clean_up(job: Job) -> Job:
     attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None) for a in job.attempts)
-    return evolve(job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at)
+    return evolve(
+        job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at, expired_at=None
+    )
 
 
 @given(lives(max_steps=20))

@@ -73,6 +73,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "output": job.request.output.model_dump(mode="json"),
         "createdAt": job.created_at.isoformat(),
         "updatedAt": job.updated_at.isoformat(),
+        "expiredAt": None if job.expired_at is None else job.expired_at.isoformat(),
         "retryOf": job.retry_of,
         "artifact": artifact_as_json(job),
         "warnings": warnings_as_json(job),

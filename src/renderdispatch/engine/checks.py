@@ -89,6 +89,10 @@ class Checks:
         """Move the deadlines along with the clock, which was set."""
         return self._commit(job, events.ClockStepped(by=by))
 
+    def orders_of(self, job: Job) -> set[str]:
+        """Return the backends that `orders` has something to tell."""
+        return {attempt.backend for attempt in job.attempts if _is_to_stop(job, attempt)}
+
     def orders(self, job: Job, *, backends: Collection[str] | None = None) -> Job:
         """Tell the backends to stop what is not wanted any more. Local computing is stopped by its holder.
 
@@ -99,12 +103,10 @@ class Checks:
         for attempt in job.attempts:
             if backends is not None and attempt.backend not in backends:
                 continue
-            if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+            if not _is_to_stop(job, attempt):
                 continue
-            if attempt.clean_up is CleanUp.OWED:
-                job = self._stop_ended(job, attempt)
-            elif attempt.ended_at is None and _is_unwanted(job, attempt):
-                job = self._ask_backend(job, attempt)
+            ended = attempt.clean_up is CleanUp.OWED
+            job = self._stop_ended(job, attempt) if ended else self._ask_backend(job, attempt)
         return job
 
     def ask(self, job: Job) -> Job:
@@ -217,6 +219,13 @@ def _is_out(job: Job) -> bool:
     if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
         return False
     return attempt.lease_until is None or attempt.verdict is not None  # else its holder asks
+
+
+def _is_to_stop(job: Job, attempt: Attempt) -> bool:
+    """Return whether an attempt's call may compute elsewhere, and nothing of it is wanted."""
+    if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+        return False
+    return attempt.clean_up is CleanUp.OWED or (attempt.ended_at is None and _is_unwanted(job, attempt))
 
 
 def _is_unwanted(job: Job, attempt: Attempt) -> bool:

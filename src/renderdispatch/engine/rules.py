@@ -36,7 +36,11 @@ BUSY: Final = "backend.busy"
 WAITED: Final = "backend.waited"
 """The error code of an attempt that waited for a slot of its backend in vain. It does not count either."""
 
-UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED})
+CLAIM_LOST: Final = "worker.never-began"
+"""The error code of an attempt that a worker claimed and did not begin, perhaps because the answer to the claim was
+lost. It does not count either."""
+
+UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED, CLAIM_LOST})
 
 MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
@@ -83,7 +87,7 @@ def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     A lost worker or a preemption says nothing about the render: the next attempt follows at once. So does one after a
     wait for a slot. After other errors the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK, WAITED}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK, WAITED, CLAIM_LOST}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -427,7 +431,7 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
         job = _cancelled(job, now, stopped=False)
         return job if attempt.called else evolve(job, compute_stopped_at=now)
     message = f"the worker that held attempt {attempt.number} went away"
-    lost = infrastructure_error("worker.lost", message)
+    lost = infrastructure_error(CLAIM_LOST if job.stage is Stage.RESOLVING_AUDIO else "worker.lost", message)
     return _condemn(job, lost, now, stopped=False, holder=None, lease_until=None)
 
 

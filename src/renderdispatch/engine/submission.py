@@ -22,6 +22,7 @@ from renderdispatch.engine.audio import Streamed
 from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.quotas import quota_of
 from renderdispatch.engine.rerouting import first_backend
 from renderdispatch.engine.rows import Submission, read_rows
 from renderdispatch.jobs import Job
@@ -75,6 +76,14 @@ class Submissions:
     _tenant: str | None
     _created: Callable[[], None]
     _expected: Callable[[], None]
+
+    def check(self, row: Submission) -> None:
+        """Refuse a row that can never be served, as `submit` would; record and store nothing.
+
+        Raises:
+            InvalidRequestError: What is wrong with it.
+        """
+        self._examine(row)
 
     def submit(self, row: Submission, *, batch: str | None = None, connection: object = None) -> Job:
         """Record a job and return it, or the job that the idempotency key has already.
@@ -298,15 +307,16 @@ class Submissions:
         """Create jobs, all in one transaction if the store can; return each as stored, or why it was refused.
 
         Args:
-            jobs: The jobs.
+            jobs: The jobs, at least one, all of one tenant: what its quota does not allow is refused.
             connection: The application's transaction; the jobs are there when it commits.
 
         Raises:
             StoreUnavailableError: The store does not answer.
         """
-        store = self._parts.store
-        if isinstance(store, SupportsCreateMany) and (len(jobs) > 1 or connection is not None):
-            created = store.create_many(jobs, connection=connection)
+        store, quota = self._parts.store, quota_of(self._parts.policy, jobs[0].tenant)
+        at_once = len(jobs) > 1 or connection is not None or quota is not None
+        if isinstance(store, SupportsCreateMany) and at_once:
+            created = store.create_many(jobs, quota=quota, connection=connection)
         elif len(jobs) == 1:
             created = [_create_one(store, jobs[0])]
         else:

@@ -28,6 +28,7 @@ from renderdispatch.engine.events import (
     ClockAdvanced,
     Dispatched,
     DispatchIntended,
+    Expired,
     JobEvent,
     LeaseDoubted,
     LeaseLapsed,
@@ -169,6 +170,7 @@ HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "failed": (*_rendering, failed(FaultDomain.SCENE)),
     "cancelled": (*_rendering, CancelRequested(), CancelConfirmed(token="token-1", stopped=True)),
     "cancelled in the queue": (CancelRequested(),),
+    "expired": (*_finalizing, video_seen(), Expired()),
 }
 """The events that lead a new job to each stage and each end. The token of a first attempt is ``token-1``."""
 
@@ -248,6 +250,7 @@ _FREE: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] = (
     lambda pick, token, now: Swept(token=token),
     lambda pick, token, now: CleanedUp(token=token),
     lambda pick, token, now: AudioDropped(key=pick((_COPY.key, "audio/other"))),
+    lambda pick, token, now: Expired(),
     lambda pick, token, now: ClockAdvanced(),
 )
 
