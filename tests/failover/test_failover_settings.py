@@ -42,7 +42,7 @@ def test_without_the_variable_there_is_no_failover() -> None:
 @pytest.mark.parametrize("chain", [("local", "modal"), ("local", "local")])
 def test_a_chain_that_makes_no_sense_is_refused(home: Path, chain: tuple[str, ...]) -> None:
     """A name that is not one of the backends, or that comes twice; nothing is opened for it."""
-    with pytest.raises(ConfigurationError, match="RENDERDISPATCH_BACKENDS does not|twice"):
+    with pytest.raises(ConfigurationError, match=r"RENDERDISPATCH_BACKENDS does not|twice"):
         from_settings(Settings(home=home / "unused", failover=chain), worker=False)
     assert not (home / "unused").exists()
 
