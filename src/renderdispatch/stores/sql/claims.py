@@ -110,7 +110,9 @@ _SHARED: Final = (
 )
 """Tenants have work for the backend, or gained some."""
 
-CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(sa.or_(*_SHARED, *(waits() for waits in OVER)))
+CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(
+    sa.or_(*_SHARED, *(waits() for waits in OVER))
+)
 """Whether tenants take turns for a backend, or waits are over."""
 
 

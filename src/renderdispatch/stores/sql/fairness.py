@@ -39,10 +39,7 @@ _HIDDEN_FOR: Final = timedelta(seconds=1)
 _EVERYWHERE: Final = 0x72656E6465720000
 """The lock of the claims that count a tenant's units on all backends; those of backends are hashes."""
 
-_LOCK: Final = sa.text(
-    "SELECT pg_advisory_xact_lock(:backend_lock),"
-    " set_config('idle_in_transaction_session_timeout', '15000', true)"  # a claimer that hangs stops nobody for long
-)
+_LOCK: Final = sa.text("SELECT pg_advisory_xact_lock(:backend_lock)")
 _LOCK_EVERYWHERE: Final = sa.text("SELECT pg_advisory_xact_lock(:everywhere)")
 
 _STATE: Final = sa.text("""

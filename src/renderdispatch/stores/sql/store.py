@@ -20,11 +20,12 @@ from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol, load_job, unreadable
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import MAX_POSITION, Claim, JobQuery, Page, Quota
+from renderdispatch.protocols import Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import from_micros, micros
 from renderdispatch.stores.sql.addresses import read_address
 from renderdispatch.stores.sql.claims import Claims
+from renderdispatch.stores.sql.counting import Counting
 from renderdispatch.stores.sql.creation import (
     Runner,
     create_statement,
@@ -45,7 +46,7 @@ from renderdispatch.stores.sql.statements import (
     RECORD,
     REPLACE,
 )
-from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, LIVE, columns
+from renderdispatch.stores.sql.tables import JOBS, columns
 
 _log: Final = logging.getLogger("renderdispatch.stores.sql")
 
@@ -97,6 +98,7 @@ class SqlJobStore:
         self._database = Database(self._address)
         self._clock = clock
         self._listing = Listing(self._database, self._readable)
+        self._counting = Counting(self._database)
         self._claims = Claims(self._database, self.now, self._readable)
         self._looks = Looks(self._database, self.now, self._readable)
         self._create = create_statement(self._database.dialect)
@@ -190,26 +192,11 @@ class SqlJobStore:
 
     def counts(self, *, tenant: str | None = None, batch: str | None = None) -> dict[JobStatus, int]:
         """Count the jobs by status, as `SupportsCounts.counts` says."""
-        statement = sa.select(_c.status, sa.func.count()).where(LIVE).group_by(_c.status)
-        if tenant is not None:
-            statement = statement.where(_c.tenant == tenant)
-        if batch is not None:
-            statement = statement.where(_c.batch == batch)
-        found = {status: int(count) for status, count in self._database.execute(statement)[0]}
-        return {status: found.get(status.value, 0) for status in JobStatus}
+        return self._counting.counts(tenant=tenant, batch=batch)
 
     def position(self, job: Job, policy: QueuePolicy) -> int | None:
         """Return the job's place in the queue, as `SupportsCounts.position` says."""
-        if job.ready_at is None:
-            return None
-        ready, priority = micros(job.ready_at), _c.priority
-        before = sa.or_(
-            priority > job.priority,
-            sa.and_(priority == job.priority, _c.ready_at < ready),
-            sa.and_(priority == job.priority, _c.ready_at == ready, _c.id < job.id),
-        )
-        first = sa.select(_c.id).where(CLAIMABLE, _c.backend == job.backend, before).limit(MAX_POSITION).subquery()
-        return int(self._database.execute(sa.select(sa.func.count()).select_from(first))[0][0][0]) + 1
+        return self._counting.position(job, policy)
 
     @property
     def server_time(self) -> bool:
