@@ -43,7 +43,7 @@ _ERRANDS: dict[str, dict[str, Any]] = {
 }
 """What a job must be like to pass a point."""
 
-_ENDS = {point: JobStatus.COMPLETE for point in POINTS} | {
+_ENDS = dict.fromkeys(POINTS, JobStatus.COMPLETE) | {
     "job-failed": JobStatus.FAILED,
     "cleaned-up": JobStatus.FAILED,
     "cancel-requested": JobStatus.CANCELLED,

@@ -219,7 +219,7 @@ def _times(rows: Iterable[Any], own: str) -> dict[str, int]:
 
 
 def _claimable_of(tenant: Any, machine: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(CLAIMABLE, _c.backend == BACKEND, MACHINE == machine, TENANT == tenant)
+    return sa.and_(CLAIMABLE, _c.backend == BACKEND, machine == MACHINE, tenant == TENANT)
 
 
 def _tenant() -> Any:

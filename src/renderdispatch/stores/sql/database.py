@@ -19,6 +19,7 @@ from renderdispatch.stores.sql.connections import Connections
 from renderdispatch.stores.sql.database_errors import cause, translation
 from renderdispatch.stores.sql.schema import prepare
 from renderdispatch.stores.sql.server_clock import ServerClock, elapsed_s
+from renderdispatch.stores.sql.tables import SCHEMA
 from renderdispatch.stores.sql.texts import check_texts
 
 Ran = tuple[list[Any], int]
@@ -26,6 +27,8 @@ Ran = tuple[list[Any], int]
 
 _SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp()) * 1000000)::bigint", sa.BigInteger)
 _ASK_TIME: Final = sa.select(_SERVER_TIME)
+NAME: Final = sa.select(SCHEMA.c.name)
+"""What tells this database from all others."""
 
 
 class _Compiled(NamedTuple):
@@ -51,6 +54,7 @@ class Database:
         self.translated: Final = translated(translation(address.url, self._driver), chain=cause)
         """Raises our errors in the place of the driver's and SQLAlchemy's."""
         self._compiled: dict[Any, _Compiled] = {}
+        self._name: str | None = None
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
         self._connections = PerProcess(self._connect)
         self._gate = ForkGate(self.close)
@@ -171,6 +175,12 @@ class Database:
         if known is None:
             known = int(self.step(_ASK_TIME, {})[0][0][0])
         return known
+
+    def name(self) -> str:
+        """Return what tells this database from all others, whatever its address is."""
+        if self._name is None:
+            self._name = str(self.step(NAME, {})[0][0][0])
+        return self._name
 
     def close(self) -> None:
         """Close every connection. A later call connects again."""
