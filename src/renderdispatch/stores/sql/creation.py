@@ -235,7 +235,7 @@ def joined(database: Database, connection: object) -> Iterator[Runner]:
         ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database.
     """
     theirs = _core_connection(connection)
-    with database.translated():
+    with database.translated:
         _check_same(database, theirs)
         with theirs.begin_nested():
             yield _Joined(theirs)

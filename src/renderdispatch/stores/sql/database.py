@@ -51,7 +51,8 @@ class Database:
         self.dialect: Final = address.dialect
         self.clock: Final = ServerClock()
         self._driver = address.url.get_dialect().import_dbapi()
-        self._errors = translation(address.url, self._driver)
+        self.translated: Final = translated(translation(address.url, self._driver), chain=cause)
+        """Raises our errors in the place of the driver's and SQLAlchemy's."""
         self._compiled: dict[Any, _Compiled] = {}
         self._name: str | None = None
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
@@ -63,14 +64,14 @@ class Database:
         try:
             prepare(connections.engine, patience_s=self.address.timeout_s)
         except BaseException:
-            connections.engine.dispose()
+            connections.dispose()
             raise
         sa.event.listen(connections.engine, "before_cursor_execute", _check_bound)
         return connections
 
     def set_up(self) -> None:
         """Make the tables, or bring them up to date, unless they are."""
-        with self._gate.operation(), translated(self._errors, chain=cause):
+        with self._gate.operation(), self.translated:
             self._connections.get()
 
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
@@ -80,14 +81,26 @@ class Database:
         Core. All values are integers and texts, which need no conversion. On PostgreSQL each row brings the server's
         time along, for `clock`; the caller does not see that column.
         """
-        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
-            return self._run(connection, statement, values)
+        with self._gate.operation(), self.translated:
+            connections = self._connections.get()
+            connection = connections.borrow()
+            try:
+                if statement.is_select:
+                    ran = self._run(connection, statement, values)
+                else:
+                    with connections.writing():
+                        ran = self._run(connection, statement, values)
+            except BaseException:
+                connections.drop(connection)
+                raise
+            connections.give_back(connection)
+            return ran
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
         """Execute any other statement, in a transaction of its own."""
         with (
             self._gate.operation(),
-            translated(self._errors, chain=cause),
+            self.translated,
             self._connections.get().engine.connect() as connection,
         ):
             result = connection.execute(statement, values)
@@ -102,8 +115,9 @@ class Database:
         """
         with (
             self._gate.operation(),
-            translated(self._errors, chain=cause),
+            self.translated,
             self._borrowed() as connection,
+            self._connections.get().writing(),
             closing(connection.cursor()) as cursor,
         ):
             cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
@@ -115,25 +129,16 @@ class Database:
             cursor.execute("COMMIT")
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise our errors in the place of the driver's and SQLAlchemy's."""
-        with translated(self._errors, chain=cause):
-            yield
-
-    @contextmanager
     def _borrowed(self) -> Iterator[Any]:
         """Lend a connection; one that broke is thrown away, and the others are tested before they are used."""
         connections = self._connections.get()
-        connection = connections.engine.raw_connection()
+        connection = connections.borrow()
         try:
             yield connection
         except BaseException:
-            if getattr(connection.dbapi_connection, "closed", False):
-                connections.one_broke()
-                connection.invalidate()
+            connections.drop(connection)
             raise
-        finally:
-            connection.close()
+        connections.give_back(connection)
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
         compiled = self._compiled.get(statement)
@@ -180,7 +185,7 @@ class Database:
     def close(self) -> None:
         """Close every connection. A later call connects again."""
         if (connections := self._connections.take()) is not None:
-            connections.engine.dispose()
+            connections.dispose()
 
 
 @frozen
