@@ -352,6 +352,7 @@ class Simulation:
         self.storage = WorldStorage()
         self.calls: dict[str, Call] = {}
         self.late: list[RenderEvent] = []
+        self.sent: list[RenderEvent] = []
         self.on_the_way: list[tuple[str, RenderOrder]] = []
         self.refused: set[str] = set()
         self.ids: list[str] = []
@@ -379,7 +380,7 @@ class Simulation:
             (self._delete, 1),
             (self._stall, 3),
             (self._kill, 1),
-            (self._deliver_late, 2),
+            (self._deliver_late, 4),
             (self._start_late, 1),
             (self._set_clock, 0 if self.server_time else 1),
         )
@@ -620,6 +621,7 @@ class Simulation:
 
     def _report(self, call: Call, event: RenderEvent) -> None:
         """Send an event; it may be lost, late or doubled. A run obeys the answer."""
+        self.sent.append(event)
         if self._unlucky(0.2):
             if self._unlucky(0.5):
                 self.late.append(event)
@@ -651,6 +653,8 @@ class Simulation:
     def _deliver_late(self) -> None:
         if self.late:
             self._take(self.late.pop(self.rng.randrange(len(self.late))), None)
+        elif self.sent and not self.calm:  # a replay, as late as it likes
+            self._take(self.rng.choice(self.sent), None)
 
     def _unlucky(self, chance: float) -> bool:
         return not self.calm and self.rng.random() < chance
@@ -658,7 +662,7 @@ class Simulation:
     # --- the end
 
     def _check_limits(self) -> None:
-        computing = [call for call in self.calls.values() if call.computes(self._now)]
+        computing = [call for call in self.calls.values() if call.computes(self._now) and not self._is_abandoned(call)]
         by_backend = Counter(call.backend for call in computing)
         by_tenant = Counter(call.tenant for call in computing)
         by_both = Counter((call.backend, call.tenant) for call in computing)
@@ -676,6 +680,12 @@ class Simulation:
                 for name, limit in own.running_on.items()
                 if by_both[name, tenant] > limit
             ]
+
+    def _is_abandoned(self, call: Call) -> bool:
+        """Return whether it computes in a process that was silent for its whole lease: it is taken for dead (J2)."""
+        if call.of is None or (job := self.store._jobs.get(call.order.job_id)) is None:
+            return False
+        return all(attempt.token != call.order.token or attempt.unwanted for attempt in job.attempts)
 
     def _settle(self) -> None:
         """Let everything work from now on, until nothing happens any more."""
@@ -730,6 +740,9 @@ class Simulation:
             expected |= {job.artifact.key, job.attempt.result_key}
             if [attempt for attempt in job.attempts[:-1] if attempt.error is None] or job.attempt.error is not None:
                 yield "more than one attempt won"
+        told = {event.token for event in self.sent if isinstance(event, Failed)}
+        if any(a.error is not None and a.error.code == "sim.failed" and a.token not in told for a in job.attempts):
+            yield "an attempt failed by the error of another one"
         lost = {a.error.code for a in job.attempts if a.error is not None and a.error.code.startswith("artifact.")}
         if lost:
             yield f"its attempts were taken to have delivered something else: {lost}"
