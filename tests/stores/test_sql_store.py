@@ -34,7 +34,6 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, RemoteAudio
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import JobQuery
-from renderdispatch.stores import sql
 from renderdispatch.stores.sql import SqlJobStore, _claims, _columns
 from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user
@@ -73,14 +72,14 @@ class TestSqlJobStoreOnSQLite(JobStoreContract):
         second.close()
 
     def raw_get(self, store: SqlJobStore, job_id: str) -> str | None:
-        with closing(sqlite3.connect(str(store._url.database))) as connection:
+        with closing(sqlite3.connect(str(store._address.url.database))) as connection:
             query = "SELECT document FROM renderdispatch_jobs WHERE id = ?"
             document: str | None = connection.execute(query, (job_id,)).fetchone()[0]
             return document
 
     def raw_set(self, store: SqlJobStore, job_id: str, document: str) -> None:
         statement = "UPDATE renderdispatch_jobs SET document = ?, protocol = ? WHERE id = ?"
-        _write(Path(str(store._url.database)), statement, document, json.loads(document)["protocol"], job_id)
+        _write(Path(str(store._address.url.database)), statement, document, json.loads(document)["protocol"], job_id)
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -378,7 +377,7 @@ def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> N
 
     before = set(store._compiled)
     ask(store)  # type: ignore[operator]
-    with closing(sqlite3.connect(str(store._url.database))) as connection:
+    with closing(sqlite3.connect(str(store._address.url.database))) as connection:
         for step in [compiled for step, compiled in store._compiled.items() if step not in before]:
             found = connection.execute(f"EXPLAIN QUERY PLAN {step.string}", [None] * len(step.positiontup))
             plans.extend(row[3] for row in found)
@@ -420,7 +419,7 @@ def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:
 def _crowd(store: SqlJobStore, file: Path, number: int, **fields: Any) -> None:
     """Store many jobs at once."""
     jobs = [make_job(**fields) for _ in range(number)]
-    rows = [{"id": job.id, "revision": 1, **_columns(job)} for job in jobs]
+    rows = [{"id": job.id, "revision": 1, **columns(job)} for job in jobs]
     names = list(rows[0])
     marks = ", ".join(f":{name}" for name in names)
     with closing(sqlite3.connect(file)) as connection:
@@ -635,7 +634,7 @@ def test_a_table_that_asks_for_more(file: Path, store: SqlJobStore) -> None:
     """A column that must have a value, and that this version does not know, is refused too."""
     store.counts()
     _write(file, "DROP TABLE renderdispatch_jobs")
-    columns = ", ".join(column.name for column in sql._jobs.columns if column.name != "id")
+    columns = ", ".join(column.name for column in JOBS.columns if column.name != "id")
     _write(file, f"CREATE TABLE renderdispatch_jobs (id text PRIMARY KEY, {columns}, extra text NOT NULL)")
     with pytest.raises(ConfigurationError, match="another program or version"):
         store.create(make_job())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import sqlalchemy as sa
+from hypothesis.stateful import run_state_machine_as_test
+
 from renderdispatch.protocols import JobStore
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
@@ -31,3 +34,16 @@ TestMemoryJobStoreMachine = MemoryJobStoreMachine.TestCase
 TestMemoryJobStoreMachine.settings = examples(40)
 TestSqlJobStoreMachine = SqlJobStoreMachine.TestCase
 TestSqlJobStoreMachine.settings = examples(40)
+
+
+def test_postgresql_behaves_like_the_model(postgres_url: str) -> None:
+    """The store on PostgreSQL does what the model does; each example begins with empty tables."""
+
+    class PostgresqlMachine(JobStoreMachine):
+        def make_store(self) -> JobStore:
+            store = SqlJobStore(postgres_url)
+            tables = ", ".join(sa.inspect(store._database._engines.get()).get_table_names())
+            store._database.execute(sa.text(f"TRUNCATE {tables.replace('renderdispatch_schema, ', '')}"))
+            return store
+
+    run_state_machine_as_test(PostgresqlMachine, settings=examples(20))  # type: ignore[no-untyped-call]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+
+from attrs import define, field
 
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol
@@ -23,10 +25,19 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota, is_ready
+from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
-from renderdispatch.stores.turns import Turns, queue_full, too_many_submits
+from renderdispatch.stores.turns import (
+    NO_TENANT,
+    Player,
+    Turns,
+    Waiting,
+    cost,
+    is_plain,
+    queue_full,
+    too_many_submits,
+)
 
 
 class MemoryJobStore:
@@ -41,7 +52,8 @@ class MemoryJobStore:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._looks: dict[str, tuple[datetime, int]] = {}  # the next look, and how many there were since the last write
-        self._turns = Turns()
+        self._queues: dict[str, _Queue] = {}  # by backend
+        self._waits: set[str] = set()  # jobs that wait since their last write
         self._submitted: dict[str | None, deque[datetime]] = {}  # when each tenant submitted within the last minute
         self._tombstones: dict[str, int] = {}  # the revision at which a deleted job ended
 
@@ -98,6 +110,7 @@ class MemoryJobStore:
             self._check_revision(job_id, expected_revision)
             del self._jobs[job_id]
             self._looks.pop(job_id, None)
+            self._waits.discard(job_id)
             self._tombstones[job_id] = expected_revision + 1
             return True
 
@@ -111,54 +124,82 @@ class MemoryJobStore:
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
         """Return which backends have ready jobs, as `SupportsClaim.claimable` says."""
         with self._lock:
-            return frozenset(name for name in backends if self._ready(name, machine))
+            self._end_waits()
+            return frozenset(name for name in backends if self._ready(name, {None, machine}))
 
     def claim(self, claim: Claim, *, limit: int) -> list[Job]:
         """Begin attempts of ready jobs, as `SupportsClaim.claim` says."""
-        now = self.now()
-        claimed: list[Job] = []
         with self._lock:
-            queues = self._ready(claim.backend, claim.machine)
-            self._turns.gained_work(claim.backend, queues)
-            while len(claimed) < limit:
-                open_queues = [tenant for tenant in queues if not self._at_limit(claim, tenant, now)]
-                if not open_queues:
-                    break
-                tenant = self._turns.next(claim.backend, open_queues)
-                job = queues[tenant].popleft()
-                if not job.attempts:
-                    self._turns.charge(claim.backend, tenant, claim.policy)
+            now = self.now()
+            self._end_waits()
+            jobs = self._ready(claim.backend, {None, claim.machine})
+            queue = self._queues.setdefault(claim.backend, _Queue())
+            queue.gain()
+            if is_plain(claim.policy, claim.backend) and not queue.active:
+                taken = [job.id for job in jobs.get(NO_TENANT, ())][: max(0, limit)]
+            else:
+                taken = self._take_turns(claim, queue, jobs, limit)
+            claimed = []
+            for job_id in taken:
+                job = self._jobs[job_id]
                 job = evolve(begin(job, Begun.of(claim, now)), revision=job.revision + 1)
                 self._put(job)
                 claimed.append(job)
-                if not queues[tenant]:
-                    del queues[tenant]
-        return claimed
+            return claimed
 
-    def _ready(self, backend: str, machine: str | None) -> dict[str | None, deque[Job]]:
-        """Return the ready jobs of a backend by tenant, each tenant's in the order of claims."""
-        now, query = self.now(), JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
-        found = [job for job in self._jobs.values() if matches(query, job) and is_ready(job, now)]
-        queues: dict[str | None, deque[Job]] = {}
-        for job in sorted(found, key=lambda job: rank(query, place(query, job))):
-            queues.setdefault(job.tenant, deque()).append(job)
-        return queues
+    def _take_turns(self, claim: Claim, queue: _Queue, jobs: Mapping[str, list[Job]], limit: int) -> list[str]:
+        held = self._held()
+        most = claim.policy.running.get(claim.backend)
+        if most is not None:
+            limit = min(limit, most - sum(units for (place, _), units in held.items() if place == claim.backend))
+        turns = Turns(limit)
+        turns.join(queue.players(claim.policy, jobs))
+        for player in turns.players:
+            player.left = _left(claim, player.tenant, held)
+        turns.play()
+        queue.note(turns)
+        queue.active.difference_update(tenant for tenant in turns.idle if not self._has_work(claim.backend, tenant))
+        return turns.taken
 
-    def _at_limit(self, claim: Claim, tenant: str | None, now: datetime) -> bool:
-        """Return whether a claim for this tenant would exceed a limit of running attempts."""
-        own = claim.policy.of(tenant)
-        held = [
-            (holding.backend, job.tenant, holding.units)
-            for job in self._jobs.values()
-            for holding in job.holdings()
-            if holding.until > now
-        ]
-        here = sum(units for backend, _, units in held if backend == claim.backend)
-        all_of_tenant = sum(units for _, other, units in held if other == tenant)
-        of_tenant_here = sum(units for backend, other, units in held if (backend, other) == (claim.backend, tenant))
-        limits = (claim.policy.running.get(claim.backend), own.running, own.running_on.get(claim.backend))
-        used = (here, all_of_tenant, of_tenant_here)
-        return any(limit is not None and count >= limit for limit, count in zip(limits, used, strict=True))
+    def _end_waits(self) -> None:
+        now = self.now()
+        for job_id in list(self._waits):
+            job = self._jobs[job_id]
+            if job.ready_at is None or job.ready_at <= now or job.updated_at > now + CLOCK_STEP:
+                self._waits.remove(job_id)
+                self._gains_work(job)
+
+    def _gains_work(self, job: Job) -> None:
+        """Note that a tenant has work: it takes part from the next claim on."""
+        queue = self._queues.setdefault(job.backend, _Queue())
+        if job.tenant is not None and job.tenant not in queue.active:
+            queue.woken.add(job.tenant)
+
+    def _has_work(self, backend: str, tenant: str) -> bool:
+        """Return whether a tenant has a job that does not wait, on whichever machine."""
+        theirs = (job for job in self._jobs.values() if (job.backend, job.tenant) == (backend, tenant))
+        return any(job.ready_at is not None and job.id not in self._waits for job in theirs)
+
+    def _ready(self, backend: str, machines: Collection[str | None] | None) -> dict[str, list[Job]]:
+        """Return the ready jobs of a backend by tenant, each tenant's in the order of claims. None: of all machines."""
+        now = self.now()
+        found: dict[str, list[Job]] = {}
+        for job in self._jobs.values():
+            there = job.backend == backend and (machines is None or job.machine in machines)
+            ready = job.ready_at is not None and job.id not in self._waits and job.protocol <= PROTOCOL
+            if there and ready and now <= job.finish_by:
+                found.setdefault(job.tenant or NO_TENANT, []).append(job)
+        for jobs in found.values():
+            jobs.sort(key=lambda job: (-job.priority, job.ready_at or now, job.id))
+        return found
+
+    def _held(self) -> Counter[tuple[str, str | None]]:
+        """Return how many units of running attempts are held, by backend and tenant."""
+        now, held = self.now(), Counter[tuple[str, str | None]]()
+        for job in self._jobs.values():
+            for holding in job.holdings():
+                held[holding.backend, job.tenant] += holding.units * (holding.until > now)
+        return held
 
     def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, as `SupportsLooks.claim_looks` says."""
@@ -189,34 +230,15 @@ class MemoryJobStore:
     def position(self, job: Job, policy: QueuePolicy) -> int | None:
         """Return the job's place in the queue, as `SupportsCounts.position` says."""
         with self._lock:
-            turns = self._turns.copy()
-            queues = self._waiting(job.backend)
-            turns.gained_work(job.backend, queues)
-            for number in range(1, MAX_POSITION + 1):
-                if not queues:
-                    return None
-                tenant = turns.next(job.backend, queues)
-                first = queues[tenant].popleft()
-                if first.id == job.id:
-                    return number
-                if not first.attempts:
-                    turns.charge(job.backend, tenant, policy)
-                if not queues[tenant]:
-                    del queues[tenant]
-            waits = any(other.id == job.id for queue in queues.values() for other in queue)
-        return MAX_POSITION + 1 if waits else None
-
-    def _waiting(self, backend: str) -> dict[str | None, deque[Job]]:
-        """Return the ready jobs of a backend by tenant, on whichever machine their files lie."""
-        now = self.now()
-        machines = {job.machine for job in self._jobs.values()} | {None}
-        found = {
-            job.id: job for machine in machines for queue in self._ready(backend, machine).values() for job in queue
-        }
-        queues: dict[str | None, deque[Job]] = {}
-        for job in sorted(found.values(), key=lambda job: (-job.priority, job.ready_at or now, job.id)):
-            queues.setdefault(job.tenant, deque()).append(job)
-        return queues
+            jobs = self._ready(job.backend, None)
+            if all(other.id != job.id for other in jobs.get(job.tenant or NO_TENANT, ())):
+                return None
+            queue = self._queues.setdefault(job.backend, _Queue()).copy()
+            queue.gain()
+            turns = Turns(MAX_POSITION)
+            turns.join(queue.players(policy, jobs))
+            turns.play()
+            return turns.taken.index(job.id) + 1 if job.id in turns.taken else MAX_POSITION + 1
 
     # --- many at once
 
@@ -255,3 +277,61 @@ class MemoryJobStore:
     def _put(self, job: Job) -> None:
         self._jobs[job.id] = job
         self._looks.pop(job.id, None)
+        self._waits.discard(job.id)
+        if job.ready_at is not None:
+            if job.ready_at > job.updated_at:
+                self._waits.add(job.id)
+            else:
+                self._gains_work(job)
+
+
+@define
+class _Queue:
+    """How tenants share one backend.
+
+    Args:
+        times: The virtual times of tenants.
+        clock: The latest time at which a tenant was charged.
+        active: Tenants that take part.
+        woken: Tenants that gained work since the last claim.
+    """
+
+    times: dict[str, int] = field(factory=dict)
+    clock: int = 0
+    active: set[str] = field(factory=set)
+    woken: set[str] = field(factory=set)
+
+    def copy(self) -> _Queue:
+        """Return a queue that can be tried out."""
+        return _Queue(dict(self.times), self.clock, set(self.active), set(self.woken))
+
+    def gain(self) -> None:
+        """Let tenants take part that gained work: at the last claim's time, if theirs is less."""
+        for tenant in self.woken - self.active:
+            self.times[tenant] = max(self.times.get(tenant, 0), self.clock)
+        self.active |= self.woken
+        self.woken.clear()
+
+    def players(self, policy: QueuePolicy, jobs: Mapping[str, list[Job]]) -> Iterator[Player]:
+        """Yield those that take turns. Jobs without a tenant go at the least time, if theirs is less."""
+        least = min((self.times[tenant] for tenant in self.active), default=0)
+        times = {tenant: self.times[tenant] for tenant in self.active}
+        times[NO_TENANT] = max(self.times.get(NO_TENANT, 0), least)
+        for tenant, time in times.items():
+            waiting = deque(Waiting(job.id, free=bool(job.attempts)) for job in jobs.get(tenant, ()))
+            yield Player(tenant, time, cost(policy, tenant), jobs=waiting)
+
+    def note(self, turns: Turns) -> None:
+        """Keep the times of those that were charged."""
+        for player in turns.charged:
+            self.times[player.tenant] = player.time
+            self.clock = max(self.clock, player.began or 0)
+
+
+def _left(claim: Claim, tenant: str, held: Mapping[tuple[str, str | None], int]) -> int | None:
+    """Return how many attempts a tenant may begin; None: it has no limit."""
+    own = claim.policy.of(tenant or None)
+    everywhere = sum(units for (_, other), units in held.items() if other == tenant)
+    here = held.get((claim.backend, tenant), 0)
+    limits = ((own.running, everywhere), (own.running_on.get(claim.backend), here))
+    return min((limit - used for limit, used in limits if limit is not None), default=None)

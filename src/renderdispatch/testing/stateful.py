@@ -24,8 +24,9 @@ from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Stage
-from renderdispatch.protocols import Claim, JobQuery, JobStore, SupportsClaim, SupportsCounts, is_ready
+from renderdispatch.protocols import Claim, JobQuery, JobStore, SupportsClaim, SupportsCounts, SupportsLooks
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
+from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing.builders import make_job
 
 _HOUR = timedelta(hours=1)
@@ -35,7 +36,21 @@ _tenants = st.sampled_from([None, "acme", "other"])
 _statuses = st.sampled_from(list(JobStatus))
 _backends = st.sampled_from(["inline", "modal"])
 _machines = st.sampled_from([None, "here", "there"])
+_batches = st.sampled_from([None, "batch"])
 _hours = st.integers(-3, 3)
+_limits = st.sampled_from([None, None, 0, 1, 2])
+
+
+@st.composite
+def _policies(draw: st.DrawFn) -> QueuePolicy:
+    """Draw weights, and limits that few jobs reach."""
+    here, everywhere, there = draw(_limits), draw(_limits), draw(_limits)
+    acme = TenantPolicy(
+        weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
+        running=everywhere,
+        running_on={} if there is None else {"modal": there},
+    )
+    return QueuePolicy(running={} if here is None else {"inline": here}, tenants={"acme": acme})
 
 
 class JobStoreMachine(RuleBasedStateMachine):
@@ -51,6 +66,8 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.now = self.store.now()
         self.jobs: dict[str, Job] = {}
         self.highest: dict[str, int] = {}  # the highest revision that an id ever had
+        self.model_now = self.now
+        self.model = MemoryJobStore(clock=lambda: self.model_now)  # for whom the turn is, and what is due
 
     def teardown(self) -> None:
         """Close the store."""
@@ -68,6 +85,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         status=_statuses,
         backend=_backends,
         machine=_machines,
+        batch=_batches,
         priority=st.integers(-1, 1),
         created=_hours,
         ready=st.none() | _hours,
@@ -79,6 +97,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         status: JobStatus,
         backend: str,
         machine: str | None,
+        batch: str | None,
         priority: int,
         created: int,
         ready: int | None,
@@ -90,6 +109,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             status=status,
             backend=backend,
             machine=machine,
+            batch=batch,
             priority=priority,
             created_at=self.now + created * _HOUR,
             ready_at=None if ready is None or status.terminal else self.now + ready * _HOUR,
@@ -101,6 +121,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         stored = self.store.create(job)
         assert stored == evolve(job, revision=stored.revision)
         assert stored.revision > self.highest.get(job_id, 0)
+        self.model.create(job)
         self._note(stored)
 
     @rule(job_id=_ids, behind=st.integers(-1, 2), status=_statuses, ready=st.none() | _hours)
@@ -123,6 +144,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         else:
             stored = self.store.replace(job, expected_revision=expected)
             assert stored == evolve(job, revision=expected + 1)
+            self.model.replace(job, expected_revision=self.model.get(job_id).revision)
             self._note(stored)
 
     @rule(job_id=_ids, behind=st.integers(-1, 2))
@@ -134,37 +156,50 @@ class JobStoreMachine(RuleBasedStateMachine):
             with pytest.raises(RevisionConflictError):
                 self.store.delete(job_id, expected_revision=expected)
         else:
-            assert self.store.delete(job_id, expected_revision=expected) is (self.jobs.pop(job_id, None) is not None)
+            assert self.store.delete(job_id, expected_revision=expected) is (standing is not None)
+            if self.jobs.pop(job_id, None) is not None:
+                self.model.delete(job_id, expected_revision=self.model.get(job_id).revision)
 
     @precondition(lambda self: isinstance(self.store, SupportsClaim))
-    @rule(limit=st.integers(0, 3), backend=_backends, machine=_machines, weight=st.sampled_from([1.0, 2.0]))
-    def claim(self, limit: int, backend: str, machine: str | None, weight: float) -> None:
-        """The tenants take turns; the first ready jobs of each begin an attempt, in order."""
+    @rule(limit=st.integers(0, 4), backend=_backends, machine=_machines, policy=_policies())
+    def claim(self, limit: int, backend: str, machine: str | None, policy: QueuePolicy) -> None:
+        """Attempts begin of the jobs, and in the order, that fair turns within the limits give."""
         assert isinstance(self.store, SupportsClaim)
-        policy = QueuePolicy(tenants={"acme": TenantPolicy(weight=weight)})
         claim = Claim(
             backend=backend, local=True, holder="worker", lease=_HOUR, machine=machine, policy=policy, nonce="nonce"
         )
-        now = self.store.now()
-        query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
-        ready = [job for job in self._expected(query) if is_ready(job, now)]
         may_be = self.store.claimable([backend], machine=machine)
-        assert may_be == {backend} or not ready
         claimed = self.store.claim(claim, limit=limit)
-        assert len(claimed) == min(limit, len(ready))
-        for tenant in {job.tenant for job in claimed}:
-            mine = [job.id for job in claimed if job.tenant == tenant]
-            assert mine == [job.id for job in ready if job.tenant == tenant][: len(mine)]
-        for after in claimed:
-            assert after.attempt is not None
-            begun = Begun.of(claim, after.attempt.claimed_at)
-            assert after == evolve(begin(self.jobs[after.id], begun), revision=self.jobs[after.id].revision + 1)
+        began = [job.attempt.claimed_at for job in claimed if job.attempt is not None]
+        assert len(began) == len(claimed)
+        self.model_now = began[0] if began else self.store.now()
+        self.model.claimable([backend], machine=machine)
+        assert [job.id for job in claimed] == [job.id for job in self.model.claim(claim, limit=limit)]
+        assert may_be == {backend} or not claimed
+        for after, at in zip(claimed, began, strict=True):
+            before = self.jobs[after.id]
+            assert after == evolve(begin(before, Begun.of(claim, at)), revision=before.revision + 1)
             self._note(after)
+
+    @precondition(lambda self: isinstance(self.store, SupportsLooks))
+    @rule(job_id=st.none() | _ids)
+    def look(self, job_id: str | None) -> None:
+        """All jobs that are due are returned, as they are, and put off."""
+        assert isinstance(self.store, SupportsLooks)
+        self.model_now = self.store.now()
+        surely = {job.id for job in _copy(self.model).claim_looks(limit=1000, job_id=job_id)}
+        found = self.store.claim_looks(limit=1000, job_id=job_id)
+        self.model_now = self.store.now()
+        perhaps = {job.id for job in _copy(self.model).claim_looks(limit=1000, job_id=job_id)}
+        assert surely <= {job.id for job in found} <= perhaps
+        for job in found:
+            assert job == self.jobs[job.id]
+            self.model.claim_looks(limit=1, job_id=job.id)
 
     # --- results of both
 
     @rule(
-        order=st.sampled_from(["newest", "ready", "due"]),
+        order=st.sampled_from(["newest", "ready", "leased", "ended"]),
         tenant=_tenants,
         statuses=st.none() | st.frozensets(_statuses),
         backends=st.none() | st.frozensets(_backends),
@@ -174,7 +209,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     )
     def query(
         self,
-        order: Literal["newest", "ready", "due"],
+        order: Literal["newest", "ready", "leased", "ended"],
         tenant: str | None,
         statuses: frozenset[JobStatus] | None,
         backends: frozenset[str] | None,
@@ -191,7 +226,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             backends=backends,
             machine=machine if order == "ready" else None,
             ready_by=time if order == "ready" else None,
-            due_by=time if order == "due" else None,
+            due_by=time if order in {"leased", "ended"} else None,
             limit=limit,
         )
         found: list[Job] = []
@@ -204,14 +239,21 @@ class JobStoreMachine(RuleBasedStateMachine):
         assert found == self._expected(query)
 
     @precondition(lambda self: isinstance(self.store, SupportsCounts))
-    @rule(tenant=_tenants)
-    def count(self, tenant: str | None) -> None:
-        """The counts and the places in the queue are those of the model."""
+    @rule(tenant=_tenants, batch=_batches)
+    def count(self, tenant: str | None, batch: str | None) -> None:
+        """The counts are those of the model."""
         assert isinstance(self.store, SupportsCounts)
-        expected = dict.fromkeys(JobStatus, 0)
-        for job in self.jobs.values():
-            expected[job.status] += tenant is None or job.tenant == tenant
-        assert self.store.counts(tenant=tenant) == expected
+        assert self.store.counts(tenant=tenant, batch=batch) == self.model.counts(tenant=tenant, batch=batch)
+
+    @precondition(lambda self: isinstance(self.store, SupportsCounts) and isinstance(self.store, SupportsClaim))
+    @rule(job_id=_ids, policy=_policies())
+    def position(self, job_id: str, policy: QueuePolicy) -> None:
+        """The place of a job in the queue is that of the model."""
+        assert isinstance(self.store, SupportsCounts)
+        if job_id in self.jobs:
+            self.model_now = self.store.now()
+            expected = self.model.position(self.model.get(job_id), policy)
+            assert self.store.position(self.jobs[job_id], policy) == expected
 
     @invariant()
     def both_hold_the_same(self) -> None:
@@ -238,6 +280,14 @@ class JobStoreMachine(RuleBasedStateMachine):
             case "leased" | "ended":
                 when = _lease_until if query.order == "leased" else _ended_at
                 return sorted(_by(found, when, query.due_by), key=when)
+
+
+def _copy(model: MemoryJobStore) -> MemoryJobStore:
+    """Return a store of the same jobs, looks included, that can be tried out."""
+    tried = MemoryJobStore(clock=model.now)
+    tried._jobs = dict(model._jobs)  # noqa: SLF001 - a model and its copy
+    tried._looks = dict(model._looks)  # noqa: SLF001 - a model and its copy
+    return tried
 
 
 _NEVER = datetime.max.replace(tzinfo=UTC)

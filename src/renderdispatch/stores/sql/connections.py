@@ -1,87 +1,72 @@
-"""How is the database of a job store opened, and its tables made?"""
+"""How is the database of a job store connected to?
+
+On PostgreSQL no call waits for ever, whatever happens to the server or the network. A statement that does not answer
+in time breaks its connection. Connections are tested before use only if they were idle for long, or if another one
+broke since they were used: a ping before each statement would double its round trips.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable, Generator
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.engine import Engine
 
-from renderdispatch import errors
 from renderdispatch.plumbing.files import obstacle
-from renderdispatch.plumbing.retry import Backoff, Trouble, retry
-from renderdispatch.stores.sql.database_errors import driver_code, unusable
-from renderdispatch.stores.sql.tables import JOBS, indexes
+from renderdispatch.stores.sql.addresses import Address
+from renderdispatch.stores.sql.database_errors import unusable
+from renderdispatch.stores.sql.server_clock import elapsed_s
 
-_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
-_BUSY_TIMEOUT_S: Final = 15.0
-_ADDED: Final = frozenset(JOBS.c.keys()) - {"id", "revision", "protocol", "document"}
-"""Columns that tables of earlier versions lack; they are added, and hold NULL at first."""
+_IDLE_S: Final = 30.0
+"""A connection that was idle for longer is tested before it is used."""
 
-
-def read_url(text: str | Path) -> URL:
-    try:
-        # in a path, '?', '%' and '#' mean themselves
-        url = URL.create("sqlite", database=str(text)) if isinstance(text, Path) else make_url(text)
-    except (sa.exc.ArgumentError, ValueError):
-        hint = "sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql+psycopg://user:password@host/name"
-        raise errors.ConfigurationError(f"cannot read the database URL of the job store; write {hint}") from None
-    message = f"unsupported database URL '{url.drivername}://...'; use sqlite:///path.db or postgresql+psycopg://..."
-    unsupported = errors.ConfigurationError(message)
-    if url.get_backend_name() not in _DIALECTS:
-        raise unsupported
-    try:
-        url.get_dialect().import_dbapi()
-    except sa.exc.NoSuchModuleError:
-        raise unsupported from None
-    except ImportError:
-        raise errors.MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
-    return _read_sqlite_url(url) if url.get_backend_name() == "sqlite" else url
+_CONNECT_S: Final = 10
+_LONGEST_SILENCE_S: Final = 30
+"""How long a peer may not acknowledge what was sent, or a probe, before the connection counts as broken."""
 
 
-def _read_sqlite_url(url: URL) -> URL:
-    if sqlite3.sqlite_version_info < (3, 35):
-        message = f"SQLite {sqlite3.sqlite_version} is too old; the job store needs 3.35 or later"
-        raise errors.ConfigurationError(message)
-    if url.host or url.username or url.password or url.port:
-        message = "a SQLite URL has three slashes before a relative path, four before an absolute one"
-        raise errors.ConfigurationError(message)
-    if not url.database or url.database == ":memory:":
-        raise errors.ConfigurationError("threads cannot share a SQLite database in memory; use MemoryJobStore")
-    try:
-        timeout = float(str(url.query.get("timeout", _BUSY_TIMEOUT_S)))
-    except ValueError:
-        timeout = -1.0
-    if timeout < 0 or url.query.keys() - {"timeout"}:
-        raise errors.ConfigurationError("the only option of a SQLite URL is a number of seconds, such as ?timeout=5")
-    try:
-        path = Path(url.database).absolute()
-    except FileNotFoundError:
-        message = "the path of the job store is relative, and the working directory is gone; write an absolute path"
-        raise errors.ConfigurationError(message) from None
-    return url.set(database=str(path), query={"timeout": str(timeout)})
+class Connections:
+    """An engine, and what is known of its connections."""
+
+    def __init__(self, address: Address) -> None:
+        self._broke_at = -float("inf")
+        self.engine: Final = _sqlite_engine(address) if address.dialect == "sqlite" else _postgresql_engine(address)
+        if address.dialect != "sqlite":
+            sa.event.listen(self.engine, "checkout", self._test)
+            sa.event.listen(self.engine, "checkin", self._note_use)
+
+    def one_broke(self) -> None:
+        """Have every connection tested that was not used since."""
+        self._broke_at = elapsed_s()
+
+    def _test(self, connection: Any, record: Any, _: object) -> None:
+        used_at = record.info.get("used_at")
+        if used_at is None or (used_at > self._broke_at and elapsed_s() - used_at < _IDLE_S):
+            return
+        try:
+            connection.execute("")  # PostgreSQL answers an empty query
+        except Exception as error:
+            raise sa.exc.InvalidatePoolError from error  # this one, and all that are older, are connected anew
+
+    @staticmethod
+    def _note_use(_: object, record: Any) -> None:
+        record.info["used_at"] = elapsed_s()
 
 
-def new_engine(url: URL) -> Engine:
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "hide_parameters": True}
-    if url.get_backend_name() == "sqlite":
-        file = Path(str(url.database))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not file.is_file():  # SQLite would take a pipe for a disk that fails
-            raise unusable(str(file), str(obstacle(file)))
-        engine = sa.create_engine(url, **options)
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-    else:
-        engine = sa.create_engine(url, pool_pre_ping=True, **options)
-    try:
-        _prepare(engine, patience_s=float(str(url.query.get("timeout", _BUSY_TIMEOUT_S))))
-    except BaseException:
-        engine.dispose()
-        raise
+def _sqlite_engine(address: Address) -> Engine:
+    file = Path(str(address.url.database))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.is_file():  # SQLite would take a pipe for a disk that fails
+        raise unusable(str(file), str(obstacle(file)))
+    # a connection for each thread that needs one: there is no server whose connections could run out
+    engine = sa.create_engine(
+        address.url, isolation_level="AUTOCOMMIT", hide_parameters=True, max_overflow=-1, pool_use_lifo=True
+    )
+    sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine
 
 
@@ -89,71 +74,63 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _choose_journal(file: str, patience_s: float) -> None:
-    """Turn on the write-ahead log of a new database. Where that cannot be, a rollback journal serves.
-
-    The log needs memory that processes share by way of a file, which many file systems in user space do not have.
-    """
-    ours = "SELECT 1 FROM sqlite_schema WHERE name = ?"
-    try:
-        with closing(sqlite3.connect(file, timeout=patience_s)) as connection:
-            (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
-            if journal == "delete" and connection.execute(ours, (JOBS.name,)).fetchone():
-                return
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(ours, (JOBS.name,))
-    except sqlite3.OperationalError as error:
-        if not driver_code(error).startswith("SQLITE_IOERR_SHM"):
-            raise
-        with closing(sqlite3.connect(file, timeout=patience_s)) as alone:
-            alone.execute("PRAGMA locking_mode = EXCLUSIVE")  # needs no shared memory
-            alone.execute("PRAGMA journal_mode = DELETE")
+def _postgresql_engine(address: Address) -> Engine:
+    engine = sa.create_engine(
+        address.url,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        pool_size=address.pool_size,
+        max_overflow=0,
+        pool_timeout=address.timeout_s,
+        pool_use_lifo=True,
+    )
+    sa.event.listen(engine, "do_connect", _connector(address))
+    return engine
 
 
-_MET_ANOTHER: Final = frozenset({"SQLITE_BUSY", "23505", "42P07", "42710"})
-"""SQLite does not wait for the lock that begins a write-ahead log; PostgreSQL's IF NOT EXISTS is not atomic."""
+def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what a connection to PostgreSQL is opened with: what the URL chose, and our choice of the rest."""
+    arguments: dict[str, Any] = {
+        "application_name": "renderdispatch",
+        "connect_timeout": min(_CONNECT_S, max(2, int(address.timeout_s))),
+        "tcp_user_timeout": _LONGEST_SILENCE_S * 1000,
+        "keepalives_idle": _LONGEST_SILENCE_S // 2,
+        "keepalives_interval": _LONGEST_SILENCE_S // 6,
+        "keepalives_count": 3,
+    }
+    if address.pooler:  # the next transaction may have another connection of the server
+        return {**arguments, "prepare_threshold": None, **chosen}
+    # The server's limit is the lower one: its answer leaves the connection as usable as before. A process that is
+    # stopped within a transaction must not keep its locks.
+    limit_ms = int(address.timeout_s * 900)
+    limits = f"-c statement_timeout={limit_ms} -c idle_in_transaction_session_timeout={limit_ms}"
+    # of two settings of one name the later one counts
+    return {**arguments, **chosen, "options": f"{limits} {chosen.get('options', '')}".rstrip()}
 
 
-def _prepare(engine: Engine, *, patience_s: float) -> None:
-    """Create the table unless it exists. Other processes may be doing the same."""
+def _connector(address: Address) -> Callable[..., Any]:
+    import psycopg
 
-    def create() -> None:
-        if engine.dialect.name == "sqlite":
-            _choose_journal(str(engine.url.database), patience_s)
-        with engine.connect() as connection:
-            connection.execute(CreateTable(JOBS, if_not_exists=True))
-            _check_columns(connection)
-            for index in indexes(engine.dialect.name):
-                connection.execute(CreateIndex(index, if_not_exists=True))
+    class BoundedConnection(psycopg.Connection[Any]):
+        """A connection that is closed if the server does not answer in time."""
 
-    def trouble(error: Exception) -> Trouble:
-        return Trouble.FAILED if driver_code(error) in _MET_ANOTHER else Trouble.FATAL
+        def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+            return super().wait(self._bounded(gen), *args, **options)
 
-    retry(create, Backoff(patience_s=patience_s, pause_s=0.02, longest_pause_s=0.02), trouble=trouble)
+        def _bounded(self, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+            deadline = monotonic() + address.timeout_s
+            try:
+                wanted = next(steps)
+                while True:
+                    ready = yield wanted
+                    if not ready and monotonic() > deadline:
+                        self.close()
+                        raise psycopg.OperationalError("the server did not answer in time")
+                    wanted = steps.send(ready)
+            except StopIteration as result:
+                return result.value
 
+    def connect(_dialect: object, _record: object, args: list[Any], options: dict[str, Any]) -> Any:
+        return BoundedConnection.connect(*args, **connect_arguments(address, options))
 
-def _check_columns(connection: Connection) -> None:
-    """Add the columns that tables of earlier versions lack.
-
-    Raises:
-        ConfigurationError: Another version made the table, with other columns.
-    """
-    missing = _missing_columns(connection)
-    if foreign := missing - _ADDED:
-        message = (
-            f"another version made the table {JOBS.name}: it has no column {', '.join(sorted(foreign))}. "
-            "Use another database, or drop the table if you no longer need its jobs"
-        )
-        raise errors.ConfigurationError(message, code="store.unusable")
-    for name in missing:
-        try:
-            kind = JOBS.c[name].type.compile(connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {JOBS.name} ADD COLUMN {name} {kind}")
-        except sa.exc.DBAPIError:
-            if name in _missing_columns(connection):  # else another process was faster
-                raise
-
-
-def _missing_columns(connection: Connection) -> set[str]:
-    found = connection.execute(sa.select(sa.text("*")).select_from(JOBS).where(sa.false())).keys()
-    return {column.name for column in JOBS.c} - set(found)
+    return connect

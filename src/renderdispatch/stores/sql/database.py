@@ -6,59 +6,85 @@ A `Database` is handed to everything in this package that reads or writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
+import sqlalchemy as sa
 from attrs import frozen
-from sqlalchemy.engine import URL
 
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.per_process import ForkGate, PerProcess
-from renderdispatch.stores.sql.connections import new_engine
+from renderdispatch.stores.sql.addresses import Address
+from renderdispatch.stores.sql.connections import Connections
 from renderdispatch.stores.sql.database_errors import cause, translation
+from renderdispatch.stores.sql.schema import prepare
+from renderdispatch.stores.sql.server_clock import ServerClock, elapsed_s
+from renderdispatch.stores.sql.texts import check_texts
 
 Ran = tuple[list[Any], int]
 """The rows that a statement returned, and how many it wrote."""
+
+_SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp()) * 1000000)::bigint", sa.BigInteger)
+_ASK_TIME: Final = sa.select(_SERVER_TIME)
 
 
 class _Compiled(NamedTuple):
     text: str
     constants: Mapping[str, Any]
     places: Sequence[str] | None  # the name of each placeholder; None: placeholders have names
+    returns: bool
+    timed: bool  # whether a column was added that brings the server's time along
 
 
 class Database:
-    """The connections of one process to the database of a URL. Nothing is opened before the first call.
+    """The connections of one process to a database. Nothing is opened before the first call.
 
-    Every call raises `StoreUnavailableError` while the database is away, and `ConfigurationError` if it cannot be used.
+    Every call raises `StoreUnavailableError` while the database is away, `ConfigurationError` if it cannot be used, and
+    `InvalidRequestError` for a text that no database stores.
     """
 
-    def __init__(self, url: URL) -> None:
-        self.url = url
-        self.dialect: Final = url.get_backend_name()
-        self._errors = translation(url, url.get_dialect().import_dbapi())
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.dialect: Final = address.dialect
+        self.clock: Final = ServerClock()
+        self._driver = address.url.get_dialect().import_dbapi()
+        self._errors = translation(address.url, self._driver)
         self._compiled: dict[Any, _Compiled] = {}
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
-        self._engines = PerProcess(lambda: new_engine(self.url))
+        self._connections = PerProcess(self._connect)
         self._gate = ForkGate(self.close)
+
+    def _connect(self) -> Connections:
+        connections = Connections(self.address)
+        try:
+            prepare(connections.engine, patience_s=self.address.timeout_s)
+        except BaseException:
+            connections.engine.dispose()
+            raise
+        sa.event.listen(connections.engine, "before_cursor_execute", _check_bound)
+        return connections
+
+    def set_up(self) -> None:
+        """Make the tables, or bring them up to date, unless they are."""
+        with self._gate.operation(), translated(self._errors, chain=cause):
+            self._connections.get()
 
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
         """Execute a statement that every job needs many times, in a transaction of its own.
 
         It is compiled once and runs on the driver's own connection, which takes half the time of an execution through
-        Core. All values are integers and texts, which need no conversion.
+        Core. All values are integers and texts, which need no conversion. On PostgreSQL each row brings the server's
+        time along, for `clock`; the caller does not see that column.
         """
-        with self._gate.operation(), translated(self._errors, chain=cause):
-            engine = self._engines.get()
-            with closing(engine.raw_connection()) as connection:
-                return self._run(connection, statement, values)
+        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
+            return self._run(connection, statement, values)
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
         """Execute any other statement, in a transaction of its own."""
         with (
             self._gate.operation(),
             translated(self._errors, chain=cause),
-            self._engines.get().connect() as connection,
+            self._connections.get().engine.connect() as connection,
         ):
             result = connection.execute(statement, values)
             return result.all() if result.returns_rows else [], result.rowcount
@@ -73,33 +99,78 @@ class Database:
         with (
             self._gate.operation(),
             translated(self._errors, chain=cause),
-            closing(self._engines.get().raw_connection()) as connection,
+            self._borrowed() as connection,
             closing(connection.cursor()) as cursor,
         ):
             cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
             try:
                 yield Transaction(self, connection)
             except BaseException:
-                cursor.execute("ROLLBACK")
+                _roll_back(cursor)
                 raise
             cursor.execute("COMMIT")
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise our errors in the place of the driver's and SQLAlchemy's."""
+        with translated(self._errors, chain=cause):
+            yield
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
+        """Lend a connection; one that broke is thrown away, and the others are tested before they are used."""
+        connections = self._connections.get()
+        connection = connections.engine.raw_connection()
+        try:
+            yield connection
+        except BaseException:
+            if getattr(connection.dbapi_connection, "closed", False):
+                connections.one_broke()
+                connection.invalidate()
+            raise
+        finally:
+            connection.close()
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
         compiled = self._compiled.get(statement)
         if compiled is None:
-            sql = statement.compile(dialect=self._engines.get().dialect)
-            compiled = self._compiled[statement] = _Compiled(sql.string, sql.params, sql.positiontup)
+            compiled = self._compiled[statement] = self._compile(statement)
+        check_texts(values.values())
         bound = {**compiled.constants, **values}
+        asked_at = elapsed_s() if compiled.timed else 0.0
         with closing(connection.cursor()) as cursor:
             cursor.execute(
                 compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
             )
-            return cursor.fetchall() if cursor.description else [], cursor.rowcount
+            rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
+        if not compiled.timed or not rows:
+            return rows, written
+        self.clock.note(rows[-1][-1], asked_at=asked_at)
+        return [row[:-1] for row in rows] if compiled.returns else [], written
+
+    def _compile(self, statement: Any) -> _Compiled:
+        returns, timed = True, False
+        if self.dialect != "sqlite":
+            if isinstance(statement, sa.Insert | sa.Update | sa.Delete):
+                returns, timed = bool(statement._returning), True  # noqa: SLF001 - SQLAlchemy has no other way to ask
+                statement = statement.returning(_SERVER_TIME)
+            elif isinstance(statement, sa.Select):
+                timed = True
+                statement = statement.add_columns(_SERVER_TIME)
+        sql = statement.compile(dialect=self._connections.get().engine.dialect)
+        return _Compiled(sql.string, sql.params, sql.positiontup, returns, timed)
+
+    def server_time_us(self) -> int:
+        """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then."""
+        known = self.clock.now_us()
+        if known is None:
+            known = int(self.step(_ASK_TIME, {})[0][0][0])
+        return known
 
     def close(self) -> None:
         """Close every connection. A later call connects again."""
-        if (engine := self._engines.take()) is not None:
-            engine.dispose()
+        if (connections := self._connections.take()) is not None:
+            connections.engine.dispose()
 
 
 @frozen
@@ -112,3 +183,14 @@ class Transaction:
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
         """Execute a statement within the transaction, compiled once as `Database.step` does it."""
         return self._database._run(self._connection, statement, values)  # noqa: SLF001 - two halves of one thing
+
+
+def _roll_back(cursor: Any) -> None:
+    """Undo a transaction. Where the connection is gone the database does so itself."""
+    with suppress(Exception):
+        cursor.execute("ROLLBACK")
+
+
+def _check_bound(_c: object, _cursor: object, _sql: str, bound: Any, _context: object, many: bool) -> None:
+    for values in bound if many else [bound]:
+        check_texts(values.values() if isinstance(values, Mapping) else values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,19 +20,6 @@ ORDERS: Final = {
     "leased": (_c.lease_until.asc(), _c.id.asc()),
     "ended": (_c.ended_at.asc(), _c.id.asc()),
 }
-
-
-def create_statement(dialect: str) -> Any:
-    """Return what creates a job unless its id is taken; over a tombstone the revision rises."""
-    insert = import_module(f"sqlalchemy.dialects.{dialect}").insert
-    new = insert(JOBS).values(revision=1, looks=0, **{name: sa.bindparam(name) for name in ("id", *VALUES)})
-    fresh = {**{name: new.excluded[name] for name in VALUES}, "revision": _c.revision + 1}
-    return new.on_conflict_do_update(
-        index_elements=[_c.id],
-        set_={**fresh, "claim": None, "looks": 0, "deleted_at": None},
-        where=_c.created_at.is_(None),
-    ).returning(_c.revision)
-
 
 GET: Final = sa.select(*RECORD).where(_c.id == sa.bindparam("job_id"), LIVE)
 REPLACE: Final = (
@@ -76,10 +62,18 @@ def conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
 
 
 def beyond(order: str, where: Place) -> sa.ColumnElement[bool]:
-    """Return the condition for rows after ``where``: the lexicographic order, column by column."""
+    """Return the condition for rows after ``where``: the lexicographic order, column by column.
+
+    Each step begins with a bound that an index can start from: no database starts a scan from an OR.
+    """
     condition: sa.ColumnElement[bool] = sa.false()
     for term, value in reversed(list(zip(ORDERS[order], where, strict=True))):
         column: Any = term.element
-        further = column < value if term.modifier is sa.sql.operators.desc_op else column > value
-        condition = sa.or_(further, sa.and_(column == value, condition))
+        falling = term.modifier is sa.sql.operators.desc_op
+        if isinstance(condition, sa.sql.elements.False_):
+            condition = column < value if falling else column > value
+        elif falling:
+            condition = sa.and_(column <= value, sa.or_(column < value, condition))
+        else:
+            condition = sa.and_(column >= value, sa.or_(column > value, condition))
     return condition

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from attrs import asdict
 from pydantic import ValidationError
 
 from renderdispatch import errors
@@ -21,24 +20,33 @@ from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.engine.records import check_protocol, load_job, unreadable
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
+from renderdispatch.protocols import Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
-from renderdispatch.stores.pages import check_limit, from_micros, micros, read_cursor, write_cursor
-from renderdispatch.stores.sql.connections import read_url
+from renderdispatch.stores.pages import from_micros, micros
+from renderdispatch.stores.sql.addresses import read_address
+from renderdispatch.stores.sql.claims import Claims
+from renderdispatch.stores.sql.counting import Counting
+from renderdispatch.stores.sql.creation import (
+    Runner,
+    create_statement,
+    create_within,
+    job_exists,
+    joined,
+    row_of,
+)
 from renderdispatch.stores.sql.database import Database
 from renderdispatch.stores.sql.database_errors import place_of
+from renderdispatch.stores.sql.listing import Listing
+from renderdispatch.stores.sql.looks import Looks
+from renderdispatch.stores.sql.notices import Notices
 from renderdispatch.stores.sql.statements import (
     DELETE,
     GET,
-    ORDERS,
     PURGE,
     RECORD,
     REPLACE,
-    beyond,
-    conditions,
-    create_statement,
 )
-from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, LIVE, OURS, WAITING, columns
+from renderdispatch.stores.sql.tables import JOBS, columns
 
 _log: Final = logging.getLogger("renderdispatch.stores.sql")
 
@@ -74,8 +82,10 @@ class SqlJobStore:
 
     Args:
         url: A SQLite file's path, as a `Path`; or a URL, as SQLAlchemy takes it: ``sqlite:///jobs.db``,
-            ``postgresql+psycopg://user:password@host/name``. In a URL of SQLite ``?timeout=5`` sets how many seconds a
-            call waits for other writers (default 15).
+            ``postgresql://user:password@host/name`` (``postgres://`` is the same). ``?timeout=5`` sets how many seconds
+            a call waits: on SQLite for other writers (default 15), on PostgreSQL for an answer (default 30). On
+            PostgreSQL ``?pool_size=`` limits the connections of a process (default 10), and ``?pooler=transaction``
+            says that a pooler such as PgBouncer is between.
         clock: Returns the time, aware and in UTC, in place of the database's.
 
     Raises:
@@ -84,22 +94,27 @@ class SqlJobStore:
     """
 
     def __init__(self, url: str | Path, *, clock: Callable[[], datetime] | None = None) -> None:
-        self._url = read_url(url)
-        self._database = Database(self._url)
+        self._address = read_address(url)
+        self._database = Database(self._address)
         self._clock = clock
+        self._listing = Listing(self._database, self._readable)
+        self._counting = Counting(self._database)
+        self._claims = Claims(self._database, self.now, self._readable)
+        self._looks = Looks(self._database, self.now, self._readable)
         self._create = create_statement(self._database.dialect)
+        self._notices = Notices(self._database)
         self._left_alone: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"SqlJobStore({place_of(self._url)!r})"
+        return f"SqlJobStore({place_of(self._address.url)!r})"
 
     # --- writing
 
     def create(self, job: Job) -> Job:
         """Store a new job, as `JobStore.create` says."""
-        rows, _ = self._database.step(self._create, {"id": job.id, **columns(job)})
+        rows, _ = self._database.step(self._create, row_of(job))
         if not rows:
-            raise errors.JobExistsError(f"job {job.id} exists")
+            raise job_exists(job.id)
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
@@ -130,73 +145,37 @@ class SqlJobStore:
 
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
         """Return which backends may have ready jobs, as `SupportsClaim.claimable` says."""
-        now = micros(self.now())
-        over = sa.or_(_c.ready_at <= now, _c.waits_since > now + CLOCK_STEP // timedelta(microseconds=1))
-        self._database.execute(sa.update(JOBS).where(WAITING, over).values(waits_since=None))
-        ready = (
-            sa.select(_c.backend)
-            .distinct()
-            .where(CLAIMABLE, OURS, _c.deadline_at >= now, _c.backend.in_(list(backends)))
-        )
-        rows, _ = self._database.execute(ready.where(sa.or_(_c.machine.is_(None), _c.machine == machine)))
-        return frozenset(row[0] for row in rows)
+        return self._claims.claimable(backends, machine=machine)
 
     def claim(self, claim: Claim, *, limit: int) -> list[Job]:
         """Begin attempts of ready jobs, as `SupportsClaim.claim` says."""
-        self.claimable([claim.backend], machine=claim.machine)
-        begun = Begun.of(claim, self.now())
-        fields = asdict(begun) | {"at": micros(begun.at), "lease_until": micros(begun.lease_until)}
-        here = sa.and_(CLAIMABLE, OURS, _c.deadline_at >= fields["at"], _c.backend == claim.backend)
-        mine = sa.or_(_c.machine.is_(None), _c.machine == claim.machine)
-        chosen = sa.select(_c.id).where(here, mine).order_by(*ORDERS["ready"]).limit(limit)
-        statement = (
-            sa.update(JOBS)
-            .where(_c.id.in_(chosen.with_for_update(skip_locked=True)))
-            .values(
-                claim=json.dumps(fields),
-                revision=_c.revision + 1,
-                status=JobStatus.PROCESSING.value,
-                ready_at=None,
-                attempted=1,
-                look_at=fields["lease_until"],
-                looks=0,
-                lease_until=fields["lease_until"],
-            )
-            .returning(*RECORD, _c.priority, _c.created_at)
-        )
-        rows = self._database.execute(statement)[0]
-        return list(self._readable(sorted(rows, key=lambda row: (-row[-2], row[-1], row[0]))))
+        return self._claims.claim(claim, limit=limit)
 
     def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, as `SupportsLooks.claim_looks` says."""
-        now = micros(self.now())
-        pauses = [micros_of // timedelta(microseconds=1) for micros_of in LOOK_PAUSES]
-        pause = sa.case(*((_c.looks == number, value) for number, value in enumerate(pauses[:-1])), else_=pauses[-1])
-        after = now + pause
-        due = sa.select(_c.id).where(OURS, _c.look_at.is_not(None), _c.look_at <= now)
-        if job_id is not None:
-            due = due.where(_c.id == job_id)
-        chosen = due.order_by(_c.look_at, _c.id).limit(limit).with_for_update(skip_locked=True)
-        soon = sa.and_(_c.deadline_at > now, _c.deadline_at < after)
-        statement = (
-            sa.update(JOBS)
-            .where(_c.id.in_(chosen))
-            .values(looks=_c.looks + 1, look_at=sa.case((soon, _c.deadline_at), else_=after))
-            .returning(*RECORD)
-        )
-        return list(self._readable(self._database.execute(statement)[0]))
+        return self._looks.claim(limit=limit, job_id=job_id)
 
     def create_many(
         self, jobs: Sequence[Job], *, quota: Quota | None = None, connection: object = None
     ) -> list[Job | errors.RenderDispatchError]:
-        """Create jobs, as `SupportsCreateMany.create_many` says."""
-        results: list[Job | errors.RenderDispatchError] = []
-        for job in jobs:
-            try:
-                results.append(self.create(job))
-            except errors.JobExistsError as error:
-                results.append(error)
-        return results
+        """Create jobs, as `SupportsCreateMany.create_many` says.
+
+        Args:
+            jobs: All of the same tenant.
+            quota: What the tenant may submit.
+            connection: An SQLAlchemy `Connection` or `Session` to the database of this store. If there is a quota,
+                other submits of the tenant wait until its transaction ends.
+        """
+        if connection is None:
+            with self._database.transaction() as transaction:
+                return self._create_within(transaction, jobs, quota)
+        with joined(self._database, connection) as theirs:
+            return self._create_within(theirs, jobs, quota)
+
+    def _create_within(
+        self, run: Runner, jobs: Sequence[Job], quota: Quota | None
+    ) -> list[Job | errors.RenderDispatchError]:
+        return create_within(run, self._database.dialect, jobs, quota, lambda: micros(self.now()))
 
     # --- reading
 
@@ -209,40 +188,15 @@ class SqlJobStore:
 
     def query(self, query: JobQuery) -> Page[Job]:
         """Return a page of jobs, as `JobStore.query` says."""
-        check_limit(query)
-        where = conditions(query)
-        if (after := read_cursor(query)) is not None:
-            where.append(beyond(query.order, after))
-        order = ORDERS[query.order]
-        places = [term.element.label(f"place_{number}") for number, term in enumerate(order)]
-        statement = sa.select(*RECORD, *places).where(*where).order_by(*order).limit(query.limit + 1)
-        rows, _ = self._database.execute(statement)
-        items = tuple(self._readable(rows[: query.limit]))
-        last = tuple(rows[query.limit - 1][-len(order) :]) if len(rows) > query.limit else None
-        return Page(items, None if last is None else write_cursor(query, last))
+        return self._listing.query(query)
 
     def counts(self, *, tenant: str | None = None, batch: str | None = None) -> dict[JobStatus, int]:
         """Count the jobs by status, as `SupportsCounts.counts` says."""
-        statement = sa.select(_c.status, sa.func.count()).where(LIVE).group_by(_c.status)
-        if tenant is not None:
-            statement = statement.where(_c.tenant == tenant)
-        if batch is not None:
-            statement = statement.where(_c.batch == batch)
-        found = {status: int(count) for status, count in self._database.execute(statement)[0]}
-        return {status: found.get(status.value, 0) for status in JobStatus}
+        return self._counting.counts(tenant=tenant, batch=batch)
 
     def position(self, job: Job, policy: QueuePolicy) -> int | None:
         """Return the job's place in the queue, as `SupportsCounts.position` says."""
-        if job.ready_at is None:
-            return None
-        ready, priority = micros(job.ready_at), _c.priority
-        before = sa.or_(
-            priority > job.priority,
-            sa.and_(priority == job.priority, _c.ready_at < ready),
-            sa.and_(priority == job.priority, _c.ready_at == ready, _c.id < job.id),
-        )
-        first = sa.select(_c.id).where(CLAIMABLE, _c.backend == job.backend, before).limit(MAX_POSITION).subquery()
-        return int(self._database.execute(sa.select(sa.func.count()).select_from(first))[0][0][0]) + 1
+        return self._counting.position(job, policy)
 
     @property
     def server_time(self) -> bool:
@@ -255,8 +209,7 @@ class SqlJobStore:
             return self._clock()
         if self._database.dialect == "sqlite":
             return datetime.now(UTC)
-        now: datetime = self._database.execute(sa.select(sa.func.clock_timestamp()))[0][0][0]
-        return now.astimezone(UTC)
+        return from_micros(self._database.server_time_us())
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
         """Yield the jobs, without records that cannot be read: other jobs do not wait for them. Each is logged once."""
@@ -267,6 +220,32 @@ class SqlJobStore:
                 _log.log(logging.DEBUG if row[0] in self._left_alone else logging.ERROR, "left alone: %s", error)
                 self._left_alone.add(row[0])
 
+    # --- notices
+
+    @property
+    def notifies(self) -> bool:
+        """Whether the database wakes this process at present; never on SQLite, and never through a pooler."""
+        return self._notices.heard
+
+    def notify(self) -> None:
+        """Wake the workers of other processes, as `SupportsNotify.notify` says. On SQLite it does nothing."""
+        self._notices.send()
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called at each notice, as `SupportsNotify.listen` says. On SQLite it never is."""
+        return self._notices.listen(wake)
+
+    # ---
+
+    def set_up(self) -> None:
+        """Make the tables, or bring those of an earlier version up to date, unless they are.
+
+        Every other call does so as well. This is for a database in which the processes' own user may not create tables:
+        the owner of the database calls it once, at each new version.
+        """
+        self._database.set_up()
+
     def close(self) -> None:
         """Close every connection. A later call connects again."""
+        self._notices.close()
         self._database.close()

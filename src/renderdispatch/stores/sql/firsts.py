@@ -1,0 +1,62 @@
+"""Which parts do the statements of the queue share?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from renderdispatch.protocols import CLOCK_STEP
+from renderdispatch.stores.sql.database import Transaction
+from renderdispatch.stores.sql.statements import ORDERS
+from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS, TENANT, WAITING
+
+_c: Final = JOBS.c
+NOW: Final = sa.bindparam("now", type_=sa.BigInteger)
+BACKEND: Final = sa.bindparam("backend", type_=sa.Text)
+_STEP: Final = sa.literal_column(str(CLOCK_STEP // timedelta(microseconds=1)), sa.BigInteger)
+
+_OVER: Final = (sa.and_(WAITING, _c.ready_at <= NOW), sa.and_(WAITING, _c.waits_since > NOW + _STEP))
+
+
+def _exists(condition: sa.ColumnElement[bool]) -> Callable[[], sa.Exists]:
+    return lambda: sa.select(sa.literal_column("1")).select_from(JOBS).where(condition).correlate(None).exists()
+
+
+OVER: Final = tuple(_exists(condition) for condition in _OVER)
+"""Whether waits are over: by the clock, or because it was set back. One index each."""
+
+_ENDED_WAITS: Final = tuple(
+    sa.update(JOBS)
+    .where(_c.id.in_(sa.select(_c.id).where(over).with_for_update(skip_locked=True)))
+    .values(waits_since=None)
+    for over in _OVER
+)
+
+
+def end_waits(transaction: Transaction, now: int) -> None:
+    """Let the jobs be claimed whose waits are over."""
+    for statement in _ENDED_WAITS:
+        transaction.step(statement, {"now": now})
+
+
+def first_jobs(tenant: Any, machine: Any, limit: int) -> sa.Select[Any]:
+    """Return what reads the first ready jobs of a tenant, for one machine or for any, and locks them."""
+    ready = (CLAIMABLE, OURS, _c.backend == BACKEND, MACHINE == machine, TENANT == tenant, _c.deadline_at >= NOW)
+    return (
+        sa.select(_c.id, _c.priority, _c.ready_at, _c.attempted)
+        .where(*ready)
+        .order_by(*ORDERS["ready"])
+        .limit(sa.literal_column(str(limit), sa.Integer))
+        .with_for_update(skip_locked=True)
+    )
+
+
+def listed(dialect: str, name: str) -> sa.Select[Any]:
+    """Return the texts of a parameter that is a JSON list, as rows of a column ``value``."""
+    texts = sa.bindparam(name, type_=sa.Text)
+    if dialect == "postgresql":
+        return sa.select(sa.func.json_array_elements_text(sa.cast(texts, sa.JSON)).table_valued("value").c.value)
+    return sa.select(sa.func.json_each(texts).table_valued("value").c.value)
