@@ -9,9 +9,8 @@ from typing import Any
 from renderdispatch.engine.parts import Reroute
 from renderdispatch.protocols import JobStore, RenderBackend
 from renderdispatch.service import RenderService
-from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import FakeClock
-from renderdispatch.testing.world import Remote, World, WorldStorage
+from renderdispatch.testing.world import ForgetfulStore, Remote, World, WorldStorage
 
 
 class Clouds(World):
@@ -34,7 +33,7 @@ class Clouds(World):
         **options: Any,
     ) -> None:
         self.clock = beside.clock if beside else FakeClock(datetime.now(UTC))
-        self.store: JobStore = beside.store if beside else MemoryJobStore(clock=self.clock)  # type: ignore[assignment]  # any store will do
+        self.store: JobStore = beside.store if beside else ForgetfulStore(clock=self.clock)  # type: ignore[assignment]  # any store will do
         self.storage = beside.storage if beside else WorldStorage()
         self.cloud: Remote = beside.cloud if beside else cloud or Remote()
         self.box: Remote = beside.box if beside else Remote()
