@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from renderdispatch.engine.rules import CANCELLING, FINALIZING, OUT, PREPARING, STAGE_PROGRESS, WAITING
+from renderdispatch.engine.rules import OUT, PREPARING, STAGE_PROGRESS, WAITING
 from renderdispatch.engine.transitions import TABLE
 from renderdispatch.messages import JobStatus, Stage
 
@@ -20,7 +20,6 @@ PAGE = Path(__file__).parent / "explanation/design.md"
 BEGIN, END = "<!-- states: begin -->\n", "<!-- states: end -->\n"
 
 GROUPS = {"waiting": WAITING, "preparing": PREPARING, "out": OUT}
-ALONE = FINALIZING | CANCELLING
 ORDER = [*STAGE_PROGRESS, Stage.CANCELLING, *JobStatus]
 
 
@@ -35,7 +34,8 @@ def edges() -> Iterator[tuple[str, str, str]]:
                     for stage in group:
                         if ORDER.index(stage) < ORDER.index(to):
                             yield stage, to, row.event.__name__
-            for stage in row.stages & ALONE:
+            grouped = frozenset().union(*(group for group in GROUPS.values() if group <= row.stages))
+            for stage in row.stages - grouped:
                 yield stage, to, row.event.__name__
 
 

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from renderdispatch.aio import AsyncJobHandle as AsyncJobHandle
     from renderdispatch.aio import AsyncRenderService as AsyncRenderService
+    from renderdispatch.batches import BatchHandle as BatchHandle
+    from renderdispatch.batches import BatchProgress as BatchProgress
+    from renderdispatch.batches import Submission as Submission
+    from renderdispatch.batches import SubmittedBatch as SubmittedBatch
     from renderdispatch.errors import ConfigurationError as ConfigurationError
     from renderdispatch.errors import IdempotencyConflictError as IdempotencyConflictError
     from renderdispatch.errors import InvalidRequestError as InvalidRequestError
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from renderdispatch.errors import QueueLimitError as QueueLimitError
     from renderdispatch.errors import RenderDispatchError as RenderDispatchError
     from renderdispatch.errors import WaitTimeoutError as WaitTimeoutError
+    from renderdispatch.failover import Failover as Failover
     from renderdispatch.jobs import Job as Job
     from renderdispatch.messages import PRESETS as PRESETS
     from renderdispatch.messages import AudioUrl as AudioUrl
@@ -42,8 +47,10 @@ if TYPE_CHECKING:
 
 _NAMES: Final = {
     "aio": "AsyncJobHandle AsyncRenderService",
+    "batches": "BatchHandle BatchProgress Submission SubmittedBatch",
     "errors": "ConfigurationError IdempotencyConflictError InvalidRequestError JobCancelledError JobFailedError "
     "JobNotCompleteError JobNotFoundError QueueLimitError RenderDispatchError WaitTimeoutError",
+    "failover": "Failover",
     "jobs": "Job",
     "messages": "PRESETS AudioUrl JobStatus Limits Output PollResponse Stage StorageKey UploadGrant",
     "queueing": "QueuePolicy TenantPolicy",

@@ -6,7 +6,7 @@ watching sleep on the event loop, not in a thread. A test compares the signature
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from datetime import timedelta
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,8 +14,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import anyio
 from anyio import to_thread
 
+from renderdispatch.batches import BatchHandle, BatchProgress, BatchWatch, SubmittedBatch
 from renderdispatch.engine.watching import Pause, what_shows
+from renderdispatch.errors import RenderDispatchError
 from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus
 from renderdispatch.service import JobHandle, RenderService
 
 _P = ParamSpec("_P")
@@ -44,6 +47,22 @@ def _handled(
     return handled
 
 
+def _batched(
+    method: Callable[Concatenate[Any, _P], SubmittedBatch[JobHandle, BatchHandle]],
+) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, SubmittedBatch[AsyncJobHandle, AsyncBatchHandle]]]:
+    """Return a method's async twin, as `_awaited` does, whose handles are async too."""
+
+    @wraps(method)
+    async def batched(
+        self: Any, /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> SubmittedBatch[AsyncJobHandle, AsyncBatchHandle]:
+        made = await _awaited(method)(self, *args, **kwargs)
+        rows = (row if isinstance(row, RenderDispatchError) else AsyncJobHandle(row) for row in made.rows)
+        return SubmittedBatch(AsyncBatchHandle(made.batch), tuple(rows))
+
+    return batched
+
+
 class AsyncRenderService:
     """`RenderService` for async code.
 
@@ -69,6 +88,8 @@ class AsyncRenderService:
     close = _awaited(RenderService.close)
     tick = _awaited(RenderService.tick)
     submit = _handled(RenderService.submit)
+    check = _awaited(RenderService.check)
+    submit_many = _batched(RenderService.submit_many)
     create_upload = _awaited(RenderService.create_upload)
     get = _awaited(RenderService.get)
     poll = _awaited(RenderService.poll)
@@ -92,6 +113,10 @@ class AsyncRenderService:
     def handle(self, job_id: str) -> AsyncJobHandle:
         """Return a handle on a job. Whether the job exists is found out when the handle is used."""
         return AsyncJobHandle(self._twin.handle(job_id))
+
+    def batch(self, batch_id: str) -> AsyncBatchHandle:
+        """Return a handle on the jobs of a batch, as `RenderService.batch`. Nothing is awaited."""
+        return AsyncBatchHandle(self._twin.batch(batch_id))
 
 
 class AsyncJobHandle:
@@ -145,3 +170,43 @@ class AsyncJobHandle:
 
     def _repr_html_(self) -> str:
         return self._twin._repr_html_()
+
+
+class AsyncBatchHandle:
+    """The jobs of a batch, for async code; awaiting the handle waits for all of them to end."""
+
+    def __init__(self, handle: BatchHandle) -> None:
+        self._twin = handle
+        self.id = handle.id
+
+    def __repr__(self) -> str:
+        return f"AsyncBatchHandle({self.id!r})"
+
+    def __await__(self) -> Generator[Any, None, BatchProgress]:
+        return self.wait().__await__()
+
+    counts = _awaited(BatchHandle.counts)
+    jobs = _awaited(BatchHandle.jobs)
+    cancel = _awaited(BatchHandle.cancel)
+
+    async def wait(self, timeout: float | timedelta | None = None) -> BatchProgress:  # noqa: ASYNC109 - the blocking facade's
+        """Wait for all jobs of the batch to end, however they end, as `BatchHandle.wait`."""
+        async for progress in self._counted(timeout):
+            last = progress
+        return last
+
+    async def watch(self, timeout: float | timedelta | None = None) -> AsyncIterator[BatchProgress]:  # noqa: ASYNC109 - the blocking facade's
+        """Yield how far the batch is, now and after each change, until all have ended, as `BatchHandle.watch`."""
+        shown: Mapping[JobStatus, int] | None = None
+        async for progress in self._counted(timeout):
+            if progress.counts != shown:
+                shown = progress.counts
+                yield progress
+
+    async def _counted(self, timeout: float | timedelta | None) -> AsyncIterator[BatchProgress]:  # noqa: ASYNC109 - the blocking facade's
+        watch = BatchWatch(timeout)
+        while True:
+            yield (progress := watch.seen(await self.counts()))
+            if not progress.left:
+                return
+            await anyio.sleep(watch.pause_after(progress))

@@ -98,6 +98,7 @@ class Attempt:
         overdue_at: When storage was found not to have responded in time (rule J7).
         ended_at: When it ended; None while it runs.
         error: Why it failed.
+        refused: Whether its backend refused to start it, so that nothing was ever started.
         stopped: Whether its computing is known to have stopped; before the call, its preparation.
         clean_up: Whether its call and its objects are still to be cleaned up.
         swept_at: When its objects were last removed although it may still write more.
@@ -125,6 +126,7 @@ class Attempt:
     overdue_at: datetime | None = None
     ended_at: datetime | None = None
     error: messages.JobError | None = None
+    refused: bool = False
     stopped: bool = False
     clean_up: CleanUp = CleanUp.NONE
     swept_at: datetime | None = None
@@ -170,6 +172,8 @@ class Job:
         batch: The id of the batch that it was submitted with.
         reroutes: Whether a policy of the service chooses the backend of each attempt, by what ended the last one.
         rerouted_to: The backend that the policy chose; None: the one of the request.
+        retry_at: When its next attempt may begin on the backend of the last one. It is set while the policy has yet to
+            choose a backend; until then the job cannot be claimed.
         ready_at: The earliest time at which a dispatcher may claim it; None if it is not claimable.
         finish_by: When it fails unless it has ended.
         audio: The audio in storage; None before it is stored.
@@ -194,6 +198,7 @@ class Job:
     batch: str | None = None
     reroutes: bool = False
     rerouted_to: str | None = None
+    retry_at: datetime | None = None
     created_at: datetime
     updated_at: datetime
     finish_by: datetime
@@ -307,7 +312,7 @@ class Job:
         if self.ended:
             return
         attempt = self.attempt
-        if self.stage is messages.Stage.CANCELLING or self.answer_by is not None:
+        if self.stage is messages.Stage.CANCELLING or self.answer_by is not None or self.retry_at is not None:
             yield self.updated_at
         elif self.ready_at is not None or attempt is None:
             yield self.finish_by

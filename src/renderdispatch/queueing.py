@@ -48,6 +48,12 @@ class QueuePolicy(Argument):
     tenant: TenantPolicy = Field(default_factory=TenantPolicy)
     tenants: Mapping[str, TenantPolicy] = Field(default_factory=dict)
 
+    @property
+    def limits_running(self) -> bool:
+        """Whether anything limits how many attempts run at once."""
+        policies = (self.tenant, *self.tenants.values())
+        return bool(self.running) or any(each.running is not None or each.running_on for each in policies)
+
     def of(self, tenant: str | None) -> TenantPolicy:
         """Return what one tenant may use. Jobs without a tenant have weight 1 and no limits."""
         if tenant is None:

@@ -7,14 +7,16 @@ exactly one end. All calls block for milliseconds (except uploads), and all are 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic import JsonValue
 
+from renderdispatch.batches import BatchHandle, SubmittedBatch
 from renderdispatch.engine import layout
 from renderdispatch.engine.attachments import AttachmentSource
 from renderdispatch.engine.audio import AudioSource
@@ -25,7 +27,7 @@ from renderdispatch.engine.runtime import Engine
 from renderdispatch.engine.submission import UPLOAD_GRANT_LIFE, Submissions
 from renderdispatch.engine.views import DOWNLOAD_URL_LIFE, Views
 from renderdispatch.engine.watching import Pause, show_html, what_shows
-from renderdispatch.errors import JobNotFoundError
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError, RenderDispatchError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output, PollResponse, UploadGrant
 from renderdispatch.protocols import AudioFetcher, JobStore, Page, RenderBackend, StorageAdapter
@@ -240,6 +242,53 @@ class RenderService:
         batch = None if batch is None else check_batch(batch)
         return JobHandle(self, self._submissions.submit(row, batch=batch, connection=connection).id)
 
+    def check(self, row: Submission) -> None:
+        """Refuse a request that can never be served, as `submit` would; nothing is recorded, stored or read to its end.
+
+        Raises:
+            InvalidRequestError: What is wrong with it.
+        """
+        self._engine.check_open()
+        self._submissions.check(row)
+
+    def submit_many(
+        self,
+        rows: Iterable[Submission],
+        *,
+        batch: str | None = None,
+        number_keys: bool = False,
+        connection: object = None,
+    ) -> SubmittedBatch[JobHandle, BatchHandle]:
+        """Record many jobs in one transaction, without waiting for anything to render.
+
+        Each row has its own result: its job, or the error that `submit` would have raised for it. A row's error does
+        not stop the others. Files are stored before the transaction, one row at a time; a file that several rows name
+        is stored once. What is stored is kept for eight days, as uploads are: longer than any job runs.
+
+        Args:
+            rows: At most 10,000. They are claimed and listed in this order, if nothing else orders them.
+            batch: The batch's id: 1 to 64 letters, digits, dashes and underscores. None makes a new one. Several calls
+                may fill a batch. A row whose idempotency key has a job already leaves that job in its own batch.
+            number_keys: Give rows without an idempotency key one that is made of the batch and the row's number, so
+                that a repeated call with the same rows gives the same jobs. It needs ``batch``.
+            connection: As `submit` says.
+
+        Raises:
+            InvalidRequestError: There are too many rows, or the batch's id is not one.
+            StorageError: A file could not be stored; nothing was recorded.
+            StoreUnavailableError: The job store does not answer. All rows are recorded, or none is. (A store without
+                transactions, such as `R2JobStore`, records rows one by one: this is the error of each row that it did
+                not take.)
+            ConfigurationError: The store cannot write through ``connection``.
+        """
+        self._engine.check_open()
+        if batch is None and number_keys:
+            raise InvalidRequestError("number_keys needs the batch's id: pass batch=...", code="batch.invalid")
+        handle = self.batch(uuid.uuid4().hex if batch is None else batch)
+        found = self._submissions.submit_many(rows, batch=handle.id, number_keys=number_keys, connection=connection)
+        jobs = (row if isinstance(row, RenderDispatchError) else JobHandle(self, row.id) for row in found)
+        return SubmittedBatch(handle, tuple(jobs))
+
     def create_upload(self, *, size: int, content_type: str) -> UploadGrant:
         """Let a client send audio or a picture straight to storage; its bytes do not pass through the application.
 
@@ -262,6 +311,14 @@ class RenderService:
     def handle(self, job_id: str) -> JobHandle:
         """Return a handle on a job. The first use of the handle finds out whether the job exists."""
         return JobHandle(self, job_id)
+
+    def batch(self, batch_id: str) -> BatchHandle:
+        """Return a handle on the jobs of a batch, which may have none.
+
+        Raises:
+            InvalidRequestError: ``batch.invalid``: no batch can have this id.
+        """
+        return BatchHandle(check_batch(batch_id), self._views, self._engine.cancel)
 
     def get(self, job_id: str) -> Job:
         """Return the job's record, as a value.
@@ -286,14 +343,25 @@ class RenderService:
         return self._engine.reconciled(self.get(job_id))
 
     def jobs(
-        self, *, status: JobStatus | Iterable[JobStatus] | None = None, limit: int = 100, cursor: str | None = None
+        self,
+        *,
+        status: JobStatus | Iterable[JobStatus] | None = None,
+        ended_by: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
     ) -> Page[Job]:
         """Return a page of jobs, newest first; ``cursor`` of one page asks for the next.
+
+        Args:
+            status: Only jobs with this status, or with one of these.
+            ended_by: Only jobs that had ended by then and are kept: the longest ended first.
+            limit: How many at most, 1 to 1000.
+            cursor: Of the page before.
 
         Raises:
             InvalidRequestError: There is no such status or cursor, or ``limit`` is not 1 to 1000.
         """
-        return self._views.page(status, limit=limit, cursor=cursor)
+        return self._views.page(status, ended_by=ended_by, limit=limit, cursor=cursor)
 
     def counts(self) -> dict[JobStatus, int]:
         """Return how many jobs have each status."""
@@ -305,7 +373,8 @@ class RenderService:
         Raises:
             JobFailedError: The job failed.
             JobCancelledError: The job was cancelled.
-            JobNotCompleteError: The job still runs.
+            JobExpiredError: The video is kept no longer.
+            JobNotCompleteError: The job still runs; the class of all of these.
         """
         return self._views.download_url(self.get(job_id))
 
@@ -408,11 +477,15 @@ class RenderService:
         Raises:
             JobNotFoundError: This tenant has no such job.
             InvalidRequestError: The job did not fail, or one of its files is gone.
+            JobExpiredError: Its files are kept no longer.
+            QueueLimitError: The tenant may submit no more jobs now.
         """
         return JobHandle(self, self._submissions.retry(self.get(job_id)).id)
 
     def delete(self, job_id: str, *, incarnation: str | None = None) -> None:
-        """Forget an ended job and remove its objects.
+        """Forget an ended job and remove its objects, at once: a download that is in progress may end early.
+
+        If storage does not respond, the job has expired all the same, and a worker removes the rest later.
 
         Args:
             incarnation: `Job.incarnation` as it was read: a later job of the same id, which a repeated idempotency key

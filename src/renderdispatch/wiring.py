@@ -27,6 +27,7 @@ from renderdispatch.protocols import JobStore, Locality, RenderBackend, StorageA
 from renderdispatch.queueing import QueuePolicy
 
 if TYPE_CHECKING:
+    from renderdispatch.failover import Failover
     from renderdispatch.plumbing.fetch import GuardedFetcher
     from renderdispatch.service import RenderService
     from renderdispatch.storage.signing import SignedUrls
@@ -93,6 +94,8 @@ class Settings(BaseSettings):
         store: ``RENDERDISPATCH_STORE``: a database URL, or ``memory``. Default: SQLite in the home.
         storage: ``RENDERDISPATCH_STORAGE``: ``r2://bucket/prefix``, or an fsspec URL. Default: a folder in the home.
         backends: ``RENDERDISPATCH_BACKENDS``: names, separated by commas; the first is the default.
+        failover: ``RENDERDISPATCH_FAILOVER``: names of those: what ended an attempt of a job decides
+            whether the next attempt runs on the next of them (`Failover`).
         worker: ``RENDERDISPATCH_WORKER``: whether each process works in the background.
         secrets: ``RENDERDISPATCH_SECRETS``: master secrets for webhooks, separated by spaces, the newest first.
         webhook_url: ``RENDERDISPATCH_WEBHOOK_URL``: the URL at which the GPU side reaches this application's webhook.
@@ -157,6 +160,7 @@ class Settings(BaseSettings):
     store: SecretStr | None = None
     storage: SecretStr | None = None
     backends: Annotated[tuple[str, ...], NoDecode] = ("local",)
+    failover: Annotated[tuple[str, ...], NoDecode] = ()
     worker: bool = True
     secrets: SecretStr | None = None
     webhook_url: str | None = Field(default=None, repr=False)
@@ -193,7 +197,7 @@ class Settings(BaseSettings):
     def _without_blanks(cls, values: Mapping[str, object]) -> dict[str, object]:
         return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
 
-    @field_validator("backends", "fetch_allow_hosts", mode="before")
+    @field_validator("backends", "failover", "fetch_allow_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -208,9 +212,12 @@ _EMBEDDED: Final = {
     "store": None,
     "storage": None,
     "backends": ("local",),
+    "failover": (),
     "secrets": None,
     "webhook_url": None,
     "objects_url": None,
+    "queue": None,
+    "keep": None,
 }
 
 
@@ -242,7 +249,7 @@ def from_settings(
     Args:
         settings: In place of the environment.
         worker: Whether this process works in the background; None is what the settings say.
-        backends: In place of those that the settings name. The service closes them.
+        backends: In place of those that the settings name, without failover. The service closes them.
 
     Raises:
         ConfigurationError: A setting makes no sense.
@@ -295,6 +302,7 @@ def _build(settings: Settings, backends: Mapping[str, RenderBackend] | None = No
     if settings.worker:
         _check_extra(settings)
         require_threads()
+    failover = _failover(settings) if backends is None else None
     policy, keep = open_policy(settings), open_keep(settings)
     storage, store = open_storage(settings), open_store(settings)
     if backends is None:
@@ -310,10 +318,31 @@ def _build(settings: Settings, backends: Mapping[str, RenderBackend] | None = No
         fetcher=open_fetcher(settings),
         worker=settings.worker,
         lease=timedelta(seconds=settings.lease_s),
+        failover=failover,
         policy=policy,
         keep=keep,
         owned=(*backends.values(), storage, store),
     )
+
+
+def _failover(settings: Settings) -> Failover | None:
+    """Return the policy that the settings name.
+
+    Raises:
+        ConfigurationError: It names a backend that is not one of the settings, or names one twice.
+    """
+    if not settings.failover:
+        return None
+    from renderdispatch.failover import Failover
+
+    for name in settings.failover:
+        if name not in settings.backends:
+            message = (
+                f"RENDERDISPATCH_FAILOVER names {name[:80]!r}, and RENDERDISPATCH_BACKENDS does not: it is "
+                f"{','.join(settings.backends)!r}; name it there too"
+            )
+            raise ConfigurationError(message)
+    return Failover(*settings.failover)
 
 
 def _check_extra(settings: Settings) -> None:

@@ -56,6 +56,7 @@ from renderdispatch.testing.histories import (
     lives,
     new_job,
     progressed,
+    rerouted,
     run_events,
 )
 
@@ -64,7 +65,7 @@ from renderdispatch.testing.histories import (
 def test_histories_lead_where_they_say(name: str) -> None:
     """Every stage and every end can be reached: the properties below are about all of them."""
     job = after(new_job(), HISTORIES[name])
-    others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue"}
+    others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue", "expired"}
     assert name in {job.stage, job.status, *others}
 
 
@@ -95,7 +96,9 @@ def _check_record(job: Job) -> None:
     assert job.ended is (job.ended_at is not None)
     assert (job.status is JobStatus.COMPLETE) is (job.progress == 100)
     assert (job.status is JobStatus.PENDING) is (job.stage is Stage.QUEUED and not job.ended)
-    assert (job.ready_at is not None) is (job.stage in {Stage.QUEUED, Stage.RETRY_WAIT} and not job.ended)
+    waits = job.ready_at is not None or job.retry_at is not None
+    assert waits is (job.stage in {Stage.QUEUED, Stage.RETRY_WAIT} and not job.ended)
+    assert job.retry_at is None or (job.reroutes and job.stage is Stage.RETRY_WAIT and job.ready_at is None)
     assert (job.error is not None) is (job.status is JobStatus.FAILED)
     if job.status is JobStatus.COMPLETE or (job.stage is Stage.FINALIZING and not job.ended):
         assert job.artifact is not None
@@ -116,12 +119,14 @@ def _check_record(job: Job) -> None:
             assert job.stage in OUT
         if attempt.runs or attempt.call_id:
             assert attempt.called
-    if not job.ended and job.ready_at is None:
+    if not job.ended and not waits:
         assert job.attempt is not None
         assert job.attempt.ended_at is None
     if job.ended:
         assert job.attempt is None or job.attempt.ended_at is not None
-    if job.ended and not job.owes_clean_up:
+    if job.expired_at is not None:
+        assert job.ended
+    if job.ended and not job.owes_clean_up and job.expired_at is None:
         assert job.due_at is None
     else:
         assert job.due_at is not None
@@ -154,16 +159,20 @@ def test_late_replays_of_a_claim_change_nothing(life: list[Step]) -> None:
 
 @given(lives(max_steps=20))
 def test_terminal_absorbs(life: list[Step]) -> None:
-    """An ended job never changes, except that its clean-up is ticked off."""
+    """An ended job never changes, except that its clean-up is ticked off, and that it expires."""
     for step in life:
         if step.before.ended and step.after is not step.before:
             assert isinstance(step.event, CleanUpEvent)
+            if step.before.expired_at is not None:
+                assert step.after.expired_at == step.before.expired_at
             assert _without_clean_up(step.after) == _without_clean_up(step.before)
 
 
 def _without_clean_up(job: Job) -> Job:
     attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None) for a in job.attempts)
-    return evolve(job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at)
+    return evolve(
+        job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at, expired_at=None
+    )
 
 
 @given(lives(max_steps=20))
@@ -291,9 +300,12 @@ def test_rules_lead_where_the_table_says(life: list[Step]) -> None:
 def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
     """Yield event, stage and new place of every move that the shipped histories and a set of events can make."""
     errors = [JobError(code="some.code", message="it broke", fault=fault) for fault in FaultDomain]
-    for history, local, cancelled, limits in itertools.product(HISTORIES.values(), (True, False), (0, 1), (1, 9)):
+    refused = (claimed(), intended(), AttemptFailed(token="token-1", error=errors[0], stopped=True, refused=True))
+    histories = [*HISTORIES.values(), (*refused, ResultMissing(token="token-1"))]
+    kinds = itertools.product(histories, (True, False), (0, 1), (1, 9), (True, False))
+    for history, local, cancelled, limits, reroutes in kinds:
         request = make_request(backend="modal", limits=Limits(max_attempts=limits))
-        job = evolve(new_job(), request=request)
+        job = evolve(new_job(), request=request, reroutes=reroutes)
         for event in history:
             if isinstance(event, Claimed):
                 event = evolve(event, local=local)  # noqa: PLW2901
@@ -308,6 +320,7 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
         single: list[JobEvent] = [
             CancelRequested(),
             claimed("token-9"),
+            *(rerouted(token, backend) for backend in ("modal", "local")),
             *(StageEntered(token=token, stage=stage) for stage in Stage),
             intended(token),
             Dispatched(token=token, call_id="call"),

@@ -551,7 +551,7 @@ def test_polls_do_not_ask_the_backend_each_time(world: World) -> None:
     for _ in range(50):
         assert world.service.poll(job_id).stage is Stage.DISPATCHED
     assert len(world.backend.asked) == 1
-    world.seconds += 0.6
+    world.pass_time(timedelta(seconds=0.6))
     world.service.poll(job_id)
     assert len(world.backend.asked) == 2
 
@@ -628,7 +628,7 @@ def test_a_step_of_the_clock_fails_no_job_that_never_began(world: World, late: t
         world.tick()
     job_id = world.submit(limits=limits)
     world.clock.advance(limits.total_timeout + late)
-    world.tick()
+    world.tick(2)  # the first round moves its deadline
     job = world.job(job_id)
     assert job.stage is Stage.DISPATCHED
     assert timedelta(0) < job.finish_by - world.clock() <= limits.total_timeout
@@ -931,7 +931,7 @@ def test_a_store_that_is_away_now_and_then(seed: int, song: Path) -> None:
     assert [real.get(i).status.value for i in good] == ["complete"] * 4
     assert real.get(bad).status is JobStatus.FAILED and real.get(bad).error.code == "scene.fake"  # type: ignore[union-attr]
     assert real.get(gone).status is JobStatus.CANCELLED
-    assert store.failures > 10
+    assert store.failures > 5
 
 
 def _ended(store: MemoryJobStore, job_id: str) -> bool:

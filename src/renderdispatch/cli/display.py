@@ -23,7 +23,7 @@ from renderdispatch.engine.names import attached_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from renderdispatch.jobs import Job
+    from renderdispatch.jobs import Attempt, Job
 
 _SHORT_ID: Final = 8
 _READABLE: Final = 60
@@ -66,17 +66,26 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "stage": str(job.stage),
         "progress": job.progress,
         "attempt": job.attempt_number,
+        "attempts": [attempt_as_json(attempt) for attempt in job.attempts],
         "scene": job.request.scene,
         "sceneFile": scene_file_name(job),
         "audio": audio_name(job),
         "output": job.request.output.model_dump(mode="json"),
         "createdAt": job.created_at.isoformat(),
         "updatedAt": job.updated_at.isoformat(),
+        "expiredAt": None if job.expired_at is None else job.expired_at.isoformat(),
         "retryOf": job.retry_of,
         "artifact": artifact_as_json(job),
         "warnings": warnings_as_json(job),
         "error": error_as_json(job),
     }
+
+
+def attempt_as_json(attempt: Attempt) -> dict[str, Any]:
+    """Return what scripts see of an attempt: where it ran, and why it failed."""
+    ended = {} if attempt.ended_at is None else {"endedAt": attempt.ended_at.isoformat()}
+    error = {} if attempt.error is None else {"error": {"code": attempt.error.code, "message": attempt.error.message}}
+    return {"number": attempt.number, "backend": attempt.backend, **ended, **error}
 
 
 def artifact_as_json(job: Job) -> dict[str, Any] | None:
@@ -124,6 +133,16 @@ def describe_stage(job: Job) -> str:
 def describe_error(job: Job) -> str | None:
     """Return why the job failed: message and code."""
     return None if job.error is None else f"{job.error.message} [{job.error.code}]"
+
+
+def describe_attempts(job: Job) -> str:
+    """Return where each attempt ran, and why it failed: ``1 on modal (deadline.start), 2 on local``."""
+    shown = []
+    for attempt in job.attempts:
+        why = "" if attempt.error is None else f" ({attempt.error.code})"
+        shown.append(f"{attempt.number} on {attempt.backend}{why}")
+    waits = () if job.ended or job.ready_at is None or not job.attempts else (f"next on {job.backend}",)
+    return ", ".join([*shown, *waits]) or "none"
 
 
 def print_warnings(job: Job) -> None:

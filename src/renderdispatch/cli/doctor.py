@@ -169,7 +169,8 @@ def _backends(settings: Settings) -> list[Finding]:
 
     def build() -> Verdict:
         from_settings(settings, worker=False).close()
-        return "ok", ", ".join(settings.backends)
+        chain = f"; failover from {' to '.join(settings.failover)}" if settings.failover else ""
+        return "ok", f"{', '.join(settings.backends)}{chain}"
 
     findings = [found("backends", build)]
     if "modal" in settings.backends:
@@ -211,7 +212,7 @@ def _render(settings: Settings, *, stored: bool) -> Verdict:
         stored: Whether the storage works; else a temporary folder takes its place.
     """
     backend = next(name for name in settings.backends if name in _HERE)
-    changes = {"store": SecretStr("memory"), "backends": (backend,), "webhook_url": None}
+    changes = {"store": SecretStr("memory"), "backends": (backend,), "failover": (), "webhook_url": None}
     picture = Output(width=64, height=64, fps=Fraction(10))
     limits = Limits(max_attempts=1, total_timeout=timedelta(seconds=_RENDER_S))
     began = time.monotonic()

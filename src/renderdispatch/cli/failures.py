@@ -6,6 +6,7 @@ Each failure is told once, where it is caught: in one line on stderr, and with `
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -25,6 +26,7 @@ _REFUSED: Final = (
     errors.InvalidRequestError,
     errors.JobNotFoundError,
     errors.ObjectExistsError,
+    errors.QueueLimitError,
 )
 
 
@@ -38,7 +40,7 @@ def tell(error: Exception, *, as_json: bool, job: Job | None = None, on_stderr: 
         on_stderr: Whether stdout is taken by a video, so that the script reads stderr.
     """
     _log.debug("the command failed", exc_info=error)
-    suffix = ""
+    suffix, more = "", dict[str, int]()
     match error:
         case errors.RenderDispatchError(code=code):
             status, message, suffix = 2 if isinstance(error, _REFUSED) else 1, str(error), f" [{code}]"
@@ -53,8 +55,10 @@ def tell(error: Exception, *, as_json: bool, job: Job | None = None, on_stderr: 
     message = " ".join(message.split())
     if as_json:
         own = None if job is None else error_as_json(job)
+        if isinstance(error, errors.QueueLimitError):
+            more["retryAfterS"] = math.ceil(error.retry_after.total_seconds())
         with streams.unprinted():
-            result = result_as_json(job, error=own or {"code": code, "message": message})
+            result = result_as_json(job, error=own or {"code": code, "message": message, **more})
             print_json(result, on_stderr=on_stderr)
     note(f"renderdispatch: error: {message}{suffix}")
     return status

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from renderdispatch.cli.options import json_option, output_path, seconds_reader
 from renderdispatch.cli.rendering import cancel_and_wait, follow
 from renderdispatch.cli.targets import read_target
 from renderdispatch.engine.names import file_name
-from renderdispatch.errors import InvalidRequestError, JobNotFoundError
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.runner.scene_files import read_scene_file
@@ -26,7 +27,9 @@ from renderdispatch.wiring import from_settings
 _CANCEL_S: Final = 15.0
 """How long `cancel` waits for another process to stop computing."""
 
+_ENDS: Final = tuple(str(status) for status in JobStatus if status.terminal)
 _age_s: Final = seconds_reader("[smhdw]", "7d, 12h or 30m")
+_batch_option: Final = click.option("--batch", metavar="ID", help="The jobs of this batch alone.")
 _job_argument: Final = click.argument("job_id", metavar="JOB")
 
 
@@ -44,11 +47,13 @@ def jobs(context: click.Context) -> None:
 @jobs.command("list")
 @click.option("--status", multiple=True, type=click.Choice([str(s) for s in JobStatus]), help="Only these jobs.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@_batch_option
 @json_option
-def list_jobs(*, status: tuple[str, ...], limit: int, as_json: bool) -> None:
+def list_jobs(*, status: tuple[str, ...], limit: int, batch: str | None, as_json: bool) -> None:
     """List jobs, newest first; --json prints one a line."""
     with from_settings(worker=False) as service:
-        page = service.jobs(status=[JobStatus(s) for s in status] or None, limit=limit)
+        listed = service.jobs if batch is None else service.batch(batch).jobs
+        page = listed(status=[JobStatus(s) for s in status] or None, limit=limit)
     if as_json:
         for job in page.items:
             display.print_json(display.job_as_json(job))
@@ -92,15 +97,38 @@ def watch(*, job_id: str, as_json: bool) -> int:
 
 
 @jobs.command()
-@_job_argument
+@click.argument("job_id", metavar="[JOB]", required=False)
+@_batch_option
 @json_option
-def cancel(*, job_id: str, as_json: bool) -> None:
-    """Cancel a job, wherever it runs."""
+def cancel(*, job_id: str | None, batch: str | None, as_json: bool) -> None:
+    """Cancel a job, or all jobs of a batch, wherever they run."""
+    if (job_id is None) == (batch is None):
+        raise click.UsageError("Name a job, or a batch with --batch.")
+    if batch is not None:
+        _cancel_batch(batch, as_json=as_json)
+        return
+    assert job_id is not None
     with from_settings(worker=False) as service:
         job = cancel_and_wait(service.handle(_find(service, job_id).id), _CANCEL_S)
     if not (job.ended or as_json):
         display.note("Its worker has not responded yet; the job ends when a worker runs.")
     _print(job, as_json=as_json)
+
+
+def _cancel_batch(batch_id: str, *, as_json: bool) -> None:
+    with from_settings(worker=False) as service:
+        batch = service.batch(batch_id)
+        asked = batch.cancel()
+        with suppress(WaitTimeoutError):
+            batch.wait(_CANCEL_S if asked else 0)
+        counts = {str(status): count for status, count in batch.counts().items()}
+    left = counts[JobStatus.PENDING] + counts[JobStatus.PROCESSING]
+    if as_json:
+        display.report_json({"batch": batch_id, "asked": asked, "counts": counts})
+        return
+    if left:
+        display.note(f"Workers have not responded for {left} of them yet; these end when a worker runs.")
+    display.report(f"batch {batch_id}: cancelled {asked} job{'' if asked == 1 else 's'}")
 
 
 @jobs.command()
@@ -147,14 +175,18 @@ def save(*, job_id: str, output: str | None, poster: bool, force: bool) -> None:
 @click.argument("job_ids", metavar="[JOB]...", nargs=-1)
 @click.option("--older-than", "age_s", type=_age_s, metavar="TIME", help="All that ended so long ago: 7d, 12h, 30m.")
 @click.option("--all-ended", is_flag=True, help="All that have ended.")
+@click.option("--status", multiple=True, type=click.Choice(_ENDS), help="Only these, of those that ended.")
 @json_option
-def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json: bool) -> None:
-    """Delete ended jobs and their stored videos."""
-    by_age = all_ended or age_s is not None
-    if by_age == bool(job_ids):
-        raise click.UsageError("Name jobs, or use --older-than or --all-ended.")
+def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, status: tuple[str, ...], as_json: bool) -> None:
+    """Delete ended jobs and their stored videos, at once.
+
+    A job that may still compute somewhere is left. RENDERDISPATCH_KEEP has workers delete jobs by their age.
+    """
+    searched = all_ended or age_s is not None or bool(status)
+    if searched == bool(job_ids):
+        raise click.UsageError("Name jobs, or use --older-than, --status or --all-ended.")
     with from_settings(worker=False) as service:
-        doomed = list(_ended(service, age_s or 0)) if by_age else [_find(service, job_id) for job_id in job_ids]
+        doomed = _ended(service, age_s or 0, status) if searched else [_find(service, job_id) for job_id in job_ids]
         removed = 0
         for job in doomed:
             if not job.ended:
@@ -164,6 +196,11 @@ def rm(*, job_ids: tuple[str, ...], age_s: int | None, all_ended: bool, as_json:
             try:
                 service.delete(job.id, incarnation=job.incarnation)
             except JobNotFoundError:  # somebody else was faster
+                continue
+            except InvalidRequestError as error:
+                if not searched:
+                    raise
+                display.note(f"renderdispatch: {error}")
                 continue
             removed += 1
             if as_json:
@@ -194,20 +231,22 @@ def _find(service: RenderService, job_id: str) -> Job:
     return found[0]
 
 
-def _all(service: RenderService, *statuses: JobStatus) -> Iterator[Job]:
+def _all(service: RenderService) -> Iterator[Job]:
     cursor, more = None, True
     while more:
-        page = service.jobs(status=statuses or None, limit=1000, cursor=cursor)
+        page = service.jobs(limit=1000, cursor=cursor)
         yield from page.items
         cursor, more = page.cursor, page.cursor is not None
 
 
-def _ended(service: RenderService, age_s: int) -> Iterator[Job]:
-    """Yield the jobs that ended at least so many seconds ago."""
-    now, age = datetime.now(UTC), timedelta(seconds=age_s)
-    for job in _all(service, *(s for s in JobStatus if s.terminal)):
-        if job.ended_at is not None and now - job.ended_at >= age:
-            yield job
+def _ended(service: RenderService, age_s: int, statuses: Sequence[str]) -> Iterator[Job]:
+    """Yield the jobs that ended at least so many seconds ago, with one of the statuses, longest ended first."""
+    ended_by, wanted = datetime.now(UTC) - timedelta(seconds=age_s), [JobStatus(s) for s in statuses or _ENDS]
+    cursor, more = None, True
+    while more:
+        page = service.jobs(status=wanted, ended_by=ended_by, limit=1000, cursor=cursor)
+        yield from page.items
+        cursor, more = page.cursor, page.cursor is not None
 
 
 # --- printing jobs --------------------------------------------------------------------------------
@@ -241,7 +280,7 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "status": job.status,
         "stage": f"{job.stage}, {job.progress:g} %",
-        "attempts": job.attempt_number,
+        "attempts": display.describe_attempts(job),
         "retry of": job.retry_of,
         "scene": display.scene_name(job),
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
@@ -252,6 +291,7 @@ def _facts(job: Job) -> dict[str, object]:
         "length": None if request.duration is None else display.length(request.duration),
         "output": f"{request.output.width}x{request.output.height}, {request.output.fps} fps",
         "created": f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "expired": job.expired_at and f"{job.expired_at:%Y-%m-%d %H:%M:%S} UTC",
         "ended": job.ended_at and f"{job.ended_at:%Y-%m-%d %H:%M:%S} UTC",
         "error": display.describe_error(job),
     }

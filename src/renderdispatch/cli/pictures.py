@@ -37,12 +37,12 @@ from renderdispatch.messages import (
     describe_validation,
     read_output,
 )
-from renderdispatch.protocols import Renderer
+from renderdispatch.protocols import RenderBackend, Renderer
 from renderdispatch.render.gl.shader import Shader, read_shader
 from renderdispatch.runner.renderers import check_scene_file, find_renderer, load_renderer, scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
-from renderdispatch.wiring import from_settings
+from renderdispatch.wiring import from_settings, read_settings
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _M = TypeVar("_M", bound=Message)
@@ -267,21 +267,39 @@ class ChosenScene:
         """The table with which a process that renders finds the file; empty for a registered scene."""
         return {} if self.where is None else {self.name: self.where}
 
-    def open_service(self, backend: str | None) -> tuple[RenderService, dict[str, object]]:
+    def open_service(self, backend: str | None, *, slots: int | None = None) -> tuple[RenderService, dict[str, Any]]:
         """Return a service that renders this scene, and what a request for it says.
 
         A file is drawn by this process alone: the job names a backend that no other process has, so that no worker
         takes what it could not find, and is tried once, so that it ends where this process was killed.
 
+        Args:
+            backend: The one that was asked for.
+            slots: How many renders this machine does at once; None: as many as suit it.
+
         Raises:
-            InvalidRequestError: A file cannot be drawn by the backend that was asked for.
+            InvalidRequestError: A file cannot be drawn by the backend that was asked for, or renders at once were asked
+                for where other machines render.
             ConfigurationError: The settings make no sense.
         """
         if self.where is None:
-            return from_settings(worker=True), {"backend": backend}
+            return from_settings(worker=True, backends=_of_this_machine(slots)), {"backend": backend}
         if backend not in {None, "local"}:
             message = f"a scene file is drawn on this machine, not by backend {backend!r}; leave --backend out"
             raise errors.InvalidRequestError(message, code="scene.file")
         ours = f"command-{Path(self.where).stem[:20]}-{uuid.uuid4().hex[:8]}"
-        service = from_settings(worker=True, backends={ours: LocalGpuBackend(renderers=self.files)})
+        service = from_settings(
+            worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=slots or "auto")}
+        )
         return service, {"backend": ours}
+
+
+def _of_this_machine(slots: int | None) -> dict[str, RenderBackend] | None:
+    """Return the backend that renders so many jobs at once; None for those that the settings name."""
+    if slots is None:
+        return None
+    names = read_settings().backends
+    if list(names) != ["local"]:
+        message = f"--jobs is for renders on this machine, and RENDERDISPATCH_BACKENDS is {','.join(names)}"
+        raise errors.InvalidRequestError(message, code="command.usage")
+    return {"local": LocalGpuBackend(slots=slots)}

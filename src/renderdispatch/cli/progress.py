@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Final
 from renderdispatch.cli.display import console, describe_stage
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
+from renderdispatch.protocols import MAX_POSITION
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 SPEED_WINDOW_S: Final = 10.0
+_BATCH_WINDOW_S: Final = 600.0
+_SHOWN_AT_ONCE: Final = 8
+_LONGEST_NAME: Final = 40
 
 
 class Frames:
@@ -67,12 +71,19 @@ class PictureBar(ExitStack):
             self._draw(description=what, completed=frames, total=total if frames else None)
 
 
+def describe_queue(ahead: int | None) -> str:
+    """Return how many jobs come before a queued one, for people; a store counts up to `MAX_POSITION`."""
+    if ahead is not None and ahead >= MAX_POSITION:
+        return f"more than {MAX_POSITION:,} ahead"
+    return f"{ahead} ahead" if ahead else "waiting for a free worker"
+
+
 class ProgressBar(ExitStack):
     """Draws a job as it moves: stage, percent, frames a second and time left. Draws only on a terminal.
 
     Args:
         quiet: Draw nothing.
-        ahead: Returns how many jobs come before a queued one.
+        ahead: Returns how many jobs come before a queued one, counted up to `MAX_POSITION`.
     """
 
     def __init__(self, *, quiet: bool, ahead: Callable[[Job], int | None]) -> None:
@@ -105,11 +116,63 @@ class ProgressBar(ExitStack):
 
     def _detail(self, job: Job) -> str:
         if job.stage is Stage.QUEUED:
-            ahead = self._ahead(job)
-            return f"{ahead} ahead" if ahead else "waiting for a free worker"
+            return describe_queue(self._ahead(job))
         attempt = job.attempt
         if job.stage is Stage.RETRY_WAIT and attempt is not None and attempt.error is not None:
             return f"attempt {attempt.number}: {attempt.error.message[:60]}"
         if job.stage is not Stage.RENDERING or attempt is None or attempt.frames is None or not attempt.frames_total:
             return ""
         return self._frames.describe(attempt.frames, attempt.frames_total)
+
+
+class BatchBars(ExitStack):
+    """Draws a batch as it moves: how many videos are done, the time left, and what renders now. Only on a terminal.
+
+    Args:
+        quiet: Draw nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if quiet or not sys.stderr.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console(),
+            transient=True,
+            speed_estimate_period=_BATCH_WINDOW_S,
+        )
+        self._all = self._progress.add_task("starting", total=None)
+        self.enter_context(self._progress)
+
+    def show(self, running: Sequence[tuple[str, Job]], *, left: int, total: int, failed: int) -> None:
+        """Draw the batch as it is now.
+
+        Args:
+            running: The videos that are rendered now, by name, with their jobs.
+            left: How many jobs have not ended.
+            total: How many jobs there are in all.
+            failed: How many videos there will not be.
+        """
+        if self._progress is None:
+            return
+        part = sum(job.progress for _, job in running) / 100
+        said = f"{total - left} of {total}" + (f", {failed} failed" if failed else "")
+        self._progress.update(self._all, description=said, completed=total - left + part, total=total)
+        shown = dict(running[:_SHOWN_AT_ONCE])
+        for name in set(self._tasks) - set(shown):
+            self._progress.remove_task(self._tasks.pop(name))
+        for name, job in shown.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, total=100)
+            what = f"  {name[:_LONGEST_NAME]}: {describe_stage(job)}"
+            self._progress.update(self._tasks[name], description=what, completed=job.progress)

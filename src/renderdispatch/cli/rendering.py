@@ -19,6 +19,7 @@ import click
 from pydantic import JsonValue
 
 from renderdispatch import errors
+from renderdispatch.batches import Submission
 from renderdispatch.cli.display import (
     artifact_as_json,
     length,
@@ -90,19 +91,42 @@ def _with_options(command: _F) -> _F:
 
 
 @click.command()
-@click.argument("song", type=click.Path(readable=False, allow_dash=True))
-@click.option("-o", "--output", type=output_path, help="Default: SONG's name, with .mp4. '-' is stdout.")
+@click.argument("song", type=click.Path(readable=False, allow_dash=True), required=False)
+@click.option(
+    "-o", "--output", type=output_path, help="Default: SONG's name, with .mp4. '-' is stdout. A folder for --batch."
+)
+@click.option(
+    "--batch",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="Render many: the songs of a folder, or the rows of a file with one JSON object in each line.",
+)
+@click.option(
+    "slots", "--jobs", type=click.IntRange(1, 64), metavar="NUMBER", help="Of a batch, how many render here at once."
+)
 @range_options
 @click.option("--max-duration", type=read_time, metavar="TIME", help="Refuse a longer video. Default: 4:00:00.")
 @_with_options
-def render(song: str, output: str | None, **options: Any) -> int:
+def render(song: str | None, output: str | None, *, batch: Path | None, slots: int | None, **options: Any) -> int:
     """Render SONG to a video.
 
     SONG may be '-' for stdin, and the output '-' for stdout: cat song.mp3 | renderdispatch render - -o - > song.mp4
 
     Ctrl-C cancels it. The job is listed by 'renderdispatch jobs', and its video stays stored, until you delete it with
     'renderdispatch jobs rm'.
+
+    With --batch, a row is an object such as {"audio": "song.mp3", "scene": "wave"}; the options hold for what it leaves
+    out. The folder of the videos gets a manifest, so that the same command renders what failed and what is new alone.
     """
+    if batch is not None:
+        if song is not None or output is None or output == "-":
+            raise click.UsageError("--batch takes no SONG, and needs the folder of the videos: -o FOLDER.")
+        with Interrupts() as interrupts:
+            return _make_many(batch, Path(output), interrupts, slots=slots, **options)
+    if song is None:
+        raise click.UsageError("Name a SONG, or use --batch.")
+    if slots is not None:
+        raise click.UsageError("--jobs is for --batch: one song is one render.")
     if output is None:
         if song == STDIN:
             raise click.UsageError("A song from stdin has no name: name the output with -o.")
@@ -205,6 +229,54 @@ def _make(
     assert job is not None
     _report_done(job, *targets, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
     return 0
+
+
+def _make_many(
+    source: Path,
+    output: Path,
+    interrupts: Interrupts,
+    *,
+    slots: int | None,
+    scene: str,
+    preset: str,
+    size: tuple[int, int] | None,
+    fps: str | None,
+    quality: str | None,
+    encoder: str | None,
+    images: tuple[Path, ...],
+    params: list[tuple[str, JsonValue]],
+    max_duration: float | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **request: Any,
+) -> int:
+    """Render a batch; return the exit status."""
+    from renderdispatch.cli.batches import render_batch
+
+    chosen = ChosenScene.named(scene)
+    try:
+        if chosen.where is not None or chosen.shader is not None:
+            with interrupts.abrupt():
+                chosen.load()
+        bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
+        defaults = Submission(
+            Path(),
+            scene=chosen.submitted,
+            output=read_picture(preset, size, fps, quality, encoder),
+            params=dict(params),
+            limits=checked(Limits, bounds if chosen.where is None else {**bounds, "max_attempts": 1}),
+            images=images,
+            priority=_PRIORITY,
+            **request,
+        )
+    except errors.RenderDispatchError as error:
+        return tell(error, as_json=as_json)
+    except Interrupted:
+        return interrupts.exit_status
+    return render_batch(
+        source, output, defaults, interrupts, chosen=chosen, slots=slots, force=force, as_json=as_json, quiet=quiet
+    )
 
 
 def follow(service: RenderService, handle: JobHandle, interrupts: Interrupts, *, quiet: bool) -> Job:

@@ -1,8 +1,8 @@
 """Which work may wait for which (rule J14)?
 
 Each backend has three lanes: one starts calls, one asks how they go, one tells calls to stop. The bucket has a lane for
-questions and one for clean-ups, fetches from the hosts of strangers have one, and so does the copying of local files.
-The threads that claim, reconcile and renew leases call the store alone.
+questions and one for clean-ups. Fetches from the hosts of strangers have one, and so do the copying of local files and
+the application's policy that chooses backends. The threads that claim, reconcile and renew leases call the store alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _ASKS: Final = 4
 _ORDERS: Final = 2
 _LOOKS: Final = 4
 _TIDIES: Final = 4
+_REROUTES: Final = 2
 _FILES: Final = 4
 _FETCHES: Final = 8
 _FETCHES_PER_HOST: Final = 2
@@ -38,6 +39,7 @@ class Bulkheads:
         ask: By backend: asks how calls go.
         orders: By backend: tells calls to stop. It never waits behind a question.
         bucket: Looks for results and finished videos.
+        reroute: Asks the application's policy where jobs are tried again.
         tidy: Removes what is no longer needed.
         fetch: Fetches audio by URL.
         files: Copies local files.
@@ -47,6 +49,7 @@ class Bulkheads:
     ask: Mapping[str, Lane]
     orders: Mapping[str, Lane]
     bucket: Lane = field(factory=lambda: Lane("renderdispatch-bucket", _LOOKS), init=False)
+    reroute: Lane = field(factory=lambda: Lane("renderdispatch-reroute", _REROUTES), init=False)
     tidy: Lane = field(factory=lambda: Lane("renderdispatch-tidy", _TIDIES), init=False)
     fetch: Lane = field(
         factory=lambda: Lane("renderdispatch-fetch", _FETCHES, room=_AUDIO_WAITING, per_group=_FETCHES_PER_HOST),
@@ -74,7 +77,7 @@ class Bulkheads:
 
     def close(self, timeout_s: float) -> None:
         """Take no more work, and wait for what is in progress."""
-        _close([*self.ask.values(), *self.orders.values(), self.bucket, self.tidy], timeout_s)
+        _close([*self.ask.values(), *self.orders.values(), self.bucket, self.reroute, self.tidy], timeout_s)
 
 
 def _close(lanes: Sequence[Lane], timeout_s: float) -> None:

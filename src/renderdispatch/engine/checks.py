@@ -10,7 +10,7 @@ several processes that check one job never harm each other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -89,15 +89,24 @@ class Checks:
         """Move the deadlines along with the clock, which was set."""
         return self._commit(job, events.ClockStepped(by=by))
 
-    def orders(self, job: Job) -> Job:
-        """Tell the backend to stop what is not wanted any more. Local computing is stopped by its holder."""
+    def orders_of(self, job: Job) -> set[str]:
+        """Return the backends that `orders` has something to tell."""
+        return {attempt.backend for attempt in job.attempts if _is_to_stop(job, attempt)}
+
+    def orders(self, job: Job, *, backends: Collection[str] | None = None) -> Job:
+        """Tell the backends to stop what is not wanted any more. Local computing is stopped by its holder.
+
+        Args:
+            job: The job.
+            backends: Only these are told; None tells all.
+        """
         for attempt in job.attempts:
-            if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+            if backends is not None and attempt.backend not in backends:
                 continue
-            if attempt.clean_up is CleanUp.OWED:
-                job = self._stop_ended(job, attempt)
-            elif attempt.ended_at is None and _is_unwanted(job, attempt):
-                job = self._ask_backend(job, attempt)
+            if not _is_to_stop(job, attempt):
+                continue
+            ended = attempt.clean_up is CleanUp.OWED
+            job = self._stop_ended(job, attempt) if ended else self._ask_backend(job, attempt)
         return job
 
     def ask(self, job: Job) -> Job:
@@ -210,6 +219,13 @@ def _is_out(job: Job) -> bool:
     if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
         return False
     return attempt.lease_until is None or attempt.verdict is not None  # else its holder asks
+
+
+def _is_to_stop(job: Job, attempt: Attempt) -> bool:
+    """Return whether an attempt's call may compute elsewhere, and nothing of it is wanted."""
+    if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+        return False
+    return attempt.clean_up is CleanUp.OWED or (attempt.ended_at is None and _is_unwanted(job, attempt))
 
 
 def _is_unwanted(job: Job, attempt: Attempt) -> bool:

@@ -20,7 +20,6 @@ from attrs import define, field
 
 from renderdispatch.engine.rules import WAITING
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import JobStatus
 from renderdispatch.protocols import CLOCK_STEP, JobQuery, JobStore, SupportsServerTime
 
 _STEP: Final = timedelta(seconds=2)
@@ -178,8 +177,7 @@ class Clocks:
             return None
         self._next_s = monotonic_s + self._lease.total_seconds() / 4
         everything, self._set = self._set, False
-        processing = frozenset([JobStatus.PROCESSING])
-        return JobQuery(order="due", due_by=None if everything else now + self._lease, statuses=processing)
+        return JobQuery(order="leased", due_by=None if everything else now + self._lease)
 
     def ripe(self) -> list[str]:
         """Return the jobs whose leases were watched for long enough to decide."""

@@ -1,12 +1,14 @@
 """How does an event change a stored job?
 
 Read, `decide`, replace if the revision is still the same, else read again. Nothing else writes jobs, so a webhook, a
-poll, a dispatcher and a crash all end in the same place. Effects come after the commit.
+poll, a dispatcher and a crash all end in the same place. Effects come after the commit. Events that follow each other
+at once are one write.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,13 +26,15 @@ _TRIES: Final = 200
 _CROWD: Final = Backoff(failures=_TRIES, pause_s=0.001, longest_pause_s=0.05)
 
 
-def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
-    """Apply ``event`` to the stored job and return the decision, with the job as it is stored now.
+def commit(store: JobStore, job: str | Job, *happened: JobEvent) -> Decision:
+    """Apply events to the stored job and return the decision, with the job as it is stored now.
+
+    Several events are decided one after another and written at once. The decision is ``applied`` if any of them was.
 
     Args:
         store: Where the job lives.
         job: Its id; or the job as just read, which saves a read if it has not changed since.
-        event: What happened.
+        happened: What happened, in this order.
 
     Raises:
         JobNotFoundError: There is no such job (any more); a later job of the same id is another one.
@@ -42,7 +46,7 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
     else:
         job_id = job.id
         try:
-            if (decision := _write(store, job, event)).verdict is Verdict.APPLIED:
+            if (decision := _write(store, job, happened)).verdict is Verdict.APPLIED:
                 return decision
         except RevisionConflictError:
             pass  # what was read may be stale: only what the store has now may refuse an event
@@ -51,7 +55,7 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
         current = store.get(job_id)
         if not isinstance(job, str) and current.incarnation != job.incarnation:  # rule J15
             raise JobNotFoundError(f"job {job_id} was deleted, and a later job has its id")
-        return _write(store, current, event)
+        return _write(store, current, happened)
 
     try:
         decision = retry(attempt, _CROWD, trouble=_conflict)
@@ -59,27 +63,34 @@ def commit(store: JobStore, job: str | Job, event: JobEvent) -> Decision:
         message = f"job {job_id}: others wrote first {_TRIES} times in a row; try again"
         raise RevisionConflictError(message) from None
     if decision.verdict is not Verdict.APPLIED:
-        _log.debug("job %s: %s %s", job_id, type(event).__name__, decision.verdict)
+        names = ", ".join(type(event).__name__ for event in happened)
+        _log.debug("job %s: %s %s", job_id, names, decision.verdict)
     return decision
 
 
-def commit_patiently(store: JobStore, job: str | Job, event: JobEvent, *, patience_s: float, stop: Stop) -> Decision:
+def commit_patiently(store: JobStore, job: str | Job, *happened: JobEvent, patience_s: float, stop: Stop) -> Decision:
     """Commit as `commit` does, and try again while the store is away: a hiccup costs no attempt.
 
     Args:
         store: Where the job lives.
         job: As of `commit`.
-        event: What happened.
+        happened: As of `commit`.
         patience_s: Seconds to go on trying.
         stop: Ends the waiting: then what the next try raises passes.
     """
+
+    return patiently(lambda: commit(store, job, *happened), patience_s=patience_s, stop=stop)
+
+
+def patiently(write: Callable[[], Decision], *, patience_s: float, stop: Stop) -> Decision:
+    """Write something, and try again while the store is away, as `commit_patiently`."""
 
     def trouble(error: Exception) -> Trouble:
         again = isinstance(error, StoreUnavailableError) and not stop.requested
         return Trouble.FAILED if again else Trouble.FATAL
 
     backoff = Backoff(patience_s=patience_s, pause_s=0.1, longest_pause_s=1.0)
-    return retry(lambda: commit(store, job, event), backoff, trouble=trouble, sleep=stop.wait)
+    return retry(write, backoff, trouble=trouble, sleep=stop.wait)
 
 
 def forget(store: JobStore, job: Job) -> None:
@@ -109,15 +120,19 @@ def forget(store: JobStore, job: Job) -> None:
         retry(attempt, _CROWD, trouble=_conflict)
 
 
-def _write(store: JobStore, current: Job, event: JobEvent) -> Decision:
+def _write(store: JobStore, current: Job, happened: Sequence[JobEvent]) -> Decision:
     """Decide on one revision of the job; replace it where that changes something."""
-    decision = decide(current, event, store.now())
-    if decision.verdict is not Verdict.APPLIED:
+    now = store.now()
+    decisions = [decide(current, happened[0], now)]
+    for event in happened[1:]:
+        decisions.append(decide(decisions[-1].job, event, now))
+    decision = decisions[-1]
+    if all(each.verdict is not Verdict.APPLIED for each in decisions):
         return decision
     stored = store.replace(decision.job, expected_revision=current.revision)
     if stored.stage is not current.stage or stored.status is not current.status:
         _log.info("job %s: %s -> %s (%s)", stored.id, current.stage, stored.stage, stored.status)
-    return Decision(stored, decision.verdict, decision.reply)
+    return Decision(stored, Verdict.APPLIED, decision.reply)
 
 
 def _conflict(error: Exception) -> Trouble:

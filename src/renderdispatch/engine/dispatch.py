@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -21,9 +21,8 @@ from attrs import define, field
 
 from renderdispatch.engine import calls
 from renderdispatch.engine.bulkheads import Bulkheads
-from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit_patiently
-from renderdispatch.engine.events import Claimed, ClockAdvanced, ClockStepped
+from renderdispatch.engine.events import Claimed
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, LeaseKeeper
 from renderdispatch.engine.parts import Parts
@@ -47,7 +46,7 @@ _AHEAD: Final = 16
 """How many attempts of a backend may wait for a slot with their audio at hand, before no more are claimed."""
 
 _PASSED: Final = 100
-"""How many jobs of a backend are remembered because they cannot be prepared yet."""
+"""How many attempts of a backend are held because their audio cannot be brought yet; jobs beyond that wait again."""
 
 _CLAIM_PATIENCE_S: Final = 2.0
 
@@ -61,34 +60,56 @@ class Dispatcher:
 
     Args:
         inbox: Takes the events of local runs.
-        wake: Called when a preparation ended: there may be room, or something to reconcile.
+        wake: Called when a preparation ended: there may be room.
+        noticed: Called with each job whose preparation ended without a call.
     """
 
     _parts: Parts
     _keeper: LeaseKeeper
     _lanes: Bulkheads
-    _clocks: Clocks
     _inbox: Inbox
     _wake: Callable[[], None]
+    _noticed: Callable[[Job], None]
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
+    _claiming: SupportsClaim | None = field(init=False)
+    """The store, if it hands out jobs."""
+
+    _expected: set[str] = field(factory=set, init=False)
+    """The backends that may have ready jobs, as far as this process knows. The others are not asked for."""
+
     _waiting: dict[str, list[Preparation]] = field(factory=dict, init=False)
     """By backend: attempts whose audio is at hand, and that wait for a slot."""
 
-    _passed: dict[str, dict[str, Job]] = field(factory=dict, init=False)
-    """By backend: claimed jobs that could not be prepared yet. They stay reserved for a while."""
+    _passed: dict[str, list[Preparation]] = field(factory=dict, init=False)
+    """By backend: attempts that wait for room in the lane that brings their audio. Jobs behind them go first."""
 
     _slots: dict[str, int | None] = field(factory=dict, init=False)
     """By backend: how many orders it takes at once, as it said last."""
 
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
+    def __attrs_post_init__(self) -> None:
+        store = self._parts.store
+        self._claiming = store if isinstance(store, SupportsClaim) else None
+
     def tick(self) -> int:
         """Claim ready jobs while there is room for them; return how many were taken."""
-        taken = 0
+        self.expect()
+        return self.round()
+
+    def expect(self) -> None:
+        """Note that any backend may have ready jobs: the next round claims them."""
+        with self._lock:
+            self._expected.update(self._parts.backends)
+
+    def round(self) -> int:
+        """Go on with what is held, and claim where jobs are expected and there is room; return how many were taken."""
         for name in self._parts.backends:
             self._ask_slots(name)
-            taken += self._serve(name)
-        return taken
+            for preparation in self._passed.pop(name, ()):
+                self._prepare(preparation)
+            self._advance(name)
+        return sum(self._serve(name) for name in self._claimable())
 
     def drain(self, timeout_s: float) -> None:
         """Wait until every job that was taken is dispatched, has failed, or waits for a slot; at most for so long."""
@@ -104,20 +125,52 @@ class Dispatcher:
 
     # --- claiming
 
+    def _claimable(self) -> list[str]:
+        """Return the backends with room for jobs and, as far as the store knows, with ready jobs.
+
+        The store is asked about all of them at once. A backend without ready jobs is not expected to have any from now
+        on, until something says so.
+        """
+        with self._lock:
+            asked = {name for name in self._expected if self._claims(name) > 0}
+            self._expected -= asked
+        if not asked:
+            return []
+        store = self._claiming
+        try:
+            found = asked if store is None else store.claimable(asked, machine=self._parts.machine)
+        except BaseException:
+            self._expect_again(asked)
+            raise
+        return [name for name in self._parts.backends if name in found]
+
+    def _expect_again(self, names: Iterable[str]) -> None:
+        with self._lock:
+            self._expected.update(names)
+
+    def _claims(self, name: str) -> int:
+        """Return how many jobs of a backend to claim at once."""
+        if self._closing.requested or len(self._waiting.get(name, ())) >= _AHEAD:
+            return 0
+        room = min(self._room(name), _BATCH)
+        return room if room > 0 and self._lanes.start[name].ensure() else 0
+
     def _serve(self, name: str) -> int:
         """Claim jobs for one backend, and start as many as it has slots."""
-        passed = self._passed.pop(name, {}) if self._room(name) > 0 else {}
-        taken = sum(self._take(job, name) for job in passed.values())
-        for _ in range(_CLAIMS):
-            room = self._room(name)
-            if room <= 0 or len(self._waiting.get(name, ())) >= _AHEAD:
-                break
-            jobs = self._ready(name, min(room, _BATCH))
-            taken += sum(self._take(job, name) for job in jobs)
-            self._advance(name)
-            if not jobs:
-                break
-        self._advance(name)
+        taken, more = 0, True
+        try:
+            for _ in range(_CLAIMS):
+                if (limit := self._claims(name)) <= 0:
+                    break
+                jobs = self._ready(name, limit)
+                taken += sum(self._take(job, name) for job in jobs)
+                self._advance(name)
+                if len(jobs) < limit:
+                    more = self._claiming is None  # then there may be jobs whose lane has no room
+                    break
+        finally:
+            if more:
+                self._expect_again([name])
         return taken
 
     def _ask_slots(self, name: str) -> None:
@@ -141,7 +194,7 @@ class Dispatcher:
 
     def _ready(self, backend: str, limit: int) -> list[Job]:
         store, machine = self._parts.store, self._parts.machine
-        if isinstance(store, SupportsClaim):
+        if self._claiming is not None:
             claim = Claim(
                 backend=backend,
                 local=self._parts.backends[backend].locality < Locality.WORLD,
@@ -150,17 +203,15 @@ class Dispatcher:
                 machine=machine,
                 policy=self._parts.policy,
             )
-            return store.claim(claim, limit=limit)
+            return self._claiming.claim(claim, limit=limit)
         query = JobQuery(order="ready", backends=frozenset([backend]), machine=machine)
         now = store.now()
-        return list(
-            islice((j for j in walk(store, query) if is_ready(j, now) and self._can_prepare(j, backend)), limit)
-        )
+        return list(islice((j for j in walk(store, query) if is_ready(j, now) and self._can_prepare(j)), limit))
 
-    def _can_prepare(self, job: Job, name: str) -> bool:
-        """Return whether there are threads for it, so that nothing is held that cannot go on."""
+    def _can_prepare(self, job: Job) -> bool:
+        """Return whether there is room in the lane that brings its files."""
         lane = self._lane_of(job)
-        return self._lanes.start[name].ensure() and (lane is None or (not lane.full and lane.ensure()))
+        return lane is None or (not lane.full and lane.ensure())
 
     def _lane_of(self, job: Job) -> Lane | None:
         """Return the lane that brings the job's files; None if they are in storage."""
@@ -171,36 +222,32 @@ class Dispatcher:
         return self._lanes.files if any(isinstance(file, LocalAudio) for file in files) else None
 
     def _take(self, job: Job, name: str) -> bool:
-        store = self._parts.store
-        if store.now() > job.finish_by:
-            by = self._clocks.behind(job)
-            event = ClockAdvanced() if by is None else ClockStepped(by=by)
-            try:
-                job = commit_patiently(store, job, event, patience_s=_CLAIM_PATIENCE_S, stop=self._closing).job
-            except JobNotFoundError:
-                return False
-            if job.ended or store.now() > job.finish_by:  # it waited too long: nothing is begun that must fail
-                return False
-        if not self._can_prepare(job, name):  # jobs behind it go first
-            passed = self._passed.setdefault(name, {})
-            if len(passed) < _PASSED:
-                passed[job.id] = job
-            return False
-        if job.attempt is None or job.attempt.ended_at is not None:
+        """Hold a job's attempt and prepare it; return False if another process was faster."""
+        if self._claiming is None:
             begun = self._begin(job, name)
             if begun is None:
                 return False
             job = begun
         held = self._keeper.hold(job, Stop(parent=self._closing, error=GivenUp))
-        preparation = Preparation(self._parts, self._keeper, self._inbox, job, held, self._closing)
-        lane = self._lane_of(preparation.job)
+        parts, keeper, inbox = self._parts, self._keeper, self._inbox
+        self._prepare(Preparation(parts, keeper, inbox, job, held, self._closing, self._noticed))
+        return True
+
+    def _prepare(self, preparation: Preparation) -> None:
+        """Have the files of a held attempt brought; where there is no room for that, keep it until there is."""
+        held, job = preparation.held, preparation.job
+        lane = None if held.stop.requested else self._lane_of(job)  # an unwanted attempt only has to end
         if lane is None:
             self._await_slot(preparation)
-        elif not lane.submit(
-            held.token, partial(self._bring, preparation), group=_host_of(preparation.source), priority=job.priority
-        ):
-            preparation.give_up("its audio could not be brought here")
-        return True
+            return
+        bring, host = partial(self._bring, preparation), _host_of(preparation.source)
+        if lane.ensure() and lane.submit(held.token, bring, group=host, priority=job.priority):
+            return
+        passed = self._passed.setdefault(held.backend, [])
+        if len(passed) < _PASSED or self._closing.requested:
+            passed.append(preparation)
+        else:
+            preparation.give_up("too many files are being brought to storage at once")
 
     def _begin(self, job: Job, name: str) -> Job | None:
         """Begin an attempt, for a store that does not claim; None where another process was faster."""

@@ -90,11 +90,20 @@ class Dispatched(AttemptEvent):
 class AttemptFailed(AttemptEvent):
     """The attempt has failed, and its run did not report that.
 
-    ``stopped``: its computing is known to have stopped.
+    ``stopped``: its computing is known to have stopped. ``refused``: its backend refused to start it.
     """
 
     error: JobError
     stopped: bool
+    refused: bool = False
+
+
+@frozen(kw_only=True)
+class Rerouted:
+    """The policy chose the backend of the next attempt. ``after``: the token of the attempt by which it chose."""
+
+    after: str = field(repr=False)
+    backend: str
 
 
 @frozen(kw_only=True)
@@ -207,4 +216,4 @@ class ClockAdvanced:
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
 CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired
-JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | CleanUpEvent | ClockStepped | ClockAdvanced
+JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 from pydantic import ValidationError
@@ -28,6 +28,9 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
+
+if TYPE_CHECKING:
+    from renderdispatch.engine.leases import Held
 
 _log: Final = logging.getLogger("renderdispatch.webhooks")
 
@@ -44,12 +47,16 @@ class Inbox:
 
     Args:
         over: Called with the token of an attempt that computes nothing more that its job needs.
+        noticed: Called with each job that an event changed.
         check: Called before each event; raises when none is taken any more.
+        find: Returns an attempt that this process holds.
     """
 
     store: JobStore
     _over: Callable[[str], None]
+    _noticed: Callable[[Job], None] = lambda _job: None
     _check: Callable[[], None] = lambda: None
+    _find: Callable[[str], Held | None] = lambda _token: None
 
     def take(self, event: RenderEvent, job: Job | None = None) -> Decision:
         """Apply an event of a run; the decision holds the reply.
@@ -63,8 +70,12 @@ class Inbox:
             StoreUnavailableError: The event was not taken, and is to come again.
         """
         self._check()
+        held = self._find(event.token)
         try:
-            decision = commit(self.store, job if job is not None else event.job_id, event)
+            if held is not None and held.job_id == event.job_id:
+                decision = held.commit(self.store, event)
+            else:
+                decision = commit(self.store, job if job is not None else event.job_id, event)
         except errors.JobNotFoundError:
             self._over(event.token)
             raise
@@ -72,6 +83,8 @@ class Inbox:
         judged = isinstance(event, Failed) and job.attempt is not None and job.attempt.verdict is not None
         if judged or job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
             self._over(event.token)
+        if decision.verdict is Verdict.APPLIED:
+            self._noticed(job)
         return decision
 
     def on_event(self, event: RenderEvent) -> EventReply:

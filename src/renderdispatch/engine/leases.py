@@ -21,12 +21,12 @@ from renderdispatch import errors
 from renderdispatch.engine import calls, layout
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AttemptFailed, CallStopped, LeaseRenewed
+from renderdispatch.engine.events import AttemptFailed, CallStopped, JobEvent, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
-from renderdispatch.engine.transitions import Verdict
+from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Stage
+from renderdispatch.messages import EventReply, Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
@@ -45,7 +45,7 @@ class Held:
     """An attempt that this process holds.
 
     Args:
-        job: Its job, as it was when the attempt began.
+        job: Its job, as this process read or wrote it last.
         local: Whether it computes on this machine, and so takes up a slot until its computing has ended.
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
         slotted: Whether it takes up a slot of its backend; not while its audio is brought.
@@ -64,11 +64,41 @@ class Held:
     preparing: bool = True
     calling: bool = False
     released: bool = False
+    _writing: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)
 
     @property
     def job_id(self) -> str:
         """The id of its job."""
         return self.job.id
+
+    def commit(self, store: JobStore, *happened: JobEvent, unless: Callable[[Job], bool] | None = None) -> Decision:
+        """Commit events as `commit` does, without a read unless another process wrote the job meanwhile.
+
+        The threads of this process that have something to write take turns, so that they do not meet in the store.
+
+        Args:
+            store: Where the job lives.
+            happened: What happened, in this order.
+            unless: Returns whether there is nothing to write; called with the job when it is this thread's turn.
+        """
+        with self._writing:
+            if unless is not None and unless(self.job):
+                return Decision(self.job, Verdict.IGNORED, EventReply())
+            decision = commit(store, self.job, *happened)
+            self.job = decision.job
+            return decision
+
+    def has_recorded(self, call: BackendCall, job: Job) -> bool:
+        """Return whether the job's record has this call, and the job goes on."""
+        attempt = job.attempts[-1]
+        goes_on = not job.ended and not attempt.unwanted and job.stage is not Stage.CANCELLING
+        return goes_on and attempt.token == self.token and attempt.call_id == call.id
+
+    @property
+    def delivered(self) -> bool:
+        """Whether this attempt delivered, so that how its computing ends says nothing more."""
+        attempt = self.job.attempts[-1]
+        return attempt.token == self.token and self.job.stage is Stage.FINALIZING and self.job.artifact is not None
 
 
 @define(eq=False)
@@ -80,6 +110,7 @@ class LeaseKeeper:
         lease: How long an attempt stays ours without a renewal.
         freed: Called when a slot became free.
         discard: Removes the objects below a prefix.
+        noticed: Called with each job whose attempt ended by a call of this process.
     """
 
     _store: JobStore
@@ -87,6 +118,7 @@ class LeaseKeeper:
     _lanes: Bulkheads
     _freed: Callable[[], None]
     _discard: Callable[[str], object]
+    _noticed: Callable[[Job], None] = field(default=lambda _job: None, kw_only=True)
     holder: str = field(kw_only=True)
     lease: timedelta = field(kw_only=True)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -104,6 +136,10 @@ class LeaseKeeper:
         """Hold the attempt no longer. Does nothing for one that is not held."""
         if (held := self._held.get(token)) is not None:
             held.released = True
+
+    def find(self, token: str) -> Held | None:
+        """Return an attempt that this process holds."""
+        return self._held.get(token)
 
     def holds(self, token: str) -> bool:
         """Return whether this process holds the attempt."""
@@ -207,7 +243,7 @@ class LeaseKeeper:
         for held in self._everything():
             try:
                 if not held.released and not held.calling:  # of a call in flight, its lease tells others
-                    commit(self._store, held.job_id, AttemptFailed(token=held.token, error=error, stopped=False))
+                    held.commit(self._store, AttemptFailed(token=held.token, error=error, stopped=False))
             except errors.RenderDispatchError as failure:
                 _log.warning("job %s: not handed back, its lease will lapse: %s", held.job_id, failure)
             held.released = True
@@ -241,10 +277,10 @@ class LeaseKeeper:
 
     def _conclude(self, held: Held) -> None:
         """Record that an attempt computes here no more. Of a deleted job, remove what it delivered too late."""
-        if not held.local or held.call is None:
+        if not held.local or held.call is None or held.delivered:
             return
         try:
-            commit(self._store, held.job, CallStopped(token=held.token))
+            held.commit(self._store, CallStopped(token=held.token))
         except errors.JobNotFoundError:
             prefix = layout.attempt_prefix(layout.prefix_of(held.job), held.token)
             self._lanes.tidy.submit(prefix, partial(self._remove, prefix))
@@ -276,7 +312,7 @@ class LeaseKeeper:
         lease_until = self._store.now() + self.lease
         event = LeaseRenewed(token=held.token, holder=self.holder, lease_until=lease_until)
         try:
-            decision = commit(self._store, held.job_id, event)
+            decision = held.commit(self._store, event)
         except errors.JobNotFoundError:
             held.stop.request("deleted")
             self._tell(held)
@@ -293,5 +329,5 @@ class LeaseKeeper:
         if attempt is not None and attempt.token == held.token:
             event = call_event(attempt, state, cancelling=job.stage is Stage.CANCELLING, silent=True)
             if event is not None:
-                commit(self._store, job, event)
+                self._noticed(commit(self._store, job, event).job)
         self.release(held.token)

@@ -19,7 +19,8 @@ from attrs import field, frozen
 
 from renderdispatch.engine.policies import check_policy, checked_keep
 from renderdispatch.engine.quotas import check_store
-from renderdispatch.errors import ConfigurationError
+from renderdispatch.errors import ConfigurationError, UnknownNameError
+from renderdispatch.failover import Failover
 from renderdispatch.jobs import Attempt
 from renderdispatch.messages import Callback, JobStatus, RenderRequest
 from renderdispatch.protocols import AudioFetcher, JobStore, Locality, RenderBackend, StorageAdapter, SupportsWebhook
@@ -92,6 +93,7 @@ class Parts:
             raise ConfigurationError("a service needs at least one backend")
         if not _is_lease(self.lease):
             raise ConfigurationError("lease must be a timedelta of at least one second")
+        self._check_failover()
         check_policy(self.policy)
         check_store(self.store, self.policy)
         for name, backend in self.backends.items():
@@ -111,6 +113,14 @@ class Parts:
             raise ConfigurationError("webhook_url must be an http or https URL")
         elif self.keys is None:
             raise ConfigurationError("webhook_url needs secrets: reports that are not signed cannot be trusted")
+
+    def _check_failover(self) -> None:
+        if self.failover is not None and self.route is not None:
+            raise ConfigurationError("route and failover both choose the backend of a request: give one of them")
+        for name in self.failover.backends if isinstance(self.failover, Failover) else ():
+            if name not in self.backends:
+                error = UnknownNameError.of("backend", name, self.backends, code="backend.unknown")
+                raise ConfigurationError(f"{self.failover!r}: {error}")
 
     def callback(self, job_id: str, attempt: int, backend: RenderBackend) -> Callback | None:
         """Return where a run of this attempt reports, and the key that it signs with; None where it does not."""

@@ -7,32 +7,42 @@ next one. After a crash between any two of them, another dispatcher takes the jo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from renderdispatch.engine import calls, events, layout
 from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
-from renderdispatch.engine.audio import bring, check_source
-from renderdispatch.engine.commit import commit_patiently
+from renderdispatch.engine.audio import bring, check_source, is_read_in_place
+from renderdispatch.engine.commit import patiently
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.orders import TOO_LARGE, make_order
 from renderdispatch.engine.parts import Parts
-from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
+from renderdispatch.engine.rules import BUSY, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.errors import (
     BackendError,
+    ConfigurationError,
     InvalidRequestError,
     JobNotFoundError,
     RenderDispatchError,
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, FaultDomain, JobStatus, LocalAudio, RenderOrder, Stage, StoredAudio
+from renderdispatch.messages import (
+    Audio,
+    FaultDomain,
+    JobStatus,
+    LocalAudio,
+    RemoteAudio,
+    RenderOrder,
+    Stage,
+    StoredAudio,
+)
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass
@@ -57,6 +67,7 @@ class Preparation:
         job: The job, just claimed.
         held: Its attempt, as this process holds it.
         closing: Requested when the worker closes. An attempt that is given up for that stays held, to be handed back.
+        noticed: Called with the job if its preparation ended without a call.
     """
 
     _parts: Parts
@@ -65,7 +76,12 @@ class Preparation:
     job: Job
     held: Held
     _closing: Stop
+    _noticed: Callable[[Job], None]
     _brought: _Brought | None = None
+    _entered: list[events.JobEvent] = field(factory=list, init=False)
+    """Stages that were entered, and take no time: the next write records them."""
+    _asked: bool = field(default=False, init=False)
+    """Whether the backend was asked to start it."""
 
     @property
     def source(self) -> Audio:
@@ -103,8 +119,8 @@ class Preparation:
         self.held.stop.__exit__()
 
     def give_up(self, why: str) -> None:
-        """Hand the attempt back, because this process cannot prepare it."""
-        error = infrastructure_error(HANDED_BACK, why)
+        """Hand the attempt back, because this process cannot prepare it. The job waits a while for its next one."""
+        error = infrastructure_error(BUSY, why)
         self._conclude(events.AttemptFailed(token=self.held.token, error=error, stopped=True))
         self.end()
 
@@ -126,22 +142,41 @@ class Preparation:
                 _log.exception("job %s: could not be dispatched", job_id)
             # Nothing of it runs: its start was refused, or never came.
             failed = job_error(error, otherwise=FaultDomain.INFRASTRUCTURE)
-            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True))
+            refused = isinstance(error, (BackendError, ConfigurationError)) and self._asked
+            self._conclude(events.AttemptFailed(token=token, error=failed, stopped=True, refused=refused))
 
     # --- the steps
 
     def _bring_inputs(self) -> _Brought:
-        """See that the renderer can read the job's files; each stage is shown, also if nothing is left to do."""
+        """See that the renderer can read the job's files. A stage that takes time is shown before it begins."""
         token, attached = self.held.token, self.job.attached()
         self.held.stop.check()
         check_source(self.source, self._parts)
         for place, file in attached.items():
             check_attachment(place, file, self._parts.storage)
-        self._advance(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
+        self._entered.append(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
+        if shown := self._takes_time(attached):
+            self._advance()
         brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
         brought = self._bundled(brought)
-        self._advance(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        self._entered.append(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        if shown:
+            self._advance()
         return brought
+
+    def _takes_time(self, attached: Mapping[str, File]) -> bool:
+        """Return whether a file is to be copied or fetched, or the order goes far away: then polls show each stage."""
+        backend = self._parts.backends[self.held.backend]
+        far = backend.locality is Locality.WORLD
+        return (
+            far
+            or len(attached) > 1
+            or any(
+                isinstance(file, RemoteAudio)
+                or (isinstance(file, LocalAudio) and not is_read_in_place(file, self._parts, backend))
+                for file in (self.source, *attached.values())
+            )
+        )
 
     def _bring_attachments(self, attached: Mapping[str, File]) -> Mapping[str, File]:
         """See that the renderer can read the files beside the audio."""
@@ -191,10 +226,14 @@ class Preparation:
         audio = bring(source, self._parts, backend, key=key, stop=self.held.stop)
         if isinstance(audio, LocalAudio):
             return audio
+        recorded = events.AudioStored(token=token, audio=audio)
+        if audio is source:
+            self._entered.append(recorded)
+            return audio
         try:
-            self._advance(events.AudioStored(token=token, audio=audio))
+            self._advance(recorded)
         except (GivenUp, JobNotFoundError):
-            if audio is not source and not self._is_recorded(audio):
+            if not self._is_recorded(audio):
                 self._parts.storage.delete(audio.key)
             raise
         return audio
@@ -235,7 +274,7 @@ class Preparation:
         Raises:
             BackendError, InvalidRequestError, ConfigurationError: Nothing was started.
         """
-        self.held.calling = True
+        self.held.calling = self._asked = True
         try:
             return calls.start(self._parts.backends[self.held.backend], order, on_event=self._inbox.on_event)
         except BackendError as error:
@@ -252,7 +291,9 @@ class Preparation:
         held = self.held
         held.call = call
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
+            event = events.Dispatched(token=held.token, call_id=call.id if call is not None else None)
+            checked_in = partial(held.has_recorded, call) if held.local and call is not None else None
+            decision = self._commit(event, unless=checked_in)
         except JobNotFoundError:
             self._keeper.cancel(held)
             self._keeper.release(held.token)
@@ -273,25 +314,26 @@ class Preparation:
     def _conclude(self, event: events.JobEvent) -> None:
         """Commit how the preparation ended. What a closing worker gives up stays held, to be handed back."""
         try:
-            self._commit(event)
+            self._noticed(self._commit(event).job)
         except (JobNotFoundError, StoreUnavailableError) as error:
             _log.warning("job %s: how its preparation ended was not recorded: %s", self.job.id, error)
         finally:
             if not self._closing.requested:
                 self._keeper.release(self.held.token)
 
-    def _commit(self, event: events.JobEvent) -> Decision:
-        patience_s = self._parts.lease.total_seconds()
-        return commit_patiently(self._parts.store, self.held.job_id, event, patience_s=patience_s, stop=self._closing)
+    def _commit(self, *happened: events.JobEvent, unless: Callable[[Job], bool] | None = None) -> Decision:
+        write = partial(self.held.commit, self._parts.store, *happened, unless=unless)
+        return patiently(write, patience_s=self._parts.lease.total_seconds(), stop=self._closing)
 
-    def _advance(self, event: events.JobEvent) -> None:
-        """Take a step.
+    def _advance(self, *happened: events.JobEvent) -> None:
+        """Take steps, after those that were entered before.
 
         Raises:
             GivenUp: The attempt is no longer wanted.
         """
         self.held.stop.check()
-        decision = self._commit(event)
+        decision = self._commit(*self._entered, *happened)
+        self._entered.clear()
         if decision.verdict is Verdict.SUPERSEDED:
             raise GivenUp("superseded")
         if decision.job.ended or decision.job.stage is Stage.CANCELLING:

@@ -15,24 +15,34 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from renderdispatch import errors
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.checks import Checks
 from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.engine.clocks import Clocks
+from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.engine.retention import RetentionSweep
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobQuery, JobStore, RenderBackend, StorageAdapter, walk
+from renderdispatch.protocols import (
+    LOOK_PAUSES,
+    JobQuery,
+    JobStore,
+    RenderBackend,
+    StorageAdapter,
+    SupportsLooks,
+    walk,
+)
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 
 _PAGE: Final = 100
-_PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
+_FRESH_S: Final = 1.0
+"""For how long a job that was read or written is good enough to check it; later it is read again."""
 _REMEMBERED: Final = 10_000
 TICK_S: Final = 60.0
 """How long a round that a scheduler asks for waits for backends and storage that hang."""
@@ -49,7 +59,10 @@ class _Check:
 
 @define(eq=False)
 class _Schedule:
-    """When a job that did not change is worth another check: ever less often."""
+    """When a job that did not change is worth another check: ever less often, as `LOOK_PAUSES` says.
+
+    It serves stores that cannot say so themselves, and keeps a client from asking the others at each poll.
+    """
 
     _checks: dict[str, _Check] = field(factory=dict)
 
@@ -60,7 +73,7 @@ class _Schedule:
             check = self._checks[job.id] = _Check(job.revision, 0, now_s)
         if now_s < check.next_s:
             return False
-        check.next_s = now_s + _PAUSES_S[min(check.count, len(_PAUSES_S) - 1)]
+        check.next_s = now_s + LOOK_PAUSES[min(check.count, len(LOOK_PAUSES) - 1)].total_seconds()
         check.count += 1
         return True
 
@@ -83,6 +96,8 @@ class Reconciler:
         holds: Whether this process holds the attempt with this token.
         lease: How long an attempt stays its holder's without a renewal.
         keep: For how long ended jobs are kept, by status.
+        noticed: Called with each job that a check changed in a lane.
+        rerouting: Chooses where jobs are tried again.
         stop: Has a round in progress end after the job that it checks.
         monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads, and by which leases and
             waiting jobs are watched; seconds.
@@ -95,7 +110,11 @@ class Reconciler:
     _holds: Callable[[str], bool] = field(default=lambda _token: False, kw_only=True)
     _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
     _keep: Mapping[JobStatus, timedelta] = field(factory=dict, kw_only=True)
+    _noticed: Callable[[Job], None] = field(default=lambda _job: None, kw_only=True)
     _stop: Stop = field(factory=Stop, kw_only=True)
+    rerouting: Rerouting = field(
+        default=Factory(lambda self: Rerouting(self._store, self._backends), takes_self=True), kw_only=True
+    )
     _monotonic: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     _schedule: _Schedule = field(factory=_Schedule, init=False)
     clocks: Clocks = field(init=False)
@@ -127,7 +146,7 @@ class Reconciler:
             found = self._checked(noted or job, self._checks.clock) or job
             if found.revision != job.revision:
                 changed.append(job.id)
-            if self._schedule.due(found, self._monotonic()):
+            if self._is_turn(found):
                 begun.append((self._ask_lane(job), f"check {job.id}"))
                 lane, key = begun[-1]
                 if not lane.submit(key, partial(check, found)) and not lane.has(key):
@@ -150,7 +169,7 @@ class Reconciler:
         for job in self._due():
             if (found := self._checked(job, self._checks.clock)) is not None:
                 changed += found.revision != job.revision
-                if self._schedule.due(found, self._monotonic()):
+                if self._is_turn(found):
                     self._hand_on(found)
         for key, sweep in self._due_sweeps():
             self._lanes.tidy.submit(key, sweep)
@@ -160,10 +179,35 @@ class Reconciler:
         """Return the seconds until the next round: less when a lease is about to lapse."""
         return min(longest_s, self.clocks.next_lapse_s)
 
+    def hand_on(self, job: Job) -> None:
+        """Have the lanes go on with a job that was just written and is due."""
+        self._hand_on(job)
+
+    def _is_turn(self, job: Job) -> bool:
+        """Return whether a due job is to be checked now; a store that hands out looks has decided it."""
+        return isinstance(self._store, SupportsLooks) or self._schedule.due(job, self._monotonic())
+
     def _due(self) -> Iterator[Job]:
-        """Yield the jobs that are due."""
-        seen: set[str] = set()
+        """Yield the jobs that are due for a look."""
         yield from self._lapsed()
+        yield from self._claimed_looks(self._store) if isinstance(self._store, SupportsLooks) else self._all_due()
+
+    def _claimed_looks(self, store: SupportsLooks) -> Iterator[Job]:
+        """Yield the due jobs that no other process looks at now."""
+        seen: set[str] = set()
+        while not self._stop.requested:
+            jobs = store.claim_looks(limit=_PAGE)
+            for job in jobs:
+                if self._stop.requested:
+                    return
+                yield job
+            again = seen & {job.id for job in jobs}
+            seen.update(job.id for job in jobs)
+            if len(jobs) < _PAGE or again:  # they are due again: so many jobs are a round of their own
+                return
+
+    def _all_due(self) -> Iterator[Job]:
+        seen: set[str] = set()
         for job in walk(self._store, JobQuery(order="due", due_by=self._store.now(), limit=_PAGE)):
             if self._stop.requested:
                 return
@@ -196,16 +240,33 @@ class Reconciler:
         owed = job.owes_clean_up or job.removal_at is not None
         if not owed and (job.attempt is None or job.ended):
             return ()
-        name = self._lanes.name_of("" if job.attempt is None else job.attempt.backend)
-        lanes = self._lanes.orders[name], self._lanes.ask[name], self._lanes.bucket, self._lanes.tidy
-        told = lanes[0].submit(job.id, partial(self._checked, job, self._checks.orders))
+        ask = self._ask_lane(job)
+        lanes = self._lanes.reroute, *self._orders_lanes(job), ask, self._lanes.bucket, self._lanes.tidy
+        told = self._tell(job)
+        if job.retry_at is not None and not job.ended:
+            told |= self._lanes.reroute.submit(job.id, partial(self._checked, job, self.rerouting.reroute))
         if job.ended:
             handed_on = self._tidy(job)
         elif job.stage is Stage.FINALIZING or job.attempts[-1].unwanted:
             handed_on = self._look(job)
         else:
-            handed_on = self._then(lanes[1], job, self._checks.ask, self._look)
+            handed_on = self._then(ask, job, self._checks.ask, self._look)
         return lanes if told or handed_on else ()
+
+    def _orders_lanes(self, job: Job) -> Mapping[Lane, set[str]]:
+        """Return in which lanes the backends of the job's attempts are told to stop: a lost one may hang."""
+        lanes: dict[Lane, set[str]] = {}
+        for backend in self._checks.orders_of(job):
+            lanes.setdefault(self._lanes.orders[self._lanes.name_of(backend)], set()).add(backend)
+        return lanes
+
+    def _tell(self, job: Job) -> bool:
+        """Have each backend told to stop what is not wanted; return whether one will be."""
+        told = False
+        for lane, backends in self._orders_lanes(job).items():
+            orders = partial(self._checks.orders, backends=backends)
+            told |= lane.submit(job.id, partial(self._checked, job, orders))
+        return told
 
     def _ask_lane(self, job: Job) -> Lane:
         return self._lanes.ask[self._lanes.name_of("" if job.attempt is None else job.attempt.backend)]
@@ -222,13 +283,19 @@ class Reconciler:
 
         Return whether it will.
         """
+        handed_on_s = self._monotonic()
 
         def work() -> None:
             if self._stop.requested:
                 return
             with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
-                if (found := self._checked(self._store.get(job.id), part)) is not None:
-                    go_on(found)
+                fresh = self._monotonic() - handed_on_s < _FRESH_S
+                read = job if fresh else self._store.get(job.id)
+                if (found := self._checked(read, part)) is None:
+                    return
+                if found.revision != read.revision:
+                    self._noticed(found)
+                go_on(found)
 
         return lane.submit(job.id, work) or lane.has(job.id)
 
@@ -258,6 +325,11 @@ class Reconciler:
         if not _is_due(job, self._store.now()) or not self._schedule.due(job, self._monotonic()):
             return job
         self._schedule.bound()
+        if isinstance(self._store, SupportsLooks):
+            looks = self._store.claim_looks(limit=1, job_id=job.id)
+            if not looks:  # another process looks at it
+                return job
+            job = looks[0]
         job = self._checked(job, self._checks.clock) or job
         if not (lanes := self._hand_on(job)):  # no thread can be started, or the client alone keeps the deadlines
             return self._store.get(job.id) if self.reconcile(job) else job
@@ -269,6 +341,8 @@ class Reconciler:
     def reconcile(self, job: Job) -> bool:
         """Check one job; return whether it changed. What is away is tried again at a later check."""
         found = self._checked(job, self._checks.check)
+        if found is not None and found.retry_at is not None:
+            found = self._checked(found, self.rerouting.reroute)
         return found is not None and found.revision != job.revision
 
     def _checked(self, job: Job, part: Callable[[Job], Job]) -> Job | None:

@@ -36,12 +36,17 @@ BUSY: Final = "backend.busy"
 WAITED: Final = "backend.waited"
 """The error code of an attempt that waited for a slot of its backend in vain. It does not count either."""
 
-UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED})
+CLAIM_LOST: Final = "worker.never-began"
+"""The error code of an attempt that a worker claimed and did not begin, perhaps because the answer to the claim was
+lost. It does not count either."""
+
+UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED, CLAIM_LOST})
 
 MAX_HANDED_BACK: Final = 3
 """How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
+RERUN: Final = frozenset({Stage.RETRY_WAIT})
 PREPARING: Final = frozenset({Stage.RESOLVING_AUDIO, Stage.UPLOADING_AUDIO, Stage.GENERATING_URL})
 OUT: Final = frozenset(
     {Stage.DISPATCHING, Stage.DISPATCHED, Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO}
@@ -82,7 +87,7 @@ def retry_delay(failed_attempts: int, error: messages.JobError) -> timedelta:
     A lost worker or a preemption says nothing about the render: the next attempt follows at once. So does one after a
     wait for a slot. After other errors the delay is 2 s, 8 s, 32 s and so on, at most 5 min.
     """
-    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK, WAITED}:
+    if error.fault is messages.FaultDomain.PREEMPTION or error.code in {"worker.lost", HANDED_BACK, WAITED, CLAIM_LOST}:
         return timedelta(0)
     return timedelta(seconds=min(300.0, 2.0 * 4.0 ** min(failed_attempts - 1, 8)))
 
@@ -122,6 +127,7 @@ def _end(job: Job, status: JobStatus, now: datetime) -> Job:
         request=request,
         status=status,
         ready_at=None,
+        retry_at=None,
         ended_at=now,
         audio_clean_up=CleanUp.OWED if copied else job.audio_clean_up,
     )
@@ -163,7 +169,11 @@ def _blamed(job: Job, error: messages.JobError) -> messages.JobError:
 
 
 def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -> Job:
-    """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails."""
+    """End the attempt. Another one follows if the fault and the limits allow it; otherwise the job fails.
+
+    If a policy chooses the backends, the job first waits for its choice (`reroute`). A backend's refusal for good then
+    need not be the end: another backend may take the job.
+    """
     error = _blamed(job, error)
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
@@ -171,18 +181,25 @@ def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -
     tried = sum(1 for a in job.attempts if not _was_handed_back(a))
     refused = sum(1 for a in job.attempts if _was_handed_back(a) and a.error is not None and a.error.code == BUSY)
     delay = retry_delay(refused if refused and error.code == BUSY else tried, error)
-    may_retry = error.fault.retryable and tried < job.request.limits.max_attempts
+    may_retry = (error.fault.retryable or _may_start_elsewhere(job)) and tried < job.request.limits.max_attempts
     if may_retry and now + delay < job.finish_by:
+        awaits_choice = job.reroutes and error.code != HANDED_BACK
         return evolve(
             job,
             stage=Stage.RETRY_WAIT,
             status=JobStatus.PROCESSING,
             progress=0.0,
-            ready_at=now + delay,
+            ready_at=None if awaits_choice else now + delay,
+            retry_at=now + delay if awaits_choice else None,
             finalizing_at=None,
             artifact=None,
         )
     return evolve(_end(job, JobStatus.FAILED, now), error=error, artifact=None)
+
+
+def _may_start_elsewhere(job: Job) -> bool:
+    attempt = job.attempt
+    return job.reroutes and attempt is not None and attempt.refused and not attempt.runs
 
 
 def _condemn(job: Job, error: messages.JobError, now: datetime, *, stopped: bool, **changes: Any) -> Job:
@@ -228,7 +245,8 @@ def note_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Job:
 
 def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
     """Begin an attempt."""
-    if any(a.token == event.token for a in job.attempts):  # a replay: a used token would fence nothing
+    replayed = any(a.token == event.token for a in job.attempts)  # a used token would fence nothing
+    if replayed or job.retry_at is not None:  # or where it is to run is not known yet
         return job
     attempt = Attempt(
         number=job.attempt_number + 1,
@@ -241,6 +259,22 @@ def claim(job: Job, event: events.Claimed, now: datetime) -> Job:
     )
     job = evolve(job, attempts=(*_remembered(job.attempts), attempt), ready_at=None, progress=0.0)
     return _enter(job, Stage.RESOLVING_AUDIO, now)
+
+
+def reroute(job: Job, event: events.Rerouted, now: datetime) -> Job:
+    """Let the next attempt begin on the backend that the policy chose.
+
+    A backend that has had no attempt yet gets it at once; any other one after the usual delay. If the backend of the
+    last attempt refused it for good, and the policy has no other one, the job fails.
+    """
+    last = _current(job)
+    if job.retry_at is None or last.token != event.after:
+        return job
+    if event.backend == last.backend and last.error is not None and not last.error.fault.retryable:
+        return evolve(_end(job, JobStatus.FAILED, now), error=last.error)
+    tried = any(attempt.backend == event.backend for attempt in job.attempts)
+    ready_at = max(now, job.retry_at) if tried else now
+    return evolve(job, rerouted_to=event.backend, retry_at=None, ready_at=ready_at)
 
 
 def _remembered(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
@@ -372,7 +406,8 @@ def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
 
 def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
     """Fail the attempt with an error that its run did not report."""
-    return _condemn(job, event.error, now, stopped=event.stopped)
+    changes = {"refused": True} if event.refused else {}
+    return _condemn(job, event.error, now, stopped=event.stopped, **changes)
 
 
 def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
@@ -396,7 +431,7 @@ def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
         job = _cancelled(job, now, stopped=False)
         return job if attempt.called else evolve(job, compute_stopped_at=now)
     message = f"the worker that held attempt {attempt.number} went away"
-    lost = infrastructure_error("worker.lost", message)
+    lost = infrastructure_error(CLAIM_LOST if job.stage is Stage.RESOLVING_AUDIO else "worker.lost", message)
     return _condemn(job, lost, now, stopped=False, holder=None, lease_until=None)
 
 

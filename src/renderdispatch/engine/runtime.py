@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from renderdispatch.engine.parts import Closable, Parts
+from renderdispatch.engine.waking import frees, notify
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.interpreter import require_threads
@@ -78,8 +79,9 @@ class Engine:
             _log.warning("no worker can be started in this process: %s", error)
 
     def created(self) -> None:
-        """Start the worker; let one that runs in this process claim a new job at once."""
+        """Start the worker; let it claim a new job at once, and those of other processes where the store wakes them."""
         self.expected()
+        notify(self.parts.store)
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
@@ -90,7 +92,8 @@ class Engine:
         job = commit.commit(self.parts.store, job, events.CancelRequested()).job
         if (worker := self._worker.peek()) is not None:
             worker.keeper.obey(job)
-            worker.wake_all()
+            worker.noticed(job)
+            worker.wake()
         return job
 
     def reconciled(self, job: Job) -> Job:
@@ -146,11 +149,20 @@ class Engine:
             raise ConfigurationError("webhooks need a secret: RenderService(secrets=[...]) or RENDERDISPATCH_SECRETS")
         from renderdispatch.engine.inbox import Inbox, WebhookReceiver
 
-        return WebhookReceiver(Inbox(self.parts.store, self._run_over, self.check_open), self.parts.keys)
+        inbox = Inbox(self.parts.store, self._run_over, self._noticed, self.check_open)
+        return WebhookReceiver(inbox, self.parts.keys)
 
     def _run_over(self, token: str) -> None:
         if (worker := self._worker.peek()) is not None:
             worker.run_over(token)
+
+    def _noticed(self, job: Job) -> None:
+        worker = self._worker.peek()
+        if worker is not None and worker.running:
+            worker.noticed(job)
+            return
+        if frees(job, self.parts.policy):
+            notify(self.parts.store)
 
 
 def _close(part: Closable) -> None:

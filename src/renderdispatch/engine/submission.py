@@ -22,6 +22,8 @@ from renderdispatch.engine.audio import Streamed
 from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
 from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
 from renderdispatch.engine.parts import Parts
+from renderdispatch.engine.quotas import quota_of
+from renderdispatch.engine.rerouting import first_backend
 from renderdispatch.engine.rows import Submission, read_rows
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
@@ -75,6 +77,14 @@ class Submissions:
     _created: Callable[[], None]
     _expected: Callable[[], None]
 
+    def check(self, row: Submission) -> None:
+        """Refuse a row that can never be served, as `submit` would; record and store nothing.
+
+        Raises:
+            InvalidRequestError: What is wrong with it.
+        """
+        self._examine(row)
+
     def submit(self, row: Submission, *, batch: str | None = None, connection: object = None) -> Job:
         """Record a job and return it, or the job that the idempotency key has already.
 
@@ -97,8 +107,8 @@ class Submissions:
         job = self._job(asked, stored.of(asked.request), batch)
         try:
             created = self._create([job], connection)[0]
-        except BaseException:
-            if connection is None and self._surely_absent(job):  # a create whose answer was lost may stand
+        except BaseException as error:
+            if self._surely_nothing(error, [job], connection):
                 inputs.discard()
             raise
         if not isinstance(created, Job):
@@ -129,8 +139,8 @@ class Submissions:
             outcomes = list(self._outcomes(rows, batch, number_keys, once, jobs))
             to_create = [job for job, _ in jobs.values()]
             created = dict(zip(jobs, self._create(to_create, connection) if to_create else [], strict=True))
-        except BaseException:
-            if connection is None and all(self._surely_absent(job) for job, _ in jobs.values()):
+        except BaseException as error:
+            if self._surely_nothing(error, [job for job, _ in jobs.values()], connection):
                 once.discard()
             raise
         once.discard(_keys_of(job for job, _ in jobs.values() if _may_be_stored(job, created[job.id])))
@@ -185,16 +195,18 @@ class Submissions:
             raise errors.InvalidRequestError(message, code="job.not-retryable")
         if job.expired_at is not None:
             raise errors.JobExpiredError(f"the files of job {job.id} are kept no longer; submit the song again")
-        if job.request.backend not in self._parts.backends:
-            raise errors.UnknownNameError.of(
-                "backend", job.request.backend, self._parts.backends, code="backend.unknown"
-            )
+        reroutes, backend = job.reroutes and self._parts.failover is not None, job.request.backend
+        if reroutes:
+            backend = self._routed(job.request.model_copy(update={"backend": ""})).backend
+        elif backend not in self._parts.backends:
+            raise errors.UnknownNameError.of("backend", backend, self._parts.backends, code="backend.unknown")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
-        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id}
+        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id, "reroutes": reroutes}
         new: Job | None = None
         try:
-            now, request = self._parts.store.now(), self._with_copies(job, prefix)
+            now = self._parts.store.now()
+            request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
             new = _new_job(now, request, id=new_id, incarnation=incarnation, **fields)
             return _job_or_raise(self._create([new])[0])
         except BaseException:
@@ -217,6 +229,9 @@ class Submissions:
     def _routed(self, request: RenderRequest) -> RenderRequest:
         """Return the request with its backend, which finds nothing wrong with it."""
         parts = self._parts
+        if not request.backend and parts.failover is not None:
+            name = first_backend(parts.failover, parts.backends, request, parts.store.now())
+            return request.model_copy(update={"backend": name})
         name = request.backend or (parts.route(request) if parts.route is not None else next(iter(parts.backends)))
         if name not in parts.backends:
             raise errors.UnknownNameError.of("backend", name, parts.backends, code="backend.unknown")
@@ -284,21 +299,24 @@ class Submissions:
     def _job(self, asked: _Asked, request: RenderRequest, batch: str | None, now: datetime | None = None) -> Job:
         """Return the job of a request whose files are stored."""
         fields = {"id": asked.id, "incarnation": asked.incarnation, "tenant": self._tenant, "priority": asked.priority}
-        return _new_job(self._parts.store.now() if now is None else now, request, batch=batch, **fields)
+        reroutes = asked.routed and self._parts.failover is not None
+        now = self._parts.store.now() if now is None else now
+        return _new_job(now, request, batch=batch, reroutes=reroutes, **fields)
 
     def _create(self, jobs: Sequence[Job], connection: object = None) -> list[Recorded]:
         """Create jobs, all in one transaction if the store can; return each as stored, or why it was refused.
 
         Args:
-            jobs: The jobs.
+            jobs: The jobs, at least one, all of one tenant: what its quota does not allow is refused.
             connection: The application's transaction; the jobs are there when it commits.
 
         Raises:
             StoreUnavailableError: The store does not answer.
         """
-        store = self._parts.store
-        if isinstance(store, SupportsCreateMany) and (len(jobs) > 1 or connection is not None):
-            created = store.create_many(jobs, connection=connection)
+        store, quota = self._parts.store, quota_of(self._parts.policy, jobs[0].tenant)
+        at_once = len(jobs) > 1 or connection is not None or quota is not None
+        if isinstance(store, SupportsCreateMany) and at_once:
+            created = store.create_many(jobs, quota=quota, connection=connection)
         elif len(jobs) == 1:
             created = [_create_one(store, jobs[0])]
         else:
@@ -306,6 +324,12 @@ class Submissions:
         if any(isinstance(found, Job) for found in created):
             (self._created if connection is None else self._expected)()
         return created
+
+    def _surely_nothing(self, error: BaseException, jobs: Iterable[Job], connection: object) -> bool:
+        """Return whether a create that raised recorded nothing. One whose answer was lost may have recorded all."""
+        if connection is not None:  # what the application commits is not known here; unused files are swept
+            return isinstance(error, errors.ConfigurationError | errors.InvalidRequestError)
+        return all(self._surely_absent(job) for job in jobs)
 
     def _surely_absent(self, job: Job) -> bool:
         try:

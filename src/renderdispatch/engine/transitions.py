@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 from attrs import frozen
 
 from renderdispatch.engine import events, rules
-from renderdispatch.engine.rules import ACTIVE, CANCELLING, FINALIZING, OUT, PREPARING, WAITING
+from renderdispatch.engine.rules import ACTIVE, CANCELLING, FINALIZING, OUT, PREPARING, RERUN, WAITING
 from renderdispatch.jobs import Attempt, Job, evolve
 from renderdispatch.messages import Action, CheckedIn, Completed, EventReply, Failed, JobStatus, Progressed, Stage
 from renderdispatch.protocols import CLOCK_STEP
@@ -79,6 +79,7 @@ TABLE: Final = (
     Row(Failed, OUT, rules.run_failed, _RETRIED),
     Row(Failed, CANCELLING, rules.confirm_cancel_by_run, _CANCELLED),
     # the reconciler
+    Row(events.Rerouted, RERUN, rules.reroute, _FAILED),
     Row(events.LeaseDoubted, ACTIVE | CANCELLING, rules.doubt),
     Row(events.LeaseLapsed, PREPARING, rules.lapse, _RETRIED),
     Row(events.LeaseLapsed, OUT, rules.lapse),

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
@@ -59,8 +59,16 @@ class Views:
             raise errors.JobNotFoundError(f"no job {job_id[:80]!r}")
         return job
 
-    def page(self, status: JobStatus | Iterable[JobStatus] | None, *, limit: int, cursor: str | None) -> Page[Job]:
-        """Return a page of jobs, newest first. Raises `InvalidRequestError`."""
+    def page(
+        self,
+        status: JobStatus | Iterable[JobStatus] | None,
+        *,
+        limit: int,
+        cursor: str | None,
+        batch: str | None = None,
+        ended_by: object = None,
+    ) -> Page[Job]:
+        """Return a page of jobs, newest first; with ``ended_by``, longest ended first. Raises `InvalidRequestError`."""
         try:
             given = [status] if isinstance(status, str) else status
             statuses = None if given is None else frozenset(map(JobStatus, given))
@@ -69,15 +77,20 @@ class Views:
             raise errors.InvalidRequestError(message) from None
         if (number := whole(limit)) is None:
             raise errors.InvalidRequestError(f"limit: an integer, not {type(limit).__name__}")
-        return self.parts.store.query(JobQuery(tenant=self.tenant, statuses=statuses, limit=number, cursor=cursor))
+        query = JobQuery(tenant=self.tenant, statuses=statuses, batch=batch, limit=number, cursor=cursor)
+        if ended_by is not None:
+            if not isinstance(ended_by, datetime) or ended_by.tzinfo is None:
+                raise errors.InvalidRequestError("ended_by: a datetime with a time zone, such as datetime.now(UTC)")
+            query = evolve(query, order="ended", due_by=ended_by)
+        return self.parts.store.query(query)
 
-    def counts(self) -> dict[JobStatus, int]:
-        """Return how many jobs have each status."""
+    def counts(self, *, batch: str | None = None) -> dict[JobStatus, int]:
+        """Return how many jobs have each status; of a batch, if one is named."""
         store = self.parts.store
         if isinstance(store, SupportsCounts):
-            return store.counts(tenant=self.tenant)
+            return store.counts(tenant=self.tenant, batch=batch)
         counted = dict.fromkeys(JobStatus, 0)
-        for job in walk(store, JobQuery(tenant=self.tenant, limit=_PAGE)):
+        for job in walk(store, JobQuery(tenant=self.tenant, batch=batch, limit=_PAGE)):
             counted[job.status] += 1
         return counted
 

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final
 from renderdispatch.errors import InvalidRequestError, WaitTimeoutError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PollResponse
+from renderdispatch.protocols import MAX_POSITION
 
 _EMBED_BYTES: Final = 20 << 20
 
@@ -23,9 +24,10 @@ _EMBED_BYTES: Final = 20 << 20
 class Pause:
     """How long to wait between two reads of a job: short after a change, then longer."""
 
-    def __init__(self, timeout: object) -> None:
+    def __init__(self, timeout: object, *, longest_s: float = 0.5) -> None:
         self._deadline = time.monotonic() + _seconds(timeout)
-        self._revision: int | None = None
+        self._longest_s = longest_s
+        self._seen: object = None
         self._pause = 0.02
 
     def after(self, job: Job) -> float:
@@ -34,12 +36,24 @@ class Pause:
         Raises:
             WaitTimeoutError: Time is up.
         """
-        changed = job.revision != self._revision
-        self._revision = job.revision
-        self._pause = 0.02 if changed else min(0.5, self._pause * 1.5)
+        return self.next(job.revision, f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
+
+    def next(self, seen: object, still: str) -> float:
+        """Return the seconds to wait after a read.
+
+        Args:
+            seen: What was read; if it changes, the pauses are short again.
+            still: What is said when time is up.
+
+        Raises:
+            WaitTimeoutError: Time is up.
+        """
+        changed = seen != self._seen
+        self._seen = seen
+        self._pause = 0.02 if changed else min(self._longest_s, self._pause * 1.5)
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeoutError(f"job {job.id} is still {job.status} ({job.stage}, {job.progress:g} %)")
+            raise WaitTimeoutError(still)
         return min(self._pause, left)
 
 
@@ -72,10 +86,15 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     import html
 
     text = f"{poll.status} · {poll.stage} · {poll.progress:g} %"
+    if poll.queue_position is not None:
+        many = poll.queue_position > MAX_POSITION
+        text += f" · more than {MAX_POSITION:,} ahead" if many else f" · place {poll.queue_position}"
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
     text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)
     shown = f"<div><code>{html.escape(poll.job_id)}</code> {html.escape(text)}</div>"
+    if poll.result is not None and poll.download_url is None:
+        return f"{shown}<div>The video is kept no longer.</div>"
     if poll.download_url is None or poll.result is None:
         return shown
     source = poll.download_url

@@ -21,13 +21,16 @@ from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.reconcile import TICK_S, Reconciler
+from renderdispatch.engine.rerouting import Rerouting
+from renderdispatch.engine.waking import Polls, frees, notify
 from renderdispatch.errors import StoreUnavailableError
+from renderdispatch.jobs import Job
 from renderdispatch.plumbing.retry import Backoff
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.protocols import SupportsNotify
 
 _log: Final = logging.getLogger("renderdispatch.engine.worker")
 
-_POLL_S: Final = 0.5
 _WIND_UP_S: Final = 0.05
 """How soon a slot that is about to become free is checked again."""
 _RECONCILE_S: Final = 2.0
@@ -46,17 +49,20 @@ class Worker:
         lease_s = parts.lease.total_seconds()
         holder = f"{parts.machine}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stop = Stop()
+        self._to_claim = threading.Event()
+        self._to_reconcile = threading.Event()
         self.lanes = Bulkheads.of(parts.backends)
         self.keeper = LeaseKeeper(
             parts.store,
             parts.backends,
             self.lanes,
-            self.wake,
+            self._freed,
             parts.storage.delete_prefix,
+            noticed=self.noticed,
             holder=holder,
             lease=parts.lease,
         )
-        self.inbox = Inbox(parts.store, self.run_over)
+        self.inbox = Inbox(parts.store, self.run_over, self.noticed, find=self.keeper.find)
         self.reconciler = Reconciler(
             parts.store,
             parts.storage,
@@ -65,14 +71,17 @@ class Worker:
             holds=self.keeper.holds,
             lease=parts.lease,
             keep=parts.keep,
+            noticed=self._claim_after,
             stop=self._stop,
+            rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )
-        clocks = self.reconciler.clocks
-        self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, clocks, self.inbox, self.wake_all)
+        self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self._to_claim.set, self.noticed)
+        self._polls = Polls(parts.store)
+        self._policy = parts.policy
+        self._store = parts.store
+        self._stop_listening: Callable[[], None] = lambda: None
         self._renew_s = lease_s / 3
         self._reconcile_s = min(_RECONCILE_S, lease_s / 4)
-        self._to_claim = threading.Event()
-        self._to_reconcile = threading.Event()
         self._stop.on_request(self.wake_all)
         self._works: dict[str, Callable[[], None]] = {
             "renderdispatch-leases": self._renew,
@@ -98,21 +107,45 @@ class Worker:
                 thread = threading.Thread(target=work, name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
+                if self.running and isinstance(self._store, SupportsNotify):
+                    self._stop_listening = self._store.listen(self.wake)
                 self.wake_all()
 
     def wake(self) -> None:
-        """Have the next round of dispatching begin now: there is something to claim."""
+        """Have the next round of dispatching begin now: there may be something to claim."""
+        self.dispatcher.expect()
         self._to_claim.set()
 
     def wake_all(self) -> None:
-        """Have the next rounds of dispatching and reconciling begin now: something came to an end."""
+        """Have the next rounds of dispatching and reconciling begin now."""
         self._to_reconcile.set()
-        self._to_claim.set()
+        self.wake()
 
     def run_over(self, token: str) -> None:
         """Hold an attempt no longer: a run of it reported its end, or its job is gone."""
         self.keeper.release(token)
-        self.wake_all()
+        self._to_claim.set()
+
+    def noticed(self, job: Job) -> None:
+        """Go on at once with a job that this process has just written, instead of at the next round."""
+        self._claim_after(job)
+        if self.running and job.ready_at is None and job.due_at is not None and job.due_at <= job.updated_at:
+            self.reconciler.hand_on(job)
+
+    def _claim_after(self, job: Job) -> None:
+        """Have claimed in time what a write of this process lets be claimed: a retry, or a job that was at a limit."""
+        if not self.running:
+            return
+        if job.ready_at is not None:
+            self._polls.at(job.ready_at - job.updated_at)
+            self._to_claim.set()
+        if frees(job, self._policy):
+            self.wake()
+            notify(self._store)
+
+    def _freed(self) -> None:
+        """Claim again: a slot of this process became free."""
+        self._to_claim.set()
 
     def tick(self) -> int:
         """Take one round: dispatch what is ready, to the end of the dispatching, then reconcile.
@@ -129,6 +162,7 @@ class Worker:
     def close(self) -> None:
         """Stop the threads, end local renders and hand their jobs back."""
         self._stop.request("the worker closes")
+        self._stop_listening()
         deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -136,6 +170,7 @@ class Worker:
         self.dispatcher.close()
         self.lanes.wind_up(_CLOSE_S)
         self.keeper.hand_back()
+        notify(self._store)
         self.lanes.close(_CLOSE_S)
 
     def _round(self) -> None:
@@ -143,14 +178,20 @@ class Worker:
             self.wake()
 
     def _dispatch(self) -> None:
-        self._repeat(self._claim, self._to_claim, lambda: _WIND_UP_S if self.keeper.winding_up else _POLL_S)
+        self._repeat(self._claim, self._to_claim, self._until_claim_s)
 
     def _reconcile(self) -> None:
         self._repeat(self._round, self._to_reconcile, lambda: self.reconciler.pause(self._reconcile_s))
 
+    def _until_claim_s(self) -> float:
+        left_s = self._polls.left_s
+        return min(left_s, _WIND_UP_S) if self.keeper.winding_up else left_s
+
     def _claim(self) -> None:
+        if self._polls.due():
+            self.dispatcher.expect()
         self.keeper.collect_soon()
-        self.dispatcher.tick()
+        self.dispatcher.round()
 
     def _repeat(self, work: Callable[[], object], woken: threading.Event, pause_s: Callable[[], float]) -> None:
         """Do the work when it is woken, and after each pause; ever more slowly while the store is away."""

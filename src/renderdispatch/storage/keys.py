@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from datetime import timedelta
 from typing import Final
 
@@ -12,6 +12,9 @@ MAX_KEY_BYTES: Final = 1024
 MAX_NAME_BYTES: Final = 255
 MAX_PUT_BYTES: Final = 5 << 30
 MAX_EXPIRY: Final = timedelta(days=7)
+
+_REFUSED: Final = re.compile(r"[\\\x00-\x1f\x7f-\x9f]")
+"""A backslash, or a control character (Unicode's category Cc)."""
 
 
 def check_key(key: str) -> str:
@@ -42,7 +45,7 @@ def _objection(key: object) -> str | None:
         return "it starts or ends with a slash, or has two in a row"
     if "." in parts or ".." in parts:
         return "'.' and '..' name no object"
-    if "\\" in key or any(unicodedata.category(character) == "Cc" for character in key):
+    if _REFUSED.search(key) is not None:
         return "backslashes and control characters are not allowed"
     return None
 

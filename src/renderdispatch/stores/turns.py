@@ -175,8 +175,9 @@ class Turns:
 
 def queue_full(limit: int) -> QueueLimitError:
     """Return the refusal of a submit beyond the limit of queued jobs."""
-    message = f"this tenant has {limit} jobs in the queue, as many as it may have; try again when some have started"
-    return QueueLimitError(message, code="limit.queued", retry_after=timedelta(seconds=30))
+    wait = timedelta(seconds=30)
+    message = f"this tenant has {limit} jobs in the queue, as many as it may have; try again in {wait.seconds} s"
+    return QueueLimitError(message, code="limit.queued", retry_after=wait)
 
 
 def too_many_submits(limit: int, wait: timedelta) -> QueueLimitError:

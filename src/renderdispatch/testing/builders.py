@@ -136,6 +136,7 @@ def make_ended_job(**changes: Any) -> Job:
         "batch": "album",
         "reroutes": True,
         "rerouted_to": "inline",
+        "retry_at": now,
         "created_at": now,
         "ready_at": None,
         "status": JobStatus.COMPLETE,

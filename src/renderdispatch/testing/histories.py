@@ -28,10 +28,12 @@ from renderdispatch.engine.events import (
     ClockAdvanced,
     Dispatched,
     DispatchIntended,
+    Expired,
     JobEvent,
     LeaseDoubted,
     LeaseLapsed,
     LeaseRenewed,
+    Rerouted,
     ResultFound,
     ResultMissing,
     RunEvent,
@@ -127,6 +129,11 @@ def lost(token: str = "token-1", *, stopped: bool = False) -> AttemptFailed:
     return AttemptFailed(token=token, error=error, stopped=stopped)
 
 
+def rerouted(after: str = "token-1", backend: str = "local") -> Rerouted:
+    """Return the choice of a policy. It matters only to jobs of which a policy chooses the backends."""
+    return Rerouted(after=after, backend=backend)
+
+
 def video_seen(token: str = "token-1") -> VideoSeen:
     """Return that storage has the video as reported."""
     return VideoSeen(token=token, size=make_artifact().bytes, etag=make_artifact().etag)
@@ -158,11 +165,12 @@ HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "finalizing": _finalizing,
     "cancelling": (*_rendering, CancelRequested()),
     "retry-wait": (*_rendering, failed()),
-    "second attempt": (*_rendering, failed(), claimed("token-2"), intended("token-2")),
+    "second attempt": (*_rendering, failed(), rerouted(), claimed("token-2"), intended("token-2")),
     "complete": (*_finalizing, video_seen()),
     "failed": (*_rendering, failed(FaultDomain.SCENE)),
     "cancelled": (*_rendering, CancelRequested(), CancelConfirmed(token="token-1", stopped=True)),
     "cancelled in the queue": (CancelRequested(),),
+    "expired": (*_finalizing, video_seen(), Expired()),
 }
 """The events that lead a new job to each stage and each end. The token of a first attempt is ``token-1``."""
 
@@ -220,7 +228,9 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
     lambda pick, token, now: AttachmentsStored(token=token, stored={pick(("cover", "scene_file")): _COPY}),
     lambda pick, token, now: intended(token, now=now),
     lambda pick, token, now: Dispatched(token=token, call_id=pick(_CALL_IDS)),
-    lambda pick, token, now: AttemptFailed(token=token, error=pick(_ERRORS), stopped=pick(_BOOLEANS)),
+    lambda pick, token, now: AttemptFailed(
+        token=token, error=pick(_ERRORS), stopped=pick(_BOOLEANS), refused=pick(_BOOLEANS)
+    ),
     lambda pick, token, now: LeaseLapsed(token=token, lease_until=now + pick(_DELAYS)),
     lambda pick, token, now: LeaseDoubted(token=token, lease_until=now + pick(_DELAYS), seen="boot 1.000 30.000"),
     lambda pick, token, now: CallMissing(token=token),
@@ -235,10 +245,12 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
 _FREE: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] = (
     lambda pick, token, now: CancelRequested(),
     lambda pick, token, now: claimed(token, local=pick(_BOOLEANS), now=now),
+    lambda pick, token, now: rerouted(token, pick(("modal", "local"))),
     lambda pick, token, now: CallStopped(token=token),
     lambda pick, token, now: Swept(token=token),
     lambda pick, token, now: CleanedUp(token=token),
     lambda pick, token, now: AudioDropped(key=pick((_COPY.key, "audio/other"))),
+    lambda pick, token, now: Expired(),
     lambda pick, token, now: ClockAdvanced(),
 )
 
@@ -281,9 +293,9 @@ class Step:
 
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
-    """Draw a job that one of the histories leads to, local or remote, with any kind of audio."""
+    """Draw a job that one of the histories leads to: local or remote, with any audio, with failover or without."""
     audio = draw(st.sampled_from(_AUDIO))
-    job = evolve(new_job(), request=make_request(audio=audio, backend="modal"))
+    job = evolve(new_job(), request=make_request(audio=audio, backend="modal"), reroutes=draw(st.booleans()))
     local = draw(st.booleans())
     for number, event in enumerate(draw(st.sampled_from(list(HISTORIES.values()))), start=1):
         if isinstance(event, Claimed):

@@ -236,6 +236,15 @@ class SlowStorage(MemoryStorage):
 # --- stores
 
 
+class ForgetfulStore(MemoryJobStore):
+    """A store that forgets on request when jobs were looked at last, as if much time had passed."""
+
+    def look_again(self) -> None:
+        """Have every job that is due be due for a look now."""
+        with self._lock:
+            self._looks.clear()
+
+
 class FlakyStore:
     """A store that is away now and then: half of the times before a call takes effect, half after.
 
@@ -306,6 +315,11 @@ class FlakyStore:
         claimed: list[Job] = self._call("claim", claim, limit=limit)
         return claimed
 
+    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+        """Return jobs that are due for a look, or raise: before their next looks are put off or after."""
+        due: list[Job] = self._call("claim_looks", limit=limit, job_id=job_id)
+        return due
+
 
 # --- renders
 
@@ -350,14 +364,15 @@ class World:
     Args:
         backend: Where its jobs are rendered, under the scene's name ``bars``.
         storage: Where its objects are; None makes one.
+        options: Of `RenderService`.
     """
 
-    def __init__(self, backend: Remote, storage: WorldStorage | None = None) -> None:
+    def __init__(self, backend: Remote, storage: WorldStorage | None = None, **options: Any) -> None:
         self.clock = FakeClock(datetime.now(UTC))
-        self.store = MemoryJobStore(clock=self.clock)
+        self.store = ForgetfulStore(clock=self.clock)
         self.storage = storage or WorldStorage()
         self.backend = backend
-        self.service = RenderService(self.store, self.storage, backend, worker=False)
+        self.service = RenderService(self.store, self.storage, backend, worker=False, **options)
         self.seconds = 0.0
         self.service._engine.worker().reconciler._monotonic = lambda: self.seconds
 
@@ -366,9 +381,10 @@ class World:
         return self.service.submit(b"RIFF", scene="bars", **options).id
 
     def tick(self, times: int = 1) -> None:
-        """Have the service take rounds; each reconciles every job that is due."""
+        """Have the service take rounds; each reconciles every job that is due, as if the last one was long ago."""
         for _ in range(times):
             self.seconds += 100
+            self.store.look_again()
             self.service.tick()
 
     def pass_time(self, time: timedelta) -> None:
