@@ -107,7 +107,9 @@ def main() -> None:
         print(f"{label:>6}: {costs['cpu_ms']:.1f} ms of CPU and {costs['statements']:.1f} statements a job")
     ratios = dict(found["now"])
     if "before" in found:
-        ratios |= {f"{key.removesuffix('_ms')}_vs_before": value / found["before"][key] for key, value in ratios.items()}
+        ratios |= {
+            f"{key.removesuffix('_ms')}_vs_before": value / found["before"][key] for key, value in ratios.items()
+        }
     print(json.dumps({key: round(value, 2) for key, value in ratios.items()}))
 
 
