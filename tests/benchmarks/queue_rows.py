@@ -76,7 +76,8 @@ def _copy_postgresql(url: str, model: Job, number: int) -> None:
         for drop in drops:
             connection.execute(drop.encode())
         asked = connection.execute(
-            "SELECT column_name FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position", (TABLE,)
+            "SELECT column_name FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position",
+            (TABLE,),
         )
         columns = [name for (name,) in asked]
         new = "md5(id || number)"

@@ -505,7 +505,12 @@ class Simulation:
         self.interrupted += 1
         with self._acting(worker):
             handle = service.submit(
-                b"RIFF", scene="bars", backend=backend, limits=limits, priority=self.rng.randint(0, 2), idempotency_key=key
+                b"RIFF",
+                scene="bars",
+                backend=backend,
+                limits=limits,
+                priority=self.rng.randint(0, 2),
+                idempotency_key=key,
             )
             self.interrupted -= 1
             self.ids.append(handle.id)
@@ -752,4 +757,3 @@ def history(seed: int) -> str:
     simulation = Simulation(seed)
     problems = simulation.play()
     return "\n".join([*simulation.told, "", *(problems or ["nothing is wrong"])])
-
