@@ -244,7 +244,7 @@ def fill_due(url: str, number: int) -> None:
     then = datetime.now(UTC) - timedelta(minutes=1)
     attempt = Attempt(
         number=1,
-        token="0" * 32,  # noqa: S106 - no secret
+        token="0" * 32,
         backend="modal",
         local=False,
         claimed_at=then,
@@ -288,9 +288,7 @@ def large_over_small(what: str, calls: list[Callable[[], float]], rounds: int) -
     for call in calls:
         call()  # compiles statements
     seconds = compared({"small": calls[0], "large": calls[1]}, rounds)
-    print(
-        f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True
-    )
+    print(f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True)
     return seconds["large"] / seconds["small"]
 
 
@@ -312,9 +310,7 @@ def cycles(databases: Databases, python: Path | None, sizes: Sizes) -> dict[str,
             for name, seconds in compared(calls, ROUNDS).items():
                 print(f"  {threads:2} at once, {name}: {sizes.cycle / seconds:.0f} jobs/s", flush=True)
                 rates[name] = max(rates.get(name, 0.0), sizes.cycle / seconds)
-    ratios = {
-        f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}
-    }
+    ratios = {f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}}
     return {**ratios, f"limits_cost_{kind}": rates["limits"] / rates["ours"]}
 
 
