@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Final
 
 import sqlalchemy as sa
+from attrs import define
 from sqlalchemy.engine import Engine
 
 from renderdispatch.plumbing.files import obstacle
@@ -29,19 +30,59 @@ _LONGEST_SILENCE_S: Final = 30
 """How long a peer may not acknowledge what was sent, or a probe, before the connection counts as broken."""
 
 
+@define
+class _Plain:
+    """A connection to SQLite, in the place of a connection of the engine's pool."""
+
+    dbapi_connection: Any
+
+
 class Connections:
-    """An engine, and what is known of its connections."""
+    """An engine, and the connections that statements are run on without it."""
 
     def __init__(self, address: Address) -> None:
+        self._sqlite = address.dialect == "sqlite"
+        self.engine: Final = _sqlite_engine(address) if self._sqlite else _postgresql_engine(address)
+        self._idle: list[_Plain] = []
         self._broke_at = -float("inf")
-        self.engine: Final = _sqlite_engine(address) if address.dialect == "sqlite" else _postgresql_engine(address)
-        if address.dialect != "sqlite":
+        if not self._sqlite:
             sa.event.listen(self.engine, "checkout", self._test)
             sa.event.listen(self.engine, "checkin", self._note_use)
 
-    def one_broke(self) -> None:
-        """Have every connection tested that was not used since."""
-        self._broke_at = elapsed_s()
+    def lend(self) -> Any:
+        """Return what holds a connection that no other thread uses, as ``dbapi_connection``; `take_back` it.
+
+        Those of SQLite are kept apart from the engine's: a list is a pool too, where no connection can break, and takes
+        a tenth of the time.
+        """
+        if not self._sqlite:
+            return self.engine.raw_connection()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            new = self.engine.raw_connection()
+            driven = new.dbapi_connection
+            new.detach()
+            return _Plain(driven)
+
+    def take_back(self, lent: Any) -> None:
+        """Keep a connection for the next call. One that broke is thrown away, and the others are tested before use."""
+        if isinstance(lent, _Plain):
+            if lent.dbapi_connection.in_transaction:  # it could not be rolled back
+                lent.dbapi_connection.close()
+            else:
+                self._idle.append(lent)
+            return
+        if lent.dbapi_connection is not None and lent.dbapi_connection.closed:
+            self._broke_at = elapsed_s()
+            lent.invalidate()
+        lent.close()
+
+    def close(self) -> None:
+        """Close every connection that is not lent."""
+        while self._idle:
+            self._idle.pop().dbapi_connection.close()
+        self.engine.dispose()
 
     def _test(self, connection: Any, record: Any, _: object) -> None:
         used_at = record.info.get("used_at")

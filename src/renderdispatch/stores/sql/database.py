@@ -6,7 +6,7 @@ A `Database` is handed to everything in this package that reads or writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -63,7 +63,7 @@ class Database:
         try:
             prepare(connections.engine, patience_s=self.address.timeout_s)
         except BaseException:
-            connections.engine.dispose()
+            connections.close()
             raise
         sa.event.listen(connections.engine, "before_cursor_execute", _check_bound)
         return connections
@@ -100,19 +100,15 @@ class Database:
         SQLite has one writer at a time, and this is it until the block ends. On PostgreSQL the isolation is READ
         COMMITTED: each statement sees what was committed when it began.
         """
-        with (
-            self._gate.operation(),
-            translated(self._errors, chain=cause),
-            self._borrowed() as connection,
-            closing(connection.cursor()) as cursor,
-        ):
-            cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
+        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
+            connection.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
             try:
                 yield Transaction(self, connection)
             except BaseException:
-                _roll_back(cursor)
+                with suppress(self._driver.Error):  # where the connection is gone, the database does it
+                    connection.execute("ROLLBACK")
                 raise
-            cursor.execute("COMMIT")
+            connection.execute("COMMIT")
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -122,18 +118,13 @@ class Database:
 
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
-        """Lend a connection; one that broke is thrown away, and the others are tested before they are used."""
+        """Lend a connection of the driver."""
         connections = self._connections.get()
-        connection = connections.engine.raw_connection()
+        lent = connections.lend()
         try:
-            yield connection
-        except BaseException:
-            if getattr(connection.dbapi_connection, "closed", False):
-                connections.one_broke()
-                connection.invalidate()
-            raise
+            yield lent.dbapi_connection
         finally:
-            connection.close()
+            connections.take_back(lent)
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
         compiled = self._compiled.get(statement)
@@ -142,11 +133,10 @@ class Database:
         check_texts(values.values())
         bound = {**compiled.constants, **values}
         asked_at = elapsed_s() if compiled.timed else 0.0
-        with closing(connection.cursor()) as cursor:
-            cursor.execute(
-                compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
-            )
-            rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
+        cursor = connection.execute(
+            compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
+        )
+        rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
         if not compiled.timed or not rows:
             return rows, written
         self.clock.note(rows[-1][-1], asked_at=asked_at)
@@ -180,7 +170,7 @@ class Database:
     def close(self) -> None:
         """Close every connection. A later call connects again."""
         if (connections := self._connections.take()) is not None:
-            connections.engine.dispose()
+            connections.close()
 
 
 @frozen
@@ -193,12 +183,6 @@ class Transaction:
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
         """Execute a statement within the transaction, compiled once as `Database.step` does it."""
         return self._database._run(self._connection, statement, values)  # noqa: SLF001 - two halves of one thing
-
-
-def _roll_back(cursor: Any) -> None:
-    """Undo a transaction. Where the connection is gone the database does so itself."""
-    with suppress(Exception):
-        cursor.execute("ROLLBACK")
 
 
 def _check_bound(_c: object, _cursor: object, _sql: str, bound: Any, _context: object, many: bool) -> None:
