@@ -6,7 +6,7 @@ A `Database` is handed to everything in this package that reads or writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -26,7 +26,8 @@ Ran = tuple[list[Any], int]
 """The rows that a statement returned, and how many it wrote."""
 
 _SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp()) * 1000000)::bigint", sa.BigInteger)
-_ASK_TIME: Final = sa.select(_SERVER_TIME)
+ASK_TIME: Final = sa.select(_SERVER_TIME)
+"""Asks PostgreSQL for the time, in microseconds since 1970."""
 NAME: Final = sa.select(SCHEMA.c.name)
 """What tells this database from all others."""
 
@@ -51,7 +52,8 @@ class Database:
         self.dialect: Final = address.dialect
         self.clock: Final = ServerClock()
         self._driver = address.url.get_dialect().import_dbapi()
-        self._errors = translation(address.url, self._driver)
+        self.translated: Final = translated(translation(address.url, self._driver), chain=cause)
+        """Raises our errors in the place of the driver's and SQLAlchemy's."""
         self._compiled: dict[Any, _Compiled] = {}
         self._name: str | None = None
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
@@ -63,14 +65,14 @@ class Database:
         try:
             prepare(connections.engine, patience_s=self.address.timeout_s)
         except BaseException:
-            connections.close()
+            connections.dispose()
             raise
         sa.event.listen(connections.engine, "before_cursor_execute", _check_bound)
         return connections
 
     def set_up(self) -> None:
         """Make the tables, or bring them up to date, unless they are."""
-        with self._gate.operation(), translated(self._errors, chain=cause):
+        with self._gate.operation(), self.translated:
             self._connections.get()
 
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
@@ -80,14 +82,26 @@ class Database:
         Core. All values are integers and texts, which need no conversion. On PostgreSQL each row brings the server's
         time along, for `clock`; the caller does not see that column.
         """
-        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
-            return self._run(connection, statement, values)
+        with self._gate.operation(), self.translated:
+            connections = self._connections.get()
+            connection = connections.borrow()
+            try:
+                if statement.is_select:
+                    ran = self._run(connection, statement, values)
+                else:
+                    with connections.writing():
+                        ran = self._run(connection, statement, values)
+            except BaseException:
+                connections.drop(connection)
+                raise
+            connections.give_back(connection)
+            return ran
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
         """Execute any other statement, in a transaction of its own."""
         with (
             self._gate.operation(),
-            translated(self._errors, chain=cause),
+            self.translated,
             self._connections.get().engine.connect() as connection,
         ):
             result = connection.execute(statement, values)
@@ -100,31 +114,32 @@ class Database:
         SQLite has one writer at a time, and this is it until the block ends. On PostgreSQL the isolation is READ
         COMMITTED: each statement sees what was committed when it began.
         """
-        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
-            connection.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
+        with (
+            self._gate.operation(),
+            self.translated,
+            self._borrowed() as connection,
+            self._connections.get().writing(),
+            closing(connection.cursor()) as cursor,
+        ):
+            cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
             try:
                 yield Transaction(self, connection)
             except BaseException:
-                with suppress(self._driver.Error):  # where the connection is gone, the database does it
-                    connection.execute("ROLLBACK")
+                _roll_back(cursor)
                 raise
-            connection.execute("COMMIT")
-
-    @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise our errors in the place of the driver's and SQLAlchemy's."""
-        with translated(self._errors, chain=cause):
-            yield
+            cursor.execute("COMMIT")
 
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:
-        """Lend a connection of the driver."""
+        """Lend a connection; one that broke is thrown away, and the others are tested before they are used."""
         connections = self._connections.get()
-        lent = connections.lend()
+        connection = connections.borrow()
         try:
-            yield lent.dbapi_connection
-        finally:
-            connections.take_back(lent)
+            yield connection
+        except BaseException:
+            connections.drop(connection)
+            raise
+        connections.give_back(connection)
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
         compiled = self._compiled.get(statement)
@@ -133,10 +148,11 @@ class Database:
         check_texts(values.values())
         bound = {**compiled.constants, **values}
         asked_at = elapsed_s() if compiled.timed else 0.0
-        cursor = connection.execute(
-            compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
-        )
-        rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(
+                compiled.text, bound if compiled.places is None else [bound[name] for name in compiled.places]
+            )
+            rows, written = cursor.fetchall() if cursor.description else [], cursor.rowcount
         if not compiled.timed or not rows:
             return rows, written
         self.clock.note(rows[-1][-1], asked_at=asked_at)
@@ -158,7 +174,7 @@ class Database:
         """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then."""
         known = self.clock.now_us()
         if known is None:
-            known = int(self.step(_ASK_TIME, {})[0][0][0])
+            known = int(self.step(ASK_TIME, {})[0][0][0])
         return known
 
     def name(self) -> str:
@@ -170,7 +186,7 @@ class Database:
     def close(self) -> None:
         """Close every connection. A later call connects again."""
         if (connections := self._connections.take()) is not None:
-            connections.close()
+            connections.dispose()
 
 
 @frozen
@@ -183,6 +199,12 @@ class Transaction:
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
         """Execute a statement within the transaction, compiled once as `Database.step` does it."""
         return self._database._run(self._connection, statement, values)  # noqa: SLF001 - two halves of one thing
+
+
+def _roll_back(cursor: Any) -> None:
+    """Undo a transaction. Where the connection is gone the database does so itself."""
+    with suppress(Exception):
+        cursor.execute("ROLLBACK")
 
 
 def _check_bound(_c: object, _cursor: object, _sql: str, bound: Any, _context: object, many: bool) -> None:
