@@ -72,8 +72,8 @@ class Inbox:
         self._check()
         held = self._find(event.token)
         try:
-            if held is not None and held.job_id == event.job_id:
-                decision = held.commit(self.store, event)
+            if held is not None and held.local and not held.released and held.job_id == event.job_id:
+                decision = held.report(self.store, event)
             else:
                 decision = commit(self.store, job if job is not None else event.job_id, event)
         except errors.JobNotFoundError:
