@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Final
 
 from renderdispatch.engine.events import JobEvent
@@ -123,7 +122,10 @@ def forget(store: JobStore, job: Job) -> None:
 
 def _write(store: JobStore, current: Job, happened: Sequence[JobEvent]) -> Decision:
     """Decide on one revision of the job; replace it where that changes something."""
-    decisions = decide_all(current, happened, store.now())
+    now = store.now()
+    decisions = [decide(current, happened[0], now)]
+    for event in happened[1:]:
+        decisions.append(decide(decisions[-1].job, event, now))
     decision = decisions[-1]
     if all(each.verdict is not Verdict.APPLIED for each in decisions):
         return decision
@@ -131,14 +133,6 @@ def _write(store: JobStore, current: Job, happened: Sequence[JobEvent]) -> Decis
     if stored.stage is not current.stage or stored.status is not current.status:
         _log.info("job %s: %s -> %s (%s)", stored.id, current.stage, stored.stage, stored.status)
     return Decision(stored, Verdict.APPLIED, decision.reply)
-
-
-def decide_all(job: Job, happened: Sequence[JobEvent], now: datetime) -> list[Decision]:
-    """Decide on events one after another; each decision holds the job after it. Pure."""
-    decisions: list[Decision] = []
-    for event in happened:
-        decisions.append(decide(decisions[-1].job if decisions else job, event, now))
-    return decisions
 
 
 def _conflict(error: Exception) -> Trouble:

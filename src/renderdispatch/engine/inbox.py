@@ -25,7 +25,7 @@ from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, RenderEvent, Stage
+from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, Progressed, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
 
@@ -83,7 +83,7 @@ class Inbox:
         judged = isinstance(event, Failed) and job.attempt is not None and job.attempt.verdict is not None
         if judged or job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
             self._over(event.token)
-        if decision.verdict is Verdict.APPLIED:
+        if decision.verdict is Verdict.APPLIED and not isinstance(event, Progressed):
             self._noticed(job)
         return decision
 

@@ -21,11 +21,11 @@ from attrs import define, field
 from renderdispatch import errors
 from renderdispatch.engine import calls, layout
 from renderdispatch.engine.bulkheads import Bulkheads
-from renderdispatch.engine.commit import commit, decide_all
+from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, CallStopped, JobEvent, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
-from renderdispatch.engine.transitions import Decision, Verdict
+from renderdispatch.engine.transitions import Decision, Verdict, decide
 from renderdispatch.jobs import Job
 from renderdispatch.messages import EventReply, Progressed, RenderEvent, Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
@@ -75,6 +75,9 @@ class Held:
     _kept: list[Progressed] = field(factory=list, init=False)
     """Reports of progress that the next write takes along."""
 
+    _ahead: Job | None = field(default=None, init=False)
+    """The job as it will be then."""
+
     @property
     def job_id(self) -> str:
         """The id of its job."""
@@ -102,9 +105,10 @@ class Held:
         """
         with self._writing:
             if isinstance(event, Progressed) and time.monotonic() - self._written_s < KEEP_S:
-                *_, decision = decide_all(self.job, [*self._kept, event], store.now())
+                decision = decide(self._ahead or self.job, event, store.now())
                 if decision.verdict is Verdict.APPLIED:
                     self._kept.append(event)
+                    self._ahead = decision.job
                     return decision
             return self._write(store, event)
 
@@ -117,6 +121,7 @@ class Held:
     def _write(self, store: JobStore, *happened: JobEvent) -> Decision:
         decision = commit(store, self.job, *self._kept, *happened)
         self._kept.clear()
+        self._ahead = None
         self._written_s = time.monotonic()
         self.job = decision.job
         return decision
