@@ -267,7 +267,8 @@ def _check_same(database: Database, theirs: sa.Connection) -> None:
     )
     if database.dialect != "sqlite" and getattr(raw, "autocommit", False):
         raise no_transaction
-    if _name_of(theirs) != database.name():
+    ours = database.name()  # first, because the store's first call makes the tables
+    if _name_of(theirs) != ours:
         raise ConfigurationError("the connection is one to another database than the job store's; use the same URL")
     if database.dialect == "sqlite" and not raw.in_transaction:
         if raw.isolation_level is None:
