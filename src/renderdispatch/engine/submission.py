@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, fields, frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
-from renderdispatch.engine.attachments import copy_attachment
+from renderdispatch.engine.attachments import AttachmentSource, copy_attachment
 from renderdispatch.engine.audio import Streamed
 from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
 from renderdispatch.engine.intake import (
@@ -46,8 +47,12 @@ _AnyFile = TypeVar("_AnyFile", bound=Audio)
 
 _NO_FILE: Final = StoredAudio.model_construct(key="", size=0)
 
-_COMPARED: Final = frozenset({str, int, float, bool, type(None), Output, Limits, StoredAudio})
+_COMPARED: Final = frozenset({str, int, float, bool, type(None), Output, Limits})
 """Types whose values cannot change between two rows."""
+
+_OWN: Final = frozenset({"audio", "priority", "idempotency_key"})
+_ASKED: Final = attrgetter(*(each.name for each in fields(Submission) if each.name not in _OWN))
+"""What a row asks for, but for what is its own in any case."""
 
 _IN_ORDER: Final = timedelta(microseconds=1)
 """What lies between the rows of a batch, so that they are claimed and listed in their order."""
@@ -79,12 +84,14 @@ class _Last:
     """What the last row of many asked for: rows of a batch often differ in their files alone.
 
     Args:
-        asked: The values, which can be compared; empty: they cannot.
+        asked: The values and their types; None: they cannot be compared.
+        files: The files beside the audio.
         read: The request without a backend.
         routed: The request with its backend, if nothing has to choose it for each row.
     """
 
-    asked: tuple[object, ...] = ()
+    asked: tuple[object, object] | None = None
+    files: dict[str, AttachmentSource] = field(factory=dict)
     read: RenderRequest | None = None
     routed: RenderRequest | None = None
 
@@ -284,8 +291,7 @@ class Submissions:
             message = f"a row is a Submission, as in Submission(Path('song.mp3')), not a {type(row).__name__}"
             raise errors.InvalidRequestError(message)
         priority, key = check_priority(row.priority), own_key if row.idempotency_key is None else row.idempotency_key
-        files = row.files()
-        request = self._read(row, tuple(files), _Last() if last is None else last)
+        request, files = self._read(row, _Last() if last is None else last)
         asked = _Asked(
             id=uuid.uuid4().hex if key is None else keyed_id(self._tenant, key),
             incarnation=layout.new_incarnation(),  # before the upload: the audio's key holds it, and so will the record
@@ -298,22 +304,28 @@ class Submissions:
         keyed = key is not None
         return asked, Inputs.examine(row.audio, files, self._parts, self._tenant, keyed=keyed, check_text=check_text)
 
-    def _read(self, row: Submission, places: tuple[str, ...], last: _Last) -> RenderRequest:
-        """Return the request of a row, with its backend. One that asks for what the last row did is not read again."""
-        fields = {**row.fields(), "audio": _NO_FILE, "backend": "" if row.backend is None else row.backend}
-        same = (places, *((type(value), value) for value in fields.values()))
-        plain = all(type(value) in _COMPARED or value == {} for value in fields.values())
-        if not plain or same != last.asked:
+    def _read(self, row: Submission, last: _Last) -> tuple[RenderRequest, dict[str, AttachmentSource]]:
+        """Return a row's request, with its backend, and the files beside its audio.
+
+        A row that asks for what the last one did, and has no such files, is not read again.
+        """
+        values = _ASKED(row)
+        types = tuple(map(type, values))
+        if last.read is None or (types, values) != last.asked:
+            last.files = row.files()
+            fields = {**row.fields(), "audio": _NO_FILE, "backend": "" if row.backend is None else row.backend}
             request = read_request(fields)
-            last.read = request.attaching(dict.fromkeys(places, _NO_FILE)) if places else request
-            last.asked, last.routed = same if plain else (), None
-        assert last.read is not None
-        if last.routed is not None:
-            return last.routed
-        routed = self._routed(last.read)
-        if row.backend or (self._parts.route is None and self._parts.failover is None):
-            last.routed = routed
-        return routed
+            last.read = request.attaching(dict.fromkeys(last.files, _NO_FILE)) if last.files else request
+            plain = not last.files and all(
+                kind in _COMPARED or not value for kind, value in zip(types, values, strict=True)
+            )
+            last.asked, last.routed = (types, values) if plain else None, None
+        routed = last.routed
+        if routed is None:
+            routed = self._routed(last.read)
+            if row.backend or (self._parts.route is None and self._parts.failover is None):
+                last.routed = routed
+        return routed, last.files
 
     def _known(self, asked: _Asked, inputs: Inputs) -> Job | None:
         """Return the job that the idempotency key has; None where the key is new (rule J9).
