@@ -37,7 +37,7 @@ from renderdispatch.stores.sql.database import ASK_TIME, Database
 from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.listing import Listing
 from renderdispatch.stores.sql.looks import Looks
-from renderdispatch.stores.sql.notices import Notices
+from renderdispatch.stores.sql.notices import SEND, Notices
 from renderdispatch.stores.sql.statements import (
     DELETE,
     GET,
@@ -169,7 +169,10 @@ class SqlJobStore:
             with self._database.transaction() as transaction:
                 return self._create_within(transaction, jobs, quota)
         with joined(self._database, connection) as theirs:
-            return self._create_within(theirs, jobs, quota)
+            created = self._create_within(theirs, jobs, quota)
+            if self._database.dialect != "sqlite" and any(isinstance(found, Job) for found in created):
+                theirs.step(SEND, {})  # delivered at the application's commit
+            return created
 
     def _create_within(
         self, run: Runner, jobs: Sequence[Job], quota: Quota | None
