@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 
 from renderdispatch.engine.layout import prefix_of
 from renderdispatch.jobs import CleanUp, Job
@@ -24,9 +24,10 @@ from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import eventually
 from tests.support.counted_renders import CountedRenders
+from tests.support.forked_workers import Workers
 from tests.support.http_services import rendering, stored_behind_http
 from tests.support.kill_points import POINTS, When
-from tests.support.kill_workers import Errand, Workers
+from tests.support.kill_workers import Errand
 from tests.support.ports import ReservedPort
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="forks a process that has threads")
@@ -43,7 +44,7 @@ _ERRANDS: dict[str, dict[str, Any]] = {
 }
 """What a job must be like to pass a point."""
 
-_ENDS = {point: JobStatus.COMPLETE for point in POINTS} | {
+_ENDS = dict.fromkeys(POINTS, JobStatus.COMPLETE) | {
     "job-failed": JobStatus.FAILED,
     "cleaned-up": JobStatus.FAILED,
     "cancel-requested": JobStatus.CANCELLED,
@@ -53,7 +54,7 @@ _ENDS = {point: JobStatus.COMPLETE for point in POINTS} | {
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    workers = Workers()
+    workers = Workers("tests.support.kill_workers")
     yield workers
     workers.close()
 
@@ -88,9 +89,11 @@ class Deaths:
                 when=when,
                 **{"params": _PLAIN, **_ERRANDS.get(point, {})},
             )
-            assert self.workers.wait(self.workers.start(errand)) == -9, f"no worker died {when} {point}"
+            assert self.workers.wait(self.workers.start("work", **asdict(errand))) == -9, (
+                f"no worker died {when} {point}"
+            )
             asked = when == "before" or point not in {"cancel-requested", "cancelled"}
-            successor = self.workers.start(evolve(errand, point="", cancel=errand.cancel and asked))
+            successor = self.workers.start("work", **asdict(evolve(errand, point="", cancel=errand.cancel and asked)))
             try:
                 story = self._end(point, when, storage, gpu, before)
             finally:
@@ -107,7 +110,7 @@ class Deaths:
             eventually(lambda: not [job for job in self._jobs() if job.id not in before])
             assert not list(storage.list("tenants/")), "objects of a deleted job are left"
             return "deleted"
-        job = eventually(lambda: next((job for job in self._jobs() if job.id not in before and job.ended), None))
+        job = eventually(lambda: [job for job in self._jobs() if job.id not in before and job.ended])[0]
         assert len({job.id for job in self._jobs()} - before) == 1, "a second job was made of one key"
         assert job.status is _ENDS[point], f"{job.status}: {job.error}"
         self._check_starts(job, gpu)

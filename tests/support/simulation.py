@@ -10,7 +10,6 @@ backends and storage are away. While one worker is between two of its steps, oth
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from attrs import define
 
 from renderdispatch import errors
 from renderdispatch.engine.layout import prefix_of
+from renderdispatch.engine.rules import UNCOUNTED
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import (
     CheckedIn,
@@ -44,6 +44,7 @@ from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobQuer
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.service import RenderService
 from renderdispatch.stores.memory import MemoryJobStore
+from renderdispatch.stores.turns import cost
 from renderdispatch.testing.builders import make_artifact
 from renderdispatch.testing.world import WorldStorage, keep_time
 
@@ -309,7 +310,7 @@ class Worker:
         here = {"here": _Backend(world, self, "here", Locality.PROCESS, 2)}
         self.service = RenderService(
             _Store(world, self),
-            _Storage(world, self),  # type: ignore[arg-type]  # it has the rest by `__getattr__`
+            _Storage(world, self),
             {**far, **keyed, **here},
             worker=False,
             policy=world.policy,
@@ -352,6 +353,7 @@ class Simulation:
         self.storage = WorldStorage()
         self.calls: dict[str, Call] = {}
         self.late: list[RenderEvent] = []
+        self.sent: list[RenderEvent] = []
         self.on_the_way: list[tuple[str, RenderOrder]] = []
         self.refused: set[str] = set()
         self.ids: list[str] = []
@@ -379,7 +381,7 @@ class Simulation:
             (self._delete, 1),
             (self._stall, 3),
             (self._kill, 1),
-            (self._deliver_late, 2),
+            (self._deliver_late, 4),
             (self._start_late, 1),
             (self._set_clock, 0 if self.server_time else 1),
         )
@@ -505,7 +507,12 @@ class Simulation:
         self.interrupted += 1
         with self._acting(worker):
             handle = service.submit(
-                b"RIFF", scene="bars", backend=backend, limits=limits, priority=self.rng.randint(0, 2), idempotency_key=key
+                b"RIFF",
+                scene="bars",
+                backend=backend,
+                limits=limits,
+                priority=self.rng.randint(0, 2),
+                idempotency_key=key,
             )
             self.interrupted -= 1
             self.ids.append(handle.id)
@@ -620,6 +627,7 @@ class Simulation:
 
     def _report(self, call: Call, event: RenderEvent) -> None:
         """Send an event; it may be lost, late or doubled. A run obeys the answer."""
+        self.sent.append(event)
         if self._unlucky(0.2):
             if self._unlucky(0.5):
                 self.late.append(event)
@@ -651,6 +659,8 @@ class Simulation:
     def _deliver_late(self) -> None:
         if self.late:
             self._take(self.late.pop(self.rng.randrange(len(self.late))), None)
+        elif self.sent and not self.calm:  # a replay, as late as it likes
+            self._take(self.rng.choice(self.sent), None)
 
     def _unlucky(self, chance: float) -> bool:
         return not self.calm and self.rng.random() < chance
@@ -658,7 +668,7 @@ class Simulation:
     # --- the end
 
     def _check_limits(self) -> None:
-        computing = [call for call in self.calls.values() if call.computes(self._now)]
+        computing = [call for call in self.calls.values() if call.computes(self._now) and not self._is_abandoned(call)]
         by_backend = Counter(call.backend for call in computing)
         by_tenant = Counter(call.tenant for call in computing)
         by_both = Counter((call.backend, call.tenant) for call in computing)
@@ -676,6 +686,12 @@ class Simulation:
                 for name, limit in own.running_on.items()
                 if by_both[name, tenant] > limit
             ]
+
+    def _is_abandoned(self, call: Call) -> bool:
+        """Return whether it computes in a process that was silent for its whole lease: it is taken for dead (J2)."""
+        if call.of is None or (job := self.store._jobs.get(call.order.job_id)) is None:
+            return False
+        return all(attempt.token != call.order.token or attempt.unwanted for attempt in job.attempts)
 
     def _settle(self) -> None:
         """Let everything work from now on, until nothing happens any more."""
@@ -710,7 +726,7 @@ class Simulation:
             keys -= mine
         lone = {key for key in keys if key.endswith("/audio/audio")}  # audio of a submit that fell through
         found += [f"an object of no job: {key}" for key in (keys if len(lone) > self.interrupted else keys - lone)]
-        return found + self._problems_of_turns()
+        return found + list(self._problems_of_turns())
 
     def _problems_of(self, job: Job, keys: set[str]) -> Iterator[str]:
         if not job.ended:
@@ -720,9 +736,9 @@ class Simulation:
             yield "it owes clean-up"
         if any(holding.until > self._now for holding in job.holdings()):
             yield f"it holds units: {job.holdings()}"
-        counted = [a for a in job.attempts if a.error is None or a.error.code != "backend.busy"]
-        if len(counted) > job.request.limits.max_attempts + 1:
-            yield f"{len(counted)} attempts"
+        counted = [a for a in job.attempts if a.error is None or a.error.code not in UNCOUNTED]
+        if len(counted) > job.request.limits.max_attempts:
+            yield f"{len(counted)} attempts that count"
         audio = job.audio or job.request.audio
         expected = {audio.key} if isinstance(audio, StoredAudio) else set()
         if job.status is JobStatus.COMPLETE:
@@ -730,6 +746,9 @@ class Simulation:
             expected |= {job.artifact.key, job.attempt.result_key}
             if [attempt for attempt in job.attempts[:-1] if attempt.error is None] or job.attempt.error is not None:
                 yield "more than one attempt won"
+        told = {event.token for event in self.sent if isinstance(event, Failed)}
+        if any(a.error is not None and a.error.code == "sim.failed" and a.token not in told for a in job.attempts):
+            yield "an attempt failed by the error of another one"
         lost = {a.error.code for a in job.attempts if a.error is not None and a.error.code.startswith("artifact.")}
         if lost:
             yield f"its attempts were taken to have delivered something else: {lost}"
@@ -738,10 +757,12 @@ class Simulation:
         if keys != expected and not (job.id in self.deleting and keys < expected):  # a delete removes the objects first
             yield f"{job.status}: too many objects {sorted(keys - expected)}, too few {sorted(expected - keys)}"
 
-    def _problems_of_turns(self) -> Iterator[str] | list[str]:
-        times = self.store._turns._times.values()
-        sane = all(math.isfinite(time) and 0 <= time <= self.submits for time in times)
-        return [] if sane else [f"virtual times are {dict(self.store._turns._times)}"]
+    def _problems_of_turns(self) -> Iterator[str]:
+        """Yield virtual times that no sequence of claims can have led to: each claim of a new job costs one turn."""
+        dearest = max(cost(self.policy, tenant) for tenant in _TENANTS)
+        for backend, queue in self.store._queues.items():
+            if not all(0 <= time <= self.submits * dearest for time in (queue.clock, *queue.times.values())):
+                yield f"virtual times on {backend} are {dict(queue.times)}"
 
     def _tell(self, what: str) -> None:
         self.told.append(f"{self.seconds - 1000:9.1f} {what}")
@@ -752,4 +773,3 @@ def history(seed: int) -> str:
     simulation = Simulation(seed)
     problems = simulation.play()
     return "\n".join([*simulation.told, "", *(problems or ["nothing is wrong"])])
-

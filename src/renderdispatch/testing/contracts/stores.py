@@ -65,7 +65,8 @@ class JobStoreContract(QueueContract):
     """Subclass it, override `store`, and every promise of `JobStore` is tested.
 
     Tests of optional powers (`SupportsClaim`, `SupportsLooks`, `SupportsCounts`, `SupportsCreateMany`) and of several
-    instances are skipped for a store that has none. Override `raw_get` and `raw_set` too: without them, the tests of what is really stored are skipped.
+    instances are skipped for a store that has none. Override `raw_get` and `raw_set` too: without them, the tests of
+    what is really stored are skipped.
     """
 
     def raw_get(self, store: Any, job_id: str) -> str | None:  # noqa: ARG002 - overrides need them
