@@ -216,6 +216,8 @@ _EMBEDDED: Final = {
     "secrets": None,
     "webhook_url": None,
     "objects_url": None,
+    "queue": None,
+    "keep": None,
 }
 
 

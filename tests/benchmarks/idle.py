@@ -1,6 +1,6 @@
 """What does an idle worker cost, and how often do many workers look at each live job?
 
-``python tests/benchmarks/idle.py [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
+``python -m tests.benchmarks.idle [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
 counted for 30 s after it has settled: on SQLite, and on PostgreSQL where ``RENDERDISPATCH_TEST_POSTGRESQL`` is the URL
 of a database. The looks are counted by a backend far away that holds live jobs: first one worker looks after them, then ten
 share a store. The last line is JSON:
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
 
 from renderdispatch import RenderService
 from renderdispatch.backends.inline import InlineBackend
@@ -30,8 +30,10 @@ from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import FakeRenderer
 from renderdispatch.testing.world import Remote, WorldStorage
+from tests.support.statements import executed_statements
 
 _SETTLE_S = 3.0
+_ROOT = Path(__file__).parents[2]
 
 
 # --- an idle worker
@@ -39,51 +41,23 @@ _SETTLE_S = 3.0
 
 def idle(url: str, seconds: float) -> None:
     """Be an idle worker; print the CPU percent of a core, and the statements a second."""
-    statements = [0]
-    _count_statements(url, statements)
     backend, store = InlineBackend({"blocks": FakeRenderer()}), SqlJobStore(url)
-    with RenderService(store, MemoryStorage(), backend, owned=[backend, store]):
+    with (
+        executed_statements() as statements,
+        RenderService(store, MemoryStorage(), backend, owned=[backend, store]),
+    ):
         time.sleep(_SETTLE_S)
-        statements[0], cpu_s, began = 0, time.process_time(), time.monotonic()
+        statements.clear()
+        cpu_s, began = time.process_time(), time.monotonic()
         time.sleep(seconds)
         passed = time.monotonic() - began
-        print(json.dumps([100 * (time.process_time() - cpu_s) / passed, statements[0] / passed]))
-
-
-def _count_statements(url: str, statements: list[int]) -> None:
-    """Count what the driver executes."""
-
-    def count(*_: object) -> None:
-        statements[0] += 1
-
-    if url.startswith("sqlite"):
-        import sqlite3
-
-        class Traced(sqlite3.Connection):
-            def __init__(self, *args: Any, **options: Any) -> None:
-                super().__init__(*args, **options)
-                self.set_trace_callback(count)
-
-        connect = sqlite3.connect
-        sqlite3.dbapi2.connect = sqlite3.connect = lambda *args, **options: connect(
-            *args, **{**options, "factory": Traced}
-        )
-    else:
-        import psycopg
-
-        class Counted(psycopg.Cursor[Any]):
-            def execute(self, *args: Any, **options: Any) -> Any:
-                count()
-                return super().execute(*args, **options)
-
-        real = psycopg.connect
-        psycopg.connect = lambda *args, **options: real(*args, **{**options, "cursor_factory": Counted})
+        print(json.dumps([100 * (time.process_time() - cpu_s) / passed, len(statements) / passed]))
 
 
 def measure_idle(url: str, seconds: float) -> tuple[float, float]:
     """Return the CPU percent and the statements a second of an idle worker in a process of its own."""
-    command = [sys.executable, __file__, "--idle", url, "--seconds", str(seconds)]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.benchmarks.idle", "--idle", url, "--seconds", str(seconds)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=_ROOT)
     cpu_percent, statements_s = json.loads(ran.stdout.splitlines()[-1])
     return cpu_percent, statements_s
 

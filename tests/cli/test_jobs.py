@@ -139,6 +139,15 @@ def test_rm_by_age(cli: CommandLine, made: str, failed: str) -> None:
     assert cli.jobs() == []
 
 
+def test_rm_by_status(cli: CommandLine, made: str, failed: str) -> None:
+    """Only what ended so; with ``--older-than`` only what is old too."""
+    assert cli("jobs", "rm", "--status", "failed", "--older-than", "1h").out == "removed 0 jobs\n"
+    assert cli("jobs", "rm", "--status", "failed").out == "removed 1 job\n"
+    assert [job["jobId"] for job in cli.jobs()] == [made]
+    refused = cli("jobs", "rm", "--status", "processing")
+    assert refused.status == 2
+
+
 def test_rm_of_a_running_job_is_refused(cli: CommandLine, song: Path) -> None:
     """The error names the next step."""
     process = cli.start("render", song, "--scene", "slow")

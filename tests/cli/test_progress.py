@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.progress import Progress
 
-from renderdispatch.cli.progress import SPEED_WINDOW_S, Frames
+from renderdispatch.cli.progress import SPEED_WINDOW_S, Frames, describe_queue
 
 
 class Clock:
@@ -66,3 +66,17 @@ def test_a_second_attempt_after_the_last_frame_begins_anew(frames: Frames, clock
     for clock.now, done in [(0.0, 1), (1.0, 100), (2.0, 5), (3.0, 15)]:
         said = frames.describe(done, 100)
     assert said == "15/100 frames, 10/s, 0:00:09 left"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        (None, "waiting for a free worker"),
+        (0, "waiting for a free worker"),
+        (999, "999 ahead"),
+        (1000, "more than 1,000 ahead"),
+    ],
+)
+def test_a_long_queue_is_not_counted(ahead: int | None, said: str) -> None:
+    """A place is exact up to 1,000; beyond that the number would be wrong."""
+    assert describe_queue(ahead) == said

@@ -393,15 +393,19 @@ def test_a_backend_that_is_not_here_is_left_to_others_for_a_minute() -> None:
 
 
 def test_a_choice_counts_only_after_the_attempt_that_it_was_made_for() -> None:
-    """Of two processes that choose, one decides; a choice that comes late moves nothing."""
+    """Of two processes that choose, one decides; a choice that comes late moves nothing, also while another is due."""
     clouds = Clouds(CHAIN)
     clouds.cloud.refuse = BUSY
     job_id = clouds.submit()
     clouds.tick(3)
     job = clouds.job(job_id)
-    late = commit(clouds.store, job_id, Rerouted(after=job.attempts[0].token, backend="cloud"))
-    assert late.verdict is Verdict.IGNORED
-    assert clouds.job(job_id) == job
+    (first, second) = job.attempts
+    late = Rerouted(after=first.token, backend="cloud")
+    assert commit(clouds.store, job_id, late).verdict is Verdict.IGNORED
+    clouds.send(event_of(clouds.box.orders[0], Failed, error=infrastructure("disk.full")))
+    assert clouds.job(job_id).retry_at is not None
+    assert commit(clouds.store, job_id, late).verdict is Verdict.IGNORED
+    assert commit(clouds.store, job_id, Rerouted(after=second.token, backend="cloud")).verdict is Verdict.APPLIED
 
 
 # --- what else may happen while the policy has yet to choose

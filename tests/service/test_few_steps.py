@@ -5,22 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from renderdispatch import AudioUrl, JobStatus, Limits, RenderService
 from renderdispatch.backends.inline import InlineBackend
+from renderdispatch.engine import waking
 from renderdispatch.engine import worker as worker_module
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.dispatch import _PASSED
 from renderdispatch.engine.reconcile import Reconciler
-from renderdispatch.engine.worker import _Polls
+from renderdispatch.engine.waking import Polls
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Failed, FaultDomain, JobError, Stage
-from renderdispatch.protocols import Claim
+from renderdispatch.protocols import Claim, RenderBackend
+from renderdispatch.service import JobHandle
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
@@ -46,6 +49,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return found
 
 
+def wait_for_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers made from now on do nothing at intervals but renew leases."""
+    monkeypatch.setattr(waking, "POLL_S", FOREVER_S)
+    monkeypatch.setattr(waking, "POLL_WOKEN_S", FOREVER_S)
+    monkeypatch.setattr(worker_module, "_RECONCILE_S", FOREVER_S)
+
+
 class Ending(SqlJobStore):
     """A store that releases ``ended`` when it writes that a job has ended."""
 
@@ -65,8 +75,7 @@ class Ending(SqlJobStore):
 
 def test_a_trivial_job_takes_few_statements(url: str, home: InlineBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its submit to its end, with all that the worker does meanwhile, but for what it does at intervals."""
-    for interval in ("_POLL_S", "_POLL_WOKEN_S", "_RECONCILE_S"):
-        monkeypatch.setattr(worker_module, interval, FOREVER_S)
+    wait_for_no_round(monkeypatch)
     with executed_statements() as statements:
         store = Ending(url)
         with RenderService(store, MemoryStorage(), home, owned=[home, store]) as service:
@@ -91,8 +100,7 @@ def test_stages_that_follow_each_other_at_once_each_have_their_time(home: Inline
 
 def test_what_ends_a_job_waits_for_no_round(home: InlineBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A completion, a failure, a second attempt and a cancel are followed up at once by the process that wrote them."""
-    for interval in ("_POLL_S", "_RECONCILE_S"):
-        monkeypatch.setattr(worker_module, interval, FOREVER_S)
+    wait_for_no_round(monkeypatch)
     far, storage = Remote(), WorldStorage()
     with RenderService(MemoryJobStore(), storage, {"home": home, "far": far}, owned=[home]) as service:
         assert service.submit(b"RIFF", scene="fake").wait(timeout=60).status is JobStatus.COMPLETE
@@ -114,18 +122,18 @@ def test_what_ends_a_job_waits_for_no_round(home: InlineBackend, monkeypatch: py
 def test_a_store_is_asked_when_a_wait_is_over() -> None:
     """A process that wrote a retry knows when it is ready: the next question to the store is then, or sooner."""
     now = [1000.0]
-    polls = _Polls(MemoryJobStore(), lambda: now[0])
+    polls = Polls(MemoryJobStore(), lambda: now[0])
     assert polls.due()
     assert not polls.due()
-    assert polls.left_s == worker_module._POLL_S
-    polls.at(timedelta(seconds=worker_module._POLL_S / 4))
-    polls.at(timedelta(seconds=worker_module._POLL_S / 2))
-    now[0] += worker_module._POLL_S / 4
+    assert polls.left_s == waking.POLL_S
+    polls.at(timedelta(seconds=waking.POLL_S / 4))
+    polls.at(timedelta(seconds=waking.POLL_S / 2))
+    now[0] += waking.POLL_S / 4
     assert polls.due()
-    assert polls.left_s == worker_module._POLL_S / 4
-    now[0] += worker_module._POLL_S / 4
+    assert polls.left_s == waking.POLL_S / 4
+    now[0] += waking.POLL_S / 4
     assert polls.due()
-    assert polls.left_s == worker_module._POLL_S
+    assert polls.left_s == waking.POLL_S
 
 
 class Counting(MemoryJobStore):
@@ -147,7 +155,7 @@ class Counting(MemoryJobStore):
 
 def test_one_question_is_for_all_backends(home: InlineBackend) -> None:
     """A round asks the store once for all backends, and claims only where it names jobs."""
-    backends = {"home": home, **{f"far{number}": Remote() for number in range(5)}}
+    backends: dict[str, RenderBackend] = {"home": home, **{f"far{number}": Remote() for number in range(5)}}
     store = Counting()
     service = RenderService(store, WorldStorage(), backends, worker=False)
     assert service.tick() == 0
@@ -190,7 +198,7 @@ class Waking(MemoryJobStore):
 
 def test_a_submit_wakes_the_workers_of_other_processes(home: InlineBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that notifies tells them of a new job, from the start of a worker until it is closed."""
-    monkeypatch.setattr(worker_module, "_POLL_WOKEN_S", FOREVER_S)
+    wait_for_no_round(monkeypatch)
     store, storage = Waking(), MemoryStorage()
     web = RenderService(store, storage, home, worker=False)
     with RenderService(store, storage, home, owned=[home]) as service:
@@ -198,9 +206,13 @@ def test_a_submit_wakes_the_workers_of_other_processes(home: InlineBackend, monk
         eventually(lambda: store.listeners)
         for _ in range(2):
             handle = web.submit(b"RIFF", scene="fake")
-            assert eventually(lambda handle=handle: handle.job.ended)
+            eventually(partial(_has_ended, handle))
     assert store.listeners == []
     web.close()
+
+
+def _has_ended(handle: JobHandle) -> bool:
+    return handle.job.ended
 
 
 # --- what is claimed

@@ -7,20 +7,18 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
-from renderdispatch.stores.database_errors import translation
 from sqlalchemy.engine import make_url
 
 from renderdispatch.errors import (
@@ -33,9 +31,11 @@ from renderdispatch.errors import (
 from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL, RemoteAudio
 from renderdispatch.plumbing.failures import translated
-from renderdispatch.protocols import JobQuery
-from renderdispatch.stores.sql import SqlJobStore, _claims, _columns
-from renderdispatch.testing import FakeClock, JobStoreContract, in_threads, make_ended_job, make_job, make_request
+from renderdispatch.protocols import Claim, JobQuery
+from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.stores.sql.database_errors import translation
+from renderdispatch.stores.sql.tables import JOBS, columns
+from renderdispatch.testing import FakeClock, JobStoreContract, make_ended_job, make_job, make_request
 from tests.support.command_line import as_an_ordinary_user
 
 _HOUR = timedelta(hours=1)
@@ -56,6 +56,10 @@ def store(url: str) -> Iterator[SqlJobStore]:
     store = SqlJobStore(url)
     yield store
     store.close()
+
+
+def _claim(store: SqlJobStore, limit: int, *, backend: str = "inline", machine: str | None = None) -> list[Job]:
+    return store.claim(Claim(backend=backend, local=True, holder="h", lease=_HOUR, machine=machine), limit=limit)
 
 
 class TestSqlJobStoreOnSQLite(JobStoreContract):
@@ -80,176 +84,6 @@ class TestSqlJobStoreOnSQLite(JobStoreContract):
     def raw_set(self, store: SqlJobStore, job_id: str, document: str) -> None:
         statement = "UPDATE renderdispatch_jobs SET document = ?, protocol = ? WHERE id = ?"
         _write(Path(str(store._address.url.database)), statement, document, json.loads(document)["protocol"], job_id)
-
-
-# --- several processes ----------------------------------------------------------------------------
-
-
-def _start(work: str, url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(__file__).with_name("workers.py")), work, url]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _run_in_processes(number: int, work: str, url: str) -> list[list[str]]:
-    """Let ``number`` processes do ``work`` at once; return what each printed."""
-    processes = [_start(work, url) for _ in range(number)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0] * number
-    return outputs
-
-
-def test_processes_claim_each_job_once(url: str, store: SqlJobStore) -> None:
-    """Four processes that claim at once get two hundred jobs, each exactly once."""
-    created = {store.create(make_job()).id for _ in range(200)}
-    claimed = [job_id for mine in _run_in_processes(4, "claim_all", url) for job_id in mine]
-    assert len(claimed) == 200
-    assert set(claimed) == created
-
-
-def test_processes_lose_no_update(url: str, store: SqlJobStore) -> None:
-    """Four processes that each add fifty by compare-and-swap add two hundred in all."""
-    store.create(make_job(id="counter", priority=0))
-    _run_in_processes(4, "count_up", url)
-    assert store.get("counter").priority == 200
-    assert store.get("counter").revision == 201
-
-
-def test_processes_share_the_first_use(url: str, store: SqlJobStore) -> None:
-    """Four processes may be the first to use a database at once."""
-    _run_in_processes(4, "create_one", url)
-    assert len(store.query(JobQuery()).items) == 4
-
-
-def test_threads_share_the_first_use(url: str) -> None:
-    """Eight threads, each with a store of its own, may be the first to use a database at once."""
-    stores = [SqlJobStore(url) for _ in range(8)]
-    in_threads(8, lambda number: stores[number].create(make_job()))
-    assert len(stores[0].query(JobQuery()).items) == 8
-    for store in stores:
-        store.close()
-
-
-def test_a_killed_writer_leaves_a_readable_database(file: Path, url: str, store: SqlJobStore) -> None:
-    """Whatever a writer had been told was stored outlives its SIGKILL, and others go on at once."""
-    process = _start("create_for_ever", url)
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-    lines = [process.stdout.readline() for _ in range(50)]
-    process.send_signal(signal.SIGKILL)
-    rest = process.communicate()[0].splitlines()
-    told = [line.strip() for line in lines[1:]] + [line for line in rest if len(line) == 32]
-    assert [store.get(job_id).id for job_id in told] == told
-    store.create(make_job())
-    store.close()
-    with sqlite3.connect(file) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
-
-
-# --- forks ----------------------------------------------------------------------------------------
-
-
-# Python 3.12 and later warn of forks beside threads, which is what these tests are about
-_forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def _in_a_fork(work: object) -> int:
-    """Run ``work`` in a forked child and return its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()  # type: ignore[operator]
-        except BaseException:  # noqa: BLE001 - the child must not return
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-@_forks
-def test_parent_and_child_both_go_on_after_a_fork(store: SqlJobStore) -> None:
-    """A store that was in use before a fork works on both sides of it."""
-    before = store.create(make_job())
-
-    def child() -> None:
-        assert store.get(before.id) == before
-        store.create(make_job(id="from-the-child"))
-
-    assert _in_a_fork(child) == 0
-    store.create(make_job(id="from-the-parent"))
-    assert {job.id for job in store.query(JobQuery()).items} == {before.id, "from-the-child", "from-the-parent"}
-
-
-@_forks
-def test_a_fork_carries_no_connection_over(file: Path, store: SqlJobStore) -> None:
-    """The child inherits no open database file: SQLite's locks would not be its own."""
-    store.create(make_job())
-
-    def child() -> None:
-        opened = []
-        for descriptor in Path("/proc/self/fd").iterdir():
-            with suppress(FileNotFoundError):  # the one that lists them
-                opened.append(str(descriptor.readlink()))
-        assert opened
-        assert not [path for path in opened if path.startswith(str(file))]
-
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("needs /proc")
-    assert _in_a_fork(child) == 0
-
-
-@_forks
-def test_the_child_keeps_what_it_wrote_when_the_parent_leaves(url: str, store: SqlJobStore) -> None:
-    """The last parent connection to close takes no log away under a child that writes."""
-    store.create(make_job())
-    read, write = os.pipe()
-
-    def child() -> None:
-        os.close(write)  # the parent's end alone: if the parent fails, the read below ends
-        store.create(make_job(id="first"))
-        os.read(read, 1)  # until the parent closed
-        store.create(make_job(id="second"))
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-        except BaseException:  # noqa: BLE001 - the child must not return
-            os._exit(1)
-        os._exit(0)
-    store.query(JobQuery())
-    store.close()
-    os.write(write, b"x")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(read)
-    os.close(write)
-    assert {store.get("first").id, store.get("second").id} == {"first", "second"}
-
-
-@_forks
-def test_forks_and_operations_keep_apart(store: SqlJobStore) -> None:
-    """Threads go on writing while others fork, and every child can use the store."""
-    store.create(make_job(id="standing"))
-
-    def work(number: int) -> list[int]:
-        if number < 2:
-            return [_in_a_fork(lambda: store.get("standing")) for _ in range(5)]
-        for _ in range(50):
-            store.create(make_job())
-        return []
-
-    assert [status for found in in_threads(4, work) for status in found] == [0] * 10
-    assert len(store.query(JobQuery(limit=1000)).items) == 101
-
-
-# --- tombstones -----------------------------------------------------------------------------------
 
 
 def test_tombstones_go_after_a_week(file: Path, url: str) -> None:
@@ -303,7 +137,7 @@ def test_a_claim_leaves_out_what_cannot_be_read(file: Path, store: SqlJobStore) 
     """A record that this version cannot read is claimed by no one, and those beside it are claimed."""
     _five(store)
     _make_newer(file, "a", "c")
-    claimed = store.claim(limit=9, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    claimed = _claim(store, 9)
     assert [job.id for job in claimed] == ["b", "d", "e"]
 
 
@@ -324,7 +158,7 @@ def test_the_log_hears_of_each_once(file: Path, store: SqlJobStore, caplog: pyte
     for _ in range(3):
         store.query(JobQuery(order="due"))
         store.query(JobQuery())
-    store.claim(limit=9, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    _claim(store, 9)
     assert len(caplog.records) == 2
 
 
@@ -348,54 +182,6 @@ def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, or
 # --- speed where it would be lost unseen ----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("ask", "index"),
-    [
-        (lambda store: store.claim(limit=5, reserve_for=_HOUR, backends={"inline"}, machine="here"), "claimable"),
-        (lambda store: store.query(JobQuery(order="ready", ready_by=store.now())), "ready"),
-        (lambda store: store.query(JobQuery(order="due", due_by=store.now())), "due"),
-        (lambda store: store.query(JobQuery()), "newest"),
-        (lambda store: store.query(JobQuery(tenant="acme")), "tenant"),
-        (lambda store: store.counts(), "COVERING INDEX renderdispatch_jobs_newest"),
-        (lambda store: store.counts(tenant="acme"), "COVERING INDEX renderdispatch_jobs_tenant"),
-        (lambda store: store.ahead_of(make_job()), "ready"),
-        (lambda store: store.delete("x", expected_revision=1), "deleted"),
-    ],
-)
-def test_steps_use_their_index(store: SqlJobStore, ask: object, index: str) -> None:
-    """No step reads the whole table, and none that goes by an order sorts; a claim sorts its few candidates alone."""
-    import sqlalchemy as sa
-
-    store.create(make_job())
-    plans: list[str] = []
-    engine = store._engines.get()
-
-    @sa.event.listens_for(engine, "before_cursor_execute")
-    def explain(connection: object, cursor: sqlite3.Cursor, statement: str, values: object, *_: object) -> None:
-        found = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)  # type: ignore[arg-type]
-        plans.extend(row[3] for row in found)
-
-    before = set(store._compiled)
-    ask(store)  # type: ignore[operator]
-    with closing(sqlite3.connect(str(store._address.url.database))) as connection:
-        for step in [compiled for step, compiled in store._compiled.items() if step not in before]:
-            found = connection.execute(f"EXPLAIN QUERY PLAN {step.string}", [None] * len(step.positiontup))
-            plans.extend(row[3] for row in found)
-    assert any(index in line for line in plans), plans
-    assert not [line for line in plans if line.startswith("SCAN renderdispatch_jobs") and "INDEX" not in line], plans
-    assert len([line for line in plans if "ORDER BY" in line]) == (index == "claimable"), plans
-
-
-def test_postgresql_finds_what_can_be_claimed_by_the_index() -> None:
-    """A claim uses neither EXISTS, for which PostgreSQL may read the table, nor IS NULL, behind which it sorts."""
-    from sqlalchemy.dialects import postgresql
-
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    for statement in _claims(2):
-        text = str(statement.compile(dialect=dialect))
-        assert "EXISTS" not in text and "machine IS NULL" not in text
-
-
 def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:
     """Return how many hundreds of instructions SQLite's machine takes for some work."""
     import sqlalchemy as sa
@@ -409,7 +195,7 @@ def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:
     def watch(connection: sqlite3.Connection, *_: object) -> None:
         connection.set_progress_handler(count, 100)
 
-    engine = store._engines.get()
+    engine = store._database._connections.get().engine
     sa.event.listen(engine, "checkout", watch)
     work()
     sa.event.remove(engine, "checkout", watch)
@@ -427,12 +213,12 @@ def _crowd(store: SqlJobStore, file: Path, number: int, **fields: Any) -> None:
         connection.commit()
 
 
-@pytest.mark.parametrize("what", ["another backend", "another machine", "a retry", "a reservation"])
+@pytest.mark.parametrize("what", ["another backend", "another machine", "a retry", "claimed ones"])
 def test_a_claim_costs_the_same_beside_many(file: Path, store: SqlJobStore, what: str) -> None:
     """Jobs that others may claim, or that wait, cost a claim nothing: one that finds none, and one that finds some."""
 
     def claim() -> list[Job]:
-        return store.claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine="here")
+        return _claim(store, 4, backend="modal", machine="here")
 
     def crowd(number: int) -> None:
         match what:
@@ -444,7 +230,8 @@ def test_a_claim_costs_the_same_beside_many(file: Path, store: SqlJobStore, what
                 _crowd(store, file, number, backend="modal", created_at=now, ready_at=now + _HOUR)
             case _:
                 _crowd(store, file, number, backend="modal")
-                store.claim(limit=number, reserve_for=_HOUR, backends=["modal"], machine="here")
+                while _claim(store, 1000, backend="modal", machine="here"):
+                    pass
 
     def costs() -> tuple[int, int]:
         idle = _steps(store, claim)
@@ -463,32 +250,16 @@ def test_a_claim_costs_the_same_beside_many(file: Path, store: SqlJobStore, what
     assert many <= (few[0] + 3, few[1] + 10), (few, many)
 
 
-def test_an_idle_claim_writes_nothing(file: Path, store: SqlJobStore) -> None:
-    """A claim that finds nothing keeps no writer waiting: it works while another process holds the lock to write."""
+def test_an_idle_worker_writes_nothing(file: Path, store: SqlJobStore) -> None:
+    """To ask what can be claimed keeps no writer waiting: it works while another process holds the lock to write."""
     store.create(make_job(backend="inline"))
     hasty = SqlJobStore(f"sqlite:///{file}?timeout=0.05")
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         hasty.counts()
         connection.execute("BEGIN IMMEDIATE")
-        assert hasty.claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine="here") == []
+        assert hasty.claimable(["modal"], machine="here") == frozenset()
         connection.execute("ROLLBACK")
     hasty.close()
-
-
-def test_a_table_of_an_earlier_version_is_brought_up_to_date(file: Path, url: str, store: SqlJobStore) -> None:
-    """The column and the indexes that an earlier version lacks are added, and its jobs are claimed."""
-    queued = store.create(make_job(backend="modal")).id
-    store.close()
-    with closing(sqlite3.connect(file)) as connection:
-        for index in ("claimable", "waiting"):
-            connection.execute(f"DROP INDEX renderdispatch_jobs_{index}")
-        connection.execute("ALTER TABLE renderdispatch_jobs DROP COLUMN waits_since")
-        connection.commit()
-    stores = [SqlJobStore(url) for _ in range(4)]
-    in_threads(4, lambda number: stores[number].counts())
-    assert [job.id for job in stores[0].claim(limit=4, reserve_for=_HOUR, backends=["modal"], machine=None)] == [queued]
-    for each in stores:
-        each.close()
 
 
 # --- trouble --------------------------------------------------------------------------------------
@@ -528,7 +299,7 @@ def _assert_away(store: SqlJobStore, why: str) -> None:
         lambda: store.create(job),
         lambda: store.replace(job, expected_revision=1),
         lambda: store.delete(job.id, expected_revision=1),
-        lambda: store.claim(limit=1, reserve_for=_HOUR, backends={"inline"}, machine=None),
+        lambda: _claim(store, 1),
     ):
         with pytest.raises(StoreUnavailableError, match=why):
             call()
@@ -634,8 +405,8 @@ def test_a_table_that_asks_for_more(file: Path, store: SqlJobStore) -> None:
     """A column that must have a value, and that this version does not know, is refused too."""
     store.counts()
     _write(file, "DROP TABLE renderdispatch_jobs")
-    columns = ", ".join(column.name for column in JOBS.columns if column.name != "id")
-    _write(file, f"CREATE TABLE renderdispatch_jobs (id text PRIMARY KEY, {columns}, extra text NOT NULL)")
+    names = ", ".join(column.name for column in JOBS.columns if column.name != "id")
+    _write(file, f"CREATE TABLE renderdispatch_jobs (id text PRIMARY KEY, {names}, extra text NOT NULL)")
     with pytest.raises(ConfigurationError, match="another program or version"):
         store.create(make_job())
 
@@ -863,7 +634,7 @@ def test_rows_of_a_newer_protocol_are_left_alone(file: Path, store: SqlJobStore)
     before = [_row(file, job_id) for job_id in ("a", "d")]
     assert [job.id for job in store.query(JobQuery(order="ready", limit=1)).items] == ["b"]
     assert [job.id for job in store.query(JobQuery(order="due")).items] == ["b", "c", "e"]
-    claimed = store.claim(limit=2, reserve_for=_HOUR, backends={"inline"}, machine=None)
+    claimed = _claim(store, 2)
     assert [job.id for job in claimed] == ["b", "c"]
     assert [_row(file, job_id) for job_id in ("a", "d")] == before
     assert len(ids) == 5

@@ -1,4 +1,4 @@
-"""What the tests run in other processes: each function a worker on one database file."""
+"""What the tests run in other processes: each function a worker on one database."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from datetime import timedelta
 from attrs import evolve
 
 from renderdispatch.errors import RevisionConflictError
+from renderdispatch.protocols import Claim
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import make_job
 
 
 def claim_all(store: SqlJobStore) -> None:
     """Claim until nothing is left; print the ids."""
-    while claimed := store.claim(limit=3, reserve_for=timedelta(hours=1), backends={"inline"}, machine=None):
+    while claimed := store.claim(Claim(backend="inline", local=True, holder="h", lease=timedelta(hours=1)), limit=3):
         for job in claimed:
             print(job.id)
 

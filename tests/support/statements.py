@@ -15,21 +15,31 @@ def executed_statements() -> Iterator[list[str]]:
     """Yield a list that gets the text of each statement, of connections that are opened within the block."""
     statements: list[str] = []
 
-    def watch(connection: Any, _: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.set_trace_callback(statements.append)
+    def watch(dialect: sa.Dialect, _record: object, _arguments: object, options: dict[str, Any]) -> None:
+        if dialect.name == "sqlite":
+            options["factory"] = _watched_connection(statements)
         else:
-            connection.cursor_factory = _watched(connection.cursor_factory, statements)
+            import psycopg
 
-    sa.event.listen(sa.pool.Pool, "connect", watch)
+            options["cursor_factory"] = _watched(psycopg.Cursor, statements)
+
+    sa.event.listen(sa.Engine, "do_connect", watch)
     try:
         yield statements
     finally:
-        sa.event.remove(sa.pool.Pool, "connect", watch)
+        sa.event.remove(sa.Engine, "do_connect", watch)
+
+
+def _watched_connection(statements: list[str]) -> type[sqlite3.Connection]:
+    class Watched(sqlite3.Connection):
+        def cursor(self, *_: Any) -> Any:
+            return super().cursor(_watched(sqlite3.Cursor, statements))
+
+    return Watched
 
 
 def _watched(kind: type[Any], statements: list[str]) -> type[Any]:
-    """Return a kind of psycopg's cursors that notes what it executes."""
+    """Return a kind of cursors that notes what it executes."""
 
     class Watched(kind):  # type: ignore[misc]
         def execute(self, query: Any, *args: Any, **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Annotated, Any, Final
 
 import anyio
@@ -13,12 +14,13 @@ import pytest
 from fastapi import FastAPI, Form
 from flask import Flask
 
-from renderdispatch import errors
+from renderdispatch import QueuePolicy, TenantPolicy, errors
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.jobs import Job
 from renderdispatch.service import RenderService
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
+from renderdispatch.testing import FakeRenderer
 from renderdispatch.web import fastapi, flask
 from renderdispatch.web.answers import answer
 
@@ -89,6 +91,7 @@ FRAMEWORKS = pytest.mark.parametrize("ask", [by_fastapi, by_flask], ids=["fastap
         (errors.ObjectNotFoundError("no object"), 404),
         (errors.JobNotCompleteError("it runs"), 409),
         (errors.JobFailedError("it failed", code="scene.failed"), 409),
+        (errors.JobExpiredError("it is kept no longer"), 410),
         (errors.InvalidRequestError("cancel it first", code="job.running"), 409),
         (errors.InvalidRequestError("never"), 422),
         (errors.UnknownNameError.of("scene", "waev", ["wave"], code="scene.unknown"), 422),
@@ -118,6 +121,37 @@ def test_a_store_that_is_away_is_503(ask: Ask) -> None:
     status, body, headers = ask(service_with(errors.StoreUnavailableError("it does not answer")), "GET", "/job")
     assert (status, headers["retry-after"]) == (503, "5")
     assert body == {"error": {"code": "store.unavailable", "message": "it does not answer"}}
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "header"), [(0.0, "1"), (0.2, "1"), (12.0, "12"), (12.001, "13"), (90_000.0, "90000")]
+)
+def test_a_limit_is_429(wait_s: float, header: str) -> None:
+    """`Retry-After` is in whole seconds, rounded up: a client that comes back then is not too early."""
+    error = errors.QueueLimitError("too many", code="limit.rate", retry_after=timedelta(seconds=wait_s))
+    told = answer(error)
+    assert (told.status, told.headers) == (429, {"retry-after": header})
+    assert told.body == {"error": {"code": "limit.rate", "message": "too many"}}
+
+
+@FRAMEWORKS
+def test_a_submit_beyond_a_limit_is_429(ask: Ask) -> None:
+    """The application says so as JSON, with `Retry-After`."""
+    policy = QueuePolicy(tenant=TenantPolicy(submits_per_minute=1))
+    store, storage = MemoryJobStore(), MemoryStorage()
+    every = RenderService(store, storage, InlineBackend({"fake": FakeRenderer()}), worker=False, policy=policy)
+    one = every.for_tenant("acme")
+    one.submit(b"RIFF", scene="fake")
+
+    class Submitting(RenderService):
+        """Submits a job where one is asked for."""
+
+        def get(self, job_id: str) -> Job:
+            return one.submit(b"RIFF", scene="fake").job
+
+    status, body, headers = ask(Submitting(store, storage, InlineBackend(), worker=False), "GET", "/job")
+    assert (status, body["error"]["code"]) == (429, "limit.rate")
+    assert 1 <= int(headers["retry-after"]) <= 60
 
 
 @FRAMEWORKS

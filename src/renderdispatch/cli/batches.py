@@ -91,6 +91,7 @@ def render_batch(
                 todo = list(_Plan(service, manifest, output, scene, force=force).todo(rows))
             run = _Run(service, manifest, output, as_json=as_json)
             run.submit(todo, scene)
+            service.start()  # jobs of an earlier run need a worker too
             with BatchBars(quiet=quiet or as_json) as bars:
                 run.follow(interrupts, bars)
             if interrupts.received:

@@ -71,6 +71,13 @@ class PictureBar(ExitStack):
             self._draw(description=what, completed=frames, total=total if frames else None)
 
 
+def describe_queue(ahead: int | None) -> str:
+    """Return how many jobs come before a queued one, for people; a store counts up to `MAX_POSITION`."""
+    if ahead is not None and ahead >= MAX_POSITION:
+        return f"more than {MAX_POSITION:,} ahead"
+    return f"{ahead} ahead" if ahead else "waiting for a free worker"
+
+
 class ProgressBar(ExitStack):
     """Draws a job as it moves: stage, percent, frames a second and time left. Draws only on a terminal.
 
@@ -109,10 +116,7 @@ class ProgressBar(ExitStack):
 
     def _detail(self, job: Job) -> str:
         if job.stage is Stage.QUEUED:
-            ahead = self._ahead(job)
-            if ahead is not None and ahead >= MAX_POSITION:
-                return f"more than {MAX_POSITION:,} ahead"
-            return f"{ahead} ahead" if ahead else "waiting for a free worker"
+            return describe_queue(self._ahead(job))
         attempt = job.attempt
         if job.stage is Stage.RETRY_WAIT and attempt is not None and attempt.error is not None:
             return f"attempt {attempt.number}: {attempt.error.message[:60]}"

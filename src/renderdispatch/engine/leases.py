@@ -26,7 +26,7 @@ from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Stage
+from renderdispatch.messages import EventReply, Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
@@ -71,19 +71,25 @@ class Held:
         """The id of its job."""
         return self.job.id
 
-    def commit(self, store: JobStore, *happened: JobEvent) -> Decision:
+    def commit(self, store: JobStore, *happened: JobEvent, unless: Callable[[Job], bool] | None = None) -> Decision:
         """Commit events as `commit` does, without a read unless another process wrote the job meanwhile.
 
         The threads of this process that have something to write take turns, so that they do not meet in the store.
+
+        Args:
+            store: Where the job lives.
+            happened: What happened, in this order.
+            unless: Returns whether there is nothing to write; called with the job when it is this thread's turn.
         """
         with self._writing:
+            if unless is not None and unless(self.job):
+                return Decision(self.job, Verdict.IGNORED, EventReply())
             decision = commit(store, self.job, *happened)
             self.job = decision.job
             return decision
 
-    def knows(self, call: BackendCall) -> bool:
+    def has_recorded(self, call: BackendCall, job: Job) -> bool:
         """Return whether the job's record has this call, and the job goes on."""
-        job = self.job
         attempt = job.attempts[-1]
         goes_on = not job.ended and not attempt.unwanted and job.stage is not Stage.CANCELLING
         return goes_on and attempt.token == self.token and attempt.call_id == call.id

@@ -155,20 +155,27 @@ class Preparation:
         for place, file in attached.items():
             check_attachment(place, file, self._parts.storage)
         self._entered.append(events.StageEntered(token=token, stage=Stage.UPLOADING_AUDIO))
-        if self._takes_time(attached):
+        if shown := self._takes_time(attached):
             self._advance()
         brought = _Brought(attached=self._bring_attachments(attached), audio=self._bring_audio())
         brought = self._bundled(brought)
         self._entered.append(events.StageEntered(token=token, stage=Stage.GENERATING_URL))
+        if shown:
+            self._advance()
         return brought
 
     def _takes_time(self, attached: Mapping[str, File]) -> bool:
-        """Return whether a file is to be copied or fetched."""
+        """Return whether a file is to be copied or fetched, or the order goes far away: then polls show each stage."""
         backend = self._parts.backends[self.held.backend]
-        return len(attached) > 1 or any(
-            isinstance(file, RemoteAudio)
-            or (isinstance(file, LocalAudio) and not is_read_in_place(file, self._parts, backend))
-            for file in (self.source, *attached.values())
+        far = backend.locality is Locality.WORLD
+        return (
+            far
+            or len(attached) > 1
+            or any(
+                isinstance(file, RemoteAudio)
+                or (isinstance(file, LocalAudio) and not is_read_in_place(file, self._parts, backend))
+                for file in (self.source, *attached.values())
+            )
         )
 
     def _bring_attachments(self, attached: Mapping[str, File]) -> Mapping[str, File]:
@@ -283,10 +290,10 @@ class Preparation:
         """Commit the call. Whatever goes wrong now, a render may run, so nothing here fails the attempt."""
         held = self.held
         held.call = call
-        if call is not None and held.local and held.knows(call):  # by its check-in, which was faster
-            return
         try:
-            decision = self._commit(events.Dispatched(token=held.token, call_id=call.id if call is not None else None))
+            event = events.Dispatched(token=held.token, call_id=call.id if call is not None else None)
+            checked_in = partial(held.has_recorded, call) if held.local and call is not None else None
+            decision = self._commit(event, unless=checked_in)
         except JobNotFoundError:
             self._keeper.cancel(held)
             self._keeper.release(held.token)
@@ -314,11 +321,9 @@ class Preparation:
             if not self._closing.requested:
                 self._keeper.release(self.held.token)
 
-    def _commit(self, *happened: events.JobEvent) -> Decision:
-        patience_s = self._parts.lease.total_seconds()
-        return patiently(
-            lambda: self.held.commit(self._parts.store, *happened), patience_s=patience_s, stop=self._closing
-        )
+    def _commit(self, *happened: events.JobEvent, unless: Callable[[Job], bool] | None = None) -> Decision:
+        write = partial(self.held.commit, self._parts.store, *happened, unless=unless)
+        return patiently(write, patience_s=self._parts.lease.total_seconds(), stop=self._closing)
 
     def _advance(self, *happened: events.JobEvent) -> None:
         """Take steps, after those that were entered before.

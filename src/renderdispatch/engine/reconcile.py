@@ -96,6 +96,7 @@ class Reconciler:
         holds: Whether this process holds the attempt with this token.
         lease: How long an attempt stays its holder's without a renewal.
         keep: For how long ended jobs are kept, by status.
+        noticed: Called with each job that a check changed in a lane.
         rerouting: Chooses where jobs are tried again.
         stop: Has a round in progress end after the job that it checks.
         monotonic: The clock that spaces repeated checks of one job, and sweeps of the uploads, and by which leases and
@@ -109,6 +110,7 @@ class Reconciler:
     _holds: Callable[[str], bool] = field(default=lambda _token: False, kw_only=True)
     _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
     _keep: Mapping[JobStatus, timedelta] = field(factory=dict, kw_only=True)
+    _noticed: Callable[[Job], None] = field(default=lambda _job: None, kw_only=True)
     _stop: Stop = field(factory=Stop, kw_only=True)
     rerouting: Rerouting = field(
         default=Factory(lambda self: Rerouting(self._store, self._backends), takes_self=True), kw_only=True
@@ -288,8 +290,12 @@ class Reconciler:
                 return
             with suppress(errors.JobNotFoundError, errors.JobUnreadableError):
                 fresh = self._monotonic() - handed_on_s < _FRESH_S
-                if (found := self._checked(job if fresh else self._store.get(job.id), part)) is not None:
-                    go_on(found)
+                read = job if fresh else self._store.get(job.id)
+                if (found := self._checked(read, part)) is None:
+                    return
+                if found.revision != read.revision:
+                    self._noticed(found)
+                go_on(found)
 
         return lane.submit(job.id, work) or lane.has(job.id)
 

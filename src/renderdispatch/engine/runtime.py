@@ -10,12 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from renderdispatch.engine.parts import Closable, Parts
+from renderdispatch.engine.waking import frees, notify
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, JobNotFoundError
 from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.plumbing.interpreter import require_threads
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.per_process import PerProcess
-from renderdispatch.protocols import SupportsNotify
 
 if TYPE_CHECKING:
     from renderdispatch.engine.inbox import WebhookReceiver
@@ -81,8 +81,7 @@ class Engine:
     def created(self) -> None:
         """Start the worker; let it claim a new job at once, and those of other processes where the store wakes them."""
         self.expected()
-        if isinstance(self.parts.store, SupportsNotify):
-            self.parts.store.notify()
+        notify(self.parts.store)
         if (worker := self._worker.peek()) is not None:
             worker.wake()
 
@@ -158,8 +157,12 @@ class Engine:
             worker.run_over(token)
 
     def _noticed(self, job: Job) -> None:
-        if (worker := self._worker.peek()) is not None:
+        worker = self._worker.peek()
+        if worker is not None and worker.running:
             worker.noticed(job)
+            return
+        if frees(job, self.parts.policy):
+            notify(self.parts.store)
 
 
 def _close(part: Closable) -> None:

@@ -107,8 +107,8 @@ class Submissions:
         job = self._job(asked, stored.of(asked.request), batch)
         try:
             created = self._create([job], connection)[0]
-        except BaseException:
-            if connection is None and self._surely_absent(job):  # a create whose answer was lost may stand
+        except BaseException as error:
+            if self._surely_nothing(error, [job], connection):
                 inputs.discard()
             raise
         if not isinstance(created, Job):
@@ -139,8 +139,8 @@ class Submissions:
             outcomes = list(self._outcomes(rows, batch, number_keys, once, jobs))
             to_create = [job for job, _ in jobs.values()]
             created = dict(zip(jobs, self._create(to_create, connection) if to_create else [], strict=True))
-        except BaseException:
-            if connection is None and all(self._surely_absent(job) for job, _ in jobs.values()):
+        except BaseException as error:
+            if self._surely_nothing(error, [job for job, _ in jobs.values()], connection):
                 once.discard()
             raise
         once.discard(_keys_of(job for job, _ in jobs.values() if _may_be_stored(job, created[job.id])))
@@ -324,6 +324,12 @@ class Submissions:
         if any(isinstance(found, Job) for found in created):
             (self._created if connection is None else self._expected)()
         return created
+
+    def _surely_nothing(self, error: BaseException, jobs: Iterable[Job], connection: object) -> bool:
+        """Return whether a create that raised recorded nothing. One whose answer was lost may have recorded all."""
+        if connection is not None:  # what the application commits is not known here; unused files are swept
+            return isinstance(error, errors.ConfigurationError | errors.InvalidRequestError)
+        return all(self._surely_absent(job) for job in jobs)
 
     def _surely_absent(self, job: Job) -> bool:
         try:

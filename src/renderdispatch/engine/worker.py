@@ -7,15 +7,12 @@ made it; after a fork the child makes its own.
 
 from __future__ import annotations
 
-import heapq
 import logging
-import math
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Final
 
 from renderdispatch.engine.bulkheads import Bulkheads
@@ -25,17 +22,15 @@ from renderdispatch.engine.leases import LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.reconcile import TICK_S, Reconciler
 from renderdispatch.engine.rerouting import Rerouting
+from renderdispatch.engine.waking import Polls, frees, notify
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.jobs import Job
 from renderdispatch.plumbing.retry import Backoff
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import JobStore, SupportsNotify
+from renderdispatch.protocols import SupportsNotify
 
 _log: Final = logging.getLogger("renderdispatch.engine.worker")
 
-_POLL_S: Final = 1.0
-_POLL_WOKEN_S: Final = 5.0
-"""How often a store that wakes the workers of all processes is asked all the same."""
 _WIND_UP_S: Final = 0.05
 """How soon a slot that is about to become free is checked again."""
 _RECONCILE_S: Final = 2.0
@@ -45,45 +40,6 @@ _JOIN_S: Final = 20.0
 """How long it waits for its threads: longer than a locked SQLite database makes them wait. A store may hang."""
 _AWAY_S: Final = 5.0
 _AWAY: Final = Backoff(pause_s=1.0, longest_pause_s=_AWAY_S)
-
-
-class _Polls:
-    """When is the store asked for ready jobs, beside when something says that there are some?
-
-    At intervals, and when a job whose next attempt has to wait becomes ready: the process that wrote it knows when.
-    """
-
-    def __init__(self, store: JobStore, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._waking = store if isinstance(store, SupportsNotify) else None
-        self._lock = threading.Lock()
-        self._asked_s = -math.inf
-        self._waits_s: list[float] = []
-
-    def at(self, wait: timedelta) -> None:
-        """Note that a job becomes ready after a while."""
-        with self._lock:
-            heapq.heappush(self._waits_s, self._monotonic() + wait.total_seconds())
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the store is to be asked."""
-        woken = self._waking is not None and self._waking.notifies
-        next_s = self._asked_s + (_POLL_WOKEN_S if woken else _POLL_S)
-        with self._lock:
-            if self._waits_s:
-                next_s = min(next_s, self._waits_s[0])
-        return max(0.0, next_s - self._monotonic())
-
-    def due(self) -> bool:
-        """Return whether to ask now; then the next time is later."""
-        if self.left_s > 0:
-            return False
-        with self._lock:
-            self._asked_s = self._monotonic()
-            while self._waits_s and self._waits_s[0] <= self._asked_s:
-                heapq.heappop(self._waits_s)
-        return True
 
 
 class Worker:
@@ -115,12 +71,13 @@ class Worker:
             holds=self.keeper.holds,
             lease=parts.lease,
             keep=parts.keep,
+            noticed=self._claim_after,
             stop=self._stop,
             rerouting=Rerouting(parts.store, parts.backends, parts.failover, self.wake),
         )
         self.dispatcher = Dispatcher(parts, self.keeper, self.lanes, self.inbox, self._to_claim.set, self.noticed)
-        self._polls = _Polls(parts.store)
-        self._limited = parts.policy.limits_running
+        self._polls = Polls(parts.store)
+        self._policy = parts.policy
         self._store = parts.store
         self._stop_listening: Callable[[], None] = lambda: None
         self._renew_s = lease_s / 3
@@ -171,20 +128,23 @@ class Worker:
 
     def noticed(self, job: Job) -> None:
         """Go on at once with a job that this process has just written, instead of at the next round."""
+        self._claim_after(job)
+        if self.running and job.ready_at is None and job.due_at is not None and job.due_at <= job.updated_at:
+            self.reconciler.hand_on(job)
+
+    def _claim_after(self, job: Job) -> None:
+        """Have claimed in time what a write of this process lets be claimed: a retry, or a job that was at a limit."""
         if not self.running:
             return
         if job.ready_at is not None:
             self._polls.at(job.ready_at - job.updated_at)
             self._to_claim.set()
-        elif job.due_at is not None and job.due_at <= job.updated_at:
-            self.reconciler.hand_on(job)
+        if frees(job, self._policy):
+            self.wake()
+            notify(self._store)
 
     def _freed(self) -> None:
-        """Claim again: a slot became free, or a unit of a limit."""
-        if self._limited:
-            self.dispatcher.expect()
-            if isinstance(self._store, SupportsNotify):
-                self._store.notify()
+        """Claim again: a slot of this process became free."""
         self._to_claim.set()
 
     def tick(self) -> int:
@@ -210,6 +170,7 @@ class Worker:
         self.dispatcher.close()
         self.lanes.wind_up(_CLOSE_S)
         self.keeper.hand_back()
+        notify(self._store)
         self.lanes.close(_CLOSE_S)
 
     def _round(self) -> None:

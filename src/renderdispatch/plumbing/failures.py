@@ -7,9 +7,11 @@ exception as the error of a job.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, TypeVar
+
+from attrs import frozen
 
 from renderdispatch import errors
 from renderdispatch.messages import FaultDomain, JobError
@@ -20,8 +22,32 @@ Translation = Mapping[type[BaseException], Callable[[Any], BaseException]]
 """Foreign classes, each with a function that makes our error. A function that returns its argument lets it pass."""
 
 
-@contextmanager
-def translated(table: Translation, *, chain: bool | Callable[[Any], BaseException | None] = False) -> Iterator[None]:
+@frozen
+class Translated:
+    """Raises our error in the place of a foreign one; see `translated`. It has no state, and can be used many times.
+
+    A class, because a generator would take four times as long, and every statement of a job store is within one.
+    """
+
+    table: Translation
+    chain: bool | Callable[[Any], BaseException | None] = False
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Raise our error, if the block raised a foreign one."""
+        if error is None or (make := nearest(error, self.table)) is None:
+            return
+        ours = make(error)
+        if ours is error:
+            return
+        cause = self.chain(error) if callable(self.chain) else error if self.chain else None
+        # contextlib takes an error that a StopIteration caused for the end of its generator, and drops it
+        raise ours from (None if isinstance(cause, StopIteration) else cause)
+
+
+def translated(table: Translation, *, chain: bool | Callable[[Any], BaseException | None] = False) -> Translated:
     """Raise our error in the place of a foreign one that the block raises. The nearest class of its ancestry decides.
 
     Args:
@@ -29,16 +55,7 @@ def translated(table: Translation, *, chain: bool | Callable[[Any], BaseExceptio
         chain: Whether the foreign error stays visible as the cause, or a function that returns the cause. Off by
             default, because its text may hold a URL.
     """
-    try:
-        yield
-    except tuple(table) as error:
-        make = nearest(error, table)
-        ours = error if make is None else make(error)
-        if ours is error:
-            raise
-        cause = chain(error) if callable(chain) else error if chain else None
-        # contextlib takes an error that a StopIteration caused for the end of this generator, and drops it.
-        raise ours from (None if isinstance(cause, StopIteration) else cause)
+    return Translated(table, chain)
 
 
 def nearest(error: BaseException, table: Mapping[type[BaseException], _T]) -> _T | None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Final, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -98,20 +98,23 @@ class ForkGate:
         self._inside = 0
         self._shut = False
 
-    @contextmanager
-    def operation(self) -> Iterator[None]:
+    def operation(self) -> AbstractContextManager[None]:
         """Delay forks while the block runs."""
+        return _Operation(self)
+
+    def _enter(self) -> threading.Condition:
         condition = self._condition
         with condition:
-            condition.wait_for(lambda: not self._shut)
+            if self._shut:
+                condition.wait_for(lambda: not self._shut)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with condition:
-                self._inside -= 1
-                if self._shut:
-                    condition.notify_all()
+        return condition
+
+    def _leave(self, condition: threading.Condition) -> None:
+        with condition:
+            self._inside -= 1
+            if self._shut:
+                condition.notify_all()
 
     def shut(self) -> None:
         """Let no operation begin, wait for those in progress, and close."""
@@ -127,6 +130,21 @@ class ForkGate:
         with self._condition:
             self._shut = False
             self._condition.notify_all()
+
+
+class _Operation:
+    """One operation: a class, because a generator would take twice as long, and every statement is one."""
+
+    __slots__ = ("_condition", "_gate")
+
+    def __init__(self, gate: ForkGate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._condition = self._gate._enter()  # noqa: SLF001 - two halves of one thing
+
+    def __exit__(self, *_: object) -> None:
+        self._gate._leave(self._condition)  # noqa: SLF001
 
 
 _gates: weakref.WeakSet[ForkGate] = weakref.WeakSet()

@@ -156,7 +156,7 @@ class Turns:
             (time, tenant), number, known = ahead[0]
             player = self.players[number]
             used = wanted.get(tenant, 0)
-            if used >= known and not player.more or player.left is not None and used >= player.left:
+            if (used >= known and not player.more) or (player.left is not None and used >= player.left):
                 heapq.heappop(ahead)
                 continue
             wanted[tenant] = used + 1

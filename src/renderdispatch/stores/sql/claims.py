@@ -125,7 +125,7 @@ def claimable_statement(number: int, *, elsewhere: bool) -> Any:
         sa.select(backend).where(
             sa.or_(
                 *(
-                    sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, MACHINE == machine)
+                    sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, machine == MACHINE)
                     for machine in machines
                 )
             )

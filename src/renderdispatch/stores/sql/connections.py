@@ -8,7 +8,10 @@ broke since they were used: a ping before each statement would double its round 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -34,14 +37,63 @@ class Connections:
 
     def __init__(self, address: Address) -> None:
         self._broke_at = -float("inf")
+        self._sqlite = address.dialect == "sqlite"
+        self._idle: deque[Any] = deque()
+        self._disposed = False
+        self._writer = threading.Lock()  # of this process: one that forks makes its own `Connections`
+        self._patience_s = address.timeout_s
         self.engine: Final = _sqlite_engine(address) if address.dialect == "sqlite" else _postgresql_engine(address)
         if address.dialect != "sqlite":
             sa.event.listen(self.engine, "checkout", self._test)
             sa.event.listen(self.engine, "checkin", self._note_use)
 
-    def one_broke(self) -> None:
-        """Have every connection tested that was not used since."""
-        self._broke_at = elapsed_s()
+    def borrow(self) -> Any:
+        """Lend a connection; give it back, or drop it.
+
+        Those to SQLite are kept here: SQLAlchemy's pool would take a third of a statement's time.
+        """
+        if not self._sqlite:
+            return self.engine.raw_connection()
+        with suppress(IndexError):
+            return self._idle.pop()
+        connection = self.engine.raw_connection()
+        connection.detach()
+        return connection.dbapi_connection
+
+    def give_back(self, connection: Any) -> None:
+        """Take a connection back that is outside any transaction."""
+        if self._sqlite and not self._disposed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def drop(self, connection: Any) -> None:
+        """Take a connection back after an error. If it broke, the others are tested before they are used."""
+        if not self._sqlite and getattr(connection.dbapi_connection, "closed", False):
+            self._broke_at = elapsed_s()
+            connection.invalidate()
+        connection.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let the threads of this process write to SQLite in turn: it would have them sleep instead, longer and longer.
+
+        A thread that waits for long asks SQLite all the same, which knows best what to say.
+        """
+        held = self._sqlite and self._writer.acquire(timeout=self._patience_s)
+        try:
+            yield
+        finally:
+            if held:
+                self._writer.release()
+
+    def dispose(self) -> None:
+        """Close every connection that is not lent; those are closed when they are given back."""
+        self._disposed = True
+        while self._idle:
+            with suppress(IndexError):
+                self._idle.pop().close()
+        self.engine.dispose()
 
     def _test(self, connection: Any, record: Any, _: object) -> None:
         used_at = record.info.get("used_at")

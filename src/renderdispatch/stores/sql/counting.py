@@ -156,7 +156,7 @@ class Counting:
         return min(place, MAX_POSITION + 1)
 
     def _own(self, job: Job, machines: list[str]) -> tuple[bool, int, int]:
-        """Return whether a job is claimable, how many of its tenant's come before it, and how many of those are free."""
+        """Return whether a job is claimable, how many of its tenant come before it, and how many of them are free."""
         assert job.ready_at is not None
         values = {"backend": job.backend, "tenant": job.tenant or "", "id": job.id}
         values |= {f"machine_{number}": name for number, name in enumerate(machines)}
@@ -219,7 +219,7 @@ def _times(rows: Iterable[Any], own: str) -> dict[str, int]:
 
 
 def _claimable_of(tenant: Any, machine: Any) -> sa.ColumnElement[bool]:
-    return sa.and_(CLAIMABLE, _c.backend == BACKEND, MACHINE == machine, TENANT == tenant)
+    return sa.and_(CLAIMABLE, _c.backend == BACKEND, machine == MACHINE, tenant == TENANT)
 
 
 def _tenant() -> Any:

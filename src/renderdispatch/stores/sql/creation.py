@@ -25,8 +25,8 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.protocols import Quota
-from renderdispatch.stores.sql.database import Database, Ran
-from renderdispatch.stores.sql.tables import JOBS, LIVE, SCHEMA, SUBMITS, VALUES, columns
+from renderdispatch.stores.sql.database import NAME, Database, Ran
+from renderdispatch.stores.sql.tables import JOBS, LIVE, SUBMITS, VALUES, columns
 from renderdispatch.stores.sql.texts import check_texts
 from renderdispatch.stores.turns import queue_full, too_many_submits
 
@@ -235,7 +235,7 @@ def joined(database: Database, connection: object) -> Iterator[Runner]:
         ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database.
     """
     theirs = _core_connection(connection)
-    with database.translated():
+    with database.translated:
         _check_same(database, theirs)
         with theirs.begin_nested():
             yield _Joined(theirs)
@@ -261,20 +261,30 @@ def _check_same(database: Database, theirs: sa.Connection) -> None:
     if theirs.dialect.name != database.dialect:
         message = f"the connection is one to {theirs.dialect.name}, and the job store is on {database.dialect}"
         raise ConfigurationError(message)
-    name = sa.select(SCHEMA.c.name)
-    try:
-        with theirs.begin_nested():
-            found = theirs.execute(name).all()
-    except sa.exc.DBAPIError:
-        found = []
-    if found != list(database.execute(name)[0]):
-        raise ConfigurationError("the connection is one to another database than the job store's; use the same URL")
     raw: Any = theirs.connection.dbapi_connection
-    if raw.isolation_level is None and not raw.in_transaction if database.dialect == "sqlite" else raw.autocommit:
-        raise ConfigurationError("the connection is in AUTOCOMMIT mode: it has no transaction that could be joined")
+    no_transaction = ConfigurationError(
+        "the connection is in AUTOCOMMIT mode: it has no transaction that could be joined"
+    )
+    if database.dialect != "sqlite" and getattr(raw, "autocommit", False):
+        raise no_transaction
+    if _name_of(theirs) != database.name():
+        raise ConfigurationError("the connection is one to another database than the job store's; use the same URL")
     if database.dialect == "sqlite" and not raw.in_transaction:
+        if raw.isolation_level is None:
+            raise no_transaction
         # pysqlite begins a transaction only before it writes; a savepoint outside of one would commit by itself
         theirs.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _name_of(theirs: sa.Connection) -> str | None:
+    """Return the name of a database; None if it has no tables of a job store."""
+    try:
+        with theirs.begin_nested():
+            return theirs.execute(NAME).scalar()
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return None
 
 
 @frozen

@@ -19,6 +19,7 @@ from renderdispatch.stores.sql.connections import Connections
 from renderdispatch.stores.sql.database_errors import cause, translation
 from renderdispatch.stores.sql.schema import prepare
 from renderdispatch.stores.sql.server_clock import ServerClock, elapsed_s
+from renderdispatch.stores.sql.tables import SCHEMA
 from renderdispatch.stores.sql.texts import check_texts
 
 Ran = tuple[list[Any], int]
@@ -26,6 +27,8 @@ Ran = tuple[list[Any], int]
 
 _SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp()) * 1000000)::bigint", sa.BigInteger)
 _ASK_TIME: Final = sa.select(_SERVER_TIME)
+NAME: Final = sa.select(SCHEMA.c.name)
+"""What tells this database from all others."""
 
 
 class _Compiled(NamedTuple):
@@ -48,8 +51,10 @@ class Database:
         self.dialect: Final = address.dialect
         self.clock: Final = ServerClock()
         self._driver = address.url.get_dialect().import_dbapi()
-        self._errors = translation(address.url, self._driver)
+        self.translated: Final = translated(translation(address.url, self._driver), chain=cause)
+        """Raises our errors in the place of the driver's and SQLAlchemy's."""
         self._compiled: dict[Any, _Compiled] = {}
+        self._name: str | None = None
         # forked by something that is not Python, a child keeps its parent's engine: to close it would harm the parent
         self._connections = PerProcess(self._connect)
         self._gate = ForkGate(self.close)
@@ -59,14 +64,14 @@ class Database:
         try:
             prepare(connections.engine, patience_s=self.address.timeout_s)
         except BaseException:
-            connections.engine.dispose()
+            connections.dispose()
             raise
         sa.event.listen(connections.engine, "before_cursor_execute", _check_bound)
         return connections
 
     def set_up(self) -> None:
         """Make the tables, or bring them up to date, unless they are."""
-        with self._gate.operation(), translated(self._errors, chain=cause):
+        with self._gate.operation(), self.translated:
             self._connections.get()
 
     def step(self, statement: Any, values: Mapping[str, Any]) -> Ran:
@@ -76,14 +81,26 @@ class Database:
         Core. All values are integers and texts, which need no conversion. On PostgreSQL each row brings the server's
         time along, for `clock`; the caller does not see that column.
         """
-        with self._gate.operation(), translated(self._errors, chain=cause), self._borrowed() as connection:
-            return self._run(connection, statement, values)
+        with self._gate.operation(), self.translated:
+            connections = self._connections.get()
+            connection = connections.borrow()
+            try:
+                if statement.is_select:
+                    ran = self._run(connection, statement, values)
+                else:
+                    with connections.writing():
+                        ran = self._run(connection, statement, values)
+            except BaseException:
+                connections.drop(connection)
+                raise
+            connections.give_back(connection)
+            return ran
 
     def execute(self, statement: Any, values: Mapping[str, Any] | None = None) -> tuple[Sequence[Any], int]:
         """Execute any other statement, in a transaction of its own."""
         with (
             self._gate.operation(),
-            translated(self._errors, chain=cause),
+            self.translated,
             self._connections.get().engine.connect() as connection,
         ):
             result = connection.execute(statement, values)
@@ -98,8 +115,9 @@ class Database:
         """
         with (
             self._gate.operation(),
-            translated(self._errors, chain=cause),
+            self.translated,
             self._borrowed() as connection,
+            self._connections.get().writing(),
             closing(connection.cursor()) as cursor,
         ):
             cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN")
@@ -111,25 +129,16 @@ class Database:
             cursor.execute("COMMIT")
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise our errors in the place of the driver's and SQLAlchemy's."""
-        with translated(self._errors, chain=cause):
-            yield
-
-    @contextmanager
     def _borrowed(self) -> Iterator[Any]:
         """Lend a connection; one that broke is thrown away, and the others are tested before they are used."""
         connections = self._connections.get()
-        connection = connections.engine.raw_connection()
+        connection = connections.borrow()
         try:
             yield connection
         except BaseException:
-            if getattr(connection.dbapi_connection, "closed", False):
-                connections.one_broke()
-                connection.invalidate()
+            connections.drop(connection)
             raise
-        finally:
-            connection.close()
+        connections.give_back(connection)
 
     def _run(self, connection: Any, statement: Any, values: Mapping[str, Any]) -> Ran:
         compiled = self._compiled.get(statement)
@@ -167,10 +176,16 @@ class Database:
             known = int(self.step(_ASK_TIME, {})[0][0][0])
         return known
 
+    def name(self) -> str:
+        """Return what tells this database from all others, whatever its address is."""
+        if self._name is None:
+            self._name = str(self.step(NAME, {})[0][0][0])
+        return self._name
+
     def close(self) -> None:
         """Close every connection. A later call connects again."""
         if (connections := self._connections.take()) is not None:
-            connections.engine.dispose()
+            connections.dispose()
 
 
 @frozen

@@ -41,7 +41,7 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
-    "42501": "this user may not use, or may not make, the table renderdispatch_jobs",
+    "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
     "42P": _FOREIGN,
     "427": _FOREIGN,  # a column that is missing
     "428": _FOREIGN,  # columns of other types
@@ -124,7 +124,10 @@ def translation(url: URL, driver: Any) -> Translation:
 def driver_code(error: Exception) -> str:
     """Return the driver's own code. It is safe to show; the driver's message may hold a part of the URL."""
     origin = getattr(error, "orig", error)
-    code = getattr(origin, "sqlite_errorname", None) or getattr(origin, "sqlstate", None)
+    # psycopg2, with which an application may have connected, says pgcode
+    code = next(
+        filter(None, (getattr(origin, name, None) for name in ("sqlite_errorname", "sqlstate", "pgcode"))), None
+    )
     return code or _refused_connection(str(origin)) or type(origin).__name__
 
 

@@ -109,8 +109,8 @@ _FOR: Final = {
                 FROM places WHERE places.name IS NOT NULL
             )
             SELECT held_on, coalesce(tenant, ''), sum(held) FROM renderdispatch_jobs
-            WHERE held_on IN (SELECT name FROM places) AND coalesce(tenant, '') IN (SELECT value FROM json_each(:tenants))
-                AND held_until > :now
+            WHERE held_on IN (SELECT name FROM places) AND held_until > :now
+                AND coalesce(tenant, '') IN (SELECT value FROM json_each(:tenants))
             GROUP BY held_on, coalesce(tenant, '')
             UNION ALL
             SELECT backend, tenant, sum(units) FROM renderdispatch_leftovers

@@ -44,7 +44,7 @@ def end_waits(transaction: Transaction, now: int) -> None:
 
 def first_jobs(tenant: Any, machine: Any, limit: int) -> sa.Select[Any]:
     """Return what reads the first ready jobs of a tenant, for one machine or for any, and locks them."""
-    ready = (CLAIMABLE, OURS, _c.backend == BACKEND, MACHINE == machine, TENANT == tenant, _c.deadline_at >= NOW)
+    ready = (CLAIMABLE, OURS, _c.backend == BACKEND, machine == MACHINE, tenant == TENANT, _c.deadline_at >= NOW)
     return (
         sa.select(_c.id, _c.priority, _c.ready_at, _c.attempted)
         .where(*ready)

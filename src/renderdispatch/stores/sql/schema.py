@@ -110,8 +110,8 @@ def _exists(connection: Connection, table: sa.Table) -> bool:
     """Return whether there is a table, or something else of its name."""
     if connection.dialect.name == "sqlite":
         query = sa.text("SELECT name FROM sqlite_schema WHERE name = :name")
-    else:
-        query = sa.text("SELECT to_regclass(:name)::text")
+    else:  # to_regclass may answer from a cache what was true before the wait for the lock
+        query = sa.text("SELECT relname::text FROM pg_class WHERE relname = :name AND pg_table_is_visible(oid)")
     return connection.execute(query, {"name": table.name}).scalar() is not None
 
 

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy as sa
 from pydantic import ValidationError
 
 from renderdispatch import errors

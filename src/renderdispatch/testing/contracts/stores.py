@@ -1,6 +1,6 @@
 """What must every job store do?
 
-Each test is a sentence of `renderdispatch.protocols.JobStore`, `SupportsClaim` or `SupportsCounts`::
+Each test is a sentence of `renderdispatch.protocols.JobStore` or of one of its optional powers::
 
     class TestMyStore(JobStoreContract):
         @pytest.fixture
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import attrs
 import pytest
@@ -34,15 +34,12 @@ from renderdispatch.errors import (
     JobUnreadableError,
     RevisionConflictError,
 )
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import CleanUp, Job
 from renderdispatch.messages import PROTOCOL, JobStatus, RemoteAudio
-from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim, SupportsCounts
+from renderdispatch.protocols import JobQuery, JobStore, SupportsClaim
 from renderdispatch.stores.pages import Place, write_cursor
-from renderdispatch.testing.builders import eventually, in_threads, make_ended_job, make_job, make_request
-
-_SECOND = timedelta(seconds=1)
-_HOUR = timedelta(hours=1)
-_THREADS = 8
+from renderdispatch.testing.builders import in_threads, make_ended_job, make_job, make_request
+from renderdispatch.testing.contracts.queues import SECOND, THREADS, QueueContract, claimed_ids
 
 
 def _walk(store: JobStore, query: JobQuery) -> list[Job]:
@@ -64,11 +61,12 @@ def _delete(store: JobStore, job: Job) -> bool:
     return store.delete(job.id, expected_revision=job.revision)
 
 
-class JobStoreContract:
+class JobStoreContract(QueueContract):
     """Subclass it, override `store`, and every promise of `JobStore` is tested.
 
-    Tests of optional powers (`SupportsClaim`, `SupportsCounts`) and of several instances are skipped for a store that
-    has none. Override `raw_get` and `raw_set` too: without them, the tests of what is really stored are skipped.
+    Tests of optional powers (`SupportsClaim`, `SupportsLooks`, `SupportsCounts`, `SupportsCreateMany`) and of several
+    instances are skipped for a store that has none. Override `raw_get` and `raw_set` too: without them, the tests of
+    what is really stored are skipped.
     """
 
     def raw_get(self, store: Any, job_id: str) -> str | None:  # noqa: ARG002 - overrides need them
@@ -81,37 +79,6 @@ class JobStoreContract:
         A protocol that is kept beside the document changes with it; everything else stays as it is.
         """
         pytest.skip("override `raw_get` and `raw_set` to test what is really stored")
-
-    @pytest.fixture
-    def store(self) -> JobStore:
-        """An empty store; override it."""
-        raise NotImplementedError("override the fixture `store`")
-
-    @pytest.fixture
-    def second(self, store: JobStore) -> JobStore | None:  # noqa: ARG002 - overrides need it
-        """Another instance over the same jobs as `store`; override it if there can be one."""
-        return None
-
-    @pytest.fixture
-    def other(self, second: JobStore | None) -> JobStore:
-        """`second`; skips without one."""
-        if second is None:
-            pytest.skip("the fixture `second` gives no other instance over the same jobs")
-        return second
-
-    @pytest.fixture
-    def claiming(self, store: JobStore) -> SupportsClaim:
-        """`store`, if it hands out jobs; else skips."""
-        if not isinstance(store, SupportsClaim):
-            pytest.skip("the store lacks the optional power SupportsClaim")
-        return store
-
-    @pytest.fixture
-    def counting(self, store: JobStore) -> SupportsCounts:
-        """`store`, if it counts; else skips."""
-        if not isinstance(store, SupportsCounts):
-            pytest.skip("the store lacks the optional power SupportsCounts")
-        return store
 
     # --- create
 
@@ -149,7 +116,7 @@ class JobStoreContract:
             except JobExistsError:
                 return None
 
-        (winner,) = [job for job in in_threads(_THREADS, create) if job is not None]
+        (winner,) = [job for job in in_threads(THREADS, create) if job is not None]
         assert store.get("contended") == winner
 
     def test_an_id_may_be_created_again_after_delete(self, store: JobStore) -> None:
@@ -181,7 +148,7 @@ class JobStoreContract:
             except JobExistsError:
                 return None
 
-        (winner,) = [job for job in in_threads(_THREADS, create) if job is not None]
+        (winner,) = [job for job in in_threads(THREADS, create) if job is not None]
         assert winner.revision > old.revision
         assert store.get("contended") == winner
 
@@ -255,7 +222,7 @@ class JobStoreContract:
             except RevisionConflictError:
                 return None
 
-        (winner,) = [stored for stored in in_threads(_THREADS, replace) if stored is not None]
+        (winner,) = [stored for stored in in_threads(THREADS, replace) if stored is not None]
         assert store.get(job.id) == winner
 
     def test_compare_and_swap_loses_no_update(self, store: JobStore) -> None:
@@ -273,9 +240,9 @@ class JobStoreContract:
                 done += 1
 
         first = store.get(job_id).revision
-        in_threads(_THREADS, add)
-        assert store.get(job_id).priority == 10 * _THREADS
-        assert store.get(job_id).revision == first + 10 * _THREADS
+        in_threads(THREADS, add)
+        assert store.get(job_id).priority == 10 * THREADS
+        assert store.get(job_id).revision == first + 10 * THREADS
 
     # --- delete, now, close
 
@@ -323,12 +290,12 @@ class JobStoreContract:
             except (RevisionConflictError, JobNotFoundError):
                 return False
 
-        assert sum(in_threads(_THREADS, change)) == 1
+        assert sum(in_threads(THREADS, change)) == 1
 
     def test_of_concurrent_deletes_one_returns_true(self, store: JobStore) -> None:
         """Of eight threads that delete one job at once, one gets True."""
         job = store.create(make_job())
-        assert sum(in_threads(_THREADS, lambda _: _delete(store, job))) == 1
+        assert sum(in_threads(THREADS, lambda _: _delete(store, job))) == 1
 
     def test_now_is_aware_and_in_utc(self, store: JobStore) -> None:
         """`now` is aware, in UTC, and does not go back."""
@@ -344,22 +311,17 @@ class JobStoreContract:
 
     # --- query
 
-    @pytest.fixture
-    def now(self, store: JobStore) -> datetime:
-        """The store's time, when the test began."""
-        return store.now()
-
     def test_newest_first(self, store: JobStore, now: datetime) -> None:
         """``newest`` sorts by creation, newest first, ties by id, and holds all jobs."""
         for job_id, age in (("d", 3), ("b", 1), ("c", 1), ("a", 2)):
-            store.create(make_job(id=job_id, created_at=now - age * _SECOND))
+            store.create(make_job(id=job_id, created_at=now - age * SECOND))
         store.create(make_ended_job(id="e", created_at=now))
         assert _ids(store, JobQuery()) == ["e", "b", "c", "a", "d"]
 
     def test_ready_first_by_priority_then_by_age(self, store: JobStore, now: datetime) -> None:
         """``ready`` sorts by priority, highest first, then longest ready, then id."""
         for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
-            store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
+            store.create(make_job(id=job_id, priority=priority, ready_at=now - age * SECOND))
         assert _ids(store, JobQuery(order="ready", ready_by=now)) == ["d", "b", "c", "a", "e"]
 
     def test_ready_leaves_out_what_is_not_ready(self, store: JobStore, now: datetime) -> None:
@@ -381,9 +343,9 @@ class JobStoreContract:
     def test_due_goes_by_when_it_was_due(self, store: JobStore, now: datetime) -> None:
         """``due`` shows jobs whose ``due_at`` is at or before ``due_by``, longest due first, ties by id."""
         for job_id, age in (("c", 1), ("b", 1), ("d", 2), ("later", -1)):
-            store.create(make_job(id=job_id, finish_by=now - age * _SECOND))
-        store.create(make_ended_job(id="owes", updated_at=now - 9 * _SECOND))
-        store.create(make_ended_job(id="settled", attempts=(), audio_clean_up="none"))
+            store.create(make_job(id=job_id, finish_by=now - age * SECOND))
+        store.create(make_ended_job(id="owes", updated_at=now - 9 * SECOND))
+        store.create(make_ended_job(id="settled", attempts=(), audio_clean_up=CleanUp.NONE, expired_at=None))
         assert _ids(store, JobQuery(order="due", due_by=now)) == ["owes", "d", "b", "c"]
         assert _ids(store, JobQuery(order="due")) == ["owes", "d", "b", "c", "later"]
 
@@ -398,7 +360,7 @@ class JobStoreContract:
                 ("e", "other", JobStatus.COMPLETE, "inline"),
             )
         ):
-            created_at = now - number * _SECOND
+            created_at = now - number * SECOND
             store.create(make_job(id=job_id, tenant=tenant, status=status, backend=backend, created_at=created_at))
         failed = frozenset({JobStatus.FAILED})
         assert _ids(store, JobQuery(tenant="acme")) == ["a", "b", "c"]
@@ -425,9 +387,9 @@ class JobStoreContract:
             store.create(
                 make_job(
                     priority=number % 3,
-                    created_at=now - (number % 5) * _SECOND,
-                    ready_at=now - (number % 4) * _SECOND,
-                    finish_by=now + (number % 5) * _SECOND,
+                    created_at=now - (number % 5) * SECOND,
+                    ready_at=now - (number % 4) * SECOND,
+                    finish_by=now + (number % 5) * SECOND,
                 )
             )
         query = JobQuery(order=order, limit=1000)  # type: ignore[arg-type]  # any order is tested
@@ -438,8 +400,8 @@ class JobStoreContract:
 
     def test_pages_hold_while_others_write(self, store: JobStore, now: datetime) -> None:
         """Jobs that match all the time are seen exactly once, while others are created, deleted and changed."""
-        standing = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
-        fleeting = [store.create(make_job(created_at=now - n * _SECOND)) for n in range(12)]
+        standing = [store.create(make_job(created_at=now - n * SECOND)) for n in range(12)]
+        fleeting = [store.create(make_job(created_at=now - n * SECOND)) for n in range(12)]
         query = JobQuery(limit=3)
         seen: list[str] = []
         for turn in range(100):
@@ -450,7 +412,7 @@ class JobStoreContract:
             query = evolve(query, cursor=page.cursor)
             if fleeting:
                 _delete(store, fleeting.pop())
-            store.create(make_job(created_at=now + (turn - 6) * _SECOND))
+            store.create(make_job(created_at=now + (turn - 6) * SECOND))
             changed = store.get(standing[turn % 12].id)
             store.replace(evolve(changed, progress=50.0), expected_revision=changed.revision)
         assert [seen.count(job.id) for job in standing] == [1] * 12
@@ -578,15 +540,17 @@ class JobStoreContract:
     def test_a_job_of_a_newer_version_is_not_claimed(
         self, store: JobStore, claiming: SupportsClaim, now: datetime
     ) -> None:
-        """`claim` neither returns nor reserves it, and hands out the jobs behind it."""
-        job = store.create(make_job(ready_at=now, priority=9))
-        other = store.create(make_job(ready_at=now))
-        document = self._make_newer(store, job)
-        assert [claimed.id for claimed in self._claim(claiming, limit=1)] == [other.id]
-        assert self._claim(claiming) == []
-        self.raw_set(store, job.id, dump_job(job))
-        assert document != self.raw_get(store, job.id)
-        assert store.get(job.id) == job
+        """`claim` neither returns nor changes it, and hands out the jobs behind it, also of the same tenant."""
+        for tenant in (None, "acme"):
+            job = store.create(make_job(tenant=tenant, ready_at=now, priority=9))
+            other = store.create(make_job(tenant=tenant, ready_at=now))
+            document = self._make_newer(store, job)
+            assert claimed_ids(claiming, limit=1) == [other.id]
+            assert claimed_ids(claiming) == []
+            assert document == self.raw_get(store, job.id)
+            self.raw_set(store, job.id, dump_job(job))
+            assert store.get(job.id) == job
+            assert claimed_ids(claiming) == [job.id]
 
     # --- several instances
 
@@ -614,158 +578,3 @@ class JobStoreContract:
         job = store.create(make_job())
         store.close()
         assert other.get(job.id) == job
-
-    # --- SupportsClaim
-
-    @staticmethod
-    def _claim(
-        store: object, *, limit: int = 100, reserve_for: timedelta = _HOUR, machine: str | None = None
-    ) -> list[Job]:
-        claiming = cast("SupportsClaim", store)
-        return claiming.claim(limit=limit, reserve_for=reserve_for, backends={"inline"}, machine=machine)
-
-    def test_claim_hands_out_the_best_first(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """`claim` returns ready jobs by priority, then longest ready, then id, and at most ``limit``."""
-        for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
-            store.create(make_job(id=job_id, priority=priority, ready_at=now - age * _SECOND))
-        assert [job.id for job in self._claim(claiming, limit=2)] == ["d", "b"]
-        assert [job.id for job in self._claim(claiming)] == ["c", "a", "e"]
-
-    def test_claim_of_none(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """`claim` of no jobs, or for no backends, returns none and reserves none."""
-        job = store.create(make_job(ready_at=now))
-        assert self._claim(claiming, limit=0) == []
-        assert claiming.claim(limit=9, reserve_for=_HOUR, backends=(), machine=None) == []
-        assert store.get(job.id) == job
-
-    def test_claim_leaves_out_what_is_not_ready(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """`claim` returns no job whose time has not come, that ended, that runs or that was deleted."""
-        store.create(make_job(ready_at=now + _HOUR))
-        store.create(make_ended_job())
-        store.create(make_job(ready_at=None))
-        _delete(store, store.create(make_job(ready_at=now)))
-        assert self._claim(claiming) == []
-
-    def test_a_clock_that_was_set_back_keeps_no_job_waiting(
-        self, store: JobStore, claiming: SupportsClaim, now: datetime
-    ) -> None:
-        """A job that is ready when it is written stays ready, and a wait that was written in the future is over."""
-        store.create(make_job(id="queued", created_at=now + _HOUR))
-        store.create(make_job(id="retried", created_at=now + _HOUR, ready_at=now + _HOUR + 30 * _SECOND))
-        store.create(make_job(id="waits", created_at=now, ready_at=now + 30 * _SECOND))
-        assert {job.id for job in self._claim(claiming)} == {"queued", "retried"}
-        assert self._claim(claiming) == []
-
-    def test_claim_reserves(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """A claimed job's ``ready_at`` moves and its revision rises; no other claim returns it."""
-        job = store.create(make_job(ready_at=now))
-        (claimed,) = self._claim(claiming)
-        assert claimed.ready_at is not None
-        assert claimed.ready_at >= now + _HOUR
-        assert claimed == evolve(job, revision=job.revision + 1, ready_at=claimed.ready_at)
-        assert store.get(job.id) == claimed
-        assert self._claim(claiming) == []
-
-    def test_a_reservation_lapses(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """A claimer that dies only delays the job: it is claimable again once ``reserve_for`` has passed."""
-        job = store.create(make_job(ready_at=now))
-        (first,) = self._claim(claiming, reserve_for=timedelta(milliseconds=20))
-        (second,) = eventually(lambda: self._claim(claiming))
-        assert second.id == job.id
-        assert second.revision == first.revision + 1
-
-    def test_reserved_jobs_queue_up_again_by_when_they_lapse(
-        self, store: JobStore, claiming: SupportsClaim, now: datetime
-    ) -> None:
-        """Jobs whose reservations lapsed are claimed in the order of claims, like any others."""
-        for number in range(6):
-            store.create(make_job(id=f"job-{number}", ready_at=now - number * _SECOND))
-        claimed = self._claim(claiming, reserve_for=timedelta(microseconds=1))
-        assert [job.id for job in claimed] == [f"job-{number}" for number in reversed(range(6))]
-        again = eventually(lambda: self._claim(claiming, reserve_for=_HOUR))
-        assert [job.id for job in again] == [f"job-{number}" for number in range(6)]
-
-    def test_the_replace_takes_a_claimed_job(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """A claimer commits by `replace` over the revision that it was given; then the job is claimed no more."""
-        store.create(make_job(ready_at=now))
-        (claimed,) = self._claim(claiming, reserve_for=timedelta(microseconds=1))
-        store.replace(evolve(claimed, ready_at=None), expected_revision=claimed.revision)
-        assert self._claim(claiming) == []
-
-    def test_a_writer_that_read_before_the_claim_is_refused(
-        self, store: JobStore, claiming: SupportsClaim, now: datetime
-    ) -> None:
-        """A `replace` over the revision from before a claim raises `RevisionConflictError`."""
-        job = store.create(make_job(ready_at=now))
-        self._claim(claiming)
-        with pytest.raises(RevisionConflictError):
-            store.replace(job, expected_revision=job.revision)
-
-    def test_claim_goes_by_backend(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """`claim` returns jobs of the backends that are named, and leaves the others to others."""
-        for backend in ("modal", "inline", "http"):
-            store.create(make_job(id=backend, backend=backend, ready_at=now))
-        claimed = claiming.claim(limit=9, reserve_for=_HOUR, backends={"inline", "http"}, machine=None)
-        assert {job.id for job in claimed} == {"inline", "http"}
-        assert [job.id for job in claiming.claim(limit=9, reserve_for=_HOUR, backends=["modal"], machine=None)] == [
-            "modal"
-        ]
-
-    def test_claim_goes_by_machine(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """`claim` returns jobs that any machine may claim, and those of the one that asks."""
-        for machine in (None, "here", "there"):
-            store.create(make_job(id=str(machine), machine=machine, ready_at=now))
-        assert [job.id for job in self._claim(claiming)] == ["None"]
-        assert [job.id for job in self._claim(claiming, machine="here")] == ["here"]
-        assert [job.id for job in self._claim(claiming, machine="there")] == ["there"]
-
-    def test_concurrent_claims_share_the_jobs(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
-        """Eight threads that claim three at a time get eighty jobs, each exactly once."""
-        created = {store.create(make_job(ready_at=now)).id for _ in range(10 * _THREADS)}
-
-        def claim_all(_: int) -> list[str]:
-            mine: list[str] = []
-            while claimed := self._claim(claiming, limit=3):
-                mine += [job.id for job in claimed]
-            return mine
-
-        claimed = [job_id for mine in in_threads(_THREADS, claim_all) for job_id in mine]
-        assert len(claimed) == len(created)
-        assert set(claimed) == created
-
-    def test_claims_of_instances_exclude_each_other(
-        self, store: JobStore, claiming: SupportsClaim, other: JobStore, now: datetime
-    ) -> None:
-        """What one instance claimed, another does not get."""
-        for _ in range(4):
-            store.create(make_job(ready_at=now))
-        mine, theirs = self._claim(claiming, limit=2), self._claim(other)
-        assert len({job.id for job in (*mine, *theirs)}) == len(mine) + len(theirs) == 4
-
-    # --- SupportsCounts
-
-    def test_counts_by_status(self, store: JobStore, counting: SupportsCounts) -> None:
-        """`counts` gives every status its number, of all jobs or of one tenant's; deleted ones do not count."""
-        assert counting.counts() == dict.fromkeys(JobStatus, 0)
-        for tenant, status in (("acme", JobStatus.FAILED), ("acme", JobStatus.PENDING), (None, JobStatus.FAILED)):
-            store.create(make_job(tenant=tenant, status=status))
-        _delete(store, store.create(make_job(tenant="acme")))
-        assert counting.counts() == {**dict.fromkeys(JobStatus, 0), JobStatus.FAILED: 2, JobStatus.PENDING: 1}
-        assert counting.counts(tenant="acme")[JobStatus.FAILED] == 1
-        assert counting.counts(tenant="nobody") == dict.fromkeys(JobStatus, 0)
-
-    def test_ahead_of_counts_the_jobs_that_are_claimed_before(
-        self, store: JobStore, counting: SupportsCounts, now: datetime
-    ) -> None:
-        """`ahead_of` is how many queued jobs of any tenant come before a job in the order of claims."""
-        for job_id, priority, age in (("a", 0, 9), ("b", 5, 1), ("c", 5, 1), ("d", 5, 3), ("e", -5, 99)):
-            store.create(make_job(id=job_id, tenant=job_id, priority=priority, ready_at=now - age * _SECOND))
-        store.create(make_ended_job(priority=99))
-        assert {job_id: counting.ahead_of(store.get(job_id)) for job_id in "dbcae"} == dict(
-            zip("dbcae", range(5), strict=True)
-        )
-
-    def test_no_job_is_ahead_of_one_that_does_not_wait(self, store: JobStore, counting: SupportsCounts) -> None:
-        """`ahead_of` a job that cannot be claimed is 0."""
-        store.create(make_job())
-        assert counting.ahead_of(store.create(make_ended_job())) == 0
