@@ -288,7 +288,9 @@ def large_over_small(what: str, calls: list[Callable[[], float]], rounds: int) -
     for call in calls:
         call()  # compiles statements
     seconds = compared({"small": calls[0], "large": calls[1]}, rounds)
-    print(f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True)
+    print(
+        f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True
+    )
     return seconds["large"] / seconds["small"]
 
 
@@ -310,7 +312,9 @@ def cycles(databases: Databases, python: Path | None, sizes: Sizes) -> dict[str,
             for name, seconds in compared(calls, ROUNDS).items():
                 print(f"  {threads:2} at once, {name}: {sizes.cycle / seconds:.0f} jobs/s", flush=True)
                 rates[name] = max(rates.get(name, 0.0), sizes.cycle / seconds)
-    ratios = {f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}}
+    ratios = {
+        f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}
+    }
     return {**ratios, f"limits_cost_{kind}": rates["limits"] / rates["ours"]}
 
 
