@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def _create(store: SqlJobStore, storage_folder: str) -> None:
         assert all(isinstance(job, Job) for job in created)
 
 
+def _has_started(counter: CallCounter, number: int) -> bool:
+    return len(counter.started) >= number
+
+
 def _check_shares(counter: CallCounter, first: int) -> None:
     """While all tenants have work, those of one weight together get their share, within a tenth."""
     served = Counter(_TENANTS[call.tenant] for call in counter.started[:first])
@@ -120,7 +125,7 @@ def test_processes_share_jobs(
     pids = [start() for _ in range(_PROCESSES)]
     first, total = 1000, len(_TENANTS) * _EACH
     for number in range(50, total + 1, 50):  # as slowly as the machine is, but without a standstill
-        eventually(lambda number=number: len(counter.started) >= number)
+        eventually(partial(_has_started, counter, number))
         if first < number <= first + 600 and number % 100 == 0:
             workers.kill(pids.pop(chance.randrange(len(pids))))
             pids.append(start())

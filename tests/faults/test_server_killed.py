@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from attrs import evolve
@@ -22,6 +23,10 @@ from tests.support.postgres import postgres_server
 
 _JOBS = 60
 _LIMIT = 4
+
+
+def _has_started(counter: CallCounter, number: int) -> bool:
+    return len(counter.started) >= number
 
 
 def _completed(store: SqlJobStore) -> int:
@@ -45,11 +50,9 @@ def test_a_killed_server_loses_no_job(tmp_path: Path) -> None:
         stored = store.create_many([evolve(job, created_at=now, updated_at=now, ready_at=now) for job in jobs])
         assert all(isinstance(job, Job) for job in stored)
         for _ in range(2):
-            workers.start(
-                "work", store=server.url(), folder=folder, port=counter.port, backends=["far"], policy=policy
-            )
+            workers.start("work", store=server.url(), folder=folder, port=counter.port, backends=["far"], policy=policy)
         for number in (_JOBS // 3, 2 * _JOBS // 3):
-            eventually(lambda number=number: len(counter.started) >= number)
+            eventually(partial(_has_started, counter, number))
             server.kill()
             server.start()
         eventually(lambda: _completed(store) == _JOBS)
