@@ -128,7 +128,7 @@ class Reconciler:
         self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
         self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
-        self._retention = RetentionSweep(self._store, self._keep, self._monotonic())
+        self._retention = RetentionSweep(self._store, self._keep)
 
     def tick(self) -> int:
         """Check every job that is due, to the end of each check; return how many were changed.
