@@ -48,4 +48,4 @@ def test_postgresql_behaves_like_the_model(postgres_url: str) -> None:
             store._database.execute(sa.text(f"TRUNCATE {', '.join(_TABLES)}"))
             return store
 
-    run_state_machine_as_test(PostgresqlMachine, settings=examples(20))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(PostgresqlMachine, settings=examples(20))

@@ -33,7 +33,7 @@ from renderdispatch.stores.sql.creation import (
     joined,
     row_of,
 )
-from renderdispatch.stores.sql.database import Database
+from renderdispatch.stores.sql.database import ASK_TIME, Database
 from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.listing import Listing
 from renderdispatch.stores.sql.looks import Looks
@@ -177,7 +177,11 @@ class SqlJobStore:
     def _create_within(
         self, run: Runner, jobs: Sequence[Job], quota: Quota | None
     ) -> list[Job | errors.RenderDispatchError]:
-        return create_within(run, self._database.dialect, jobs, quota, lambda: micros(self.now()))
+        return create_within(run, self._database.dialect, jobs, quota, self._now_within)
+
+    def _now_within(self, run: Runner) -> int:
+        """Return the time within a transaction, without a second connection: there may be no other."""
+        return int(run.step(ASK_TIME, {})[0][0][0]) if self.server_time else micros(self.now())
 
     # --- reading
 

@@ -1,0 +1,207 @@
+"""Do the claims, looks, counts, places and pages of the SQL stores go by an index, and does none wait for another?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from attrs import evolve
+
+from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus
+from renderdispatch.protocols import Claim, JobQuery
+from renderdispatch.queueing import QueuePolicy, TenantPolicy
+from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.testing import eventually, make_job
+
+_HOUR = timedelta(hours=1)
+_LIMITED = QueuePolicy(running={"inline": 50}, tenant=TenantPolicy(running=9, running_on={"inline": 9}))
+
+
+def _claim(policy: QueuePolicy | None = None, **changes: Any) -> Claim:
+    policy = policy or QueuePolicy()
+    return Claim(
+        **{"backend": "inline", "local": True, "holder": "worker", "lease": _HOUR, "policy": policy, **changes}
+    )
+
+
+def _ids(jobs: list[Job]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[SqlJobStore]:
+    with closing(SqlJobStore(tmp_path / "jobs.db")) as store:
+        yield store
+
+
+@pytest.fixture
+def on_postgresql(postgres_url: str) -> Iterator[SqlJobStore]:
+    with closing(SqlJobStore(postgres_url)) as store:
+        yield store
+
+
+# --- plans
+
+_PENDING = frozenset({JobStatus.PENDING})
+
+
+def _waiting(store: SqlJobStore) -> Job:
+    return store.create(make_job(tenant="acme", batch="batch"))
+
+
+def _claim_in_turns(store: SqlJobStore) -> None:
+    for tenant in ("acme", "other", None):
+        store.create(make_job(tenant=tenant))
+    assert len(store.claim(_claim(_LIMITED, machine="here"), limit=5)) == 3
+
+
+def _second_page(store: SqlJobStore, query: JobQuery) -> None:
+    for _ in range(2):
+        _waiting(store)
+    cursor = store.query(query).cursor
+    assert cursor is not None
+    store.query(evolve(query, cursor=cursor))
+
+
+_ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
+    "a claim": ("claims", lambda store: store.claim(_claim(machine="here"), limit=5)),
+    "a claim in turns": ("claims", _claim_in_turns),
+    "whether there is work": ("claims", lambda store: store.claimable(["inline", "modal"], machine="here")),
+    "looks": ("looks", lambda store: store.claim_looks(limit=5)),
+    "a look at one": ("jobs", lambda store: store.claim_looks(limit=5, job_id="x")),
+    "a place": ("claims", lambda store: store.position(_waiting(store), _LIMITED)),
+    "counts": ("status", lambda store: store.counts()),
+    "counts of a tenant": ("tenant", lambda store: store.counts(tenant="acme")),
+    "counts of a batch": ("batch", lambda store: store.counts(batch="batch")),
+    "a page": ("status", lambda store: _second_page(store, JobQuery(limit=1))),
+    "a page of one status": ("status", lambda store: _second_page(store, JobQuery(statuses=_PENDING, limit=1))),
+    "a page of a tenant": ("tenant", lambda store: _second_page(store, JobQuery(tenant="acme", limit=1))),
+    "a page of a batch": ("batch", lambda store: _second_page(store, JobQuery(batch="batch", limit=1))),
+    "a page of leases": ("leases", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
+    "a page of ended jobs": ("ended", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
+}
+
+
+@pytest.mark.parametrize("what", _ASKED)
+def test_sqlite_goes_by_an_index(on_sqlite: SqlJobStore, what: str) -> None:
+    """No statement of SQLite reads the whole table of jobs, or sorts more of it than a page."""
+    index, ask = _ASKED[what]
+    on_sqlite.set_up()
+    plans: list[str] = []
+    engine = on_sqlite._database._connections.get().engine
+
+    def listen(connection: Any, _: object) -> None:
+        def explain(statement: str) -> None:
+            if not statement.upper().startswith(("EXPLAIN", "BEGIN", "COMMIT", "PRAGMA", "--")):
+                statements.append(statement)
+
+        connection.set_trace_callback(explain)
+
+    statements: list[str] = []
+    sa.event.listen(engine, "connect", listen)
+    engine.dispose()
+    ask(on_sqlite)
+    for statement in dict.fromkeys(statements):
+        rows, _ = on_sqlite._database.execute(sa.text("EXPLAIN QUERY PLAN " + statement.replace(":", r"\:")))
+        plans += [row[3] for row in rows]
+    wanted = "sqlite_autoindex_renderdispatch_jobs" if index == "jobs" else f"renderdispatch_jobs_{index}"
+    assert any(wanted in line for line in plans), plans
+    assert not [line for line in plans if re.match(r"SCAN renderdispatch_jobs(?!.*INDEX)", line)], plans
+
+
+@pytest.mark.parametrize("what", _ASKED)
+def test_postgresql_goes_by_an_index(on_postgresql: SqlJobStore, what: str) -> None:
+    """PostgreSQL can answer each statement by an index; of a table this small it would read all, if we let it."""
+    index, ask = _ASKED[what]
+    on_postgresql.set_up()
+    plans: list[str] = []
+    engine = on_postgresql._database._connections.get().engine
+
+    def listen(connection: Any, _: object) -> None:
+        connection.add_notice_handler(lambda notice: plans.append(str(notice.message_primary)))
+        settings = ("auto_explain.log_min_duration = 0", "client_min_messages = log", "enable_seqscan = off")
+        for setting in ("auto_explain.log_nested_statements = off", *settings):
+            connection.execute("LOAD 'auto_explain'")
+            connection.execute(f"SET {setting}")
+
+    sa.event.listen(engine, "connect", listen)
+    engine.dispose()
+    ask(on_postgresql)
+    found = "\n".join(plans)
+    assert ("renderdispatch_jobs_pkey" if index == "jobs" else f"renderdispatch_jobs_{index}") in found, found
+    assert "Seq Scan on renderdispatch_jobs" not in found, found
+
+
+# --- the application's transactions
+
+
+def test_a_long_transaction_of_the_application_keeps_no_job_waiting(on_postgresql: SqlJobStore) -> None:
+    """While a transaction that submitted a tenant's job is open, its other jobs are submitted and claimed."""
+    store = on_postgresql
+    engine = sa.create_engine(store._address.url)
+    for active in (False, True):
+        if active:  # the tenant takes part already
+            store.create(make_job(id="before", tenant="acme"))
+            assert _ids(store.claim(_claim(), limit=1)) == ["before"]
+        with engine.connect() as connection, connection.begin():
+            store.create_many([make_job(id=f"open-{active}", tenant="acme")], connection=connection)
+            store.create(make_job(id=f"mine-{active}", tenant="acme"))
+            store.create(make_job(id=f"other-{active}", tenant="other"))
+            claimed = _ids(store.claim(_claim(), limit=9))
+            assert sorted(claimed) == [f"mine-{active}", f"other-{active}"]
+            assert store.claim(_claim(), limit=9) == []
+        assert _ids(store.claim(_claim(), limit=9)) == [f"open-{active}"]
+    engine.dispose()
+
+
+def test_what_falls_through_leaves_nothing_behind(on_postgresql: SqlJobStore) -> None:
+    """A job that was rolled back is neither claimed nor counted, and costs its tenant nothing."""
+    store = on_postgresql
+    engine = sa.create_engine(store._address.url)
+    with engine.connect() as connection:
+        connection.begin()
+        store.create_many([make_job(tenant="acme")], connection=connection)
+        connection.rollback()
+    engine.dispose()
+    assert store.claimable(["inline"], machine=None) == frozenset()
+    assert store.claim(_claim(), limit=9) == []
+    assert sum(store.counts().values()) == 0
+
+
+# --- bounded work
+
+
+@pytest.mark.parametrize("dialect", ["on_sqlite", "on_postgresql"])
+def test_many_tenants_at_their_limits_do_not_hide_another(request: pytest.FixtureRequest, dialect: str) -> None:
+    """A tenant behind two hundred that are at their limits is served; those are served once a unit is free."""
+    store: SqlJobStore = request.getfixturevalue(dialect)
+    policy = QueuePolicy(tenant=TenantPolicy(running=1))
+    many = [make_job(id=f"{tenant:03}-{number}", tenant=f"{tenant:03}") for tenant in range(200) for number in range(2)]
+    for job in many:
+        store.create(job)
+    assert len(store.claim(_claim(policy), limit=500)) == 200
+    store.create(make_job(id="last", tenant="zzz"))
+    assert _ids(store.claim(_claim(policy), limit=9)) == ["last"]
+    running = store.get("007-0") if store.get("007-0").attempts else store.get("007-1")
+    store.delete(running.id, expected_revision=running.revision)
+    assert len(eventually(lambda: store.claim(_claim(policy), limit=9))) == 1
+
+
+@pytest.mark.parametrize("dialect", ["on_sqlite", "on_postgresql"])
+def test_more_tenants_than_are_read_at_once_take_turns(request: pytest.FixtureRequest, dialect: str) -> None:
+    """Of a hundred and fifty tenants each gets one job before any gets its second one."""
+    store: SqlJobStore = request.getfixturevalue(dialect)
+    for number in range(2):
+        for tenant in range(150):
+            store.create(make_job(id=f"{number}-{tenant:03}", tenant=f"{tenant:03}"))
+    claimed = [_ids(store.claim(_claim(), limit=limit)) for limit in (100, 100, 100)]
+    order = [job_id for ids in claimed for job_id in ids]
+    assert {job_id.split("-")[1] for job_id in order[:150]} == {f"{tenant:03}" for tenant in range(150)}
+    assert len(set(order)) == 300
