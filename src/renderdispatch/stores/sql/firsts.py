@@ -21,6 +21,10 @@ _STEP: Final = sa.literal_column(str(CLOCK_STEP // timedelta(microseconds=1)), s
 _OVER: Final = (sa.and_(WAITING, _c.ready_at <= NOW), sa.and_(WAITING, _c.waits_since > NOW + _STEP))
 
 
+_MOST_WAITS: Final = sa.literal_column("1000", sa.Integer)
+"""How many waits one claim ends at most; the next one ends others."""
+
+
 def _exists(condition: sa.ColumnElement[bool]) -> Callable[[], sa.Exists]:
     return lambda: sa.select(sa.literal_column("1")).select_from(JOBS).where(condition).correlate(None).exists()
 
@@ -30,7 +34,7 @@ OVER: Final = tuple(_exists(condition) for condition in _OVER)
 
 _ENDED_WAITS: Final = tuple(
     sa.update(JOBS)
-    .where(_c.id.in_(sa.select(_c.id).where(over).with_for_update(skip_locked=True)))
+    .where(_c.id.in_(sa.select(_c.id).where(over).limit(_MOST_WAITS).with_for_update(skip_locked=True)))
     .values(waits_since=None)
     for over in _OVER
 )
