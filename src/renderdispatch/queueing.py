@@ -7,7 +7,8 @@ tenant may submit. Give the same one to every process that shares a job store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from functools import cache, cached_property
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -56,9 +57,23 @@ class QueuePolicy(Argument):
 
     def of(self, tenant: str | None) -> TenantPolicy:
         """Return what one tenant may use. Jobs without a tenant have weight 1 and no limits."""
-        if tenant is None:
-            return TenantPolicy()
-        own = self.tenants.get(tenant)
-        if own is None:
-            return self.tenant
-        return self.tenant.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+        return _unlimited() if tenant is None else self._tenants.get(tenant, self.tenant)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the policy, with changes."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("_tenants", None)  # it was made from other values
+        return copied
+
+    @cached_property
+    def _tenants(self) -> Mapping[str, TenantPolicy]:
+        """What single tenants may use, complete; every claim asks for each tenant that has work."""
+        return {
+            tenant: self.tenant.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+            for tenant, own in self.tenants.items()
+        }
+
+
+@cache
+def _unlimited() -> TenantPolicy:
+    return TenantPolicy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from renderdispatch.messages import StoredAudio
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import FakeClock, FakeRenderer
+from renderdispatch.testing import FakeClock, FakeRenderer, eventually
 
 _NOW = datetime(2126, 3, 1, 18, tzinfo=UTC)
 _PNG = b"\x89PNG\r\n\x1a\n, a picture"
@@ -185,6 +186,26 @@ def test_a_worker_renders_it_after_the_commit(app: App, tmp_path: Path) -> None:
         with app.transaction() as transaction:
             handle = service.submit(b"RIFF", scene="fake", cover=cover, poster=True, connection=transaction)
         assert handle.wait(timeout=20).status is JobStatus.COMPLETE
+
+
+def test_a_commit_wakes_the_workers_of_other_processes(postgres_url: str) -> None:
+    """On PostgreSQL the notice is a part of the transaction: a rollback sends none, and the commit does."""
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    backend, store, engine = InlineBackend({"fake": FakeRenderer()}), SqlJobStore(url), sa.create_engine(url)
+    with RenderService(store, MemoryStorage(), backend, worker=False, owned=[backend, store]) as service:
+        woken: list[int] = []
+        end = store.listen(lambda: woken.append(service.counts()[JobStatus.PENDING]))
+        eventually(lambda: store.notifies)
+        for count in (1, 2):
+            with pytest.raises(Undone), engine.begin() as transaction:
+                _submit(service, transaction)
+                raise Undone
+            with engine.begin() as transaction:
+                _submit(service, transaction)
+            eventually(partial(woken.__contains__, count))
+        assert woken[-2:] == [1, 2]
+        end()
+    engine.dispose()
 
 
 # --- what is stored

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -298,7 +299,7 @@ class PersistQueue(ThreadedPeer):
             self._queue.ack(self._queue.get(block=False))
 
 
-PEERS: Final = {
+PEERS: Final[dict[str, Callable[[str, int], Peer]]] = {
     "procrastinate": Procrastinate,
     "saq": Saq,
     "awa": Awa,

@@ -79,9 +79,7 @@ def _copy_in_sqlite(run: Run, model: Job, number: int) -> None:
 
 
 def _copy_in_postgresql(run: Run, model: Job, number: int) -> None:
-    made = run(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexname NOT LIKE '%%pkey'", TABLE
-    )
+    made = run("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexname NOT LIKE '%%pkey'", TABLE)
     asked = "SELECT column_name FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position"
     columns = [name for (name,) in run(asked, TABLE)]
     run("SET maintenance_work_mem = '256MB'")

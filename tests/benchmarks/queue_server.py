@@ -51,7 +51,9 @@ class Server:
             with suppress(OSError):
                 _, parent, *_ = fields = page.read_text().rpartition(")")[2].split()
                 if str(self._process.pid) in {parent, page.parent.name}:
-                    ticks += sum(map(int, fields[11:15] if page.parent.name == str(self._process.pid) else fields[11:13]))
+                    ticks += sum(
+                        map(int, fields[11:15] if page.parent.name == str(self._process.pid) else fields[11:13])
+                    )
         return ticks / os.sysconf("SC_CLK_TCK")
 
 

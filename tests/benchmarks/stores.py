@@ -48,6 +48,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -170,8 +171,15 @@ def completed(job: Job) -> Job:
     """Return a claimed job as it is at its end."""
     now = job.updated_at
     attempt = evolve(job.attempts[-1], ended_at=now, holder=None, lease_until=None)
-    end = {"status": JobStatus.COMPLETE, "stage": Stage.FINALIZING, "progress": 100.0, "ended_at": now}
-    return evolve(job, attempts=(attempt,), ready_at=None, **end)
+    return evolve(
+        job,
+        attempts=(attempt,),
+        status=JobStatus.COMPLETE,
+        stage=Stage.FINALIZING,
+        progress=100.0,
+        ready_at=None,
+        ended_at=now,
+    )
 
 
 # --- databases ------------------------------------------------------------------------------------
@@ -283,12 +291,14 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
-def large_over_small(what: str, calls: list[Callable[[], float]], rounds: int) -> float:
+def large_over_small(what: str, calls: Sequence[Callable[[], float]], rounds: int) -> float:
     """Compare a small database with a large one."""
     for call in calls:
         call()  # compiles statements
     seconds = compared({"small": calls[0], "large": calls[1]}, rounds)
-    print(f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True)
+    print(
+        f"  {what}: {seconds['small'] * 1e6:.0f} us beside few, {seconds['large'] * 1e6:.0f} us beside many", flush=True
+    )
     return seconds["large"] / seconds["small"]
 
 
@@ -310,12 +320,14 @@ def cycles(databases: Databases, python: Path | None, sizes: Sizes) -> dict[str,
             for name, seconds in compared(calls, ROUNDS).items():
                 print(f"  {threads:2} at once, {name}: {sizes.cycle / seconds:.0f} jobs/s", flush=True)
                 rates[name] = max(rates.get(name, 0.0), sizes.cycle / seconds)
-    ratios = {f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}}
+    ratios = {
+        f"{kind}_vs_{name}": rates["ours"] / rate for name, rate in rates.items() if name not in {"ours", "limits"}
+    }
     return {**ratios, f"limits_cost_{kind}": rates["limits"] / rates["ours"]}
 
 
 def _cycle_of(contender: Ours | Peer, jobs: int) -> Callable[[], float]:
-    return lambda: contender.cycle(jobs)
+    return partial(contender.cycle, jobs)
 
 
 def beside_finished(databases: Databases, sizes: Sizes) -> dict[str, float]:
@@ -326,9 +338,9 @@ def beside_finished(databases: Databases, sizes: Sizes) -> dict[str, float]:
         for store in stores:
             for _ in range(10 * (sizes.claims + 1)):
                 store.create(make_job(backend=BACKEND))
-        listed = [timed(lambda store=store: store.query(pending)) for store in stores]  # type: ignore[misc]  # mypy knows no defaults of lambdas
+        listed = [timed(partial(store.query, pending)) for store in stores]
         counted = [timed(store.counts) for store in stores]
-        claimed = [timed(lambda store=store: claim(store, QueuePolicy())) for store in stores]  # type: ignore[misc]
+        claimed = [timed(partial(claim, store, QueuePolicy())) for store in stores]
         return {
             "list_pending_1m_vs_1k": large_over_small("the first ten pending jobs", listed, sizes.claims),
             "counts_1m_vs_1k": large_over_small("counts", counted, sizes.claims),
@@ -349,7 +361,7 @@ def beside_ready(
         def turn(store: SqlJobStore) -> list[Job]:
             return claim(store, policy) if store.claimable([BACKEND], machine=None) else []
 
-        calls = [timed(lambda store=store: turn(store)) for store in stores]  # type: ignore[misc]
+        calls = [timed(partial(turn, store)) for store in stores]
         full = large_over_small(f"a claim of ten, {what}", calls, sizes.claims)
         assert not any(turn(store) for store in stores)
         return max(full, large_over_small(f"a claim of none, {what}", calls, sizes.claims))
@@ -374,7 +386,7 @@ def due(databases: Databases, sizes: Sizes) -> float:
                 seen += len(jobs)
             return (time.process_time() + (databases.server.cpu_s() if databases.kind == "pg" else 0.0) - began) / seen
 
-        calls = [lambda store=store: look(store) for store in stores]  # type: ignore[misc]
+        calls = [partial(look, store) for store in stores]
         return large_over_small("CPU of a look", calls, ROUNDS)
 
 
@@ -385,7 +397,7 @@ def queued(databases: Databases, sizes: Sizes) -> float:
         for url in urls:
             service = stack.enter_context(serving(url))
             job_id = service.submit(StorageKey("song.wav")).id
-            calls.append(timed(lambda service=service, job_id=job_id: service.poll(job_id)))  # type: ignore[misc]
+            calls.append(timed(partial(service.poll, job_id)))
         return large_over_small("a poll", calls, 5 * sizes.claims)
 
 
@@ -401,7 +413,8 @@ def many(databases: Databases, sizes: Sizes) -> float:
         def together() -> None:
             service.submit_many(rows)
 
-        each(), together()
+        each()
+        together()
         seconds = compared({"each": timed(each), "together": timed(together)}, ROUNDS)
     one, row = seconds["each"] / len(rows[: 5 * sizes.claims]), seconds["together"] / len(rows)
     print(f"  submit: {one * 1e6:.0f} us; a row of submit_many: {row * 1e6:.0f} us", flush=True)

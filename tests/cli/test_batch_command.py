@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from renderdispatch import JobStatus, local
 from renderdispatch.cli.manifest import NAME
 from renderdispatch.testing import eventually
-from tests.support.command_line import SCENE_FILE, SMALL, CommandLine, Ran, write_song
+from tests.support.command_line import COMMAND, SCENE_FILE, SMALL, CommandLine, Ran, read_terminal, write_song
 
 
 @pytest.fixture
@@ -202,6 +204,21 @@ def test_so_many_render_at_once_as_jobs_says(cli: CommandLine, songs: Path) -> N
     process.communicate(timeout=20)
     assert process.returncode == 143
     assert [job["status"] for job in cli.jobs()] == ["cancelled"] * 2
+
+
+def test_a_terminal_sees_how_far_the_batch_is(cli: CommandLine, songs: Path) -> None:
+    """How many are done, the time left, and what renders now are drawn, and are gone at the end."""
+    ours, theirs = pty.openpty()
+    environment = {**cli.environment, "TERM": "xterm", "COLUMNS": "140"}
+    command = [*COMMAND, "render", "--batch", str(songs), "-o", "videos", "--size", "64x64", "--fps", "200"]
+    process = subprocess.Popen(command, cwd=cli.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    drawn = read_terminal(ours)
+    assert process.wait(60) == 0
+    assert "0 of 2" in drawn
+    assert "one.mp4: " in drawn
+    assert "left" in drawn
+    assert drawn.endswith(" s\r\n")
 
 
 def test_a_scene_in_a_python_file_draws_all_rows(cli: CommandLine, songs: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from renderdispatch.cli import app
-from tests.support.command_line import COMMAND, SMALL, CommandLine, write_song
+from tests.support.command_line import COMMAND, SMALL, CommandLine, read_terminal, write_song
 from tests.support.needs import need_ffmpeg
 
 
@@ -176,7 +176,7 @@ def test_a_terminal_sees_a_progress_bar(cli: CommandLine, song: Path) -> None:
     command = [*COMMAND, "render", str(write_song(cli.folder / "long.wav", seconds=60)), "--size", "640x360"]
     process = subprocess.Popen(command, cwd=cli.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    drawn = _read_all(ours)
+    drawn = read_terminal(ours)
     assert process.wait(60) == 0
     assert "rendering" in drawn
     assert " %" in drawn
@@ -274,17 +274,3 @@ def test_a_broken_installation_is_said_in_one_line(cli: CommandLine) -> None:
     ran = cli("jobs", "list")
     assert ran.status == 1
     assert "half of it is missing" in ran.said_one_error()
-
-
-def _read_all(descriptor: int) -> str:
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(descriptor, 65536)
-        except OSError:  # Linux says so when the other side is gone
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(descriptor)
-    return b"".join(chunks).decode()

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from renderdispatch.engine.records import dump_job, load_job
-from renderdispatch.jobs import Attempt, Job
+from renderdispatch.jobs import Attempt, Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus, RemoteAudio, Stage
 from renderdispatch.testing import make_ended_job, make_job, make_request
 
@@ -102,3 +102,14 @@ def test_junk_is_refused_without_being_quoted(document: str) -> None:
     with pytest.raises(ValidationError) as refusal:
         load_job(document)
     assert "s3cret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("record", [make_ended_job(), make_ended_job().attempts[0]])
+def test_a_change_is_a_new_value(record: Job | Attempt) -> None:
+    """A job and an attempt are changed as `attrs.evolve` does it; the old one stays, and unknown names are refused."""
+    before = attrs.asdict(record, recurse=False)
+    changed = evolve(record, ended_at=None)
+    assert changed == attrs.evolve(record, ended_at=None) != record
+    assert attrs.asdict(record, recurse=False) == before
+    with pytest.raises(TypeError, match="has no field ended"):
+        evolve(record, ended=None)  # type: ignore[call-arg]  # what is tested

@@ -22,6 +22,7 @@ from tests.support.needs import need_ffmpeg
 
 ELSEWHERE = {"modal.md", "webhooks.md", "webhooks-verify.md", "performance.md"}
 WITH_FFMPEG = {"any-program.md"}
+WITH_POSTGRESQL = {"postgresql.md"}
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 CODE = re.compile(r'code(?:: str)? ?= ?"([a-z-]+\.[a-z.-]+)"|_infrastructure\("([a-z.-]+)"')
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)(?:#[^)]*)?\)")
@@ -54,10 +55,14 @@ def folder(tmp_path: Path) -> Path:
     [path for path in DOCUMENTS if BLOCK.search(path.read_text()) and path.name not in ELSEWHERE],
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
-def test_the_examples_run(document: Path, folder: Path) -> None:
+def test_the_examples_run(
+    document: Path, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None fails."""
     if document.name in WITH_FFMPEG:
         need_ffmpeg()
+    if document.name in WITH_POSTGRESQL:
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_url"))
     script = folder / "the_examples.py"
     script.write_text(script_of(document))
     ran = _run([script], folder)

@@ -41,14 +41,44 @@ def test_jobs_end_rightly_in_a_storm(
 
     ``rare`` is the share of jobs that meet what takes long: none of their webhooks arrives, or Modal is away for a while.
     """
+    database = f"sqlite:///{tmp_path / 'jobs.db'}"
+    _blow(database, count, rare, timeout_s, seed, r2, tmp_path, monkeypatch, caplog)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(480)
+def test_jobs_end_rightly_in_a_storm_on_postgresql(
+    seed: int,
+    r2: LocalR2,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What holds on SQLite holds on PostgreSQL."""
+    _blow(postgres_url, 12, 0.0, 300, seed, r2, tmp_path, monkeypatch, caplog)
+
+
+def _blow(
+    database: str,
+    count: int,
+    rare: float,
+    timeout_s: float,
+    seed: int,
+    r2: LocalR2,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.WARNING)
     for name in [name for name in os.environ if name.startswith("MODAL_")]:
         monkeypatch.delenv(name)
     dice = Dice(seed)
-    with stormy_modal(dice, tmp_path) as modal:
+    with stormy_modal(dice, folder) as modal:
         for name, value in modal.environment().items():
             monkeypatch.setenv(name, value)
-        storm = Storm(dice, wishes(dice, count, deaf=rare), outages=rare, modal=modal, r2=r2, folder=tmp_path)
+        jobs = wishes(dice, count, deaf=rare)
+        storm = Storm(dice, jobs, outages=rare, modal=modal, r2=r2, folder=folder, database=database)
         with storm.running():
             try:
                 storm.play(clients=16, timeout_s=timeout_s)

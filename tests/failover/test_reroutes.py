@@ -277,6 +277,24 @@ def test_a_lost_backend_that_hangs_delays_no_order_to_the_next_one() -> None:
         clouds.service.close()
 
 
+def test_a_lost_backend_that_hangs_delays_no_failover_of_a_scheduler() -> None:
+    """A round tells it to stop, and goes on after a moment: the job is rendered on the next backend."""
+    cloud = Hanging()
+    clouds = Clouds(CHAIN, cloud=cloud)
+    job_id = clouds.submit(limits=LIMITS)
+    clouds.tick()
+    try:
+        miss_start(clouds)
+        assert clouds.where(job_id) == ["cloud", "box"]
+        clouds.service.cancel(job_id)
+        clouds.tick()
+        assert clouds.job(job_id).status is JobStatus.CANCELLED
+        assert not cloud.cancelled
+    finally:
+        cloud.let_go.set()
+        clouds.service.close()
+
+
 # --- the policy
 
 

@@ -40,6 +40,7 @@ _ERRANDS: dict[str, dict[str, Any]] = {
     "cleaned-up": {"params": _WRONG},
     "cancel-requested": {"params": _LONG, "cancel": True},
     "cancelled": {"params": _LONG, "cancel": True},
+    "expired": {"delete": True},
     "delete": {"delete": True},
 }
 """What a job must be like to pass a point."""
@@ -105,7 +106,7 @@ class Deaths:
         return list(self.store.query(JobQuery()).items)
 
     def _end(self, point: str, when: When, storage: FsspecStorage, gpu: CountedRenders, before: set[str]) -> str:
-        if point == "delete":
+        if point in {"expired", "delete"}:
             # what was deleted stays deleted; a client that did not hear of it submits again, under the same key
             eventually(lambda: not [job for job in self._jobs() if job.id not in before])
             assert not list(storage.list("tenants/")), "objects of a deleted job are left"

@@ -112,6 +112,17 @@ def test_an_expired_video_is_refused_by_name(world: World) -> None:
         assert caught.value.code == "job.expired"
 
 
+def test_a_poll_alone_removes_a_job_that_expired(world: World) -> None:
+    """Where no worker runs, the polls of a client finish what a worker began."""
+    job_id = complete(world)
+    world.pass_time(31 * DAY)
+    world.tick()
+    world.pass_time(EXPIRY_GRACE)
+    with pytest.raises(JobNotFoundError):
+        world.service.poll(job_id)
+    assert objects(world) == []
+
+
 def test_a_status_that_is_not_named_is_kept() -> None:
     """And without ``keep`` every job is, until it is deleted."""
     world = World(Remote(), keep={JobStatus.FAILED: DAY})

@@ -1,6 +1,6 @@
 """What the kill test runs and kills: a service on a home, with a short lease.
 
-``python kill_worker.py HOME SONG FPS``: say ``UP`` once the service works, submit the song under one idempotency key,
+``python kill_worker.py HOME DATABASE SONG FPS``: say ``UP`` once the service works, submit the song under one idempotency key,
 say ``ID <job id>``, and work on until the job ends; then say ``END <status>``.
 """
 
@@ -18,9 +18,9 @@ from renderdispatch.stores.sql import SqlJobStore
 LEASE_S = 3.0
 
 
-def main(home: Path, song: Path, fps: str) -> None:
+def main(home: Path, database: str, song: Path, fps: str) -> None:
     """Work on until the job has ended."""
-    store = SqlJobStore(f"sqlite:///{home / 'jobs.db'}")
+    store = SqlJobStore(database)
     service = RenderService(store, FsspecStorage(home / "objects"), LocalGpuBackend(), lease=timedelta(seconds=LEASE_S))
     with service:
         print("UP", flush=True)
@@ -31,4 +31,4 @@ def main(home: Path, song: Path, fps: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4])

@@ -23,12 +23,13 @@ from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Failed, FaultDomain, JobError, Stage
 from renderdispatch.protocols import Claim, RenderBackend
+from renderdispatch.runner import Pace
 from renderdispatch.service import JobHandle
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.testing import FakeClock, FakeRenderer, eventually
-from renderdispatch.testing.world import Remote, WorldStorage, event_of
+from renderdispatch.testing.world import Paused, Remote, WorldStorage, event_of
 from tests.support.statements import executed_statements
 
 MOST_STATEMENTS = 14
@@ -114,6 +115,19 @@ def test_what_ends_a_job_waits_for_no_round(home: InlineBackend, monkeypatch: py
         service._engine.worker().inbox.take(event_of(far.orders[-1], Failed, error=preempted))
         eventually(lambda: failing.job.attempt_number == 2)
         assert eventually(lambda: failing.job.stage is Stage.DISPATCHED)
+
+
+def test_progress_that_nothing_follows_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports soon after a write wait for the next write; where none comes, they are written all the same."""
+    wait_for_no_round(monkeypatch)
+    scene = Paused()
+    backend = InlineBackend({"paused": scene}, pace=Pace(heartbeat_s=FOREVER_S))
+    with RenderService(MemoryJobStore(), MemoryStorage(), backend, owned=[backend]) as service:
+        handle = service.submit(b"RIFF", scene="paused")
+        assert scene.began.wait(60)
+        eventually(lambda: handle.job.stage is Stage.RENDERING)
+        scene.let_go.set()
+        assert handle.wait(timeout=60).status is JobStatus.COMPLETE
 
 
 # --- when the store is asked

@@ -56,9 +56,9 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def start(home: Path, song: Path, mark: str) -> subprocess.Popen[str]:
+def start(home: Path, database: str, song: Path, mark: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "RENDERDISPATCH_TEST_MARK": mark}
-    command = [sys.executable, str(_WORKER), str(home), str(song), "120"]
+    command = [sys.executable, str(_WORKER), str(home), database, str(song), "120"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -81,11 +81,11 @@ class Times(NamedTuple):
     """From then until the job was complete."""
 
 
-def kill_and_finish(home: Path, song: Path, delay_s: float) -> Times:
+def kill_and_finish(home: Path, database: str, song: Path, delay_s: float) -> Times:
     """Kill a service in mid-render, and have another finish the job."""
     mark = f"kill-{os.getpid()}-{time.monotonic_ns()}"
-    store = SqlJobStore(f"sqlite:///{home / 'jobs.db'}")
-    with start(home, song, mark) as worker:
+    store = SqlJobStore(database)
+    with start(home, database, song, mark) as worker:
         next_line(worker, "UP")
         job_id = next_line(worker, "ID")
         eventually(lambda: store.get(job_id).progress >= 35)
@@ -99,7 +99,7 @@ def kill_and_finish(home: Path, song: Path, delay_s: float) -> Times:
         looked = time.monotonic()
     gone_s = time.monotonic() - killed
     began = time.monotonic()
-    with start(home, song, mark) as successor:
+    with start(home, database, song, mark) as successor:
         try:
             next_line(successor, "UP")
             up = time.monotonic()
@@ -124,12 +124,23 @@ def load() -> str:
 @pytest.mark.parametrize("times", lengths(2, soak=20, timeout_s=1800))
 def test_killed(tmp_path: Path, times: int, seed: int) -> None:
     """A process killed in mid-render leaves no render; a new one, once up, finishes the job within the lease + 5 s."""
+    kill(tmp_path, f"sqlite:///{tmp_path / 'jobs.db'}", times, seed)
+
+
+@pytest.mark.parametrize("times", lengths(1, soak=20, timeout_s=1800))
+def test_killed_on_postgresql(tmp_path: Path, postgres_url: str, times: int, seed: int) -> None:
+    """What holds of jobs on SQLite holds of those on PostgreSQL."""
+    kill(tmp_path, postgres_url, times, seed)
+
+
+def kill(folder: Path, database: str, times: int, seed: int) -> None:
+    """Kill services, one after another, and check how soon others finished their jobs."""
     chance = random.Random(seed)
     took = []
     for number in range(times):
-        song = tmp_path / f"song-{number}.wav"
+        song = folder / f"song-{number}.wav"
         compose(song, 4.0)
-        took.append(kill_and_finish(tmp_path, song, chance.uniform(0, 0.3)))
+        took.append(kill_and_finish(folder, database, song, chance.uniform(0, 0.3)))
     gone, up, complete = ([round(seconds, 2) for seconds in sorted(each)] for each in zip(*took, strict=True))
     print("gone after", gone, "up again after", up, "complete after", complete, load())
     print(f"gone after at most {gone[-1]:.2f} s, complete at most {complete[-1]:.2f} s after the service was up again")

@@ -184,21 +184,17 @@ def test_pages_go_on_past_what_cannot_be_read(file: Path, store: SqlJobStore, or
 
 def _steps(store: SqlJobStore, work: Callable[[], object]) -> int:
     """Return how many hundreds of instructions SQLite's machine takes for some work."""
-    import sqlalchemy as sa
-
     steps = [0]
 
     def count() -> int:
         steps[0] += 1
         return 0
 
-    def watch(connection: sqlite3.Connection, *_: object) -> None:
+    with store._database._borrowed() as connection:  # the only thread always gets the same one
         connection.set_progress_handler(count, 100)
-
-    engine = store._database._connections.get().engine
-    sa.event.listen(engine, "checkout", watch)
     work()
-    sa.event.remove(engine, "checkout", watch)
+    with store._database._borrowed() as connection:
+        connection.set_progress_handler(None, 0)
     return steps[0]
 
 

@@ -213,6 +213,21 @@ def write_song(path: Path, *, seconds: float, loudness: int = 8000) -> Path:
     return path
 
 
+def read_terminal(descriptor: int) -> str:
+    """Return what a command drew on a terminal, whose other side is this descriptor, until it ended; close it."""
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(descriptor, 65536)
+        except OSError:  # Linux says so when the other side is gone
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(descriptor)
+    return b"".join(chunks).decode()
+
+
 def _heed_ctrl_c() -> None:
     """Have a process heed Ctrl-C, also where the tests run in the background of a shell, which has them ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -54,6 +54,7 @@ COMMITS: Final[Mapping[str, Callable[[Job, Job], bool]]] = {
     "cleaned-up": _of_attempt(lambda attempt: attempt.clean_up is CleanUp.DONE),
     "cancel-requested": _newly(lambda job: job.stage is Stage.CANCELLING),
     "cancelled": _newly(lambda job: job.status is JobStatus.CANCELLED),
+    "expired": _newly(lambda job: job.expired_at is not None),
 }
 """Commits of `JobStore.replace`, by what they change. A commit may be several of them."""
 

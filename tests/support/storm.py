@@ -414,16 +414,26 @@ class Storm:
         outages: The share of jobs at whose submission Modal is away for a while, which may cost some job 95 s.
         modal: Where `renderdispatch.modal_app` is deployed, with the scenes of `scenes_for_containers`.
         r2: Whose first bucket is used, below a prefix of its own.
-        folder: For the database and for files.
+        folder: For files.
+        database: The URL of the job store.
     """
 
     def __init__(
-        self, dice: Dice, wishes: list[Wish], *, outages: float, modal: LoopbackModal, r2: LocalR2, folder: Path
+        self,
+        dice: Dice,
+        wishes: list[Wish],
+        *,
+        outages: float,
+        modal: LoopbackModal,
+        r2: LocalR2,
+        folder: Path,
+        database: str,
     ) -> None:
         self.dice = dice
         self.wishes = wishes
         self.modal = modal
         self._folder = folder
+        self._database = database
         self._numbers = {wish.id: wish.number for wish in wishes}
         self._deaf = {wish.id for wish in wishes if wish.deaf}
         self._r2_fates = Fates(dice, "r2", _R2_SHARES, longest_s=1.0)
@@ -447,7 +457,7 @@ class Storm:
         ):
             endpoint = str(upstream.copy_with(port=self.to_r2.port))
             self.storage = self._r2.storage(endpoint_url=endpoint, prefix=self._prefix, stall_s=5.0)
-            self.store = SqlJobStore(f"sqlite:///{self._folder / 'jobs.db'}", clock=self._now)
+            self.store = SqlJobStore(self._database, clock=self._now)
             backend = ModalBackend()
             self._service = RenderService(
                 self.store,

@@ -59,7 +59,11 @@ class Checks:
 
     def check(self, job: Job) -> Job:
         """Check everything about the job, in an order in which each part sees what the one before it found."""
-        for part in (self.clock, self.orders, self.ask, self.look, self.tidy):
+        return self.questions(self.orders(self.clock(job)))
+
+    def questions(self, job: Job) -> Job:
+        """Check everything but what is to be told to stop, in such an order."""
+        for part in (self.clock, self.ask, self.look, self.tidy):
             job = part(job)
         return job
 

@@ -303,7 +303,8 @@ class Dispatcher:
         try:
             preparation.start()
         finally:
-            self._wake()
+            if preparation.held.released or self._expected:
+                self._wake()
 
 
 def _host_of(source: Audio) -> str | None:

@@ -25,7 +25,7 @@ from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, RenderEvent, Stage
+from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, Progressed, RenderEvent, Stage
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
 
@@ -72,8 +72,8 @@ class Inbox:
         self._check()
         held = self._find(event.token)
         try:
-            if held is not None and held.job_id == event.job_id:
-                decision = held.commit(self.store, event)
+            if held is not None and held.local and not held.released and held.job_id == event.job_id:
+                decision = held.report(self.store, event)
             else:
                 decision = commit(self.store, job if job is not None else event.job_id, event)
         except errors.JobNotFoundError:
@@ -83,7 +83,7 @@ class Inbox:
         judged = isinstance(event, Failed) and job.attempt is not None and job.attempt.verdict is not None
         if judged or job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
             self._over(event.token)
-        if decision.verdict is Verdict.APPLIED:
+        if decision.verdict is Verdict.APPLIED and not isinstance(event, Progressed):
             self._noticed(job)
         return decision
 

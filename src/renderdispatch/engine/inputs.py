@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -42,7 +43,9 @@ class Files:
 
     def of(self, request: RenderRequest) -> RenderRequest:
         """Return the request with these files."""
-        return request.attaching(self.attached).model_copy(update={"audio": self.audio})
+        if self.attached:
+            request = request.attaching(self.attached)
+        return request.model_copy(update={"audio": self.audio})
 
 
 @frozen
@@ -54,7 +57,14 @@ class Inputs:
 
     @classmethod
     def examine(
-        cls, row: Submission, parts: Parts, tenant: str | None, *, keyed: bool, check_text: TextCheck
+        cls,
+        audio: AudioSource,
+        attached: Mapping[str, AttachmentSource],
+        parts: Parts,
+        tenant: str | None,
+        *,
+        keyed: bool,
+        check_text: TextCheck,
     ) -> Inputs:
         """Check the files of a row, and refuse what can never be used.
 
@@ -62,8 +72,8 @@ class Inputs:
             InvalidRequestError: One of them cannot be used.
         """
         return cls(
-            examine(row.audio, parts, tenant, keyed=keyed),
-            examine_attachments(row.files(), parts, tenant, keyed=keyed, check_text=check_text),
+            examine(audio, parts, tenant, keyed=keyed),
+            examine_attachments(attached, parts, tenant, keyed=keyed, check_text=check_text),
         )
 
     def describe(self) -> Files:
@@ -106,9 +116,11 @@ class StoredOnce:
 
     def share(self, inputs: Inputs, row: Submission) -> Inputs:
         """Return the inputs of a row, which take what other rows stored already."""
-        attached, sources = dict(inputs.attached), row.files()
-        for place, incoming in inputs.attached.items():
-            attached[place] = self._shared(incoming, (place, _identity(sources[place])))
+        sources = row.files() if inputs.attached else {}
+        attached = {
+            place: self._shared(incoming, (place, _identity(sources[place])))
+            for place, incoming in inputs.attached.items()
+        }
         return Inputs(self._shared(inputs.audio, ("audio", _identity(row.audio))), attached)
 
     def _shared(self, incoming: Incoming[_AnyFile], identity: tuple[str, object]) -> _Shared[_AnyFile]:
@@ -175,5 +187,5 @@ class _Shared(Incoming[_AnyFile], Generic[_AnyFile]):
 
 def upload_place(tenant: str | None, parts: Parts) -> Place:
     """Return the place of files that are stored as uploads are, each in a folder of its own."""
-    now = parts.store.now()
-    return lambda: f"{layout.upload_key(tenant, now)}/"
+    folder = layout.upload_folder(tenant, parts.store.now())
+    return lambda: f"{folder}{secrets.token_hex(16)}/"

@@ -53,6 +53,7 @@ _PYTHON_FILE: Final = re.compile(r"\.pyw?(?::|$)", re.IGNORECASE)
 _SHADER_SUFFIXES: Final = (".glsl", ".frag", ".fs", ".fsh", ".shader")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _BATCH: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SIMPLE: Final = frozenset({str, int, float, bool})
 _UPLOADED: Final = re.compile(
     r"(?:audio|video)/[\w!#$&^.+-]{1,100}(?:; ?[\w-]{1,50}=[\w.+-]{1,50}){0,4}|image/(?:jpeg|png|webp|gif|bmp)",
     re.ASCII,
@@ -157,6 +158,8 @@ def read_request(fields: Mapping[str, Any]) -> RenderRequest:
 
 
 def _plain(value: object) -> object:
+    if value is None or type(value) in _SIMPLE:
+        return value
     if isinstance(value, Argument):
         return vars(value)  # `dict` would ask the model for an attribute `keys` first, which takes long
     return dict(value) if isinstance(value, Mapping) else value
@@ -188,9 +191,34 @@ def fingerprint(request: RenderRequest, *, version: int = _FINGERPRINT) -> str:
     2: all fields that are used. Files count by their hash if it is known, else by their key or URL.
     """
     fields = request.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD)
-    counted = _by_first_rule(fields) if version == 1 else _by_second_rule(fields)
-    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return digest if version == 1 else f"{version}:{digest}"
+    return _hashed(_by_first_rule(fields)) if version == 1 else f"{version}:{_hashed(_by_second_rule(fields))}"
+
+
+def _hashed(counted: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Fingerprints:
+    """The fingerprints of many requests: those that differ in their audio alone are described once."""
+
+    def __init__(self) -> None:
+        self._asked: RenderRequest | None = None
+        self._counted: Mapping[str, Any] = {}
+
+    def of(self, request: RenderRequest, asked: RenderRequest) -> str:
+        """Return the fingerprint of a request.
+
+        Args:
+            request: The request.
+            asked: The same with another audio.
+        """
+        if request.attached():
+            return fingerprint(request)
+        if asked is not self._asked:
+            self._asked = asked
+            self._counted = _by_second_rule(asked.model_dump(mode="json", exclude={"protocol"}, context=FOR_THE_RECORD))
+        audio = request.audio.model_dump(mode="json", context=FOR_THE_RECORD)
+        return f"{_FINGERPRINT}:{_hashed({**self._counted, 'audio': _identity(audio)})}"
 
 
 def same_request(job: Job, request: RenderRequest) -> bool:

@@ -55,9 +55,14 @@ def may_read(tenant: str | None, key: str) -> bool:
     return below.startswith(tenant_prefix(tenant)) and (tenant is not None or not below.startswith(_TENANTS))
 
 
+def upload_folder(tenant: str | None, now: datetime) -> str:
+    """Return the prefix of a tenant's uploads of a day."""
+    return f"{UPLOADS}{now.astimezone(UTC):%Y%m%d}/{tenant_prefix(tenant)}"
+
+
 def upload_key(tenant: str | None, now: datetime) -> str:
     """Return a new key for an upload that is granted now, or the folder of a file that is stored now."""
-    return f"{UPLOADS}{now.astimezone(UTC):%Y%m%d}/{tenant_prefix(tenant)}{secrets.token_hex(16)}"
+    return f"{upload_folder(tenant, now)}{secrets.token_hex(16)}"
 
 
 def upload_age(key: str, now: datetime) -> timedelta | None:

@@ -8,6 +8,7 @@ event was lost. Remote attempts need no holder once they are dispatched.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,13 +25,16 @@ from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AttemptFailed, CallStopped, JobEvent, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
-from renderdispatch.engine.transitions import Decision, Verdict
+from renderdispatch.engine.transitions import Decision, Verdict, decide
 from renderdispatch.jobs import Job
-from renderdispatch.messages import EventReply, Stage
+from renderdispatch.messages import EventReply, Progressed, RenderEvent, Stage
 from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobStore, RenderBackend
 
 _log: Final = logging.getLogger("renderdispatch.engine.leases")
+
+KEEP_S: Final = 0.25
+"""How soon after a write progress is not worth another one."""
 
 _STOP_S: Final = 10.0
 """How long a closing worker waits for its renders to end."""
@@ -65,6 +69,14 @@ class Held:
     calling: bool = False
     released: bool = False
     _writing: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)
+    _written_s: float = field(default=-math.inf, init=False)
+    """When it was written last, on this process's clock."""
+
+    _kept: list[Progressed] = field(factory=list, init=False)
+    """Reports of progress that the next write takes along."""
+
+    _ahead: Job | None = field(default=None, init=False)
+    """The job as it will be then."""
 
     @property
     def job_id(self) -> str:
@@ -84,9 +96,35 @@ class Held:
         with self._writing:
             if unless is not None and unless(self.job):
                 return Decision(self.job, Verdict.IGNORED, EventReply())
-            decision = commit(store, self.job, *happened)
-            self.job = decision.job
-            return decision
+            return self._write(store, *happened)
+
+    def report(self, store: JobStore, event: RenderEvent) -> Decision:
+        """Commit what a run of this process reports.
+
+        Progress soon after another write is kept for the next one, or for `flush`.
+        """
+        with self._writing:
+            if isinstance(event, Progressed) and time.monotonic() - self._written_s < KEEP_S:
+                decision = decide(self._ahead or self.job, event, store.now())
+                if decision.verdict is Verdict.APPLIED:
+                    self._kept.append(event)
+                    self._ahead = decision.job
+                    return decision
+            return self._write(store, event)
+
+    def flush(self, store: JobStore) -> None:
+        """Write progress that was kept for long enough."""
+        with self._writing:
+            if self._kept and not self.released and time.monotonic() - self._written_s >= KEEP_S:
+                self._write(store)
+
+    def _write(self, store: JobStore, *happened: JobEvent) -> Decision:
+        decision = commit(store, self.job, *self._kept, *happened)
+        self._kept.clear()
+        self._ahead = None
+        self._written_s = time.monotonic()
+        self.job = decision.job
+        return decision
 
     def has_recorded(self, call: BackendCall, job: Job) -> bool:
         """Return whether the job's record has this call, and the job goes on."""
@@ -192,6 +230,19 @@ class LeaseKeeper:
             except Exception:  # noqa: BLE001 - the other leases need renewing all the same
                 _log.exception("job %s: the lease was not renewed", held.job_id)
         return len(everything)
+
+    def flush(self) -> None:
+        """Write the progress of calls of this process that was kept for long enough."""
+        for held in self._everything():
+            try:
+                held.flush(self._store)
+            except errors.RenderDispatchError as error:
+                _log.warning("job %s: its progress is written later: %s", held.job_id, error)
+
+    @property
+    def computing(self) -> bool:
+        """Whether calls of this machine are held."""
+        return any(held.local and held.call is not None for held in self._everything())
 
     def collect(self, backends: Iterable[str] | None = None) -> None:
         """Commit how calls ended whose final event was lost, and see which slots became free.

@@ -46,6 +46,8 @@ _FRESH_S: Final = 1.0
 _REMEMBERED: Final = 10_000
 TICK_S: Final = 60.0
 """How long a round that a scheduler asks for waits for backends and storage that hang."""
+_ORDERS_S: Final = 2.0
+"""How long a check of such a round waits until backends have been told to stop what is not wanted."""
 _CLIENT_S: Final = 2.0
 """How long a client waits for the check of its job."""
 
@@ -126,7 +128,7 @@ class Reconciler:
         self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
         self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
-        self._retention = RetentionSweep(self._store, self._keep, self._monotonic())
+        self._retention = RetentionSweep(self._store, self._keep)
 
     def tick(self) -> int:
         """Check every job that is due, to the end of each check; return how many were changed.
@@ -136,7 +138,7 @@ class Reconciler:
         changed: list[str] = []
 
         def check(job: Job) -> None:
-            if self.reconcile(job):
+            if self._reconcile(job, self._told_and_asked):
                 changed.append(job.id)
 
         begun: list[tuple[Lane, str]] = []
@@ -340,10 +342,25 @@ class Reconciler:
 
     def reconcile(self, job: Job) -> bool:
         """Check one job; return whether it changed. What is away is tried again at a later check."""
-        found = self._checked(job, self._checks.check)
+        return self._reconcile(job, self._checks.check)
+
+    def _reconcile(self, job: Job, check: Callable[[Job], Job]) -> bool:
+        found = self._checked(job, check)
         if found is not None and found.retry_at is not None:
             found = self._checked(found, self.rerouting.reroute)
         return found is not None and found.revision != job.revision
+
+    def _told_and_asked(self, job: Job) -> Job:
+        """Check everything about the job. A backend that takes no order holds this up for a moment only."""
+        lanes = self._orders_lanes(job)
+        for lane, backends in lanes.items():
+            tell = partial(self._checked, job, partial(self._checks.orders, backends=backends))
+            if not lane.submit(job.id, tell) and not lane.has(job.id):
+                tell()  # no thread can be started
+        deadline = time.monotonic() + _ORDERS_S
+        for lane in lanes:
+            lane.wait_for(job.id, max(0.0, deadline - time.monotonic()))
+        return self._checks.questions(self._store.get(job.id) if lanes else job)
 
     def _checked(self, job: Job, part: Callable[[Job], Job]) -> Job | None:
         """Return the job after a part of its check; None if the part failed, which is logged."""

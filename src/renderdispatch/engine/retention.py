@@ -14,6 +14,7 @@ A client's delete takes the same steps without the grace.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -74,13 +75,13 @@ class RetentionSweep:
 
     Args:
         keep: For how long to keep jobs, by status.
-        next_s: When the next sweep is due, on the clock that `sweep` is given.
+        next_s: When the next sweep is due, on the clock that `sweep` is given. The first one is due at once.
         shuffle: Puts the jobs of a step into another order in each process, so that they seldom take the same one.
     """
 
     store: JobStore
     keep: Mapping[JobStatus, timedelta]
-    next_s: float
+    next_s: float = -math.inf
     shuffle: Callable[[list[Any]], None] = field(default=random.shuffle)
 
     def due(self, monotonic_s: float) -> bool:

@@ -11,22 +11,31 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from attrs import frozen
+from attrs import define, field, fields, frozen
 
 from renderdispatch import errors
 from renderdispatch.engine import layout
-from renderdispatch.engine.attachments import copy_attachment
+from renderdispatch.engine.attachments import AttachmentSource, copy_attachment
 from renderdispatch.engine.audio import Streamed
 from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
-from renderdispatch.engine.intake import check_priority, check_upload, fingerprint, keyed_id, read_request, same_request
+from renderdispatch.engine.intake import (
+    Fingerprints,
+    check_priority,
+    check_upload,
+    fingerprint,
+    keyed_id,
+    read_request,
+    same_request,
+)
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.quotas import quota_of
 from renderdispatch.engine.rerouting import first_backend
 from renderdispatch.engine.rows import Submission, read_rows
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Audio, JobStatus, RenderRequest, StoredAudio, UploadGrant
+from renderdispatch.messages import Audio, JobStatus, Limits, Output, RenderRequest, StoredAudio, UploadGrant
 from renderdispatch.protocols import JobStore, RenderBackend, SupportsCheck, SupportsCreateMany, SupportsSceneFiles
 
 _log: Final = logging.getLogger("renderdispatch.engine.submission")
@@ -37,6 +46,13 @@ UPLOAD_GRANT_LIFE: Final = timedelta(days=1)
 _AnyFile = TypeVar("_AnyFile", bound=Audio)
 
 _NO_FILE: Final = StoredAudio.model_construct(key="", size=0)
+
+_COMPARED: Final = frozenset({str, int, float, bool, type(None), Output, Limits})
+"""Types whose values cannot change between two rows."""
+
+_OWN: Final = frozenset({"audio", "priority", "idempotency_key"})
+_ASKED: Final = attrgetter(*(each.name for each in fields(Submission) if each.name not in _OWN))
+"""What a row asks for, but for what is its own in any case."""
 
 _IN_ORDER: Final = timedelta(microseconds=1)
 """What lies between the rows of a batch, so that they are claimed and listed in their order."""
@@ -61,6 +77,23 @@ class _Asked:
     priority: int
     key: str | None
     routed: bool
+
+
+@define
+class _Last:
+    """What the last row of many asked for: rows of a batch often differ in their files alone.
+
+    Args:
+        asked: The values and their types; None: they cannot be compared.
+        files: The files beside the audio.
+        read: The request without a backend.
+        routed: The request with its backend, if nothing has to choose it for each row.
+    """
+
+    asked: tuple[object, object] | None = None
+    files: dict[str, AttachmentSource] = field(factory=dict)
+    read: RenderRequest | None = None
+    routed: RenderRequest | None = None
 
 
 @frozen
@@ -161,10 +194,11 @@ class Submissions:
 
         The row's files are stored meanwhile, and the row is let go of: its bytes may be many.
         """
-        now, below = self._parts.store.now(), upload_place(self._tenant, self._parts)
+        now, below, last = self._parts.store.now(), upload_place(self._tenant, self._parts), _Last()
+        hashes = Fingerprints()
         for number, row in enumerate(read_rows(rows)):
             try:
-                asked, inputs = self._examine(row, f"batch/{batch}/{number}" if number_keys else None)
+                asked, inputs = self._examine(row, f"batch/{batch}/{number}" if number_keys else None, last)
                 inputs = once.share(inputs, row)
                 if asked.id in jobs:
                     first = jobs[asked.id][0]
@@ -174,7 +208,7 @@ class Submissions:
                     continue
                 else:
                     request = inputs.store(below).of(asked.request)
-                    jobs[asked.id] = self._job(asked, request, batch, now + number * _IN_ORDER), asked
+                    jobs[asked.id] = self._job(asked, request, batch, now + number * _IN_ORDER, hashes), asked
             except (errors.StorageError, errors.StoreUnavailableError):
                 raise  # the other rows would meet it too
             except errors.RenderDispatchError as error:
@@ -207,7 +241,7 @@ class Submissions:
         try:
             now = self._parts.store.now()
             request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
-            new = _new_job(now, request, id=new_id, incarnation=incarnation, **fields)
+            new = _new_job(now, request, fingerprint(request), id=new_id, incarnation=incarnation, **fields)
             return _job_or_raise(self._create([new])[0])
         except BaseException:
             if new is None or self._surely_absent(new):  # a create whose answer was lost may stand
@@ -245,19 +279,19 @@ class Submissions:
             message = f"{type(self._parts.store).__name__} has no database whose transactions it could join"
             raise errors.ConfigurationError(message)
 
-    def _examine(self, row: Submission, own_key: str | None = None) -> tuple[_Asked, Inputs]:
+    def _examine(self, row: Submission, own_key: str | None = None, last: _Last | None = None) -> tuple[_Asked, Inputs]:
         """Check a row, and refuse what can never be served. Nothing is stored.
 
         Args:
             row: What is asked for.
             own_key: The idempotency key of a row that brings none.
+            last: What the row before asked for.
         """
         if not isinstance(row, Submission):
             message = f"a row is a Submission, as in Submission(Path('song.mp3')), not a {type(row).__name__}"
             raise errors.InvalidRequestError(message)
         priority, key = check_priority(row.priority), own_key if row.idempotency_key is None else row.idempotency_key
-        fields = {**row.fields(), "audio": _NO_FILE, "backend": "" if row.backend is None else row.backend}
-        request = self._routed(read_request(fields).attaching(dict.fromkeys(row.files(), _NO_FILE)))
+        request, files = self._read(row, _Last() if last is None else last)
         asked = _Asked(
             id=uuid.uuid4().hex if key is None else keyed_id(self._tenant, key),
             incarnation=layout.new_incarnation(),  # before the upload: the audio's key holds it, and so will the record
@@ -268,7 +302,30 @@ class Submissions:
         )
         check_text = partial(_check_text, self._parts.backends[request.backend])
         keyed = key is not None
-        return asked, Inputs.examine(row, self._parts, self._tenant, keyed=keyed, check_text=check_text)
+        return asked, Inputs.examine(row.audio, files, self._parts, self._tenant, keyed=keyed, check_text=check_text)
+
+    def _read(self, row: Submission, last: _Last) -> tuple[RenderRequest, dict[str, AttachmentSource]]:
+        """Return a row's request, with its backend, and the files beside its audio.
+
+        A row that asks for what the last one did, and has no such files, is not read again.
+        """
+        values = _ASKED(row)
+        types = tuple(map(type, values))
+        if last.read is None or (types, values) != last.asked:
+            last.files = row.files()
+            fields = {**row.fields(), "audio": _NO_FILE, "backend": "" if row.backend is None else row.backend}
+            request = read_request(fields)
+            last.read = request.attaching(dict.fromkeys(last.files, _NO_FILE)) if last.files else request
+            plain = not last.files and all(
+                kind in _COMPARED or not value for kind, value in zip(types, values, strict=True)
+            )
+            last.asked, last.routed = (types, values) if plain else None, None
+        routed = last.routed
+        if routed is None:
+            routed = self._routed(last.read)
+            if row.backend or (self._parts.route is None and self._parts.failover is None):
+                last.routed = routed
+        return routed, last.files
 
     def _known(self, asked: _Asked, inputs: Inputs) -> Job | None:
         """Return the job that the idempotency key has; None where the key is new (rule J9).
@@ -296,12 +353,20 @@ class Submissions:
         except errors.RenderDispatchError as error:
             return error
 
-    def _job(self, asked: _Asked, request: RenderRequest, batch: str | None, now: datetime | None = None) -> Job:
+    def _job(
+        self,
+        asked: _Asked,
+        request: RenderRequest,
+        batch: str | None,
+        now: datetime | None = None,
+        hashes: Fingerprints | None = None,
+    ) -> Job:
         """Return the job of a request whose files are stored."""
         fields = {"id": asked.id, "incarnation": asked.incarnation, "tenant": self._tenant, "priority": asked.priority}
         reroutes = asked.routed and self._parts.failover is not None
         now = self._parts.store.now() if now is None else now
-        return _new_job(now, request, batch=batch, reroutes=reroutes, **fields)
+        hashed = fingerprint(request) if hashes is None else hashes.of(request, asked.request)
+        return _new_job(now, request, hashed, batch=batch, reroutes=reroutes, **fields)
 
     def _create(self, jobs: Sequence[Job], connection: object = None) -> list[Recorded]:
         """Create jobs, all in one transaction if the store can; return each as stored, or why it was refused.
@@ -365,11 +430,11 @@ class Submissions:
             raise errors.InvalidRequestError("the audio is not in storage any more", code="audio.missing") from None
 
 
-def _new_job(now: datetime, request: RenderRequest, **fields: Any) -> Job:
+def _new_job(now: datetime, request: RenderRequest, hashed: str, **fields: Any) -> Job:
     return Job(
         **fields,
         request=request,
-        fingerprint=fingerprint(request),
+        fingerprint=hashed,
         created_at=now,
         updated_at=now,
         finish_by=now + request.limits.total_timeout,

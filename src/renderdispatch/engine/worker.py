@@ -33,6 +33,8 @@ _log: Final = logging.getLogger("renderdispatch.engine.worker")
 
 _WIND_UP_S: Final = 0.05
 """How soon a slot that is about to become free is checked again."""
+_COLLECT_S: Final = 0.5
+"""How often the calls of this machine are asked whether they have ended, and their progress is written."""
 _RECONCILE_S: Final = 2.0
 _CLOSE_S: Final = 10.0
 """How long a closing worker waits for calls of backends and of storage that are in progress."""
@@ -185,11 +187,14 @@ class Worker:
 
     def _until_claim_s(self) -> float:
         left_s = self._polls.left_s
-        return min(left_s, _WIND_UP_S) if self.keeper.winding_up else left_s
+        if self.keeper.winding_up:
+            return min(left_s, _WIND_UP_S)
+        return min(left_s, _COLLECT_S) if self.keeper.computing else left_s
 
     def _claim(self) -> None:
         if self._polls.due():
             self.dispatcher.expect()
+        self.keeper.flush()
         self.keeper.collect_soon()
         self.dispatcher.round()
 

@@ -130,7 +130,7 @@ def lost(token: str = "token-1", *, stopped: bool = False) -> AttemptFailed:
 
 
 def rerouted(after: str = "token-1", backend: str = "local") -> Rerouted:
-    """Return the choice of a policy. It matters only to jobs of which a policy chooses the backends."""
+    """Return the choice of a policy. It changes only jobs with failover."""
     return Rerouted(after=after, backend=backend)
 
 

@@ -373,7 +373,7 @@ class World:
         self.storage = storage or WorldStorage()
         self.backend = backend
         self.service = RenderService(self.store, self.storage, backend, worker=False, **options)
-        self.seconds = 0.0
+        self.seconds = time.monotonic()  # what was made by now began to count there
         self.service._engine.worker().reconciler._monotonic = lambda: self.seconds
 
     def submit(self, **options: Any) -> str:

@@ -134,7 +134,7 @@ def _room(run: Runner, tenant: str | None, quota: Quota, now_us: int) -> _Room:
 
 
 def create_within(
-    run: Runner, dialect: str, jobs: Sequence[Job], quota: Quota | None, now_us: Callable[[], int]
+    run: Runner, dialect: str, jobs: Sequence[Job], quota: Quota | None, now_us: Callable[[Runner], int]
 ) -> list[Job | RenderDispatchError]:
     """Create jobs in a transaction, as `SupportsCreateMany.create_many` says."""
     if not jobs:
@@ -146,7 +146,7 @@ def create_within(
         return _insert(run, dialect, jobs, room=_Room(None, None))
     if dialect != "sqlite":
         run.step(_LOCK, {"tenant": tenant or ""})
-    now = now_us()  # after the wait for the lock
+    now = now_us(run)  # after the wait for the lock
     results = _insert(run, dialect, jobs, room=_room(run, tenant, quota, now))
     number = sum(isinstance(result, Job) for result in results)
     if quota.submits_per_minute is not None and number:

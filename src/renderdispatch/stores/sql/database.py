@@ -26,7 +26,8 @@ Ran = tuple[list[Any], int]
 """The rows that a statement returned, and how many it wrote."""
 
 _SERVER_TIME: Final = sa.literal_column("(extract(epoch FROM statement_timestamp()) * 1000000)::bigint", sa.BigInteger)
-_ASK_TIME: Final = sa.select(_SERVER_TIME)
+ASK_TIME: Final = sa.select(_SERVER_TIME)
+"""Asks PostgreSQL for the time, in microseconds since 1970."""
 NAME: Final = sa.select(SCHEMA.c.name)
 """What tells this database from all others."""
 
@@ -173,7 +174,7 @@ class Database:
         """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then."""
         known = self.clock.now_us()
         if known is None:
-            known = int(self.step(_ASK_TIME, {})[0][0][0])
+            known = int(self.step(ASK_TIME, {})[0][0][0])
         return known
 
     def name(self) -> str:

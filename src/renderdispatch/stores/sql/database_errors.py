@@ -27,6 +27,14 @@ _PASSING: Final = {
     "SQLITE_CANTOPEN": "it cannot be opened",
     "SQLITE_READONLY": "it cannot be written",
     "SQLITE_PERM": "it cannot be opened",
+    "53100": "no space is left on the server's disk",
+    "53300": "the server has no connection left",
+    "57P": "the server restarts, or ended the connection",
+    "57014": "the server ended a statement that took too long",
+    "25P03": "the server ended a transaction that took too long",
+    "25006": "the server is a standby, and takes no writes",
+    "40": "others wrote the same rows at the same time",
+    "OperationalError": "the server cannot be reached, or does not answer",
 }
 """By the beginnings of codes. If something is seen that keeps the file from being used, that is said instead."""
 

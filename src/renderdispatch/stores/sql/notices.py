@@ -2,7 +2,8 @@
 
 By PostgreSQL's NOTIFY, outside of the jobs' statements: a commit that notifies takes a lock of the whole database. One
 thread sends, at most twenty times a second; one listens on a connection of its own. A notice that is lost costs time
-alone, because workers poll as well.
+alone, because workers poll as well. A transaction of the application that creates jobs sends its own notice, because
+only PostgreSQL knows when it commits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from renderdispatch.stores.sql.database import Database
 _log: Final = logging.getLogger("renderdispatch.stores.sql")
 
 CHANNEL: Final = "renderdispatch_jobs"
-_SEND: Final = sa.select(sa.cast(sa.func.pg_notify(CHANNEL, ""), sa.Text))
+SEND: Final = sa.select(sa.cast(sa.func.pg_notify(CHANNEL, ""), sa.Text))
+"""What sends a notice; within a transaction, PostgreSQL delivers it at the commit, and never if there is none."""
+
 _PAUSE_S: Final = 1 / 20
 _LONGEST_END_S: Final = 5.0
 _RECONNECT: Final = Backoff(pause_s=0.5, longest_pause_s=15.0)
@@ -81,7 +84,7 @@ class _Sender:
             if not self.bell.wait(3600) or self._stop.requested:
                 continue
             try:
-                self._database.step(_SEND, {})
+                self._database.step(SEND, {})
             except RenderDispatchError as error:  # polling serves meanwhile
                 _log.debug("no notice was sent: %s", error)
             self._stop.wait(_PAUSE_S)

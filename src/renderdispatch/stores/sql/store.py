@@ -33,11 +33,11 @@ from renderdispatch.stores.sql.creation import (
     joined,
     row_of,
 )
-from renderdispatch.stores.sql.database import Database
+from renderdispatch.stores.sql.database import ASK_TIME, Database
 from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.listing import Listing
 from renderdispatch.stores.sql.looks import Looks
-from renderdispatch.stores.sql.notices import Notices
+from renderdispatch.stores.sql.notices import SEND, Notices
 from renderdispatch.stores.sql.statements import (
     DELETE,
     GET,
@@ -169,12 +169,19 @@ class SqlJobStore:
             with self._database.transaction() as transaction:
                 return self._create_within(transaction, jobs, quota)
         with joined(self._database, connection) as theirs:
-            return self._create_within(theirs, jobs, quota)
+            created = self._create_within(theirs, jobs, quota)
+            if self._database.dialect != "sqlite" and any(isinstance(found, Job) for found in created):
+                theirs.step(SEND, {})  # delivered at the application's commit
+            return created
 
     def _create_within(
         self, run: Runner, jobs: Sequence[Job], quota: Quota | None
     ) -> list[Job | errors.RenderDispatchError]:
-        return create_within(run, self._database.dialect, jobs, quota, lambda: micros(self.now()))
+        return create_within(run, self._database.dialect, jobs, quota, self._now_within)
+
+    def _now_within(self, run: Runner) -> int:
+        """Return the time within a transaction, without a second connection: there may be no other."""
+        return int(run.step(ASK_TIME, {})[0][0][0]) if self.server_time else micros(self.now())
 
     # --- reading
 
