@@ -77,6 +77,7 @@ _ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
     "a claim in turns": ("claims", _claim_in_turns),
     "whether there is work": ("claims", lambda store: store.claimable(["inline", "modal"], machine="here")),
     "looks": ("looks", lambda store: store.claim_looks(limit=5)),
+    "looks of some backends": ("looks", lambda store: store.claim_looks(limit=5, able={"inline", "other"})),
     "a look at one": ("jobs", lambda store: store.claim_looks(limit=5, job_id="x")),
     "a place": ("claims", lambda store: store.position(_waiting(store), _LIMITED)),
     "counts": ("status", lambda store: store.counts()),
