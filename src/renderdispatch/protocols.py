@@ -56,8 +56,8 @@ class JobQuery:
         order: ``newest``: by creation, newest first. ``ready``: only jobs with ``ready_at`` at or before
             ``ready_by``, highest priority first, then longest ready. ``due``: only jobs with ``due_at`` at or
             before ``due_by``, longest due first. ``leased``: only jobs with ``lease_until`` at or before ``due_by``,
-            the soonest first. ``ended``: only jobs that ended at or before ``due_by`` and have not expired, longest
-            ended first. Ties are broken by id.
+            the soonest first. ``ended``: only jobs that were created and ended at or before ``due_by`` and have
+            not expired, the oldest first. Ties are broken by id.
         tenant: Only this tenant's jobs.
         statuses: Only jobs in one of these.
         backends: Only jobs whose next attempt waits for one of these.

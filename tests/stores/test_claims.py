@@ -86,8 +86,8 @@ _ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
     "a page of one status": ("status", lambda store: _second_page(store, JobQuery(statuses=_PENDING, limit=1))),
     "a page of a tenant": ("tenant", lambda store: _second_page(store, JobQuery(tenant="acme", limit=1))),
     "a page of a batch": ("batch", lambda store: _second_page(store, JobQuery(batch="batch", limit=1))),
-    "a page of leases": ("leases", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
-    "a page of ended jobs": ("ended", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
+    "a page of leases": ("held", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
+    "a page of ended jobs": ("status", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
 }
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,10 +62,15 @@ def _job(row: Sequence[Any]) -> Job:
     except ValidationError as error:
         raise unreadable(job_id) from error
     if claim is not None:
-        fields = json.loads(claim)
-        times = {name: from_micros(fields[name]) for name in ("at", "lease_until")}
-        job = begin(job, Begun(**{**fields, **times}))
+        job = begin(job, _begun(claim))
     return evolve(job, revision=revision)
+
+
+@lru_cache(64)
+def _begun(claim: str) -> Begun:
+    """Return what a claim says; all jobs of a claim have the same."""
+    fields = json.loads(claim)
+    return Begun(**{**fields, **{name: from_micros(fields[name]) for name in ("at", "lease_until")}})
 
 
 # --- the store ------------------------------------------------------------------------------------
