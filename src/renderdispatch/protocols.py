@@ -192,7 +192,8 @@ class SupportsClaim(Protocol):
     """A store that hands out ready jobs fairly, within limits, each of them once."""
 
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
-        """Return which of the backends may have ready jobs for this machine: the others surely have none.
+        """Return which of the backends may have ready jobs for this machine: the others have none, or none that the
+        limits allowed a moment ago.
 
         A job is ready if it does not wait, and it waits from its last write until ``ready_at``. So a job whose
         ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write is

@@ -19,7 +19,7 @@ from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.stores.memory import MemoryJobStore
-from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.stores.sql import SqlJobStore, claims
 from renderdispatch.testing import FakeClock, eventually, make_job
 
 _HOUR = timedelta(hours=1)
@@ -315,3 +315,24 @@ def test_sqlite_claims_as_memory_does(tmp_path: Path, seed: int) -> None:
 def test_postgresql_claims_as_memory_does(postgres_url: str, seed: int) -> None:
     """So does PostgreSQL."""
     assert _Both(postgres_url, seed).run(120) > 25
+
+
+# --- what a full backend costs
+
+
+def test_a_full_backend_is_left_alone_until_something_changes(
+    on_sqlite: SqlJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that took nothing because of a limit is not worth repeating, until this process writes a job."""
+    monkeypatch.setattr(claims, "_FULL_S", 3600.0)
+    policy = QueuePolicy(tenant=TenantPolicy(running=1))
+    for name in ("first", "second"):
+        on_sqlite.create(make_job(id=name, tenant="acme"))
+    (first,) = on_sqlite.claim(_claim(policy), limit=5)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert on_sqlite.claim(_claim(policy), limit=5) == []
+    assert on_sqlite.claimable(["inline"], machine=None) == frozenset()
+    ended = evolve(first.attempts[-1], ended_at=first.updated_at, stopped=True)
+    on_sqlite.replace(evolve(first, attempts=(ended,), status=JobStatus.COMPLETE), expected_revision=first.revision)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert _ids(on_sqlite.claim(_claim(policy), limit=5)) == ["second"]
