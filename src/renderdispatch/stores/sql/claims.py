@@ -33,7 +33,7 @@ from renderdispatch.stores.turns import Pause, Turns, is_plain
 _c: Final = JOBS.c
 _NONE: Final = sa.literal_column("''", sa.Text)
 _FULL_S: Final = 0.25
-"""How long a backend is left alone after a claim that took nothing because of limits, unless this process wrote jobs."""
+"""How long a backend is left alone after a claim that limits left empty, unless this process wrote jobs."""
 
 _MOST: Final = 1000
 """How many jobs a claim takes at most."""
