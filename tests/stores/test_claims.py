@@ -19,7 +19,7 @@ from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.stores.memory import MemoryJobStore
-from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.stores.sql import SqlJobStore, claims
 from renderdispatch.testing import FakeClock, eventually, make_job
 
 _HOUR = timedelta(hours=1)
@@ -87,8 +87,8 @@ _ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
     "a page of one status": ("status", lambda store: _second_page(store, JobQuery(statuses=_PENDING, limit=1))),
     "a page of a tenant": ("tenant", lambda store: _second_page(store, JobQuery(tenant="acme", limit=1))),
     "a page of a batch": ("batch", lambda store: _second_page(store, JobQuery(batch="batch", limit=1))),
-    "a page of leases": ("leases", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
-    "a page of ended jobs": ("ended", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
+    "a page of leases": ("held", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
+    "a page of ended jobs": ("status", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
 }
 
 
@@ -342,3 +342,24 @@ def test_no_look_waits_for_a_clock_that_was_set_back(kind: str, tmp_path: Path) 
     clock.advance(-_HOUR)
     assert {job.id for job in store.claim_looks(limit=9)} == {put_off.id, written.id}
     store.close()
+
+
+# --- what a full backend costs
+
+
+def test_a_full_backend_is_left_alone_until_something_changes(
+    on_sqlite: SqlJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that took nothing because of a limit is not worth repeating, until this process writes a job."""
+    monkeypatch.setattr(claims, "_FULL_S", 3600.0)
+    policy = QueuePolicy(tenant=TenantPolicy(running=1))
+    for name in ("first", "second"):
+        on_sqlite.create(make_job(id=name, tenant="acme"))
+    (first,) = on_sqlite.claim(_claim(policy), limit=5)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert on_sqlite.claim(_claim(policy), limit=5) == []
+    assert on_sqlite.claimable(["inline"], machine=None) == frozenset()
+    ended = evolve(first.attempts[-1], ended_at=first.updated_at, stopped=True)
+    on_sqlite.replace(evolve(first, attempts=(ended,), status=JobStatus.COMPLETE), expected_revision=first.revision)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert _ids(on_sqlite.claim(_claim(policy), limit=5)) == ["second"]

@@ -300,9 +300,11 @@ class JobStoreMachine(RuleBasedStateMachine):
                 return sorted(_by(found, _ready_at, query.ready_by), key=_order_of_claims)
             case "due":
                 return sorted(_by(found, _due_at, query.due_by), key=_due_at)
-            case "leased" | "ended":
-                when = _lease_until if query.order == "leased" else _ended_at
-                return sorted(_by(found, when, query.due_by), key=when)
+            case "leased":
+                return sorted(_by(found, _lease_until, query.due_by), key=_lease_until)
+            case "ended":
+                found = [job for job in _by(found, _ended_at, query.due_by) if job.expired_at is None]
+                return sorted(_by(found, _created_at, query.due_by), key=_created_at)
 
 
 def _copy(model: MemoryJobStore) -> MemoryJobStore:
@@ -330,6 +332,10 @@ def _lease_until(job: Job) -> datetime:
 
 def _ended_at(job: Job) -> datetime:
     return job.ended_at or _NEVER
+
+
+def _created_at(job: Job) -> datetime:
+    return job.created_at
 
 
 def _by(jobs: list[Job], when: Callable[[Job], datetime], latest: datetime | None) -> list[Job]:
