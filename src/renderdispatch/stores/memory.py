@@ -158,7 +158,9 @@ class MemoryJobStore:
             player.left = _left(claim, player.tenant, held)
         turns.play()
         queue.note(turns)
-        queue.active.difference_update(tenant for tenant in turns.idle if not self._has_work(claim.backend, tenant))
+        taken = set(turns.taken)
+        idle = (tenant for tenant in turns.idle if not self._has_work(claim.backend, tenant, beside=taken))
+        queue.active.difference_update(idle)
         return turns.taken
 
     def _end_waits(self) -> None:
@@ -175,10 +177,10 @@ class MemoryJobStore:
         if job.tenant is not None and job.tenant not in queue.active:
             queue.woken.add(job.tenant)
 
-    def _has_work(self, backend: str, tenant: str) -> bool:
-        """Return whether a tenant has a job that does not wait, on whichever machine."""
+    def _has_work(self, backend: str, tenant: str, *, beside: Collection[str]) -> bool:
+        """Return whether a tenant has another job that does not wait, on whichever machine."""
         theirs = (job for job in self._jobs.values() if (job.backend, job.tenant) == (backend, tenant))
-        return any(job.ready_at is not None and job.id not in self._waits for job in theirs)
+        return any(job.ready_at is not None and job.id not in self._waits and job.id not in beside for job in theirs)
 
     def _ready(self, backend: str, machines: Collection[str | None] | None) -> dict[str, list[Job]]:
         """Return the ready jobs of a backend by tenant, each tenant's in the order of claims. None: of all machines."""

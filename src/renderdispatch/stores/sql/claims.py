@@ -7,10 +7,10 @@ tenants take turns within a transaction (`fair`). Either one ends the waits that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from attrs import asdict, define, field
@@ -20,7 +20,7 @@ from renderdispatch.jobs import URLS_EXPIRED, Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.protocols import Claim
 from renderdispatch.stores.pages import micros
-from renderdispatch.stores.sql.database import Database
+from renderdispatch.stores.sql.database import Database, Transaction
 from renderdispatch.stores.sql.fairness import Queue
 from renderdispatch.stores.sql.firsts import BACKEND, NOW, OVER, end_waits, first_jobs, listed
 from renderdispatch.stores.sql.listing import Readable
@@ -35,15 +35,26 @@ _MOST: Final = 1000
 """How many jobs a claim takes at most."""
 
 
+class Clock(Protocol):
+    """Tells the time."""
+
+    def __call__(self, transaction: Transaction | None = None, /) -> datetime:
+        """Return the time; within a transaction, by no other connection."""
+        ...
+
+
 @define
 class Claims:
     """Begins attempts of ready jobs."""
 
     _database: Database
-    _now: Callable[[], datetime]
+    _now: Clock
     _readable: Readable
     _shared: set[str] = field(factory=set)
     """Backends for which tenants had work at the last claim: it was not worth while to try the plain statement."""
+
+    _stopped: dict[tuple[str, str | None], tuple[int, str]] = field(factory=dict)
+    """By backend and machine: behind which tenant the last claim read no further, and had taken too few jobs."""
 
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
         """Return which backends may have ready jobs, as `SupportsClaim.claimable` says."""
@@ -79,7 +90,11 @@ class Claims:
     def _fairly(self, claim: Claim, limit: int) -> list[Any]:
         """Let the tenants take turns. Return the rows of the claimed jobs, in order."""
         with self._database.transaction() as transaction:
-            queue = Queue.open(transaction, self._database.dialect, claim, self._now)
+            here = claim.backend, claim.machine
+            resume = self._stopped.pop(here, None)
+            queue = Queue.open(
+                transaction, self._database.dialect, claim, partial(self._now, transaction), resume=resume
+            )
             turns = Turns(queue.room(limit))
             queue.read_players(turns)
             while (pause := turns.play()) is not Pause.DONE:
@@ -91,6 +106,8 @@ class Claims:
             values = {**begin_values(claim, begun), "ids": json.dumps(turns.taken)}
             rows = transaction.step(chosen(self._database.dialect), values)[0] if turns.taken else []
             queue.close(turns)
+        if queue.stopped is not None and len(turns.taken) < turns.limit:
+            self._stopped[here] = queue.stopped
         (self._shared.add if queue.shared else self._shared.discard)(claim.backend)
         order = {job_id: number for number, job_id in enumerate(turns.taken)}
         return sorted(rows, key=lambda row: order[row[0]])
