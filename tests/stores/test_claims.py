@@ -20,6 +20,7 @@ from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.stores.sql.fairness import _lock_of
+from renderdispatch.stores.sql.tables import JOBS
 from renderdispatch.testing import eventually, make_job
 
 _HOUR = timedelta(hours=1)
@@ -118,23 +119,50 @@ def test_sqlite_goes_by_an_index(on_sqlite: SqlJobStore, what: str) -> None:
     assert not [line for line in plans if re.match(r"SCAN renderdispatch_jobs(?!.*INDEX)", line)], plans
 
 
-@pytest.mark.parametrize("what", _ASKED)
-def test_postgresql_goes_by_an_index(on_postgresql: SqlJobStore, what: str) -> None:
-    """PostgreSQL can answer each statement by an index; of a table this small it would read all, if we let it."""
-    index, ask = _ASKED[what]
-    on_postgresql.set_up()
+def _explained(store: SqlJobStore, *settings: str) -> list[str]:
+    """Return the list to which PostgreSQL's plans of all later statements are added."""
+    store.set_up()
     plans: list[str] = []
-    engine = on_postgresql._database._connections.get().engine
+    engine = store._database._connections.get().engine
+    explain = ("auto_explain.log_min_duration = 0", "auto_explain.log_nested_statements = off")
 
     def listen(connection: Any, _: object) -> None:
         connection.add_notice_handler(lambda notice: plans.append(str(notice.message_primary)))
-        settings = ("auto_explain.log_min_duration = 0", "client_min_messages = log", "enable_seqscan = off")
-        for setting in ("auto_explain.log_nested_statements = off", *settings):
-            connection.execute("LOAD 'auto_explain'")
+        connection.execute("LOAD 'auto_explain'")
+        for setting in (*explain, "client_min_messages = log", *settings):
             connection.execute(f"SET {setting}")
 
     sa.event.listen(engine, "connect", listen)
     engine.dispose()
+    return plans
+
+
+def test_postgresql_goes_by_an_index_whatever_it_expects(on_postgresql: SqlJobStore) -> None:
+    """Claims read no table where nearly all jobs waited when PostgreSQL last looked, and none does now."""
+    store = on_postgresql
+    store.create(make_job(id="x", created_at=store.now()))
+    names = ", ".join(column.name for column in JOBS.c if column.name not in {"id", "waits_since"})
+    copy = f"""
+        INSERT INTO renderdispatch_jobs (id, waits_since, {names})
+        SELECT 'x' || number, created_at, {names} FROM renderdispatch_jobs, generate_series(1, 5000) AS number
+    """
+    gone = "UPDATE renderdispatch_jobs SET ready_at = NULL, waits_since = NULL"
+    for statement in (copy, "ANALYZE renderdispatch_jobs", gone):
+        store._database.execute(sa.text(statement))
+    plans = _explained(store)
+    assert store.claimable(["inline"], machine="here") == frozenset()
+    for policy in (QueuePolicy(), _LIMITED):
+        assert store.claim(_claim(policy, machine="here"), limit=5) == []
+    found = "\n".join(plans)
+    assert "renderdispatch_jobs_claims" in found
+    assert "Seq Scan on renderdispatch_jobs" not in found, found
+
+
+@pytest.mark.parametrize("what", _ASKED)
+def test_postgresql_goes_by_an_index(on_postgresql: SqlJobStore, what: str) -> None:
+    """PostgreSQL can answer each statement by an index; of a table this small it would read all, if we let it."""
+    index, ask = _ASKED[what]
+    plans = _explained(on_postgresql, "enable_seqscan = off")
     ask(on_postgresql)
     found = "\n".join(plans)
     assert ("renderdispatch_jobs_pkey" if index == "jobs" else f"renderdispatch_jobs_{index}") in found, found

@@ -25,8 +25,8 @@ from renderdispatch.stores.sql.fairness import Queue
 from renderdispatch.stores.sql.firsts import BACKEND, NOW, OVER, end_waits, first_jobs, listed
 from renderdispatch.stores.sql.listing import Readable
 from renderdispatch.stores.sql.queues import QUEUES, WOKEN
-from renderdispatch.stores.sql.statements import RECORD
-from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS
+from renderdispatch.stores.sql.statements import ORDERS, RECORD
+from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS, TENANT
 from renderdispatch.stores.turns import Pause, Turns, is_plain
 
 _c: Final = JOBS.c
@@ -127,9 +127,7 @@ _SHARED: Final = (
 )
 """Tenants have work for the backend, or gained some."""
 
-CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(
-    sa.or_(*_SHARED, *(waits() for waits in OVER))
-)
+CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(sa.or_(*_SHARED, *OVER))
 """Whether tenants take turns for a backend, or waits are over."""
 
 
@@ -142,14 +140,19 @@ def claimable_statement(number: int, *, elsewhere: bool) -> Any:
         sa.select(backend).where(
             sa.or_(
                 *(
-                    sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, machine == MACHINE)
+                    sa.select(_c.id)
+                    .where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, machine == MACHINE)
+                    .order_by(TENANT, *ORDERS["ready"])  # so that the index is read, whatever is expected to be found
+                    .limit(sa.literal_column("1", sa.Integer))
+                    .scalar_subquery()
+                    .is_not(None)
                     for machine in machines
                 )
             )
         )
         for backend in backends
     ]
-    over = sa.select(sa.cast(sa.null(), sa.Text)).where(sa.or_(*(waits() for waits in OVER)))
+    over = sa.select(sa.cast(sa.null(), sa.Text)).where(sa.or_(*OVER))
     return sa.union_all(*ready, over)
 
 
@@ -203,7 +206,7 @@ def plain(dialect: str, limit: int, *, elsewhere: bool) -> Any:
         ids = ids.limit(sa.literal_column(str(limit), sa.Integer))
     return (
         sa.update(JOBS)
-        .where(_these(dialect, ids), *(~shared for shared in _SHARED), *(~waits() for waits in OVER))
+        .where(_these(dialect, ids), *(~condition for condition in (*_SHARED, *OVER)))
         .values(_begin())
         .returning(*RECORD, _c.priority, _c.waits_since)
     )

@@ -56,13 +56,11 @@ _STATE: Final = sa.text("""
         SELECT DISTINCT tenant FROM renderdispatch_woken WHERE backend = :backend ORDER BY tenant LIMIT 1000
     ) AS woken
     UNION ALL
-    SELECT 'over', '', 0 WHERE EXISTS (
-        SELECT 1 FROM renderdispatch_jobs
-        WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL AND ready_at <= :now
-    ) OR EXISTS (
-        SELECT 1 FROM renderdispatch_jobs
-        WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL AND waits_since > :now + 60000000
-    )
+    SELECT 'over', '', 0 WHERE (
+        SELECT min(ready_at) FROM renderdispatch_jobs WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL
+    ) <= :now OR (
+        SELECT max(waits_since) FROM renderdispatch_jobs WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL
+    ) > :now + 60000000
     UNION ALL
     SELECT 'shown', '', 0 WHERE EXISTS (
         SELECT 1 FROM renderdispatch_queues WHERE backend = :backend AND hidden_until <= :now
@@ -216,7 +214,7 @@ _FOR: Final = {
                         WHERE ready_at IS NOT NULL AND waits_since IS NULL AND jobs.backend = :backend
                             AND coalesce(jobs.machine, '') = machines.name
                             AND coalesce(jobs.tenant, '') = queues.tenant
-                        LIMIT 1
+                        ORDER BY priority DESC, ready_at, id LIMIT 1
                     ) AS found
                 )
         """,
