@@ -136,18 +136,20 @@ class MemoryJobStore:
             queue = self._queues.setdefault(claim.backend, _Queue())
             queue.gain()
             if is_plain(claim.policy, claim.backend) and not queue.active:
-                taken = [job.id for job in jobs.get(NO_TENANT, ())][: max(0, limit)]
+                taken, idle = [job.id for job in jobs.get(NO_TENANT, ())][: max(0, limit)], []
             else:
-                taken = self._take_turns(claim, queue, jobs, limit)
+                turns = self._take_turns(claim, queue, jobs, limit)
+                taken, idle = turns.taken, turns.idle
             claimed = []
             for job_id in taken:
                 job = self._jobs[job_id]
                 job = evolve(begin(job, Begun.of(claim, now)), revision=job.revision + 1)
                 self._put(job)
                 claimed.append(job)
+            queue.active.difference_update(tenant for tenant in idle if not self._has_work(claim.backend, tenant))
             return claimed
 
-    def _take_turns(self, claim: Claim, queue: _Queue, jobs: Mapping[str, list[Job]], limit: int) -> list[str]:
+    def _take_turns(self, claim: Claim, queue: _Queue, jobs: Mapping[str, list[Job]], limit: int) -> Turns:
         held = self._held()
         most = claim.policy.running.get(claim.backend)
         if most is not None:
@@ -158,10 +160,7 @@ class MemoryJobStore:
             player.left = _left(claim, player.tenant, held)
         turns.play()
         queue.note(turns)
-        taken = set(turns.taken)
-        idle = (tenant for tenant in turns.idle if not self._has_work(claim.backend, tenant, beside=taken))
-        queue.active.difference_update(idle)
-        return turns.taken
+        return turns
 
     def _end_waits(self) -> None:
         now = self.now()
@@ -177,10 +176,10 @@ class MemoryJobStore:
         if job.tenant is not None and job.tenant not in queue.active:
             queue.woken.add(job.tenant)
 
-    def _has_work(self, backend: str, tenant: str, *, beside: Collection[str]) -> bool:
-        """Return whether a tenant has another job that does not wait, on whichever machine."""
+    def _has_work(self, backend: str, tenant: str) -> bool:
+        """Return whether a tenant has a job that does not wait, on whichever machine."""
         theirs = (job for job in self._jobs.values() if (job.backend, job.tenant) == (backend, tenant))
-        return any(job.ready_at is not None and job.id not in self._waits and job.id not in beside for job in theirs)
+        return any(job.ready_at is not None and job.id not in self._waits for job in theirs)
 
     def _ready(self, backend: str, machines: Collection[str | None] | None) -> dict[str, list[Job]]:
         """Return the ready jobs of a backend by tenant, each tenant's in the order of claims. None: of all machines."""
