@@ -7,12 +7,15 @@ import os
 import pty
 import signal
 import subprocess
+from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from renderdispatch import JobStatus, local
+from renderdispatch import JobStatus, Limits, Output, Submission, local
+from renderdispatch.cli.batch_rows import read_rows
 from renderdispatch.cli.manifest import NAME
 from renderdispatch.testing import eventually
 from tests.support.command_line import COMMAND, SCENE_FILE, SMALL, CommandLine, Ran, read_terminal, write_song
@@ -140,6 +143,22 @@ def test_all_wrong_rows_are_named_before_anything_is_rendered(cli: CommandLine, 
     assert "16 of 17 rows are wrong, so nothing was rendered" in last
     assert cli.jobs() == []
     assert _videos(cli) == []
+
+
+def test_what_an_output_leaves_out_is_as_the_options_say(cli: CommandLine, songs: Path) -> None:
+    """So do limits; a preset in the row stands for all of the picture."""
+    defaults = Submission(
+        Path(), output=Output(width=64, height=48, fps=Fraction(5)), limits=Limits(max_duration=timedelta(minutes=1))
+    )
+    rows = _rows(
+        cli,
+        {"audio": "one.wav", "output": {"fps": 10}, "limits": {"max_attempts": 2}},
+        {"audio": "two.wav", "output": {"preset": "flat-720p-landscape", "fps": 10}},
+    )
+    first, second = (row.submission for row in read_rows(rows, defaults, check=lambda _: None))
+    assert first.output == Output(width=64, height=48, fps=Fraction(10))
+    assert first.limits == Limits(max_duration=timedelta(minutes=1), max_attempts=2)
+    assert second.output == Output(width=1280, height=720, fps=Fraction(10))
 
 
 def test_a_file_of_another_kind_is_told_in_few_lines(cli: CommandLine, songs: Path) -> None:

@@ -203,7 +203,7 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
     if "audio" not in given:
         raise _wrong('a row names its song: {"audio": "song.mp3"}')
     values: dict[str, Any] = {
-        name: _VALUES.get(name, _as_it_is)(value, folder) for name, value in given.items() if name != "file"
+        name: _VALUES.get(name, _as_it_is)(value, folder, defaults) for name, value in given.items() if name != "file"
     }
     submission = evolve(defaults, **values)
     stem = submission.audio.stem if isinstance(submission.audio, Path) else ""
@@ -230,7 +230,7 @@ def _file_name(name: object) -> str:
     return name if Path(name).suffix else f"{name}.mp4"
 
 
-def _path(value: object, folder: Path) -> Path:
+def _path(value: object, folder: Path, _defaults: Submission) -> Path:
     if not isinstance(value, str) or not value or not is_path(value):
         raise _wrong("a file is named by its path, as text")
     if re.match("[a-z0-9]+://", value, re.IGNORECASE):
@@ -238,7 +238,7 @@ def _path(value: object, folder: Path) -> Path:
     return folder / value
 
 
-def _scene(value: object, folder: Path) -> str | Path:
+def _scene(value: object, folder: Path, _defaults: Submission) -> str | Path:
     if not isinstance(value, str):
         raise _wrong("scene: a name, or the path of a Shadertoy file, as text")
     if value in scene_names():
@@ -248,38 +248,38 @@ def _scene(value: object, folder: Path) -> str | Path:
     return folder / value if is_shader_name(value) or os.sep in value else value
 
 
-def _images(value: object, folder: Path) -> list[Path]:
+def _images(value: object, folder: Path, defaults: Submission) -> list[Path]:
     if not isinstance(value, list):
         raise _wrong("images: a list of paths")
-    return [_path(each, folder) for each in value]
+    return [_path(each, folder, defaults) for each in value]
 
 
-def _output(value: object, _folder: Path) -> Output:
+def _output(value: object, _folder: Path, defaults: Submission) -> Output:
     if isinstance(value, str):
         return read_output(value)
     if not isinstance(value, dict):
         raise _wrong('output: the name of a preset, or an object such as {"width": 1280, "height": 720}')
-    preset = value.pop("preset", "flat-1080p-landscape")
-    if not isinstance(preset, str):
+    preset = value.pop("preset", defaults.output)
+    if not isinstance(preset, str | Output):
         raise _wrong("output: preset: the name of a preset, as text")
     return Output(**{**dict(read_output(preset)), **value})
 
 
-def _limits(value: object, _folder: Path) -> Limits:
+def _limits(value: object, _folder: Path, defaults: Submission) -> Limits:
     if not isinstance(value, dict):
         raise _wrong('limits: an object, such as {"max_duration": 600}')
-    return Limits(**value)
+    return Limits(**{**dict(defaults.limits or Limits()), **value})
 
 
-def _time(value: object, _folder: Path) -> object:
+def _time(value: object, _folder: Path, _defaults: Submission) -> object:
     return read_time(value) if isinstance(value, str) else value
 
 
-def _as_it_is(value: object, _folder: Path) -> object:
+def _as_it_is(value: object, _folder: Path, _defaults: Submission) -> object:
     return value  # the request says whether it makes sense
 
 
-_VALUES: Final[Mapping[str, Callable[[Any, Path], Any]]] = {
+_VALUES: Final[Mapping[str, Callable[[Any, Path, Submission], Any]]] = {
     "audio": _path,
     "scene": _scene,
     "cover": _path,
