@@ -31,6 +31,7 @@ _PASSING: Final = {
     "53300": "the server has no connection left",
     "57P": "the server restarts, or ended the connection",
     "57014": "the server ended a statement that took too long",
+    "25P02": "an earlier statement of this transaction failed: roll it back",
     "25P03": "the server ended a transaction that took too long",
     "25006": "the server is a standby, and takes no writes",
     "40": "others wrote the same rows at the same time",
@@ -49,6 +50,8 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
+    "3F": "the search_path of its URL names no schema that exists (its owner makes it: CREATE SCHEMA)",
+    "LIBPQ": "an option of its URL, such as sslmode or sslrootcert, has a value that does not work here",
     "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
     "42P": _FOREIGN,
     "427": _FOREIGN,  # a column that is missing
@@ -61,8 +64,9 @@ _REFUSED_CONNECTIONS: Final = {
     r"password authentication failed|no password supplied|pg_hba\.conf|permission denied for database": "28",
     r'role ".*" does not exist': "28",
     r'database ".*" does not exist': "3D",
+    r"invalid \S+ value|invalid port number|does not support SSL|certificate file .* does not exist": "LIBPQ",
 }
-"""What PostgreSQL's server says when it refuses a connection, for which drivers give no SQLSTATE."""
+"""What PostgreSQL's server and library say when they refuse a connection, for which drivers give no SQLSTATE."""
 
 _BRIEF: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
