@@ -123,8 +123,11 @@ class Reconciler:
     _checks: Checks = field(init=False)
     _sweep: UploadSweep = field(init=False)
     _retention: RetentionSweep = field(init=False)
+    _looks: SupportsLooks | None = field(init=False)
+    """The store, if it hands out looks."""
 
     def __attrs_post_init__(self) -> None:
+        self._looks = self._store if isinstance(self._store, SupportsLooks) else None
         self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
         self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
@@ -187,12 +190,12 @@ class Reconciler:
 
     def _is_turn(self, job: Job) -> bool:
         """Return whether a due job is to be checked now; a store that hands out looks has decided it."""
-        return isinstance(self._store, SupportsLooks) or self._schedule.due(job, self._monotonic())
+        return self._looks is not None or self._schedule.due(job, self._monotonic())
 
     def _due(self) -> Iterator[Job]:
         """Yield the jobs that are due for a look."""
         yield from self._lapsed()
-        yield from self._claimed_looks(self._store) if isinstance(self._store, SupportsLooks) else self._all_due()
+        yield from self._claimed_looks(self._looks) if self._looks is not None else self._all_due()
 
     def _claimed_looks(self, store: SupportsLooks) -> Iterator[Job]:
         """Yield the due jobs that no other process looks at now."""
@@ -327,8 +330,8 @@ class Reconciler:
         if not _is_due(job, self._store.now()) or not self._schedule.due(job, self._monotonic()):
             return job
         self._schedule.bound()
-        if isinstance(self._store, SupportsLooks):
-            looks = self._store.claim_looks(limit=1, job_id=job.id)
+        if self._looks is not None:
+            looks = self._looks.claim_looks(limit=1, job_id=job.id)
             if not looks:  # another process looks at it
                 return job
             job = looks[0]
