@@ -240,7 +240,7 @@ def _all(service: RenderService) -> Iterator[Job]:
 
 
 def _ended(service: RenderService, age_s: int, statuses: Sequence[str]) -> Iterator[Job]:
-    """Yield the jobs that ended at least so many seconds ago, with one of the statuses, longest ended first."""
+    """Yield the jobs that ended at least so many seconds ago, with one of the statuses, oldest first."""
     ended_by, wanted = datetime.now(UTC) - timedelta(seconds=age_s), [JobStatus(s) for s in statuses or _ENDS]
     cursor, more = None, True
     while more:
