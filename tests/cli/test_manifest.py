@@ -10,6 +10,8 @@ import pytest
 from renderdispatch.cli.manifest import NAME, Entry, Manifest
 from renderdispatch.errors import InvalidRequestError
 
+_LINE = '{"file": "a.mp4", "row": "line 1", "digest": "d", "key": "k", "audio": "a.mp3"'
+
 
 def _entry(name: str, **known: str) -> Entry:
     return Entry(file=f"{name}.mp4", row="line 1", digest="d" * 64, audio=f"{name}.mp3", **known)  # type: ignore[arg-type]  # texts alone
@@ -52,7 +54,20 @@ def test_one_command_at_a_time_has_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "not JSON", "[]", '{"version": 1}', '{"version": 1, "batch": "b"}\n{"file": "a.mp4"}', "\udcff"],
+    [
+        "",
+        "{}",
+        "not JSON",
+        "[]",
+        '{"version": 1}',
+        '{"version": 1, "batch": "b"}\n{"file": "a.mp4"}',
+        "\udcff",
+        '{"version": 1, "batch": 5}',
+        '{"version": 1, "batch": "a/b"}',
+        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "status": "nonsense"}}',
+        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "jobId": 5}}',
+        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "error": {{}}}}',
+    ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     """It is left as it is, and the message says what to do."""

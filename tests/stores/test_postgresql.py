@@ -125,6 +125,23 @@ def test_a_server_that_refuses(postgres: PostgresServer, user: str) -> None:
     assert "s3cret" not in f"{refusal.value} {refusal.value.__cause__!r}"
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("options=-csearch_path%3Dmissing", "names no schema that exists"),
+        ("sslmode=foo", "has a value that does not work"),
+    ],
+)
+def test_an_option_that_can_never_work(postgres: PostgresServer, option: str, said: str) -> None:
+    """It is `store.unusable`, not a server that is away for a while, and not a bug."""
+    with (
+        closing(SqlJobStore(f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?{option}")) as store,
+        pytest.raises(ConfigurationError, match=said) as refusal,
+    ):
+        store.create(make_job())
+    assert refusal.value.code == "store.unusable"
+
+
 def test_through_a_pooler_nothing_is_left_on_a_connection(url: str) -> None:
     """With ``?pooler=transaction`` there are no prepared statements and no settings of the session, and no notices."""
     with closing(SqlJobStore(f"{url}?pooler=transaction&pool_size=1")) as store:

@@ -118,6 +118,10 @@ def cancel(*, job_id: str | None, batch: str | None, as_json: bool) -> None:
 def _cancel_batch(batch_id: str, *, as_json: bool) -> None:
     with from_settings(worker=False) as service:
         batch = service.batch(batch_id)
+        if not any(batch.counts().values()):
+            raise JobNotFoundError(
+                f"batch {batch_id} has no jobs; 'renderdispatch jobs show' says which batch a job is of"
+            )
         asked = batch.cancel()
         with suppress(WaitTimeoutError):
             batch.wait(_CANCEL_S if asked else 0)
@@ -282,6 +286,7 @@ def _facts(job: Job) -> dict[str, object]:
         "stage": f"{job.stage}, {job.progress:g} %",
         "attempts": display.describe_attempts(job),
         "retry of": job.retry_of,
+        "batch": job.batch,
         "scene": display.scene_name(job),
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
         "audio": display.audio_name(job),

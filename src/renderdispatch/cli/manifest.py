@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from attrs import asdict, field, fields, frozen
 
+from renderdispatch.engine.intake import check_batch
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus
@@ -72,9 +73,17 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
-        """Return the entry that `as_json` wrote. Raises `TypeError` or `KeyError` for any other line."""
+        """Return the entry that `as_json` wrote. Raises `TypeError` or `ValueError` for any other line."""
         names = {each.name: _ON_THE_WIRE.get(each.name, each.name) for each in fields(cls)}
-        return cls(**{name: line[key] for name, key in names.items() if key in line})
+        found = {name: line[key] for name, key in names.items() if key in line}
+        for name, value in found.items():
+            if not isinstance(value, dict if name == "error" else str):
+                raise TypeError(name)
+        entry = cls(**found)
+        JobStatus(entry.status)
+        if entry.error is not None and not {"code", "message"} <= entry.error.keys():
+            raise ValueError("error")
+        return entry
 
 
 class Manifest:
@@ -85,6 +94,7 @@ class Manifest:
         self.batch = batch
         self.entries = entries
         self._written_s = 0.0
+        self._changed = False
 
     @classmethod
     @contextmanager
@@ -98,7 +108,8 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            message = f"{folder} cannot be the folder of the videos: {error.strerror}"
+            why = "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+            message = f"{folder} cannot be the folder of the videos: {why}; name another one with -o"
             raise InvalidRequestError(message, code="output.denied") from None
         try:
             try:
@@ -110,7 +121,7 @@ class Manifest:
             try:
                 yield manifest
             finally:
-                if manifest.entries:
+                if manifest._changed:  # noqa: SLF001 - its own
                     manifest.write()
         finally:
             os.close(descriptor)
@@ -125,16 +136,16 @@ class Manifest:
                 message = f"{path} was written by another version; finish with that one, or name another folder"
                 raise InvalidRequestError(message, code="batch.manifest")
             entries = [Entry.from_json(line) for line in lines]
-            return cls(path, head["batch"], {entry.file: entry for entry in entries})
+            return cls(path, check_batch(head["batch"]), {entry.file: entry for entry in entries})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            if isinstance(error, InvalidRequestError):
+            if isinstance(error, InvalidRequestError) and error.code == "batch.manifest":
                 raise
             message = f"{path} is not the manifest of a batch; move it away, and all rows are rendered anew"
             raise InvalidRequestError(message, code="batch.manifest") from error
 
     def set(self, entry: Entry) -> None:
         """Note what became of a video; it is written within a second of the next notes, or at the end."""
-        self.entries[entry.file] = entry
+        self.entries[entry.file], self._changed = entry, True
         if time.monotonic() - self._written_s >= _EVERY_S:
             self.write()
 
@@ -143,7 +154,7 @@ class Manifest:
         lines = [{"version": _VERSION, "batch": self.batch}, *(entry.as_json() for entry in self.entries.values())]
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_file(self.path, [text.encode()], key=str(self.path), only_if_absent=False)
-        self._written_s = time.monotonic()
+        self._written_s, self._changed = time.monotonic(), False
 
 
 def error_of(job: Job) -> dict[str, str] | None:

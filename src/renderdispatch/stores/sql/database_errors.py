@@ -49,6 +49,8 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
+    "3F": "the search_path of its URL names no schema that exists (its owner makes it: CREATE SCHEMA)",
+    "LIBPQ": "an option of its URL, such as sslmode or sslrootcert, has a value that does not work here",
     "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
     "42P": _FOREIGN,
     "427": _FOREIGN,  # a column that is missing
@@ -61,8 +63,9 @@ _REFUSED_CONNECTIONS: Final = {
     r"password authentication failed|no password supplied|pg_hba\.conf|permission denied for database": "28",
     r'role ".*" does not exist': "28",
     r'database ".*" does not exist': "3D",
+    r"invalid \S+ value|invalid port number|does not support SSL|certificate file .* does not exist": "LIBPQ",
 }
-"""What PostgreSQL's server says when it refuses a connection, for which drivers give no SQLSTATE."""
+"""What PostgreSQL's server and library say when they refuse a connection, for which drivers give no SQLSTATE."""
 
 _BRIEF: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
