@@ -67,7 +67,10 @@ def test_a_policy_may_be_a_file(tmp_path: Path) -> None:
         ('{"tenat": {}}', "did you mean 'tenant'"),
         ('{"tenant": {"runing": 1}}', "tenant: unknown name 'runing'; did you mean 'running'"),
         ('{"tenants": {"acme": {"wieght": 1}}}', "tenants.acme: unknown name 'wieght'; did you mean 'weight'"),
-        ('{"tenants": {"acme": {"weight": 0}}}', "tenants.acme.weight: Input should be greater than 0"),
+        (
+            '{"tenants": {"acme": {"weight": 0}}}',
+            "tenants.acme.weight: Input should be greater than or equal to 0.0001",
+        ),
         ('{"tenants": {"a/b": {"weight": 1}}}', "tenants.a/b: a tenant's name is"),
         ('{"tenants": ["acme"]}', "tenants: Input should be"),
         ('{"running": {"inline": "many"}}', "running.inline: Input should be a valid integer"),
