@@ -4,11 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .cache/venv-lowest
 # What uses each dependency, in a few minutes.
-LOWEST_TESTS := $(addprefix tests/, core fetch plumbing render runner/test_run_order.py storage stores/test_sql_store.py \
-  typing web backends/test_http_backend.py backends/test_local_backend.py backends/test_modal_backend.py \
-  backends/test_modal_faults.py cli/test_doctor_checks.py examples/test_web_examples.py \
+LOWEST_TESTS := $(addprefix tests/, core fetch plumbing render runner/test_run_order.py storage stores/test_postgresql.py \
+  stores/test_sql_store.py typing web backends/test_http_backend.py backends/test_local_backend.py \
+  backends/test_modal_backend.py backends/test_modal_faults.py cli/test_doctor_checks.py examples/test_web_examples.py \
   r2/test_main_job.py r2/test_r2_storage.py service/test_async.py service/test_uploads.py service/test_wiring.py \
   webhooks/test_receiver.py webhooks/test_sender.py)
+# How a driver treats shaders, and how programs of others fail, depends on no version of these.
+LOWEST_TESTS += $(addprefix --ignore=tests/render/, gl/test_follows_the_music.py gl/test_bad_shaders.py \
+  command/test_program_failures.py)
 # Tests wait as much as they compute: three at a time keep two cores busy.
 JOBS ?= 3
 BIN := $(VENV)/bin

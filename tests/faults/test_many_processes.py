@@ -28,11 +28,12 @@ _TENANTS = {f"tenant-{number:02}": 1 + number % 5 for number in range(50)}
 _EACH = 40
 _RUNNING = 16
 _OF_TENANT = 4
+_LIMIT_S = 300
 
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    workers = Workers("tests.support.fair_workers")
+    workers = Workers("tests.support.fair_workers", life_s=_LIMIT_S - 20)
     yield workers
     workers.close()
 
@@ -104,7 +105,7 @@ def _check_units(store: SqlJobStore) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(_LIMIT_S)
 def test_processes_share_jobs(
     workers: Workers, store: SqlJobStore, postgres_url: str, tmp_path: Path, seed: int
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -41,9 +41,12 @@ def test_a_killed_server_loses_no_job(tmp_path: Path) -> None:
     storage = storage_at(folder)
     storage.put("tenants/acme/song.wav", b"RIFF")
     request = make_request(audio=StoredAudio(key="tenants/acme/song.wav", size=4), backend="far")
-    counter, workers = CallCounter(storage, call_s=0.02), Workers("tests.support.fair_workers")
     policy = QueuePolicy(running={"far": _LIMIT}).model_dump_json()
-    with postgres_server() as server:
+    with (
+        closing(CallCounter(storage, call_s=0.02)) as counter,
+        postgres_server() as server,
+        closing(Workers("tests.support.fair_workers")) as workers,
+    ):
         store = SqlJobStore(server.url())
         jobs = [make_job(tenant="acme", request=request, id=f"job-{number:03}") for number in range(_JOBS)]
         now = store.now()  # the server's, which is the clock of all jobs
@@ -58,8 +61,6 @@ def test_a_killed_server_loses_no_job(tmp_path: Path) -> None:
         eventually(lambda: _completed(store) == _JOBS)
         ended = list(walk(store, JobQuery()))
         store.close()
-        workers.close()
-    counter.close()
     assert {job.id for job in ended} == {job.id for job in jobs}
     called = {attempt.token for job in ended for attempt in job.attempts if attempt.called}
     assert {call.token for call in counter.started} <= called

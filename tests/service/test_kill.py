@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 _WORKER = Path(__file__).with_name("kill_worker.py")
 _LEASE_S = 3.0
 _GONE_S = 2.0
-_FINISH_S = _LEASE_S + 5
+_FINISH_S = 5.0
+"""After the lease. Both limits are those of an idle machine, where a service is up within a second; see `slowness`."""
 
 
 def compose(path: Path, seconds: float) -> None:
@@ -80,13 +81,18 @@ class Times(NamedTuple):
     complete: float
     """From then until the job was complete."""
 
+    allowed: float
+    """How long that may take on a machine as busy as this one."""
+
 
 def kill_and_finish(home: Path, database: str, song: Path, delay_s: float) -> Times:
     """Kill a service in mid-render, and have another finish the job."""
     mark = f"kill-{os.getpid()}-{time.monotonic_ns()}"
     store = SqlJobStore(database)
+    begun = time.monotonic()
     with start(home, database, song, mark) as worker:
         next_line(worker, "UP")
+        gone_within = _GONE_S * slowness(time.monotonic() - begun)
         job_id = next_line(worker, "ID")
         eventually(lambda: store.get(job_id).progress >= 35)
         time.sleep(delay_s)
@@ -94,7 +100,7 @@ def kill_and_finish(home: Path, database: str, song: Path, delay_s: float) -> Ti
         worker.kill()
     killed = looked = time.monotonic()
     while left := marked(mark):  # what a look sees was there when the look began, however long it takes
-        assert looked - killed < _GONE_S, f"{len(left)} processes are left after {looked - killed:.2f} s; {load()}"
+        assert looked - killed < gone_within, f"{len(left)} processes are left after {looked - killed:.2f} s; {load()}"
         time.sleep(0.01)
         looked = time.monotonic()
     gone_s = time.monotonic() - killed
@@ -113,17 +119,25 @@ def kill_and_finish(home: Path, database: str, song: Path, delay_s: float) -> Ti
             successor.send_signal(signal.SIGKILL)
     eventually(lambda: not marked(mark))
     store.close()
-    return Times(gone_s, up - began, complete_s)
+    return Times(gone_s, up - began, complete_s, _LEASE_S + _FINISH_S * slowness(up - began))
+
+
+def slowness(up_s: float) -> float:
+    """Return how many times as long as on an idle machine everything takes, by how long a service took to be up.
+
+    A render that was left behind would take as many times as long to end, so the limits prove the same everywhere.
+    """
+    return max(1.0, up_s)
 
 
 def load() -> str:
-    """Say how busy the machine is: a promise in seconds is one for a machine that has them to give."""
+    """Say how busy the machine is."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 @pytest.mark.parametrize("times", lengths(2, soak=20, timeout_s=1800))
 def test_killed(tmp_path: Path, times: int, seed: int) -> None:
-    """A process killed in mid-render leaves no render; a new one, once up, finishes the job within the lease + 5 s."""
+    """A process killed in mid-render leaves no render; a new one, once up, finishes the job soon after its lease."""
     kill(tmp_path, f"sqlite:///{tmp_path / 'jobs.db'}", times, seed)
 
 
@@ -141,7 +155,8 @@ def kill(folder: Path, database: str, times: int, seed: int) -> None:
         song = folder / f"song-{number}.wav"
         compose(song, 4.0)
         took.append(kill_and_finish(folder, database, song, chance.uniform(0, 0.3)))
-    gone, up, complete = ([round(seconds, 2) for seconds in sorted(each)] for each in zip(*took, strict=True))
+    gone, up, complete, _ = ([round(seconds, 2) for seconds in sorted(each)] for each in zip(*took, strict=True))
     print("gone after", gone, "up again after", up, "complete after", complete, load())
     print(f"gone after at most {gone[-1]:.2f} s, complete at most {complete[-1]:.2f} s after the service was up again")
-    assert complete[-1] < _FINISH_S, f"complete {complete[-1]:.2f} s after the service was up again; {load()}"
+    late = [times for times in took if times.complete >= times.allowed]
+    assert not late, f"{late}; {load()}"

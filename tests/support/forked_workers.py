@@ -1,6 +1,6 @@
 """Worker processes that are cheap to start and to kill: forks of one process that has imported everything.
 
-``python -m tests.support.forked_workers MODULE`` is that process. It reads a command from each line of its input and
+``python -m tests.support.forked_workers MODULE LIFE_S`` is that process. It reads a command from each line of its input and
 answers each with a line: ``start NAME {...}`` forks a worker, which calls a function of the module, and answers its
 process id; ``wait PID`` answers how it ended, and ``kill PID`` kills it first. Workers end with the process that forked
 them. `Workers` is its client.
@@ -20,7 +20,6 @@ from importlib import import_module
 from typing import Any, Final
 
 _LIFE_S: Final = 100.0
-"""After so long a worker tells where its threads are, and ends."""
 
 
 class Workers:
@@ -28,10 +27,11 @@ class Workers:
 
     Args:
         module: Where the functions are that workers call.
+        life_s: After so long a worker tells where its threads are, and ends: less than the test's time limit.
     """
 
-    def __init__(self, module: str) -> None:
-        command = [sys.executable, "-m", "tests.support.forked_workers", module]
+    def __init__(self, module: str, *, life_s: float = _LIFE_S) -> None:
+        command = [sys.executable, "-m", "tests.support.forked_workers", module, str(life_s)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, name: str, **arguments: Any) -> int:
@@ -59,13 +59,13 @@ class Workers:
         return answer
 
 
-def _fork(module: Any, what: str, lifeline: int, held: int) -> int:
+def _fork(module: Any, what: str, lifeline: int, held: int, life_s: float) -> int:
     """Fork a worker that does not hold the other end of its lifeline."""
     if (pid := os.fork()) > 0:
         return pid
     os.close(held)
     name, _, arguments = what.partition(" ")
-    faulthandler.dump_traceback_later(_LIFE_S, exit=True)
+    faulthandler.dump_traceback_later(life_s, exit=True)
     try:
         threading.Thread(target=lambda: (os.read(lifeline, 1), os._exit(1)), daemon=True).start()
         getattr(module, name)(**json.loads(arguments))
@@ -79,12 +79,12 @@ def _fork(module: Any, what: str, lifeline: int, held: int) -> int:
 def main() -> None:
     """Fork workers as the input says."""
     logging.basicConfig(level=logging.ERROR)
-    module = import_module(sys.argv[1])
+    module, life_s = import_module(sys.argv[1]), float(sys.argv[2])
     lifeline, held = os.pipe()
     for line in sys.stdin:
         verb, _, rest = line.strip().partition(" ")
         if verb == "start":
-            print(_fork(module, rest, lifeline, held), flush=True)
+            print(_fork(module, rest, lifeline, held, life_s), flush=True)
             continue
         if verb == "kill":
             os.kill(int(rest), signal.SIGKILL)

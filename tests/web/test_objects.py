@@ -332,7 +332,7 @@ def test_a_render_goes_through_http_urls(kind: str, tmp_path: Path) -> None:
             assert handle.wait(60).status is JobStatus.COMPLETE
             url = handle.download_url()
             assert url.startswith(server.base)
-            assert httpx.get(url, trust_env=False).content == b"a video of nothing"
+            assert httpx.get(url, trust_env=False, timeout=60).content == b"a video of nothing"
         assert storage.puts == 0  # everything came by URLs
 
 

@@ -362,7 +362,7 @@ def test_whole_jobs(chain: Chain) -> None:
     for handle, video in zip(submitted, "abc", strict=True):
         job = handle.wait(timeout=90)
         assert (job.status, len(job.attempts)) == (JobStatus.COMPLETE, 1)
-        assert httpx.get(handle.download_url(), trust_env=False).text == video
+        assert httpx.get(handle.download_url(), trust_env=False, timeout=60).text == video
 
 
 @WITHOUT_WAITING

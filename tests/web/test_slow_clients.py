@@ -103,7 +103,7 @@ def test_silent_uploads_cost_only_themselves(server: ObjectServer, granted: str)
     puts = [urls.sign_put(key, expires_in=_HOUR, content_type="audio/wav", size=1000) for key in keys]
     if granted == "no grant":
         puts = [SignedPut(url=f"{server.base}/key?expires=1", headers=puts[0].headers)]
-    with ExitStack() as stack, httpx.Client(trust_env=False, timeout=20) as client:
+    with ExitStack() as stack, httpx.Client(trust_env=False, timeout=60) as client:
         for number in range(_MANY):
             stack.enter_context(_begin(puts[number % len(puts)]))
         answer = client.get(urls.sign_get("a/video.mp4", expires_in=_HOUR))

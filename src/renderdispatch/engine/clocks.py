@@ -72,10 +72,16 @@ class Clocks:
     _watched: dict[str, tuple[int, float]] = field(factory=dict, init=False)
     """The revision of each leased job, and since when it is the same."""
 
+    _timed: SupportsServerTime | None = field(init=False)
+    """The store, if it says whose its time is; `isinstance` of a protocol is too slow for each job of a round."""
+
+    def __attrs_post_init__(self) -> None:
+        self._timed = self._store if isinstance(self._store, SupportsServerTime) else None
+
     @property
     def shared(self) -> bool:
         """Whether the store's time is a server's, by which all processes go."""
-        return isinstance(self._store, SupportsServerTime) and self._store.server_time
+        return self._timed is not None and self._timed.server_time
 
     def note(self) -> datetime:
         """Return the store's time, after a look whether the clock was set."""

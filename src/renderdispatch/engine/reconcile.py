@@ -125,8 +125,11 @@ class Reconciler:
     _checks: Checks = field(init=False)
     _sweep: UploadSweep = field(init=False)
     _retention: RetentionSweep = field(init=False)
+    _looks: SupportsLooks | None = field(init=False)
+    """The store, if it hands out looks."""
 
     def __attrs_post_init__(self) -> None:
+        self._looks = self._store if isinstance(self._store, SupportsLooks) else None
         self.clocks = Clocks(self._store, self._holds, self._lease, self._seconds)
         self._checks = Checks(self._store, self._storage, self._backends, self.clocks)
         self._sweep = UploadSweep(self._storage, self._monotonic())
@@ -189,7 +192,7 @@ class Reconciler:
 
     def _is_turn(self, job: Job) -> bool:
         """Return whether a due job is to be checked now; a store that hands out looks has decided it."""
-        return isinstance(self._store, SupportsLooks) or self._schedule.due(job, self._monotonic())
+        return self._looks is not None or self._schedule.due(job, self._monotonic())
 
     @property
     def _able(self) -> frozenset[str]:
@@ -200,7 +203,7 @@ class Reconciler:
         """Yield the jobs that are due for a look."""
         self._judge_held()
         yield from self._lapsed()
-        yield from self._claimed_looks(self._store) if isinstance(self._store, SupportsLooks) else self._all_due()
+        yield from self._claimed_looks(self._looks) if self._looks is not None else self._all_due()
 
     def _judge_held(self) -> None:
         """Enforce the deadlines of what this process holds: another one that claims the look may not (rule J13)."""
@@ -344,8 +347,8 @@ class Reconciler:
         if not _is_due(job, self._store.now()) or not self._schedule.due(job, self._monotonic()):
             return job
         self._schedule.bound()
-        if isinstance(self._store, SupportsLooks):
-            looks = self._store.claim_looks(limit=1, able=self._able, job_id=job.id)
+        if self._looks is not None:
+            looks = self._looks.claim_looks(limit=1, able=self._able, job_id=job.id)
             if not looks:  # another process looks at it, or is to
                 return job
             job = looks[0]
