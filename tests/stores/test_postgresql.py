@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from renderdispatch.errors import (
     ConfigurationError,
     InvalidRequestError,
+    QueueLimitError,
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.protocols import Claim, JobQuery
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.protocols import Claim, JobQuery, Quota
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.stores.sql.addresses import read_address
-from renderdispatch.testing import JobStoreContract, eventually, in_threads, make_job
+from renderdispatch.stores.sql.database_errors import translation
+from renderdispatch.testing import JobStoreContract, eventually, in_threads, make_job, make_request
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.stalling import Network
 
@@ -109,8 +114,6 @@ def test_options_of_libpq_pass(url: str) -> None:
 
 
 def _text(statement: str) -> Any:
-    import sqlalchemy as sa
-
     return sa.text(statement)
 
 
@@ -123,6 +126,92 @@ def test_a_server_that_refuses(postgres: PostgresServer, user: str) -> None:
         store.get("x")
     assert refusal.value.code == "store.unusable"
     assert "s3cret" not in f"{refusal.value} {refusal.value.__cause__!r}"
+
+
+def test_a_schema_that_does_not_exist(url: str) -> None:
+    """A ``search_path`` without a schema to make tables in is `store.unusable`, and the error says how to make one."""
+    store = SqlJobStore(f"{url}?options=-csearch_path%3Dnowhere")
+    with pytest.raises(ConfigurationError, match=r"search_path.*CREATE SCHEMA") as refusal:
+        store.set_up()
+    assert refusal.value.code == "store.unusable"
+
+
+def test_a_pooler_that_takes_no_settings() -> None:
+    """What PgBouncer says then is not a server that is away: the error names the option that helps."""
+    said = "FATAL:  unsupported startup parameter: options"
+    where = read_address("postgresql://user:s3cret@host/jobs").url
+    with (
+        pytest.raises(ConfigurationError, match=r"pooler=transaction") as refusal,
+        translated(translation(where, psycopg)),
+    ):
+        raise psycopg.OperationalError(said)
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_a_database_that_cannot_hold_every_text(postgres: PostgresServer) -> None:
+    """It is refused before the first job, and the error says how to make another one."""
+    name = f"latin_{uuid.uuid4().hex}"
+    _run(postgres.url(), f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with closing(SqlJobStore(postgres.url(name))) as store:
+        with pytest.raises(ConfigurationError, match=r"encoding LATIN1.*ENCODING 'UTF8'") as refusal:
+            store.set_up()
+        assert refusal.value.code == "store.unusable"
+    _run(postgres.url(), f"DROP DATABASE {name}")
+
+
+def test_a_text_does_not_depend_on_settings_of_the_database(url: str) -> None:
+    """Whatever encoding the database gives its clients, each text is stored as it is."""
+    _run(url, f"ALTER DATABASE {_name_of(url)} SET client_encoding = 'LATIN1'")
+    with closing(SqlJobStore(url)) as store:
+        job = store.create(make_job(request=make_request(metadata={"place": "日本 ☃"})))
+        assert store.get(job.id).request.metadata == {"place": "日本 ☃"}
+
+
+def _name_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+# --- isolation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["", "?pooler=transaction"])
+def test_a_quota_is_exact_whatever_the_databases_isolation_is(url: str, options: str) -> None:
+    """A submit that waited for another one of the tenant sees its job, also if REPEATABLE READ is the default."""
+    _run(url, f"ALTER DATABASE {_name_of(url)} SET default_transaction_isolation = 'repeatable read'")
+    with closing(SqlJobStore(f"{url}{options}")) as store, _engine(url) as engine:
+        store.set_up()
+        results: list[Any] = []
+        second = threading.Thread(
+            target=lambda: results.extend(store.create_many([make_job(tenant="acme")], quota=Quota(queued=1)))
+        )
+        with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+            store.create_many([make_job(tenant="acme")], quota=Quota(queued=1), connection=connection)
+            second.start()
+            assert eventually(lambda: _run(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        second.join()
+        assert [type(result) for result in results] == [QueueLimitError]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_quota_is_not_counted_in_a_transaction_that_sees_too_little(url: str, level: Any) -> None:
+    """An application's transaction of another isolation level is refused, and told why; without a quota it is not."""
+    with closing(SqlJobStore(url)) as store, _engine(url) as engine:
+        with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
+            with pytest.raises(ConfigurationError, match=rf"READ COMMITTED, and this one is {level}"):
+                store.create_many([make_job(tenant="acme")], quota=Quota(queued=1), connection=connection)
+            store.create_many([make_job(tenant="acme")], connection=connection)
+        assert len(store.query(JobQuery(tenant="acme")).items) == 1
+
+
+@contextmanager
+def _engine(url: str) -> Iterator[sa.Engine]:
+    """The application's own."""
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    yield engine
+    engine.dispose()
+
+
+# --- poolers --------------------------------------------------------------------------------------
 
 
 def test_through_a_pooler_nothing_is_left_on_a_connection(url: str) -> None:

@@ -78,7 +78,11 @@ def _name(column: str, row: int) -> str:
 
 
 _LOCK: Final = sa.select(
-    sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.bindparam("tenant", type_=sa.Text), 0x7375626D6974))
+    sa.func.current_setting("transaction_isolation", type_=sa.Text),
+    sa.cast(
+        sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.bindparam("tenant", type_=sa.Text), 0x7375626D6974)),
+        sa.Text,
+    ),
 )
 _QUEUED: Final = sa.select(sa.func.count()).select_from(
     sa.select(sa.literal(1))
@@ -145,7 +149,13 @@ def create_within(
     if quota is None or quota == Quota():
         return _insert(run, dialect, jobs, room=_Room(None, None))
     if dialect != "sqlite":
-        run.step(_LOCK, {"tenant": tenant or ""})
+        ((isolation, *_),), _ = run.step(_LOCK, {"tenant": tenant or ""})
+        if isolation != "read committed":  # it would not see what others committed before it got the lock
+            message = (
+                "the tenant has a quota, which can only be counted in a transaction of the isolation level "
+                f"READ COMMITTED, and this one is {isolation.upper()}; change its level, or submit without connection="
+            )
+            raise ConfigurationError(message)
     now = now_us(run)  # after the wait for the lock
     results = _insert(run, dialect, jobs, room=_room(run, tenant, quota, now))
     number = sum(isinstance(result, Job) for result in results)
