@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from renderdispatch import errors
 from renderdispatch.batches import Submission
 from renderdispatch.cli.options import read_time
-from renderdispatch.cli.pictures import checked
 from renderdispatch.engine.intake import is_shader_name
 from renderdispatch.messages import Limits, Output, read_output
 from renderdispatch.runner.renderers import scene_names
@@ -34,6 +33,7 @@ _SONGS: Final = re.compile(
 )
 _FIELDS: Final = frozenset(field.name for field in fields(Submission)) - {"idempotency_key"}
 _MAX_LINE: Final = 64 << 10
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @frozen
@@ -177,7 +177,10 @@ def _unchanged(row: BatchRow) -> BatchRow:
 def _of_file(path: Path, defaults: Submission) -> Iterator[tuple[str, Callable[[], BatchRow]]]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
+                if len(line) > _MAX_LINE:
+                    message = f"line {number} of {path} has more than {_MAX_LINE} bytes; a row is one JSON object"
+                    raise errors.InvalidRequestError(message, code="batch.unreadable")
                 if line.strip():
                     where = f"line {number}"
                     yield where, partial(_read_line, where, line, path.parent, defaults)
@@ -202,10 +205,8 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    if len(line) > _MAX_LINE:
-        raise _wrong(f"a row has at most {_MAX_LINE} bytes")
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise _wrong(f"not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -213,14 +214,32 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        named = [name for name, _ in pairs]
+        twin = next(name for name in named if named.count(name) > 1)
+        raise _wrong(f"{twin[:80]!r} is named twice")
+    return found
+
+
 def _file_name(name: object) -> str:
-    if not isinstance(name, str) or name in {"", ".", ".."} or os.sep in name or "\0" in name:
-        raise _wrong("file: the name of the video, without a folder")
+    if not isinstance(name, str) or name in {"", ".", ".."} or os.sep in name or not _is_file_name(name):
+        raise _wrong("file: the name of the video, without a folder and without control characters")
     return name if Path(name).suffix else f"{name}.mp4"
 
 
+def _is_file_name(text: str) -> bool:
+    """Return whether a text can name a file, and can be shown in a terminal."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return _CONTROL.search(text) is None
+
+
 def _path(value: object, folder: Path) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or not _is_file_name(value):
         raise _wrong("a file is named by its path, as text")
     return folder / value
 
@@ -232,7 +251,7 @@ def _scene(value: object, folder: Path) -> str | Path:
         return value
     if read_scene_file(value) is not None:
         raise _wrong(f"scene {value[:80]} is Python, which only --scene takes, for all rows", code="scene.file")
-    return folder / value if is_shader_name(value) or os.sep in value else value
+    return _path(value, folder) if is_shader_name(value) or os.sep in value else value
 
 
 def _images(value: object, folder: Path) -> list[Path]:
@@ -247,13 +266,13 @@ def _output(value: object, _folder: Path) -> Output:
     if not isinstance(value, dict):
         raise _wrong('output: the name of a preset, or an object such as {"width": 1280, "height": 720}')
     preset = value.pop("preset", "flat-1080p-landscape")
-    return checked(Output, {**dict(read_output(preset)), **value})
+    return Output(**{**dict(read_output(preset)), **value})
 
 
 def _limits(value: object, _folder: Path) -> Limits:
     if not isinstance(value, dict):
         raise _wrong('limits: an object, such as {"max_duration": 600}')
-    return checked(Limits, value)
+    return Limits(**value)
 
 
 def _time(value: object, _folder: Path) -> object:
