@@ -103,6 +103,14 @@ def test_an_option_that_makes_no_sense(options: str, named: str) -> None:
     assert "s3cret" not in str(refusal.value)
 
 
+def test_a_password_with_an_at_sign() -> None:
+    """Unless it is encoded, its end would be taken for a part of the host, which errors and logs show."""
+    with pytest.raises(ConfigurationError, match="write '@' as %40") as refusal:
+        SqlJobStore("postgresql://user:first@s3cret@host/jobs")
+    assert "s3cret" not in str(refusal.value)
+    assert "s3cret" not in repr(SqlJobStore("postgresql://user:first%40s3cret@host/jobs"))
+
+
 def test_options_of_libpq_pass(url: str) -> None:
     """What PostgreSQL's own library knows is passed on, and counts beside what the store sets."""
     with closing(SqlJobStore(f"{url}?application_name=mine&options=-c%20work_mem%3D5MB")) as store:
@@ -136,12 +144,19 @@ def test_a_schema_that_does_not_exist(url: str) -> None:
     assert refusal.value.code == "store.unusable"
 
 
-def test_a_pooler_that_takes_no_settings() -> None:
-    """What PgBouncer says then is not a server that is away: the error names the option that helps."""
-    said = "FATAL:  unsupported startup parameter: options"
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("FATAL:  unsupported startup parameter: options", "pooler=transaction"),
+        ('FATAL:  unrecognized configuration parameter "s3cret"', "option of the URL"),
+        ("server does not support SSL, but SSL was required", "option of the URL"),
+    ],
+)
+def test_a_connection_that_will_always_be_refused(said: str, told: str) -> None:
+    """It is not a server that is away: the error says what helps."""
     where = read_address("postgresql://user:s3cret@host/jobs").url
     with (
-        pytest.raises(ConfigurationError, match=r"pooler=transaction") as refusal,
+        pytest.raises(ConfigurationError, match=told) as refusal,
         translated(translation(where, psycopg)),
     ):
         raise psycopg.OperationalError(said)

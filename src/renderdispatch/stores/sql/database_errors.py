@@ -49,6 +49,7 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
+    "option": "the server, or its client library, refuses an option of the URL",
     "3F": "the search_path names no schema that exists and that this user may use (CREATE SCHEMA, GRANT USAGE)",
     "pooler": "a pooler is between, which refuses settings of a connection (add ?pooler=transaction to the URL)",
     "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
@@ -64,6 +65,7 @@ _REFUSED_CONNECTIONS: Final = {
     r'role ".*" does not exist|no such user': "28",
     r'database ".*" does not exist|no such database': "3D",
     r"unsupported startup parameter": "pooler",
+    r"unrecognized configuration parameter|definition of service|does not support SSL": "option",
 }
 """What PostgreSQL's server, or PgBouncer, says when it refuses a connection, for which drivers give no SQLSTATE."""
 
