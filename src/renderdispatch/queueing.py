@@ -14,26 +14,26 @@ from pydantic import Field
 
 from renderdispatch.messages import Argument
 
-Running = Annotated[int, Field(ge=0)]
-"""How many attempts may run at once."""
+Count = Annotated[int, Field(ge=0, le=10**9)]
+"""How many jobs or attempts a limit allows; databases count in 64 bits, units of helpers included."""
 
 
 class TenantPolicy(Argument):
     """What one tenant may use.
 
     Args:
-        weight: Its share, relative to the other tenants that have work for the same backend.
+        weight: Its share, relative to the other tenants that have work for the same backend; a millionth to a million.
         running: How many of its attempts may run at once, on all backends together. None: no limit.
         running_on: How many of its attempts may run at once on one backend, by the backend's name.
         queued: How many of its jobs may wait to be claimed; a submit beyond that is refused. None: no limit.
         submits_per_minute: How many jobs it may submit within a minute. None: no limit.
     """
 
-    weight: float = Field(default=1.0, gt=0, le=1e6)
-    running: Running | None = None
-    running_on: Mapping[str, Running] = Field(default_factory=dict)
-    queued: int | None = Field(default=None, ge=0)
-    submits_per_minute: int | None = Field(default=None, ge=0)
+    weight: float = Field(default=1.0, ge=1e-6, le=1e6)
+    running: Count | None = None
+    running_on: Mapping[str, Count] = Field(default_factory=dict)
+    queued: Count | None = None
+    submits_per_minute: Count | None = None
 
 
 class QueuePolicy(Argument):
@@ -45,7 +45,7 @@ class QueuePolicy(Argument):
         tenants: What single tenants may use, by their names. What such an entry leaves out is as in ``tenant``.
     """
 
-    running: Mapping[str, Running] = Field(default_factory=dict)
+    running: Mapping[str, Count] = Field(default_factory=dict)
     tenant: TenantPolicy = Field(default_factory=TenantPolicy)
     tenants: Mapping[str, TenantPolicy] = Field(default_factory=dict)
 
