@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from renderdispatch.errors import (
     ConfigurationError,
@@ -216,6 +217,26 @@ def test_a_quota_is_not_counted_in_a_transaction_that_sees_too_little(url: str, 
                 store.create_many([make_job(tenant="acme")], quota=Quota(queued=1), connection=connection)
             store.create_many([make_job(tenant="acme")], connection=connection)
         assert len(store.query(JobQuery(tenant="acme")).items) == 1
+
+
+def test_an_applications_connection_that_cannot_be_used(url: str) -> None:
+    """The error says what is wrong with it, whatever that is: it is not another database, nor one that is away."""
+    with closing(SqlJobStore(url)) as store, _engine(url) as engine:
+        job = make_job(request=make_request(metadata={"place": "☃"}))
+        with engine.connect() as connection:
+            with pytest.raises(sa.exc.ProgrammingError):
+                connection.execute(sa.text("SELECT nonsense"))
+            with pytest.raises(ConfigurationError, match="transaction has failed; roll it back"):
+                store.create_many([job], connection=connection)
+            connection.rollback()
+            connection.execute(sa.text("SET LOCAL client_encoding = 'LATIN1'"))
+            with pytest.raises(ConfigurationError, match="client_encoding"):
+                store.create_many([job], connection=connection)
+        with pytest.raises(ConfigurationError, match="Connection is closed"):
+            store.create_many([job], connection=connection)
+        with Session() as unbound, pytest.raises(ConfigurationError, match="not bound"):
+            store.create_many([job], connection=unbound)
+        assert store.query(JobQuery()).items == ()
 
 
 @contextmanager

@@ -38,6 +38,8 @@ def read_policy(text: str) -> QueuePolicy:
     """
     try:
         written = json.loads(text, object_pairs_hook=_named_once)
+    except ConfigurationError:
+        raise
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         example = '{"tenant": {"queued": 100}}'

@@ -26,6 +26,7 @@ from renderdispatch.errors import (
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.protocols import Quota
 from renderdispatch.stores.sql.database import NAME, Database, Ran
+from renderdispatch.stores.sql.database_errors import driver_code
 from renderdispatch.stores.sql.tables import JOBS, LIVE, SUBMITS, VALUES, columns
 from renderdispatch.stores.sql.texts import check_texts
 from renderdispatch.stores.turns import queue_full, too_many_submits
@@ -242,12 +243,16 @@ def joined(database: Database, connection: object) -> Iterator[Runner]:
     If the block raises, the transaction is as it was before it.
 
     Raises:
-        ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database.
+        ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database that can be used.
     """
-    theirs = _core_connection(connection)
     with database.translated:
-        _check_same(database, theirs)
-        with theirs.begin_nested():
+        try:
+            theirs = _core_connection(connection)
+            _check_same(database, theirs)
+            nested = theirs.begin_nested()
+        except sa.exc.InvalidRequestError as error:  # it is closed, not bound, or waits for a rollback
+            raise ConfigurationError(f"the connection cannot be used now: {error.args[0]}") from None
+        with nested:
             yield _Joined(theirs)
 
 
@@ -293,9 +298,17 @@ def _name_of(theirs: sa.Connection) -> str | None:
         with theirs.begin_nested():
             return theirs.execute(NAME).scalar()
     except sa.exc.DBAPIError as error:
-        if error.connection_invalidated:
+        code = driver_code(error)
+        if code == _FAILED:
+            message = "the connection's transaction has failed; roll it back, and begin another one"
+            raise ConfigurationError(message) from None
+        if code not in _NO_TABLE:
             raise
         return None
+
+
+_FAILED: Final = "25P02"
+_NO_TABLE: Final = frozenset({"42P01", "SQLITE_ERROR"})
 
 
 @frozen
@@ -304,5 +317,9 @@ class _Joined:
 
     def step(self, statement: Any, values: dict[str, Any]) -> Ran:
         check_texts(values.values())
-        result = self._connection.execute(statement, values)
+        try:
+            result = self._connection.execute(statement, values)
+        except UnicodeEncodeError:
+            message = "the connection has a client_encoding that cannot express every text; set it to UTF8"
+            raise ConfigurationError(message) from None
         return [tuple(row) for row in result.all()] if result.returns_rows else [], result.rowcount
