@@ -286,17 +286,24 @@ class Job:
     @property
     def due_at(self) -> datetime | None:
         """When to check this job next; None: never."""
-        return min((*self._clean_up_due(), *self._progress_due()), default=None)
+        progress = self._progress_due()
+        if self.removal_at is None and not self.owes_clean_up:
+            return progress
+        clean_up = min(self._clean_up_due())
+        return clean_up if progress is None else min(clean_up, progress)
 
     @property
     def deadline_at(self) -> datetime | None:
         """The first time at which the clock alone may end its attempt, its lease or itself; None once it has ended."""
         if self.ended:
             return None
-        times = [self.finish_by, self.lease_until, self.answer_by]
-        if self.attempt is not None and not self.attempt.runs and self.attempt.ended_at is None:
-            times.append(self.attempt.start_by)
-        return min(time for time in times if time is not None)
+        attempt = self.attempt
+        if attempt is None:
+            return self.finish_by
+        times = [self.finish_by, attempt.lease_until, self.answer_by]
+        if not attempt.runs and attempt.ended_at is None:
+            times.append(attempt.start_by)
+        return min([time for time in times if time is not None])
 
     def _clean_up_due(self) -> Iterator[datetime]:
         if self.removal_at is not None:
@@ -308,15 +315,14 @@ class Job:
                 sweep_at = attempt.sweep_at
                 yield self.updated_at if sweep_at is None else min(sweep_at, self.finish_by + URLS_EXPIRED)
 
-    def _progress_due(self) -> Iterator[datetime]:
+    def _progress_due(self) -> datetime | None:
         if self.ended:
-            return
+            return None
         attempt = self.attempt
-        if self.stage is messages.Stage.CANCELLING or self.answer_by is not None or self.retry_at is not None:
-            yield self.updated_at
-        elif self.ready_at is not None or attempt is None:
-            yield self.finish_by
-        elif attempt.lease_until is not None:
-            yield min(attempt.lease_until, self.finish_by)
-        else:
-            yield min(self.updated_at + CHECK_INTERVAL, self.finish_by)
+        if self.stage is messages.Stage.CANCELLING or self.retry_at is not None or self.answer_by is not None:
+            return self.updated_at
+        if self.ready_at is not None or attempt is None:
+            return self.finish_by
+        if attempt.lease_until is not None:
+            return min(attempt.lease_until, self.finish_by)
+        return min(self.updated_at + CHECK_INTERVAL, self.finish_by)

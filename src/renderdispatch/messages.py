@@ -157,7 +157,7 @@ class Argument(Message):
 
     if not TYPE_CHECKING:  # it would hide the names of the fields
 
-        def __init__(self, **fields: Any) -> None:
+        def __init__(self, /, **fields: Any) -> None:
             kind, known = type(self).__name__, type(self).model_fields
             for name in fields:
                 if name not in known and name not in map(to_camel, known):

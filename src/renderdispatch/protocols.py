@@ -56,8 +56,8 @@ class JobQuery:
         order: ``newest``: by creation, newest first. ``ready``: only jobs with ``ready_at`` at or before
             ``ready_by``, highest priority first, then longest ready. ``due``: only jobs with ``due_at`` at or
             before ``due_by``, longest due first. ``leased``: only jobs with ``lease_until`` at or before ``due_by``,
-            the soonest first. ``ended``: only jobs that ended at or before ``due_by`` and have not expired, longest
-            ended first. Ties are broken by id.
+            the soonest first. ``ended``: only jobs that were created and ended at or before ``due_by`` and have
+            not expired, the oldest first. Ties are broken by id.
         tenant: Only this tenant's jobs.
         statuses: Only jobs in one of these.
         backends: Only jobs whose next attempt waits for one of these.
@@ -192,7 +192,8 @@ class SupportsClaim(Protocol):
     """A store that hands out ready jobs fairly, within limits, each of them once."""
 
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
-        """Return which of the backends may have ready jobs for this machine: the others surely have none.
+        """Return which of the backends may have ready jobs for this machine: the others have none, or none that the
+        limits allowed a moment ago.
 
         A job is ready if it does not wait, and it waits from its last write until ``ready_at``. So a job whose
         ``ready_at`` is its ``updated_at`` is always ready, also if the clock was set back since. If the write is

@@ -354,7 +354,7 @@ class RenderService:
 
         Args:
             status: Only jobs with this status, or with one of these.
-            ended_by: Only jobs that had ended by then and are kept: the longest ended first.
+            ended_by: Only jobs that had ended by then and are kept: the oldest first.
             limit: How many at most, 1 to 1000.
             cursor: Of the page before.
 

@@ -7,12 +7,15 @@ import os
 import pty
 import signal
 import subprocess
+from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from renderdispatch import JobStatus, local
+from renderdispatch import JobStatus, Limits, Output, Submission, local
+from renderdispatch.cli.batch_rows import read_rows
 from renderdispatch.cli.manifest import NAME
 from renderdispatch.testing import eventually
 from tests.support.command_line import COMMAND, SCENE_FILE, SMALL, CommandLine, Ran, read_terminal, write_song
@@ -117,17 +120,79 @@ def test_all_wrong_rows_are_named_before_anything_is_rendered(cli: CommandLine, 
         {"audio": "two.wav", "file": "ONE.mp4"},
         {"audio": "two.wav", "start": "soon"},
         {"audio": "two.wav", "scene": "mine.py:Scene"},
+        {"audio": "two.wav", "file": "a", "output": {"widht": 64}},
+        {"audio": "two.wav", "file": "b", "limits": {"max_atempts": 1}},
+        {"audio": "two.wav", "file": "c", "output": {"self": 1}},
+        {"audio": "two.wav", "file": "\ud800"},
+        {"audio": "two.wav", "file": NAME.upper()},
+        {"audio": "https://example.com/song.mp3"},
     )
     ran = _render(cli, rows)
     assert ran.status == 2
     *lines, last = ran.err.splitlines()
-    assert [line.split(":")[1].strip() for line in lines] == [f"line {n}" for n in (*range(2, 9), 10, 11, 9)]
-    assert "did you mean 'scene'" in lines[2]
-    assert "file: the name of the video" in lines[6]
-    assert lines[-1].endswith("its video would be ONE.mp4, as that of line 1; give it a name of its own in 'file'")
-    assert "10 of 11 rows are wrong, so nothing was rendered" in last
+    assert [line.split(":")[1].strip() for line in lines] == [f"line {n}" for n in range(2, 18)]
+    said = dict(enumerate(lines, 2))
+    assert "did you mean 'scene'" in said[4]
+    assert "file: the name of the video" in said[8]
+    assert said[9].endswith("its video would be ONE.mp4, as that of line 1; give it a name of its own in 'file'")
+    assert "did you mean 'width'" in said[12]
+    assert "did you mean 'max_attempts'" in said[13]
+    assert "file: the name of the video" in said[15]
+    assert "is the manifest of the folder" in said[16]
+    assert "not by a URL; download it first" in said[17]
+    assert "16 of 17 rows are wrong, so nothing was rendered" in last
     assert cli.jobs() == []
     assert _videos(cli) == []
+
+
+def test_what_an_output_leaves_out_is_as_the_options_say(cli: CommandLine, songs: Path) -> None:
+    """So do limits; a preset in the row stands for all of the picture."""
+    defaults = Submission(
+        Path(), output=Output(width=64, height=48, fps=Fraction(5)), limits=Limits(max_duration=timedelta(minutes=1))
+    )
+    rows = _rows(
+        cli,
+        {"audio": "one.wav", "output": {"fps": 10}, "limits": {"max_attempts": 2}},
+        {"audio": "two.wav", "output": {"preset": "flat-720p-landscape", "fps": 10}},
+    )
+    first, second = (row.submission for row in read_rows(rows, defaults, check=lambda _: None))
+    assert first.output == Output(width=64, height=48, fps=Fraction(10))
+    assert first.limits == Limits(max_duration=timedelta(minutes=1), max_attempts=2)
+    assert second.output == Output(width=1280, height=720, fps=Fraction(10))
+
+
+def test_a_file_of_another_kind_is_told_in_few_lines(cli: CommandLine, songs: Path) -> None:
+    """After the first wrong rows comes only how many more there are."""
+    ran = _render(cli, _rows(cli, *["nonsense"] * 25))
+    assert ran.status == 2
+    assert len(ran.err.splitlines()) == 22
+    assert "and 5 more" in ran.err
+    assert "25 of 25 rows are wrong" in ran.err
+
+
+def test_posters_of_one_name_are_refused(cli: CommandLine, songs: Path) -> None:
+    """Two videos that differ only in their suffix would have one poster."""
+    both = [{"audio": "one.wav", "file": f"one.{suffix}", "poster": True} for suffix in ("mp4", "m4v")]
+    ran = _render(cli, _rows(cli, *both))
+    assert ran.status == 2
+    assert "line 2: its poster would be one.jpg, as that of line 1" in ran.err
+
+
+def test_songs_of_one_name_are_told_what_to_do(cli: CommandLine, songs: Path) -> None:
+    """A folder has no rows in which a video could get another name."""
+    write_song(songs / "one.flac", seconds=0.1)
+    ran = _render(cli, songs)
+    assert ran.status == 2
+    assert "one.wav: its video would be one.mp4, as that of one.flac; list the songs in a file" in ran.err
+
+
+def test_nothing_to_do_writes_nothing(cli: CommandLine, songs: Path) -> None:
+    """So the folder of the videos may be read-only."""
+    assert _render(cli, songs).status == 0
+    manifest = cli.folder / "videos" / NAME
+    before = manifest.stat().st_ino
+    assert _render(cli, songs).out.count("2 there already") == 1
+    assert manifest.stat().st_ino == before
 
 
 def test_what_failed_is_said_and_tried_again_by_the_next_run(cli: CommandLine, songs: Path) -> None:
@@ -186,8 +251,10 @@ def test_a_file_that_the_manifest_does_not_know_is_kept(cli: CommandLine, songs:
     (cli.folder / "videos").mkdir()
     (cli.folder / "videos" / "one.mp4").write_bytes(b"mine")
     ran = _render(cli, songs)
-    assert (ran.status, ran.said_one_error()) == (2, ran.err.strip())
-    assert "one.mp4 exists; --force replaces it" in ran.err
+    first, last = ran.err.splitlines()
+    assert ran.status == 2
+    assert first == "renderdispatch: one.wav: videos/one.mp4 exists; --force replaces it [output.exists]"
+    assert "1 of 2 rows is wrong, so nothing was rendered" in last
     assert cli.jobs() == []
     assert _render(cli, songs, "--force").status == 0
 
@@ -249,6 +316,9 @@ def test_the_jobs_of_a_batch_are_listed_and_cancelled(cli: CommandLine, song: Pa
         "asked": 0,
         "counts": {"pending": 0, "processing": 0, "complete": 0, "failed": 0, "cancelled": 2},
     }
+    job = json.loads(listed[0])
+    assert job["batch"] == "album"
+    assert "album" in cli("jobs", "show", job["jobId"]).out
 
 
 @pytest.mark.parametrize(
@@ -260,7 +330,9 @@ def test_the_jobs_of_a_batch_are_listed_and_cancelled(cli: CommandLine, song: Pa
         (["render", "song.wav", "--jobs", "2"], "--jobs is for --batch"),
         (["render", "--batch", "nothing", "-o", "videos"], "--batch takes a file of JSON lines, or a folder of songs"),
         (["render", "--batch", ".", "-o", "videos"], "has no songs"),
-        (["render", "--batch", "songs", "-o", "song.wav"], "cannot be the folder of the videos"),
+        (["render", "--batch", "songs", "-o", "song.wav"], "cannot be the folder of the videos: it is not a folder"),
+        (["render", "--batch", "song.wav", "-o", "videos"], "is one song; --batch takes a file of JSON lines"),
+        (["jobs", "cancel", "--batch", "abc"], "batch abc has no jobs"),
         (["jobs", "cancel"], "Name a job, or a batch"),
         (["jobs", "list", "--batch", "a/b"], "batch: an id of 1 to 64"),
     ],

@@ -35,7 +35,9 @@ def test_a_row_that_makes_no_sense(tmp_path: Path, row: str, said: str) -> None:
     (tmp_path / "rows.jsonl").write_text(row)
     with pytest.raises(WrongRowsError) as refusal:
         _read(tmp_path / "rows.jsonl")
-    assert said in refusal.value.rows["line 1"]
+    told = refusal.value.rows["line 1"]
+    assert said in told
+    assert "not JSON" not in told
 
 
 def test_a_line_without_an_end_is_not_read_to_its_end() -> None:

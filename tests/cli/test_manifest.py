@@ -11,6 +11,8 @@ import pytest
 from renderdispatch.cli.manifest import NAME, Entry, Manifest
 from renderdispatch.errors import InvalidRequestError
 
+_LINE = '{"file": "a.mp4", "row": "line 1", "digest": "d", "key": "k", "audio": "a.mp3"'
+
 
 def _entry(name: str, **known: str) -> Entry:
     return Entry(file=f"{name}.mp4", row="line 1", digest="d" * 64, audio=f"{name}.mp3", **known)  # type: ignore[arg-type]  # texts alone

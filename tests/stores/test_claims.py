@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,12 +14,13 @@ import pytest
 import sqlalchemy as sa
 from attrs import evolve
 
-from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus
+from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
-from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import eventually, make_job
+from renderdispatch.stores.memory import MemoryJobStore
+from renderdispatch.stores.sql import SqlJobStore, claims
+from renderdispatch.testing import FakeClock, eventually, make_job
 
 _HOUR = timedelta(hours=1)
 _LIMITED = QueuePolicy(running={"inline": 50}, tenant=TenantPolicy(running=9, running_on={"inline": 9}))
@@ -84,8 +86,8 @@ _ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
     "a page of one status": ("status", lambda store: _second_page(store, JobQuery(statuses=_PENDING, limit=1))),
     "a page of a tenant": ("tenant", lambda store: _second_page(store, JobQuery(tenant="acme", limit=1))),
     "a page of a batch": ("batch", lambda store: _second_page(store, JobQuery(batch="batch", limit=1))),
-    "a page of leases": ("leases", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
-    "a page of ended jobs": ("ended", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
+    "a page of leases": ("held", lambda store: store.query(JobQuery(order="leased", due_by=store.now()))),
+    "a page of ended jobs": ("status", lambda store: store.query(JobQuery(order="ended", due_by=store.now()))),
 }
 
 
@@ -205,3 +207,132 @@ def test_more_tenants_than_are_read_at_once_take_turns(request: pytest.FixtureRe
     order = [job_id for ids in claimed for job_id in ids]
     assert {job_id.split("-")[1] for job_id in order[:150]} == {f"{tenant:03}" for tenant in range(150)}
     assert len(set(order)) == 300
+
+
+# --- the same claims as in memory
+
+
+class _Both:
+    """A SQL store and a memory store, on one clock, to which the same things happen."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        self.clock = FakeClock()
+        self.draw = random.Random(seed)
+        self.stores = (SqlJobStore(url, clock=self.clock), MemoryJobStore(clock=self.clock))
+        self.number = 0
+        self.waiting: set[str] = set()
+        self.running: set[str] = set()
+
+    def nonce(self) -> str:
+        """Return another nonce for each claim, the same one for both stores: a used one would begin nothing."""
+        return f"{self.draw.getrandbits(64):x}"
+
+    def submit(self) -> None:
+        for _ in range(self.draw.randint(1, 8)):
+            self.number += 1
+            job = make_job(
+                id=f"job-{self.number:04}",
+                tenant=self.draw.choice([None, "a", "a", "b", "c"]),
+                backend=self.draw.choice(["inline", "inline", "modal"]),
+                machine=self.draw.choice([None, None, "here"]),
+                priority=self.draw.choice([0, 0, 1]),
+                created_at=self.clock(),
+                ready_at=self.clock() + self.draw.choice([0, 0, 0, 2]) * timedelta(seconds=1),
+            )
+            self.waiting.add(job.id)
+            for store in self.stores:
+                store.create(job)
+
+    def claim(self) -> int:
+        pick = self.draw.choice
+        policy = QueuePolicy(
+            running=pick([{}, {}, {"inline": 4}]),
+            tenants={
+                "a": TenantPolicy(weight=pick([0.3, 1.0, 3.0]), running=pick([None, None, 3])),
+                "b": TenantPolicy(running_on=pick([{}, {"inline": 2}])),
+            },
+        )
+        claim = _claim(
+            policy, backend=pick(["inline", "inline", "modal"]), machine=pick([None, "here"]), nonce=self.nonce()
+        )
+        limit = pick([1, 1, 2, 5])
+        first, second = (store.claim(claim, limit=limit) for store in self.stores)
+        assert first == second
+        self.waiting -= set(_ids(first))
+        self.running |= set(_ids(first))
+        return len(first)
+
+    def end(self) -> None:
+        for job_id in self.draw.sample(sorted(self.running), min(len(self.running), self.draw.randint(1, 4))):
+            self.running.remove(job_id)
+            again = self.draw.random() < 0.2
+            unknown = self.draw.random() < 0.2
+            for store in self.stores:
+                job = store.get(job_id)
+                change: dict[str, Any] = {"ended_at": self.clock(), "stopped": not unknown}
+                if unknown:
+                    change |= {"called": True, "local": False, "clean_up": CleanUp.OWED}
+                attempts = (*job.attempts[:-1], evolve(job.attempts[-1], **change))
+                job = evolve(job, attempts=attempts, updated_at=self.clock())
+                retried: dict[str, Any] = {"ready_at": self.clock(), "stage": Stage.RETRY_WAIT}
+                job = evolve(job, **retried) if again else evolve(job, status=JobStatus.FAILED)
+                store.replace(job, expected_revision=job.revision)
+            if again:
+                self.waiting.add(job_id)
+
+    def cancel(self) -> None:
+        for job_id in self.draw.sample(sorted(self.waiting), min(len(self.waiting), self.draw.randint(1, 6))):
+            self.waiting.remove(job_id)
+            for store in self.stores:
+                store.delete(job_id, expected_revision=store.get(job_id).revision)
+
+    def compare_places(self) -> None:
+        policy = QueuePolicy(tenants={"a": TenantPolicy(weight=2.5)})
+        for job_id in self.draw.sample(sorted(self.waiting), min(3, len(self.waiting))):
+            first, second = (store.position(store.get(job_id), policy) for store in self.stores)
+            assert first == second
+
+    def run(self, steps: int) -> int:
+        """Let things happen; return how many jobs were claimed."""
+        claimed = 0
+        for _ in range(steps):
+            act = self.draw.choice([self.submit, self.claim, self.claim, self.claim, self.end, self.cancel])
+            claimed += act() or 0
+            self.compare_places()
+            self.clock.advance(timedelta(milliseconds=self.draw.choice([0, 300, 900])))
+        assert self.stores[0].counts() == self.stores[1].counts()
+        self.stores[0].close()
+        return claimed
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sqlite_claims_as_memory_does(tmp_path: Path, seed: int) -> None:
+    """Whatever is submitted, claimed, ended and cancelled: SQLite claims the same jobs, in the same order."""
+    assert _Both(f"sqlite:///{tmp_path / 'jobs.db'}", seed).run(150) > 30
+
+
+@pytest.mark.parametrize("seed", range(10, 13))
+def test_postgresql_claims_as_memory_does(postgres_url: str, seed: int) -> None:
+    """So does PostgreSQL."""
+    assert _Both(postgres_url, seed).run(120) > 25
+
+
+# --- what a full backend costs
+
+
+def test_a_full_backend_is_left_alone_until_something_changes(
+    on_sqlite: SqlJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that took nothing because of a limit is not worth repeating, until this process writes a job."""
+    monkeypatch.setattr(claims, "_FULL_S", 3600.0)
+    policy = QueuePolicy(tenant=TenantPolicy(running=1))
+    for name in ("first", "second"):
+        on_sqlite.create(make_job(id=name, tenant="acme"))
+    (first,) = on_sqlite.claim(_claim(policy), limit=5)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert on_sqlite.claim(_claim(policy), limit=5) == []
+    assert on_sqlite.claimable(["inline"], machine=None) == frozenset()
+    ended = evolve(first.attempts[-1], ended_at=first.updated_at, stopped=True)
+    on_sqlite.replace(evolve(first, attempts=(ended,), status=JobStatus.COMPLETE), expected_revision=first.revision)
+    assert on_sqlite.claimable(["inline"], machine=None) == {"inline"}
+    assert _ids(on_sqlite.claim(_claim(policy), limit=5)) == ["second"]

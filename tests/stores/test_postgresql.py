@@ -137,11 +137,20 @@ def test_a_server_that_refuses(postgres: PostgresServer, user: str) -> None:
     assert "s3cret" not in f"{refusal.value} {refusal.value.__cause__!r}"
 
 
-def test_a_schema_that_does_not_exist(url: str) -> None:
-    """A ``search_path`` without a schema to make tables in is `store.unusable`, and the error says how to make one."""
-    store = SqlJobStore(f"{url}?options=-csearch_path%3Dnowhere")
-    with pytest.raises(ConfigurationError, match=r"search_path.*CREATE SCHEMA") as refusal:
-        store.set_up()
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("options=-csearch_path%3Dmissing", "names no schema that exists"),
+        ("sslmode=foo", "has a value that does not work"),
+    ],
+)
+def test_an_option_that_can_never_work(postgres: PostgresServer, option: str, said: str) -> None:
+    """It is `store.unusable`, not a server that is away for a while, and not a bug."""
+    with (
+        closing(SqlJobStore(f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?{option}")) as store,
+        pytest.raises(ConfigurationError, match=said) as refusal,
+    ):
+        store.create(make_job())
     assert refusal.value.code == "store.unusable"
 
 
@@ -149,8 +158,8 @@ def test_a_schema_that_does_not_exist(url: str) -> None:
     ("said", "told"),
     [
         ("FATAL:  unsupported startup parameter: options", "pooler=transaction"),
-        ('FATAL:  unrecognized configuration parameter "s3cret"', "option of the URL"),
-        ("server does not support SSL, but SSL was required", "option of the URL"),
+        ('FATAL:  unrecognized configuration parameter "s3cret"', "option of its URL"),
+        ("server does not support SSL, but SSL was required", "option of its URL"),
     ],
 )
 def test_a_connection_that_will_always_be_refused(said: str, told: str) -> None:

@@ -689,8 +689,10 @@ class Simulation:
 
     def _is_abandoned(self, call: Call) -> bool:
         """Return whether it computes in a process that was silent for its whole lease: it is taken for dead (J2)."""
-        if call.of is None or (job := self.store._jobs.get(call.order.job_id)) is None:
+        if call.of is None:
             return False
+        if (job := self.store._jobs.get(call.order.job_id)) is None:
+            return True
         return all(attempt.token != call.order.token or attempt.unwanted for attempt in job.attempts)
 
     def _settle(self) -> None:

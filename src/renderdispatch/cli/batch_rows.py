@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,9 @@ from pydantic import BaseModel
 
 from renderdispatch import errors
 from renderdispatch.batches import Submission
+from renderdispatch.cli.manifest import NAME
 from renderdispatch.cli.options import read_time
-from renderdispatch.engine.intake import is_shader_name
+from renderdispatch.engine.intake import is_path, is_shader_name
 from renderdispatch.messages import Limits, Output, read_output
 from renderdispatch.runner.renderers import scene_names
 from renderdispatch.runner.scene_files import read_scene_file
@@ -105,8 +105,8 @@ class WrongRowsError(errors.InvalidRequestError):
     code = "batch.wrong-rows"
 
     def __init__(self, rows: Mapping[str, str], total: int) -> None:
-        what = "row is" if len(rows) == 1 else "rows are"
-        super().__init__(f"{len(rows)} of {total} {what} wrong, so nothing was rendered; correct what is said above")
+        rows_are = f"{total} row{'' if total == 1 else 's'} {'is' if len(rows) == 1 else 'are'}"
+        super().__init__(f"{len(rows)} of {rows_are} wrong, so nothing was rendered; correct what is said above")
         self.rows = rows
 
 
@@ -122,13 +122,13 @@ def read_rows(source: Path, defaults: Submission, *, check: Callable[[Submission
         InvalidRequestError: The source cannot be read, or has no rows.
         WrongRowsError: Some rows are wrong.
     """
-    named: Iterable[tuple[str, Callable[[], BatchRow]]]
-    named = _of_folder(source, defaults) if source.is_dir() else _of_file(source, defaults)
+    in_folder = source.is_dir()
+    named = _of_folder(source, defaults) if in_folder else _of_file(source, defaults)
     rows: list[BatchRow] = []
     wrong: dict[str, str] = {}
-    total = 0
+    order: dict[str, int] = {}
     for where, read in named:
-        total += 1
+        order[where] = len(order)
         try:
             row = read()
             check(row.submission)
@@ -137,24 +137,31 @@ def read_rows(source: Path, defaults: Submission, *, check: Callable[[Submission
             wrong[where] = f"{error} [{error.code}]"
         except click.ClickException as error:
             wrong[where] = error.message
-    if not total:
+    if not order:
         raise errors.InvalidRequestError(f"{source} has no songs", code="batch.empty")
-    wrong |= _namesakes(rows)
+    own_name = "list the songs in a file, with names in 'file'" if in_folder else "give it a name of its own in 'file'"
+    wrong |= _namesakes(rows, own_name)
     if wrong:
-        raise WrongRowsError(wrong, total)
+        raise WrongRowsError({where: wrong[where] for where in sorted(wrong, key=order.__getitem__)}, len(order))
     return rows
 
 
-def _namesakes(rows: Iterable[BatchRow]) -> dict[str, str]:
-    """Return what is wrong with rows whose videos would have the same name, also where case does not count."""
-    by_name = defaultdict(list)
+def _namesakes(rows: Iterable[BatchRow], own_name: str) -> dict[str, str]:
+    """Return what is wrong with rows whose videos or posters would have the same name, whatever its case.
+
+    Args:
+        own_name: How to give a row another name.
+    """
+    by_name, found = dict[str, BatchRow](), dict[str, str]()
     for row in rows:
-        by_name[row.file.casefold()].append(row)
-    return {
-        row.where: f"its video would be {row.file}, as that of {same[0].where}; give it a name of its own in 'file'"
-        for same in by_name.values()
-        for row in same[1:]
-    }
+        named = {"video": row.file} | (
+            {"poster": str(Path(row.file).with_suffix(".jpg"))} if row.submission.poster else {}
+        )
+        for what, name in named.items():
+            first = by_name.setdefault(name.casefold(), row)
+            if first is not row:
+                found.setdefault(row.where, f"its {what} would be {name}, as that of {first.where}; {own_name}")
+    return found
 
 
 # --- a folder -------------------------------------------------------------------------------------
@@ -175,6 +182,9 @@ def _unchanged(row: BatchRow) -> BatchRow:
 
 
 def _of_file(path: Path, defaults: Submission) -> Iterator[tuple[str, Callable[[], BatchRow]]]:
+    if _SONGS.fullmatch(path.suffix):
+        message = f"{path} is one song; --batch takes a file of JSON lines, or a folder of songs"
+        raise errors.InvalidRequestError(message, code="batch.unreadable")
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
@@ -197,7 +207,7 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
     if "audio" not in given:
         raise _wrong('a row names its song: {"audio": "song.mp3"}')
     values: dict[str, Any] = {
-        name: _VALUES.get(name, _as_it_is)(value, folder) for name, value in given.items() if name != "file"
+        name: _VALUES.get(name, _as_it_is)(value, folder, defaults) for name, value in given.items() if name != "file"
     }
     submission = evolve(defaults, **values)
     stem = submission.audio.stem if isinstance(submission.audio, Path) else ""
@@ -207,6 +217,8 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
 def _object(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line, object_pairs_hook=_without_twins)
+    except errors.InvalidRequestError:
+        raise
     except (ValueError, RecursionError) as error:
         raise _wrong(f"not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -215,75 +227,77 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        named = [name for name, _ in pairs]
-        twin = next(name for name in named if named.count(name) > 1)
-        raise _wrong(f"{twin[:80]!r} is named twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _wrong(f"{name[:80]!r} is named twice")
+        found[name] = value
     return found
 
 
 def _file_name(name: object) -> str:
     if not isinstance(name, str) or name in {"", ".", ".."} or os.sep in name or not _is_file_name(name):
         raise _wrong("file: the name of the video, without a folder and without control characters")
+    if name.casefold() == NAME:
+        raise _wrong(f"file: {NAME} is the manifest of the folder; give the video another name")
     return name if Path(name).suffix else f"{name}.mp4"
 
 
 def _is_file_name(text: str) -> bool:
     """Return whether a text can name a file, and can be shown in a terminal."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return _CONTROL.search(text) is None
+    return is_path(text) and _CONTROL.search(text) is None
 
 
-def _path(value: object, folder: Path) -> Path:
+def _path(value: object, folder: Path, _defaults: Submission) -> Path:
     if not isinstance(value, str) or not value or not _is_file_name(value):
         raise _wrong("a file is named by its path, as text")
+    if re.match("[a-z0-9]+://", value, re.IGNORECASE):
+        raise _wrong("a file is named by its path on this machine, not by a URL; download it first")
     return folder / value
 
 
-def _scene(value: object, folder: Path) -> str | Path:
+def _scene(value: object, folder: Path, _defaults: Submission) -> str | Path:
     if not isinstance(value, str):
         raise _wrong("scene: a name, or the path of a Shadertoy file, as text")
     if value in scene_names():
         return value
     if read_scene_file(value) is not None:
         raise _wrong(f"scene {value[:80]} is Python, which only --scene takes, for all rows", code="scene.file")
-    return _path(value, folder) if is_shader_name(value) or os.sep in value else value
+    return _path(value, folder, _defaults) if is_shader_name(value) or os.sep in value else value
 
 
-def _images(value: object, folder: Path) -> list[Path]:
+def _images(value: object, folder: Path, defaults: Submission) -> list[Path]:
     if not isinstance(value, list):
         raise _wrong("images: a list of paths")
-    return [_path(each, folder) for each in value]
+    return [_path(each, folder, defaults) for each in value]
 
 
-def _output(value: object, _folder: Path) -> Output:
+def _output(value: object, _folder: Path, defaults: Submission) -> Output:
     if isinstance(value, str):
         return read_output(value)
     if not isinstance(value, dict):
         raise _wrong('output: the name of a preset, or an object such as {"width": 1280, "height": 720}')
-    preset = value.pop("preset", "flat-1080p-landscape")
+    preset = value.pop("preset", defaults.output)
+    if not isinstance(preset, str | Output):
+        raise _wrong("output: preset: the name of a preset, as text")
     return Output(**{**dict(read_output(preset)), **value})
 
 
-def _limits(value: object, _folder: Path) -> Limits:
+def _limits(value: object, _folder: Path, defaults: Submission) -> Limits:
     if not isinstance(value, dict):
         raise _wrong('limits: an object, such as {"max_duration": 600}')
-    return Limits(**value)
+    return Limits(**{**dict(defaults.limits or Limits()), **value})
 
 
-def _time(value: object, _folder: Path) -> object:
+def _time(value: object, _folder: Path, _defaults: Submission) -> object:
     return read_time(value) if isinstance(value, str) else value
 
 
-def _as_it_is(value: object, _folder: Path) -> object:
+def _as_it_is(value: object, _folder: Path, _defaults: Submission) -> object:
     return value  # the request says whether it makes sense
 
 
-_VALUES: Final[Mapping[str, Callable[[Any, Path], Any]]] = {
+_VALUES: Final[Mapping[str, Callable[[Any, Path, Submission], Any]]] = {
     "audio": _path,
     "scene": _scene,
     "cover": _path,

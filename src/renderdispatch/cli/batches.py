@@ -41,6 +41,9 @@ _AHEAD: Final = 32
 
 _RUNNING: Final = 1000
 
+_SHOWN: Final = 20
+"""So many wrong rows are named; more of them are one mistake, such as another kind of file."""
+
 
 @frozen
 class Todo:
@@ -98,8 +101,10 @@ def render_batch(
                 run.cancel()
             _report(run, manifest, rows, seconds=time.monotonic() - began, as_json=as_json, quiet=quiet)
     except WrongRowsError as error:
-        for where_, why in error.rows.items():
+        for where_, why in islice(error.rows.items(), _SHOWN):
             note(f"renderdispatch: {where_}: {' '.join(why.split())}")
+        if len(error.rows) > _SHOWN:
+            note(f"renderdispatch: and {len(error.rows) - _SHOWN} more")
         return tell(error, as_json=as_json)
     except errors.RenderDispatchError as error:
         return tell(error, as_json=as_json)
@@ -158,20 +163,28 @@ class _Plan:
         """Yield the rows whose videos are not there.
 
         Raises:
-            InvalidRequestError: A video cannot be written, or must not.
+            WrongRowsError: Some videos cannot be written, or must not. No job was touched.
         """
         hashes, sources = Hashes(), {path: status_of(path) for row in rows for path in map(str, row.files)}
+        missing: list[Todo] = []
+        wrong: dict[str, str] = {}
         for row in rows:
             digest, known = row.digest(hashes, program=self.scene.program), self.manifest.entries.get(row.file)
-            same = known if known is not None and known.digest == digest else None
-            if same is not None and same.complete and (self.output / row.file).exists():
+            if known is not None and known.digest == digest and known.complete and (self.output / row.file).exists():
                 continue
             force = self.force or (known is not None and known.complete)
-            self._check(row, sources, force=force)
-            entry = None if known is None else self._goes_on(known, same=same is not None)
-            if entry is None:
-                entry = Entry(file=row.file, row=row.where, digest=digest, audio=row.audio.name)
-            yield Todo(row, entry, force)
+            try:
+                self._check(row, sources, force=force)
+            except errors.InvalidRequestError as error:
+                wrong[row.where] = f"{error} [{error.code}]"
+            new = Entry(file=row.file, row=row.where, digest=digest, audio=row.audio.name)
+            missing.append(Todo(row, new, force))
+        if wrong:
+            raise WrongRowsError(wrong, len(rows))
+        for each in missing:
+            known = self.manifest.entries.get(each.row.file)
+            kept = None if known is None else self._goes_on(known, same=known.digest == each.entry.digest)
+            yield each if kept is None else evolve(each, entry=kept)
 
     def _check(self, row: BatchRow, sources: Sources, *, force: bool) -> None:
         target = read_target(str(self.output / row.file), force=force)
@@ -219,6 +232,8 @@ class _Run:
 
     def submit(self, todo: list[Todo], scene: _Scene) -> None:
         """Submit the rows that have no job yet."""
+        if not todo:
+            return  # the folder may be read-only
         for each in todo:
             self.manifest.entries[each.entry.file] = each.entry
         self.manifest.write()  # with the keys, so that a run after a crash finds the jobs
@@ -339,7 +354,8 @@ def _report(run: _Run, manifest: Manifest, rows: list[BatchRow], *, seconds: flo
     for entry in entries:
         if entry.error is not None and not entry.complete:
             message = " ".join(entry.error["message"].split())
-            note(f"renderdispatch: {entry.row} ({entry.audio}): {message} [{entry.error['code']}]")
+            where = entry.row if entry.row == entry.audio else f"{entry.row} ({entry.audio})"
+            note(f"renderdispatch: {where}: {message} [{entry.error['code']}]")
     if quiet:
         return
     parts = [f"{run.rendered} rendered", f"{done - run.rendered} there already", f"{run.failed} failed"]

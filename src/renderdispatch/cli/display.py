@@ -77,6 +77,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "updatedAt": job.updated_at.isoformat(),
         "expiredAt": None if job.expired_at is None else job.expired_at.isoformat(),
         "retryOf": job.retry_of,
+        "batch": job.batch,
         "artifact": artifact_as_json(job),
         "warnings": warnings_as_json(job),
         "error": error_as_json(job),

@@ -118,6 +118,10 @@ def cancel(*, job_id: str | None, batch: str | None, as_json: bool) -> None:
 def _cancel_batch(batch_id: str, *, as_json: bool) -> None:
     with from_settings(worker=False) as service:
         batch = service.batch(batch_id)
+        if not any(batch.counts().values()):
+            raise JobNotFoundError(
+                f"batch {batch_id} has no jobs; 'renderdispatch jobs show' says which batch a job is of"
+            )
         asked = batch.cancel()
         with suppress(WaitTimeoutError):
             batch.wait(_CANCEL_S if asked else 0)
@@ -240,7 +244,7 @@ def _all(service: RenderService) -> Iterator[Job]:
 
 
 def _ended(service: RenderService, age_s: int, statuses: Sequence[str]) -> Iterator[Job]:
-    """Yield the jobs that ended at least so many seconds ago, with one of the statuses, longest ended first."""
+    """Yield the jobs that ended at least so many seconds ago, with one of the statuses, oldest first."""
     ended_by, wanted = datetime.now(UTC) - timedelta(seconds=age_s), [JobStatus(s) for s in statuses or _ENDS]
     cursor, more = None, True
     while more:
@@ -282,6 +286,7 @@ def _facts(job: Job) -> dict[str, object]:
         "stage": f"{job.stage}, {job.progress:g} %",
         "attempts": display.describe_attempts(job),
         "retry of": job.retry_of,
+        "batch": job.batch,
         "scene": display.scene_name(job),
         "parameters": " ".join(f"{name}={json.dumps(value)}" for name, value in request.params.items()) or None,
         "audio": display.audio_name(job),

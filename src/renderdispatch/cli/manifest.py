@@ -75,17 +75,17 @@ class Entry:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Entry:
-        """Return the entry that `as_json` wrote. Raises `TypeError`, `ValueError` or `KeyError` for any other line."""
+        """Return the entry that `as_json` wrote. Raises `TypeError` or `ValueError` for any other line."""
         names = {each.name: _ON_THE_WIRE.get(each.name, each.name) for each in fields(cls)}
-        known = {name: line[key] for name, key in names.items() if key in line}
-        error = known.get("error")
-        texts = [value for name, value in known.items() if name != "error"]
-        if error is not None:
-            texts += [error["code"], error["message"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("all values are texts")
-        JobStatus(known.get("status", JobStatus.PENDING))
-        return cls(**known)
+        found = {name: line[key] for name, key in names.items() if key in line}
+        for name, value in found.items():
+            if not isinstance(value, dict if name == "error" else str):
+                raise TypeError(name)
+        entry = cls(**found)
+        JobStatus(entry.status)
+        if entry.error is not None and not {"code", "message"} <= entry.error.keys():
+            raise ValueError("error")
+        return entry
 
 
 class Manifest:
@@ -96,6 +96,7 @@ class Manifest:
         self.batch = batch
         self.entries = entries
         self._written_s = 0.0
+        self._changed = False
 
     @classmethod
     @contextmanager
@@ -109,7 +110,8 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            message = f"{folder} cannot be the folder of the videos: {error.strerror}"
+            why = "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+            message = f"{folder} cannot be the folder of the videos: {why}; name another one with -o"
             raise InvalidRequestError(message, code="output.denied") from None
         try:
             try:
@@ -121,7 +123,7 @@ class Manifest:
             try:
                 yield manifest
             finally:
-                if manifest.entries:
+                if manifest._changed:  # noqa: SLF001 - its own
                     manifest.write()
         finally:
             os.close(descriptor)
@@ -145,7 +147,7 @@ class Manifest:
 
     def set(self, entry: Entry) -> None:
         """Note what became of a video; it is written within a second of the next notes, or at the end."""
-        self.entries[entry.file] = entry
+        self.entries[entry.file], self._changed = entry, True
         if time.monotonic() - self._written_s >= _EVERY_S:
             self.write()
 
@@ -154,7 +156,7 @@ class Manifest:
         lines = [{"version": _VERSION, "batch": self.batch}, *(entry.as_json() for entry in self.entries.values())]
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_file(self.path, [text.encode()], key=str(self.path), only_if_absent=False)
-        self._written_s = time.monotonic()
+        self._written_s, self._changed = time.monotonic(), False
 
 
 def _text_of(path: Path) -> str:

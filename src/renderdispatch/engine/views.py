@@ -68,7 +68,7 @@ class Views:
         batch: str | None = None,
         ended_by: object = None,
     ) -> Page[Job]:
-        """Return a page of jobs, newest first; with ``ended_by``, longest ended first. Raises `InvalidRequestError`."""
+        """Return a page of jobs, newest first; with ``ended_by``, oldest first. Raises `InvalidRequestError`."""
         try:
             given = [status] if isinstance(status, str) else status
             statuses = None if given is None else frozenset(map(JobStatus, given))

@@ -136,18 +136,20 @@ class MemoryJobStore:
             queue = self._queues.setdefault(claim.backend, _Queue())
             queue.gain()
             if is_plain(claim.policy, claim.backend) and not queue.active:
-                taken = [job.id for job in jobs.get(NO_TENANT, ())][: max(0, limit)]
+                taken, idle = [job.id for job in jobs.get(NO_TENANT, ())][: max(0, limit)], []
             else:
-                taken = self._take_turns(claim, queue, jobs, limit)
+                turns = self._take_turns(claim, queue, jobs, limit)
+                taken, idle = turns.taken, turns.idle
             claimed = []
             for job_id in taken:
                 job = self._jobs[job_id]
                 job = evolve(begin(job, Begun.of(claim, now)), revision=job.revision + 1)
                 self._put(job)
                 claimed.append(job)
+            queue.active.difference_update(tenant for tenant in idle if not self._has_work(claim.backend, tenant))
             return claimed
 
-    def _take_turns(self, claim: Claim, queue: _Queue, jobs: Mapping[str, list[Job]], limit: int) -> list[str]:
+    def _take_turns(self, claim: Claim, queue: _Queue, jobs: Mapping[str, list[Job]], limit: int) -> Turns:
         held = self._held()
         most = claim.policy.running.get(claim.backend)
         if most is not None:
@@ -158,8 +160,7 @@ class MemoryJobStore:
             player.left = _left(claim, player.tenant, held)
         turns.play()
         queue.note(turns)
-        queue.active.difference_update(tenant for tenant in turns.idle if not self._has_work(claim.backend, tenant))
-        return turns.taken
+        return turns
 
     def _end_waits(self) -> None:
         now = self.now()

@@ -26,7 +26,7 @@ _ORDERS: Final = {
     "ready": ("priority", "ready_at", "id"),
     "due": ("due_at", "id"),
     "leased": ("lease_until", "id"),
-    "ended": ("ended_at", "id"),
+    "ended": ("created_at", "id"),
 }
 """The fields of a job that each order sorts by."""
 
@@ -76,7 +76,7 @@ def matches(query: JobQuery, job: Job) -> bool:
         case "leased":
             return _is_by(job.lease_until, query.due_by)
         case "ended":
-            return job.expired_at is None and _is_by(job.ended_at, query.due_by)
+            return job.expired_at is None and all(_is_by(at, query.due_by) for at in (job.created_at, job.ended_at))
 
 
 def _is_by(time: datetime | None, latest: datetime | None) -> bool:

@@ -176,12 +176,14 @@ class Turns:
 def queue_full(limit: int) -> QueueLimitError:
     """Return the refusal of a submit beyond the limit of queued jobs."""
     wait = timedelta(seconds=30)
-    message = f"this tenant has {limit} jobs in the queue, as many as it may have; try again in {wait.seconds} s"
+    jobs = "1 job" if limit == 1 else f"{limit} jobs"
+    message = f"this tenant has {jobs} in the queue, as many as it may have; try again in {wait.seconds} s"
     return QueueLimitError(message, code="limit.queued", retry_after=wait)
 
 
 def too_many_submits(limit: int, wait: timedelta) -> QueueLimitError:
     """Return the refusal of a submit beyond the limit of submits a minute."""
     seconds = max(1, math.ceil(wait.total_seconds()))
-    message = f"this tenant may submit {limit} jobs a minute; try again in {seconds} s"
+    jobs = "1 job" if limit == 1 else f"{limit} jobs"
+    message = f"this tenant may submit {jobs} a minute; try again in {seconds} s"
     return QueueLimitError(message, code="limit.rate", retry_after=timedelta(seconds=seconds))

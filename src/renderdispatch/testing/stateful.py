@@ -38,6 +38,9 @@ _backends = st.sampled_from(["inline", "modal"])
 _machines = st.sampled_from([None, "here", "there"])
 _batches = st.sampled_from([None, "batch"])
 _hours = st.integers(-3, 3)
+_MOST_JOBS = 90
+"""So many jobs fit on one page."""
+
 _limits = st.sampled_from([None, None, 0, 1, 2])
 
 
@@ -124,6 +127,28 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.model.create(job)
         self._note(stored)
 
+    @rule(tenants=st.lists(_tenants, min_size=1, max_size=4), backend=_backends, priority=st.integers(0, 1))
+    def submit(self, tenants: list[str | None], backend: str, priority: int) -> None:
+        """Jobs of new ids, which are ready at once, so that claims find some of several tenants."""
+        for tenant in tenants:
+            if len(self.highest) < _MOST_JOBS:
+                job_id = f"job-{len(self.highest):02}"
+                job = make_job(id=job_id, tenant=tenant, backend=backend, priority=priority, created_at=self.now)
+                self.model.create(job)
+                self._note(self.store.create(job))
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        """A job that runs ends, and gives its unit back."""
+        running = [job for job in self.jobs.values() if job.attempt is not None and job.attempt.ended_at is None]
+        if running:
+            job = data.draw(st.sampled_from(sorted(running, key=lambda job: job.id)))
+            attempts = (*job.attempts[:-1], evolve(job.attempts[-1], ended_at=self.now, stopped=True))
+            ended = evolve(job, status=JobStatus.FAILED, attempts=attempts, ended_at=self.now)
+            self.model.replace(ended, expected_revision=self.model.get(job.id).revision)
+            self._note(self.store.replace(ended, expected_revision=job.revision))
+
     @rule(job_id=_ids, behind=st.integers(-1, 2), status=_statuses, ready=st.none() | _hours)
     def replace(self, job_id: str, behind: int, status: JobStatus, ready: int | None) -> None:
         """Only the current revision of a job is replaced."""
@@ -165,9 +190,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     def claim(self, limit: int, backend: str, machine: str | None, policy: QueuePolicy) -> None:
         """Attempts begin of the jobs, and in the order, that fair turns within the limits give."""
         assert isinstance(self.store, SupportsClaim)
-        claim = Claim(
-            backend=backend, local=True, holder="worker", lease=_HOUR, machine=machine, policy=policy, nonce="nonce"
-        )
+        claim = Claim(backend=backend, local=True, holder="worker", lease=_HOUR, machine=machine, policy=policy)
         may_be = self.store.claimable([backend], machine=machine)
         claimed = self.store.claim(claim, limit=limit)
         began = [job.attempt.claimed_at for job in claimed if job.attempt is not None]
@@ -277,9 +300,11 @@ class JobStoreMachine(RuleBasedStateMachine):
                 return sorted(_by(found, _ready_at, query.ready_by), key=_order_of_claims)
             case "due":
                 return sorted(_by(found, _due_at, query.due_by), key=_due_at)
-            case "leased" | "ended":
-                when = _lease_until if query.order == "leased" else _ended_at
-                return sorted(_by(found, when, query.due_by), key=when)
+            case "leased":
+                return sorted(_by(found, _lease_until, query.due_by), key=_lease_until)
+            case "ended":
+                found = [job for job in _by(found, _ended_at, query.due_by) if job.expired_at is None]
+                return sorted(_by(found, _created_at, query.due_by), key=_created_at)
 
 
 def _copy(model: MemoryJobStore) -> MemoryJobStore:
@@ -307,6 +332,10 @@ def _lease_until(job: Job) -> datetime:
 
 def _ended_at(job: Job) -> datetime:
     return job.ended_at or _NEVER
+
+
+def _created_at(job: Job) -> datetime:
+    return job.created_at
 
 
 def _by(jobs: list[Job], when: Callable[[Job], datetime], latest: datetime | None) -> list[Job]:

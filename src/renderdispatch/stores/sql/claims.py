@@ -7,6 +7,7 @@ tenants take turns within a transaction (`fair`). Either one ends the waits that
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from functools import cache
@@ -31,6 +32,9 @@ from renderdispatch.stores.turns import Pause, Turns, is_plain
 
 _c: Final = JOBS.c
 _NONE: Final = sa.literal_column("''", sa.Text)
+_FULL_S: Final = 0.25
+"""How long a backend is left alone after a claim that limits left empty, unless this process wrote jobs."""
+
 _MOST: Final = 1000
 """How many jobs a claim takes at most."""
 
@@ -45,9 +49,18 @@ class Claims:
     _shared: set[str] = field(factory=set)
     """Backends for which tenants had work at the last claim: it was not worth while to try the plain statement."""
 
+    _full_until: dict[str, float] = field(factory=dict)
+    """Backends all of whose tenants were at a limit, and when to try them again, on this process's clock."""
+
+    def changed(self) -> None:
+        """Note that this process wrote jobs: a limit may leave room now."""
+        if self._full_until:
+            self._full_until.clear()
+
     def claimable(self, backends: Collection[str], *, machine: str | None) -> frozenset[str]:
         """Return which backends may have ready jobs, as `SupportsClaim.claimable` says."""
-        names = sorted(set(backends))
+        now_s = time.monotonic()
+        names = sorted(name for name in set(backends) if self._full_until.get(name, 0.0) <= now_s)
         if not names:
             return frozenset()
         values: dict[str, Any] = {"now": micros(self._now()), "machine": machine or "", **_numbered(names)}
@@ -92,6 +105,8 @@ class Claims:
             rows = transaction.step(chosen(self._database.dialect), values)[0] if turns.taken else []
             queue.close(turns)
         (self._shared.add if queue.shared else self._shared.discard)(claim.backend)
+        if turns.full and not turns.taken:
+            self._full_until[claim.backend] = time.monotonic() + _FULL_S
         order = {job_id: number for number, job_id in enumerate(turns.taken)}
         return sorted(rows, key=lambda row: order[row[0]])
 

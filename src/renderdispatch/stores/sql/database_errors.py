@@ -49,8 +49,8 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
-    "option": "the server, or its client library, refuses an option of the URL",
-    "3F": "the search_path names no schema that exists and that this user may use (CREATE SCHEMA, GRANT USAGE)",
+    "3F": "its search_path names no schema that exists and that this user may use (CREATE SCHEMA, GRANT USAGE)",
+    "LIBPQ": "an option of its URL, such as sslmode or sslrootcert, has a value that does not work here",
     "pooler": "a pooler is between, which refuses settings of a connection (add ?pooler=transaction to the URL)",
     "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
     "42P": _FOREIGN,
@@ -65,9 +65,10 @@ _REFUSED_CONNECTIONS: Final = {
     r'role ".*" does not exist|no such user': "28",
     r'database ".*" does not exist|no such database': "3D",
     r"unsupported startup parameter": "pooler",
-    r"unrecognized configuration parameter|definition of service|does not support SSL": "option",
+    r"invalid \S+ value|invalid port number|does not support SSL|certificate file .* does not exist": "LIBPQ",
+    r"unrecognized configuration parameter|definition of service": "LIBPQ",
 }
-"""What PostgreSQL's server, or PgBouncer, says when it refuses a connection, for which drivers give no SQLSTATE."""
+"""What PostgreSQL's server and library, or PgBouncer, say when they refuse a connection: drivers give no SQLSTATE."""
 
 _BRIEF: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}

@@ -351,7 +351,8 @@ class Queue:
         wanted = {tenant: number + players[tenant].taken for tenant, number in turns.wanted().items()}
         found = self._read(wanted)
         for tenant, number in wanted.items():
-            rows = sorted(found.get(tenant, ()), key=lambda row: (-row[1], row[2], row[0]))
+            # beyond so many, those for one machine may be in the wrong order to those for any
+            rows = sorted(found.get(tenant, ()), key=lambda row: (-row[1], row[2], row[0]))[:number]
             jobs = [Waiting(row[0], bool(row[3])) for row in rows if row[0] not in taken]
             players[tenant].jobs = deque(jobs)
             players[tenant].more = len(rows) >= number

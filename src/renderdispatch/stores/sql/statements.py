@@ -13,12 +13,14 @@ from renderdispatch.stores.sql.tables import JOBS, LIVE, OURS, VALUES
 _c: Final = JOBS.c
 
 RECORD: Final = (_c.id, _c.revision, _c.document, _c.claim)
+_NO_NAME: Final = sa.literal_column("''", sa.Text)
+
 ORDERS: Final = {
     "newest": (_c.created_at.desc(), _c.id.asc()),
     "ready": (_c.priority.desc(), _c.ready_at.asc(), _c.id.asc()),
     "due": (_c.look_at.asc(), _c.id.asc()),
     "leased": (_c.lease_until.asc(), _c.id.asc()),
-    "ended": (_c.ended_at.asc(), _c.id.asc()),
+    "ended": (_c.created_at.asc(), _c.id.asc()),
 }
 
 GET: Final = sa.select(*RECORD).where(_c.id == sa.bindparam("job_id"), LIVE)
@@ -54,10 +56,13 @@ def conditions(query: JobQuery) -> list[sa.ColumnElement[bool]]:
             if query.ready_by is not None:
                 found.append(_c.ready_at <= micros(query.ready_by))
         case "due" | "leased" | "ended":
-            column = ORDERS[query.order][0].element
-            found += [OURS, column.is_not(None)]
+            first = ORDERS[query.order][0].element
+            times = (first, _c.ended_at) if query.order == "ended" else (first,)
+            found += [OURS, *(time.is_not(None) for time in times)]
+            if query.order == "leased":
+                found.append(_c.held_on > _NO_NAME)  # a leased attempt holds a unit, and the index of those is short
             if query.due_by is not None:
-                found.append(column <= micros(query.due_by))
+                found += [time <= micros(query.due_by) for time in times]
     return found
 
 

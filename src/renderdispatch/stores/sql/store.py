@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,10 +62,15 @@ def _job(row: Sequence[Any]) -> Job:
     except ValidationError as error:
         raise unreadable(job_id) from error
     if claim is not None:
-        fields = json.loads(claim)
-        times = {name: from_micros(fields[name]) for name in ("at", "lease_until")}
-        job = begin(job, Begun(**{**fields, **times}))
+        job = begin(job, _begun(claim))
     return evolve(job, revision=revision)
+
+
+@lru_cache(64)
+def _begun(claim: str) -> Begun:
+    """Return what a claim says; all jobs of a claim have the same."""
+    fields = json.loads(claim)
+    return Begun(**{**fields, **{name: from_micros(fields[name]) for name in ("at", "lease_until")}})
 
 
 # --- the store ------------------------------------------------------------------------------------
@@ -114,6 +120,7 @@ class SqlJobStore:
         rows, _ = self._database.step(self._create, row_of(job))
         if not rows:
             raise job_exists(job.id)
+        self._claims.changed()
         return evolve(job, revision=rows[0][0])
 
     def replace(self, job: Job, *, expected_revision: int) -> Job:
@@ -121,6 +128,7 @@ class SqlJobStore:
         stored = evolve(job, revision=expected_revision + 1, protocol=PROTOCOL)
         values = {"job_id": job.id, "expected": expected_revision, **columns(stored)}
         if self._database.step(REPLACE, values)[1] == 1:
+            self._claims.changed()
             return stored
         raise self._conflict(job.id, expected_revision)
 
@@ -130,6 +138,7 @@ class SqlJobStore:
         values = {"job_id": job_id, "expected": expected_revision, "now": micros(now)}
         _, deleted = self._database.execute(DELETE, values)
         self._database.execute(PURGE, {"before": micros(now - _TOMBSTONE_LIFE)})
+        self._claims.changed()
         if deleted != 1:
             try:
                 raise self._conflict(job_id, expected_revision)
@@ -167,7 +176,9 @@ class SqlJobStore:
         """
         if connection is None:
             with self._database.transaction() as transaction:
-                return self._create_within(transaction, jobs, quota)
+                created = self._create_within(transaction, jobs, quota)
+            self._claims.changed()
+            return created
         with joined(self._database, connection) as theirs:
             created = self._create_within(theirs, jobs, quota)
             if self._database.dialect != "sqlite" and any(isinstance(found, Job) for found in created):
@@ -239,7 +250,12 @@ class SqlJobStore:
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have ``wake`` called at each notice, as `SupportsNotify.listen` says. On SQLite it never is."""
-        return self._notices.listen(wake)
+
+        def noticed() -> None:
+            self._claims.changed()
+            wake()
+
+        return self._notices.listen(noticed)
 
     # ---
 

@@ -350,19 +350,25 @@ class JobStoreContract(QueueContract):
         assert _ids(store, JobQuery(order="due")) == ["owes", "d", "b", "c", "later"]
 
     def test_ended_goes_by_when_it_ended(self, store: JobStore, now: datetime) -> None:
-        """``ended`` shows jobs that ended at or before ``due_by`` and have not expired, longest ended first."""
-        kept: dict[str, Any] = {"expired_at": None}
-        for job_id, age in (("c", 1), ("b", 1), ("d", 2), ("later", -1)):
-            store.create(make_ended_job(id=job_id, ended_at=now - age * SECOND, **kept))
-        store.create(make_ended_job(id="other", status=JobStatus.CANCELLED, ended_at=now - 3 * SECOND, **kept))
-        store.create(make_ended_job(id="expired", ended_at=now - 9 * SECOND, expired_at=now))
+        """``ended`` shows jobs that were created and ended at or before ``due_by`` and are kept, the oldest first."""
+
+        def ended(job_id: str, began: int, lasted: int, **fields: Any) -> None:
+            created_at = now - began * SECOND
+            times = {"created_at": created_at, "ended_at": created_at + lasted * SECOND}
+            store.create(make_ended_job(id=job_id, **{**times, "expired_at": None, **fields}))
+
+        for job_id, began, lasted in (("c", 5, 1), ("b", 5, 5), ("d", 7, 7), ("later", 8, 9)):
+            ended(job_id, began, lasted)
+        ended("other", 9, 1, status=JobStatus.CANCELLED)
+        ended("expired", 9, 1, expired_at=now)
+        ended("set-back", -1, -2)
         store.create(make_job(id="running"))
         assert _ids(store, JobQuery(order="ended", due_by=now)) == ["other", "d", "b", "c"]
         complete = frozenset({JobStatus.COMPLETE})
         assert _ids(store, JobQuery(order="ended", due_by=now, statuses=complete)) == ["d", "b", "c"]
         job = store.get("d")
         store.replace(evolve(job, expired_at=now), expected_revision=job.revision)
-        assert _ids(store, JobQuery(order="ended", statuses=complete)) == ["b", "c", "later"]
+        assert _ids(store, JobQuery(order="ended", statuses=complete)) == ["later", "b", "c", "set-back"]
 
     def test_query_by_tenant_status_and_backend(self, store: JobStore, now: datetime) -> None:
         """Conditions narrow a query, each alone and all together; an empty set matches nothing."""
