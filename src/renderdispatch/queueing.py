@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache, cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 
@@ -18,18 +18,22 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 """How many jobs or attempts a limit allows; databases count in 64 bits, units of helpers included."""
 
 
+LEAST_WEIGHT: Final = 1e-4
+"""With it, 64 bits hold a tenant's virtual time after nine hundred million turns."""
+
+
 class TenantPolicy(Argument):
     """What one tenant may use.
 
     Args:
-        weight: Its share, relative to the other tenants that have work for the same backend; a millionth to a million.
+        weight: Its share, relative to the other tenants that have work for the same backend: 0.0001 to 1,000,000.
         running: How many of its attempts may run at once, on all backends together. None: no limit.
         running_on: How many of its attempts may run at once on one backend, by the backend's name.
         queued: How many of its jobs may wait to be claimed; a submit beyond that is refused. None: no limit.
         submits_per_minute: How many jobs it may submit within a minute. None: no limit.
     """
 
-    weight: float = Field(default=1.0, ge=1e-6, le=1e6)
+    weight: float = Field(default=1.0, ge=LEAST_WEIGHT, le=1e6)
     running: Count | None = None
     running_on: Mapping[str, Count] = Field(default_factory=dict)
     queued: Count | None = None

@@ -227,7 +227,9 @@ def test_a_store_that_cannot_keep_a_policy_is_refused(policy: QueuePolicy) -> No
     RenderService(Plain(), WorldStorage(), Remote(), worker=False, policy=QueuePolicy()).close()
 
 
-@pytest.mark.parametrize("fields", [{"weight": 0}, {"weight": float("nan")}, {"queued": -1}, {"runing": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "fields", [{"weight": 0}, {"weight": 1e-6}, {"weight": float("nan")}, {"queued": -1}, {"runing": 1}], ids=repr
+)
 def test_a_policy_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     """Where it is written, and by name."""
     with pytest.raises(InvalidRequestError, match=next(iter(fields))):

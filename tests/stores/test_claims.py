@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.stores.sql import SqlJobStore, claims
+from renderdispatch.stores.sql.fairness import _lock_of
+from renderdispatch.stores.sql.tables import JOBS
 from renderdispatch.testing import FakeClock, eventually, make_job
 
 _HOUR = timedelta(hours=1)
@@ -118,23 +121,50 @@ def test_sqlite_goes_by_an_index(on_sqlite: SqlJobStore, what: str) -> None:
     assert not [line for line in plans if re.match(r"SCAN renderdispatch_jobs(?!.*INDEX)", line)], plans
 
 
-@pytest.mark.parametrize("what", _ASKED)
-def test_postgresql_goes_by_an_index(on_postgresql: SqlJobStore, what: str) -> None:
-    """PostgreSQL can answer each statement by an index; of a table this small it would read all, if we let it."""
-    index, ask = _ASKED[what]
-    on_postgresql.set_up()
+def _explained(store: SqlJobStore, *settings: str) -> list[str]:
+    """Return the list to which PostgreSQL's plans of all later statements are added."""
+    store.set_up()
     plans: list[str] = []
-    engine = on_postgresql._database._connections.get().engine
+    engine = store._database._connections.get().engine
+    explain = ("auto_explain.log_min_duration = 0", "auto_explain.log_nested_statements = off")
 
     def listen(connection: Any, _: object) -> None:
         connection.add_notice_handler(lambda notice: plans.append(str(notice.message_primary)))
-        settings = ("auto_explain.log_min_duration = 0", "client_min_messages = log", "enable_seqscan = off")
-        for setting in ("auto_explain.log_nested_statements = off", *settings):
-            connection.execute("LOAD 'auto_explain'")
+        connection.execute("LOAD 'auto_explain'")
+        for setting in (*explain, "client_min_messages = log", *settings):
             connection.execute(f"SET {setting}")
 
     sa.event.listen(engine, "connect", listen)
     engine.dispose()
+    return plans
+
+
+def test_postgresql_goes_by_an_index_whatever_it_expects(on_postgresql: SqlJobStore) -> None:
+    """Claims read no table where nearly all jobs waited when PostgreSQL last looked, and none does now."""
+    store = on_postgresql
+    store.create(make_job(id="x", created_at=store.now()))
+    names = ", ".join(column.name for column in JOBS.c if column.name not in {"id", "waits_since"})
+    copy = f"""
+        INSERT INTO renderdispatch_jobs (id, waits_since, {names})
+        SELECT 'x' || number, created_at, {names} FROM renderdispatch_jobs, generate_series(1, 5000) AS number
+    """
+    gone = "UPDATE renderdispatch_jobs SET ready_at = NULL, waits_since = NULL"
+    for statement in (copy, "ANALYZE renderdispatch_jobs", gone):
+        store._database.execute(sa.text(statement))
+    plans = _explained(store)
+    assert store.claimable(["inline"], machine="here") == frozenset()
+    for policy in (QueuePolicy(), _LIMITED):
+        assert store.claim(_claim(policy, machine="here"), limit=5) == []
+    found = "\n".join(plans)
+    assert "renderdispatch_jobs_claims" in found
+    assert "Seq Scan on renderdispatch_jobs" not in found, found
+
+
+@pytest.mark.parametrize("what", _ASKED)
+def test_postgresql_goes_by_an_index(on_postgresql: SqlJobStore, what: str) -> None:
+    """PostgreSQL can answer each statement by an index; of a table this small it would read all, if we let it."""
+    index, ask = _ASKED[what]
+    plans = _explained(on_postgresql, "enable_seqscan = off")
     ask(on_postgresql)
     found = "\n".join(plans)
     assert ("renderdispatch_jobs_pkey" if index == "jobs" else f"renderdispatch_jobs_{index}") in found, found
@@ -163,6 +193,41 @@ def test_a_long_transaction_of_the_application_keeps_no_job_waiting(on_postgresq
     engine.dispose()
 
 
+def test_two_open_transactions_of_the_application_keep_no_claim_waiting(on_postgresql: SqlJobStore) -> None:
+    """A tenant that takes part is announced once more, by a transaction that was long: the claim waits for no other."""
+    store = on_postgresql
+    engine = sa.create_engine(store._address.url)
+    with engine.connect() as early, engine.connect() as late:
+        store.create_many([make_job(id="early", tenant="acme")], connection=early)
+        for number in range(2):
+            store.create(make_job(id=f"mine-{number}", tenant="acme"))
+        assert len(store.claim(_claim(), limit=1)) == 1
+        early.commit()
+        store.create_many([make_job(id="late", tenant="acme")], connection=late)
+        with closing(SqlJobStore(store._address.url.render_as_string() + "?timeout=1")) as impatient:
+            assert len(impatient.claim(_claim(), limit=9)) == 2
+        late.commit()
+    engine.dispose()
+    assert _ids(store.claim(_claim(), limit=9)) == ["late"]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_sees_old_rows_submits(on_postgresql: SqlJobStore, level: str) -> None:
+    """What claims changed since the application's transaction began makes it fail at no isolation level."""
+    store = on_postgresql
+    engine = sa.create_engine(store._address.url, isolation_level=level)
+    store.create(make_job(id="before", tenant="acme"))
+    store.create(make_job(id="last", tenant="acme"))
+    assert len(store.claim(_claim(), limit=1)) == 1
+    with engine.connect() as connection, connection.begin():
+        connection.execute(sa.text("SELECT 1"))  # from here on it sees what there is now
+        assert len(store.claim(_claim(), limit=9)) == 1  # the tenant has no work any more
+        (created,) = store.create_many([make_job(id="late", tenant="acme")], connection=connection)
+        assert isinstance(created, Job)
+    engine.dispose()
+    assert _ids(store.claim(_claim(), limit=9)) == ["late"]
+
+
 def test_what_falls_through_leaves_nothing_behind(on_postgresql: SqlJobStore) -> None:
     """A job that was rolled back is neither claimed nor counted, and costs its tenant nothing."""
     store = on_postgresql
@@ -175,6 +240,39 @@ def test_what_falls_through_leaves_nothing_behind(on_postgresql: SqlJobStore) ->
     assert store.claimable(["inline"], machine=None) == frozenset()
     assert store.claim(_claim(), limit=9) == []
     assert sum(store.counts().values()) == 0
+
+
+# --- one claim after another
+
+
+def test_a_claim_sees_what_was_submitted_while_it_waited(on_postgresql: SqlJobStore) -> None:
+    """Also in a database where a transaction sees what was there when it began, unless it says otherwise."""
+    store = on_postgresql
+    store.set_up()
+    engine = sa.create_engine(store._address.url)
+    with engine.connect() as other:
+        name = other.execute(sa.text("SELECT current_database()")).scalar_one()
+        other.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"))
+        other.commit()
+        store.close()  # the next connection begins with that
+        other.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _lock_of("inline")})
+        waiting = sa.text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        with ThreadPoolExecutor(1) as pool:
+            claim = pool.submit(store.claim, _claim(_LIMITED), limit=9)
+            eventually(lambda: other.execute(waiting).all())
+            store.create(make_job(id="late", tenant="acme"))
+            other.commit()
+            assert _ids(claim.result()) == ["late"]
+    engine.dispose()
+
+
+def test_a_claim_needs_one_connection(on_postgresql: SqlJobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that has to ask what time it is asks within its transaction: there may be no other connection."""
+    monkeypatch.setattr("renderdispatch.stores.sql.server_clock._LONGEST_AGE_S", -1)
+    url = on_postgresql._address.url.render_as_string()
+    with closing(SqlJobStore(f"{url}?pool_size=1&timeout=1")) as store:
+        store.create(make_job(id="x", tenant="acme"))
+        assert _ids(store.claim(_claim(), limit=1)) == ["x"]
 
 
 # --- bounded work
@@ -207,6 +305,32 @@ def test_more_tenants_than_are_read_at_once_take_turns(request: pytest.FixtureRe
     order = [job_id for ids in claimed for job_id in ids]
     assert {job_id.split("-")[1] for job_id in order[:150]} == {f"{tenant:03}" for tenant in range(150)}
     assert len(set(order)) == 300
+
+
+@pytest.mark.parametrize("dialect", ["on_sqlite", "on_postgresql"])
+def test_tenants_whose_jobs_are_for_another_machine_do_not_hide_one(
+    request: pytest.FixtureRequest, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tenants come first, a machine that reads some of them in each claim reaches those that it serves."""
+    monkeypatch.setattr("renderdispatch.stores.sql.fairness._READS", 1)
+    store: SqlJobStore = request.getfixturevalue(dialect)
+    for tenant in range(200):
+        store.create(make_job(tenant=f"{tenant:03}", machine="away"))
+    for number in range(2):
+        store.create(make_job(id=f"mine-{number}", tenant="zzz"))
+    claims = [_ids(store.claim(_claim(machine="here"), limit=1)) for _ in range(6)]
+    assert [ids for ids in claims if ids] == [["mine-0"], ["mine-1"]]
+
+
+def test_a_clock_that_is_set_back_keeps_no_tenant_waiting(tmp_path: Path) -> None:
+    """Tenants that were passed over for a second take part again, whatever the clock says since."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with closing(SqlJobStore(tmp_path / "jobs.db", clock=lambda: now)) as store:
+        for tenant in range(40):
+            store.create(make_job(tenant=f"{tenant:03}", created_at=now))
+        assert store.claim(_claim(QueuePolicy(tenant=TenantPolicy(running=0))), limit=50) == []
+        now -= timedelta(days=1)
+        assert len(store.claim(_claim(), limit=50)) == 40
 
 
 # --- the same claims as in memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.protocols import JobQuery, Quota
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.stores.sql.addresses import read_address
-from renderdispatch.testing import FakeClock, in_threads, make_job
+from renderdispatch.testing import FakeClock, eventually, in_threads, make_job
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -109,6 +110,21 @@ def test_jobs_of_several_tenants(store: SqlJobStore) -> None:
     """They are refused: a quota is one tenant's."""
     with pytest.raises(InvalidRequestError, match="one tenant"):
         store.create_many([make_job(tenant="a"), make_job(tenant="b")])
+
+
+def test_two_that_create_the_same_jobs_in_another_order(postgres_url: str) -> None:
+    """Neither of them holds what the other one waits for: the second waits, and finds that all of them exist."""
+    engine = sa.create_engine(read_address(postgres_url).url)
+    waiting = sa.text("SELECT 1 FROM pg_locks WHERE NOT granted")
+    with closing(SqlJobStore(postgres_url)) as store, engine.connect() as first, ThreadPoolExecutor(1) as pool:
+        store.create_many([make_job(id="a")], connection=first)
+        second = pool.submit(store.create_many, [make_job(id="b"), make_job(id="a")])
+        eventually(lambda: first.execute(waiting).all())
+        (created,) = store.create_many([make_job(id="b")], connection=first)
+        assert isinstance(created, Job)
+        first.commit()
+        assert [type(found) for found in second.result()] == [JobExistsError] * 2
+    engine.dispose()
 
 
 def test_memory_does_not_grow_with_the_number(store: SqlJobStore) -> None:
@@ -279,6 +295,21 @@ def test_what_is_not_a_connection(store: SqlJobStore, wrong: object) -> None:
     """The error says what is taken."""
     with pytest.raises(ConfigurationError, match="an SQLAlchemy Connection or Session"):
         store.create_many([make_job()], connection=wrong)
+
+
+def test_a_transaction_that_failed_before(postgres_url: str) -> None:
+    """The error tells that, and not that it is another database."""
+    engine = sa.create_engine(read_address(postgres_url).url)
+    with closing(SqlJobStore(postgres_url)) as store, engine.connect() as connection:
+        with pytest.raises(sa.exc.ProgrammingError):
+            connection.execute(sa.text("SELECT nonsense"))
+        with pytest.raises(StoreUnavailableError, match="roll it back"):
+            store.create_many([make_job()], connection=connection)
+        connection.rollback()
+        store.create_many([make_job(id="x")], connection=connection)
+        connection.commit()
+        assert store.get("x").id == "x"
+    engine.dispose()
 
 
 def test_a_transaction_whose_connection_is_gone(postgres_url: str, postgres: Any) -> None:

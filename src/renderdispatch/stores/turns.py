@@ -25,13 +25,11 @@ from renderdispatch.queueing import QueuePolicy
 
 NO_TENANT: Final = ""
 _TURN: Final = 10**6
-_LONGEST: Final = 10**12
-"""What a turn costs at most, so that 64 bits hold the time of a tenant of tiny weight after millions of turns."""
 
 
 def cost(policy: QueuePolicy, tenant: str) -> int:
     """Return what a turn costs a tenant."""
-    return max(1, min(_LONGEST, round(_TURN / policy.of(tenant or None).weight)))
+    return round(_TURN / policy.of(tenant or None).weight)
 
 
 def is_plain(policy: QueuePolicy, backend: str) -> bool:

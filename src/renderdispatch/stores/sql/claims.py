@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from attrs import asdict, define, field
@@ -21,13 +21,13 @@ from renderdispatch.jobs import URLS_EXPIRED, Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.protocols import Claim
 from renderdispatch.stores.pages import micros
-from renderdispatch.stores.sql.database import Database
+from renderdispatch.stores.sql.database import Database, Transaction
 from renderdispatch.stores.sql.fairness import Queue
 from renderdispatch.stores.sql.firsts import BACKEND, NOW, OVER, end_waits, first_jobs, listed
 from renderdispatch.stores.sql.listing import Readable
 from renderdispatch.stores.sql.queues import QUEUES, WOKEN
-from renderdispatch.stores.sql.statements import RECORD
-from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS
+from renderdispatch.stores.sql.statements import ORDERS, RECORD
+from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, MACHINE, OURS, TENANT
 from renderdispatch.stores.turns import Pause, Turns, is_plain
 
 _c: Final = JOBS.c
@@ -39,15 +39,26 @@ _MOST: Final = 1000
 """How many jobs a claim takes at most."""
 
 
+class Clock(Protocol):
+    """Tells the time."""
+
+    def __call__(self, transaction: Transaction | None = None, /) -> datetime:
+        """Return the time; within a transaction, by no other connection."""
+        ...
+
+
 @define
 class Claims:
     """Begins attempts of ready jobs."""
 
     _database: Database
-    _now: Callable[[], datetime]
+    _now: Clock
     _readable: Readable
     _shared: set[str] = field(factory=set)
     """Backends for which tenants had work at the last claim: it was not worth while to try the plain statement."""
+
+    _stopped: dict[tuple[str, str | None], tuple[int, str]] = field(factory=dict)
+    """By backend and machine: behind which tenant the last claim read no further, and had taken too few jobs."""
 
     _full_until: dict[str, float] = field(factory=dict)
     """Backends all of whose tenants were at a limit, and when to try them again, on this process's clock."""
@@ -92,7 +103,11 @@ class Claims:
     def _fairly(self, claim: Claim, limit: int) -> list[Any]:
         """Let the tenants take turns. Return the rows of the claimed jobs, in order."""
         with self._database.transaction() as transaction:
-            queue = Queue.open(transaction, self._database.dialect, claim, self._now)
+            here = claim.backend, claim.machine
+            resume = self._stopped.pop(here, None)
+            queue = Queue.open(
+                transaction, self._database.dialect, claim, partial(self._now, transaction), resume=resume
+            )
             turns = Turns(queue.room(limit))
             queue.read_players(turns)
             while (pause := turns.play()) is not Pause.DONE:
@@ -104,8 +119,10 @@ class Claims:
             values = {**begin_values(claim, begun), "ids": json.dumps(turns.taken)}
             rows = transaction.step(chosen(self._database.dialect), values)[0] if turns.taken else []
             queue.close(turns)
+        if queue.stopped is not None and len(turns.taken) < turns.limit:
+            self._stopped[here] = queue.stopped
         (self._shared.add if queue.shared else self._shared.discard)(claim.backend)
-        if turns.full and not turns.taken:
+        if turns.full and not turns.taken and queue.stopped is None:
             self._full_until[claim.backend] = time.monotonic() + _FULL_S
         order = {job_id: number for number, job_id in enumerate(turns.taken)}
         return sorted(rows, key=lambda row: order[row[0]])
@@ -125,9 +142,7 @@ _SHARED: Final = (
 )
 """Tenants have work for the backend, or gained some."""
 
-CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(
-    sa.or_(*_SHARED, *(waits() for waits in OVER))
-)
+CONTENDED: Final[sa.Select[Any]] = sa.select(sa.literal_column("1")).where(sa.or_(*_SHARED, *OVER))
 """Whether tenants take turns for a backend, or waits are over."""
 
 
@@ -140,14 +155,19 @@ def claimable_statement(number: int, *, elsewhere: bool) -> Any:
         sa.select(backend).where(
             sa.or_(
                 *(
-                    sa.exists().where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, machine == MACHINE)
+                    sa.select(_c.id)
+                    .where(CLAIMABLE, OURS, _c.deadline_at >= NOW, _c.backend == backend, machine == MACHINE)
+                    .order_by(TENANT, *ORDERS["ready"])  # so that the index is read, whatever is expected to be found
+                    .limit(sa.literal_column("1", sa.Integer))
+                    .scalar_subquery()
+                    .is_not(None)
                     for machine in machines
                 )
             )
         )
         for backend in backends
     ]
-    over = sa.select(sa.cast(sa.null(), sa.Text)).where(sa.or_(*(waits() for waits in OVER)))
+    over = sa.select(sa.cast(sa.null(), sa.Text)).where(sa.or_(*OVER))
     return sa.union_all(*ready, over)
 
 
@@ -201,7 +221,7 @@ def plain(dialect: str, limit: int, *, elsewhere: bool) -> Any:
         ids = ids.limit(sa.literal_column(str(limit), sa.Integer))
     return (
         sa.update(JOBS)
-        .where(_these(dialect, ids), *(~shared for shared in _SHARED), *(~waits() for waits in OVER))
+        .where(_these(dialect, ids), *(~condition for condition in (*_SHARED, *OVER)))
         .values(_begin())
         .returning(*RECORD, _c.priority, _c.waits_since)
     )

@@ -187,6 +187,8 @@ def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any
     # stopped within a transaction must not keep its locks.
     limit_ms = int(address.timeout_s * 900)
     limits = f"-c statement_timeout={limit_ms} -c idle_in_transaction_session_timeout={limit_ms}"
+    # each statement looks again at rows for which it waited, whatever the default of the database is
+    limits += r" -c default_transaction_isolation=read\ committed"
     # of two settings of one name the later one counts
     settings = (limits, chosen.get("options", ""), _ISOLATION)
     return {**arguments, **chosen, "options": " ".join(filter(None, settings))}

@@ -167,14 +167,17 @@ def create_within(
 
 def _insert(run: Runner, dialect: str, jobs: Sequence[Job], room: _Room) -> list[Job | RenderDispatchError]:
     seen: set[str] = set()
-    results: list[Job | RenderDispatchError] = []
+    verdicts: list[Job | RenderDispatchError] = []
     for start in range(0, len(jobs), _CHUNK):
         chunk = jobs[start : start + _CHUNK]
         seen |= _taken_ids(run, [job.id for job in chunk]) if room.jobs is not None else set()
-        verdicts = [_verdict(job, seen, room) for job in chunk]
-        revisions = _insert_chunk(run, dialect, [verdict for verdict in verdicts if isinstance(verdict, Job)])
-        results += [_result(verdict, revisions) for verdict in verdicts]
-    return results
+        verdicts += [_verdict(job, seen, room) for job in chunk]
+    # always in the order of their ids: two that create the same jobs never wait for each other
+    accepted = sorted((verdict for verdict in verdicts if isinstance(verdict, Job)), key=lambda job: job.id)
+    revisions: dict[str, int] = {}
+    for start in range(0, len(accepted), _CHUNK):
+        revisions |= _insert_chunk(run, dialect, accepted[start : start + _CHUNK])
+    return [_result(verdict, revisions) for verdict in verdicts]
 
 
 def _verdict(job: Job, seen: set[str], room: _Room) -> Job | RenderDispatchError:
@@ -292,23 +295,18 @@ def _check_same(database: Database, theirs: sa.Connection) -> None:
         theirs.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+_NO_TABLE: Final = frozenset({"SQLITE_ERROR", "42P01"})
+
+
 def _name_of(theirs: sa.Connection) -> str | None:
     """Return the name of a database; None if it has no tables of a job store."""
     try:
         with theirs.begin_nested():
             return theirs.execute(NAME).scalar()
     except sa.exc.DBAPIError as error:
-        code = driver_code(error)
-        if code == _FAILED:
-            message = "the connection's transaction has failed; roll it back, and begin another one"
-            raise ConfigurationError(message) from None
-        if code not in _NO_TABLE:
+        if driver_code(error) not in _NO_TABLE:
             raise
         return None
-
-
-_FAILED: Final = "25P02"
-_NO_TABLE: Final = frozenset({"42P01", "SQLITE_ERROR"})
 
 
 @frozen

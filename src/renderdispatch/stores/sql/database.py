@@ -112,7 +112,7 @@ class Database:
         """Run several statements as one: all of them take effect, or, if the block raises, none.
 
         SQLite has one writer at a time, and this is it until the block ends. On PostgreSQL the isolation is READ
-        COMMITTED: each statement sees what was committed when it began.
+        COMMITTED, whatever the database's default is: each statement sees what was committed when it began.
         """
         with (
             self._gate.operation(),
@@ -170,11 +170,15 @@ class Database:
         sql = statement.compile(dialect=self._connections.get().engine.dialect)
         return _Compiled(sql.string, sql.params, sql.positiontup, returns, timed)
 
-    def server_time_us(self) -> int:
-        """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then."""
+    def server_time_us(self, transaction: Transaction | None = None) -> int:
+        """Return the time of PostgreSQL's server, in microseconds since 1970; it is asked only now and then.
+
+        Args:
+            transaction: Where to ask. Within a transaction give it: a second connection may not be free.
+        """
         known = self.clock.now_us()
         if known is None:
-            known = int(self.step(ASK_TIME, {})[0][0][0])
+            known = int((transaction or self).step(ASK_TIME, {})[0][0][0])
         return known
 
     def name(self) -> str:

@@ -31,6 +31,7 @@ _PASSING: Final = {
     "53300": "the server has no connection left",
     "57P": "the server restarts, or ended the connection",
     "57014": "the server ended a statement that took too long",
+    "25P02": "an earlier statement of this transaction failed: roll it back",
     "25P03": "the server ended a transaction that took too long",
     "25006": "the server is a standby, or was made read-only, and takes no writes",
     "40": "others wrote the same rows at the same time",

@@ -56,16 +56,16 @@ _STATE: Final = sa.text("""
         SELECT DISTINCT tenant FROM renderdispatch_woken WHERE backend = :backend ORDER BY tenant LIMIT 1000
     ) AS woken
     UNION ALL
-    SELECT 'over', '', 0 WHERE EXISTS (
-        SELECT 1 FROM renderdispatch_jobs
-        WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL AND ready_at <= :now
-    ) OR EXISTS (
-        SELECT 1 FROM renderdispatch_jobs
-        WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL AND waits_since > :now + 60000000
-    )
+    SELECT 'over', '', 0 WHERE (
+        SELECT min(ready_at) FROM renderdispatch_jobs WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL
+    ) <= :now OR (
+        SELECT max(waits_since) FROM renderdispatch_jobs WHERE ready_at IS NOT NULL AND waits_since IS NOT NULL
+    ) > :now + 60000000
     UNION ALL
     SELECT 'shown', '', 0 WHERE EXISTS (
         SELECT 1 FROM renderdispatch_queues WHERE backend = :backend AND hidden_until <= :now
+    ) OR EXISTS (
+        SELECT 1 FROM renderdispatch_queues WHERE backend = :backend AND hidden_until > :now + 60000000
     )
 """)
 _LATER: Final = sa.text("""
@@ -73,9 +73,10 @@ _LATER: Final = sa.text("""
     WHERE backend = :backend AND active = 1 AND hidden_until IS NULL AND (time, tenant) > (:time, :tenant)
     ORDER BY time, tenant LIMIT 64
 """)
-_SHOW: Final = sa.text(
-    "UPDATE renderdispatch_queues SET hidden_until = NULL WHERE backend = :backend AND hidden_until <= :now"
-)
+_SHOW: Final = sa.text("""
+    UPDATE renderdispatch_queues SET hidden_until = NULL
+    WHERE backend = :backend AND (hidden_until <= :now OR hidden_until > :now + 60000000)
+""")
 _HELD: Final = sa.text("""
     SELECT (
         SELECT coalesce(sum(held), 0) FROM (
@@ -152,9 +153,12 @@ _FOR: Final = {
         "wake": """
             INSERT INTO renderdispatch_queues (backend, tenant, active, time, claimed)
             SELECT :backend, value, 1, :clock, 0 FROM json_array_elements_text(CAST(:tenants AS json)) AS woken (value)
+            WHERE NOT EXISTS (
+                SELECT FROM renderdispatch_queues
+                WHERE backend = :backend AND tenant = value AND active = 1
+            )
             ON CONFLICT (backend, tenant) DO UPDATE SET active = 1, hidden_until = NULL,
                 time = greatest(renderdispatch_queues.time, excluded.time)
-            WHERE renderdispatch_queues.active = 0
         """,
         "woke": """
             DELETE FROM renderdispatch_woken WHERE ctid = ANY (ARRAY (
@@ -210,7 +214,7 @@ _FOR: Final = {
                         WHERE ready_at IS NOT NULL AND waits_since IS NULL AND jobs.backend = :backend
                             AND coalesce(jobs.machine, '') = machines.name
                             AND coalesce(jobs.tenant, '') = queues.tenant
-                        LIMIT 1
+                        ORDER BY priority DESC, ready_at, id LIMIT 1
                     ) AS found
                 )
         """,
@@ -243,6 +247,9 @@ class Queue:
     Args:
         now: When the claim happens, in microseconds, by the store's clock.
         shared: Whether tenants have work for the backend.
+        stopped: The place of the last tenant that was read, if there may be others whose jobs were not looked for.
+        resume: Such a place, of the claim before: behind the first tenants this one goes on from there. So every tenant
+            is reached, however many before it have work for other machines alone, or are at a limit.
     """
 
     _transaction: Transaction
@@ -250,18 +257,27 @@ class Queue:
     _claim: Claim
     moment: datetime
     shared: bool = False
+    stopped: tuple[int, str] | None = None
+    _resume: tuple[int, str] | None = None
     _state: list[tuple[str, str, int]] = field(factory=list)
     _reads: int = 0
-    _free: int | None = None
 
     @classmethod
-    def open(cls, transaction: Transaction, dialect: str, claim: Claim, clock: Callable[[], datetime]) -> Self:
+    def open(
+        cls,
+        transaction: Transaction,
+        dialect: str,
+        claim: Claim,
+        clock: Callable[[], datetime],
+        *,
+        resume: tuple[int, str] | None = None,
+    ) -> Self:
         """Wait for other claims of this backend, then let tenants take part that gained work."""
         if dialect == "postgresql":
             if _limits_tenants(claim.policy):
                 transaction.step(_LOCK_EVERYWHERE, {"everywhere": _EVERYWHERE})
             transaction.step(_LOCK, {"backend_lock": _lock_of(claim.backend)})
-        queue = cls(transaction, dialect, claim, clock())
+        queue = cls(transaction, dialect, claim, clock(), resume=resume)
         queue._read_state()
         return queue
 
@@ -310,10 +326,14 @@ class Queue:
         else:
             assert turns.beyond is not None
             time, tenant = turns.beyond
+            if self._reads == 1 and self._resume is not None:
+                time, tenant = max(turns.beyond, self._resume)
             values = {"backend": self._claim.backend, "time": time, "tenant": tenant}
             rows = [(row[0], row[1]) for row in self._transaction.step(_LATER, values)[0]]
         more = len(rows) == _PLAYERS and self._reads < _READS
-        beyond = (rows[-1][1], rows[-1][0]) if more else None
+        last = (rows[-1][1], rows[-1][0]) if len(rows) == _PLAYERS else None
+        beyond = last if more else None
+        self.stopped = None if more else last
         if self._reads == 0:
             least = min((time for _, time in rows), default=0)
             rows.append((NO_TENANT, max(self._time("own"), least)))

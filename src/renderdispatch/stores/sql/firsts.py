@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -18,25 +17,33 @@ NOW: Final = sa.bindparam("now", type_=sa.BigInteger)
 BACKEND: Final = sa.bindparam("backend", type_=sa.Text)
 _STEP: Final = sa.literal_column(str(CLOCK_STEP // timedelta(microseconds=1)), sa.BigInteger)
 
-_OVER: Final = (sa.and_(WAITING, _c.ready_at <= NOW), sa.and_(WAITING, _c.waits_since > NOW + _STEP))
+_LATEST: Final = sa.literal_column(str(2**63 - 1), sa.BigInteger)
 
 
 _MOST_WAITS: Final = sa.literal_column("1000", sa.Integer)
 """How many waits one claim ends at most; the next one ends others."""
 
 
-def _exists(condition: sa.ColumnElement[bool]) -> Callable[[], sa.Exists]:
-    return lambda: sa.select(sa.literal_column("1")).select_from(JOBS).where(condition).correlate(None).exists()
+def _of_waits(value: Any, without: Any) -> sa.ColumnElement[int]:
+    """Return what reads one end of an index; EXISTS may read the table, where many jobs waited at the last ANALYZE."""
+    return sa.func.coalesce(sa.select(value).where(WAITING).correlate(None).scalar_subquery(), without)
 
 
-OVER: Final = tuple(_exists(condition) for condition in _OVER)
+OVER: Final = (
+    _of_waits(sa.func.min(_c.ready_at), _LATEST) <= NOW,
+    _of_waits(sa.func.max(_c.waits_since), sa.literal_column("0", sa.BigInteger)) > NOW + _STEP,
+)
 """Whether waits are over: by the clock, or because it was set back. One index each."""
 
 _ENDED_WAITS: Final = tuple(
     sa.update(JOBS)
-    .where(_c.id.in_(sa.select(_c.id).where(over).limit(_MOST_WAITS).with_for_update(skip_locked=True)))
+    .where(
+        _c.id.in_(
+            sa.select(_c.id).where(WAITING, over).order_by(time).limit(_MOST_WAITS).with_for_update(skip_locked=True)
+        )
+    )
     .values(waits_since=None)
-    for over in _OVER
+    for time, over in ((_c.ready_at, _c.ready_at <= NOW), (_c.waits_since, _c.waits_since > NOW + _STEP))
 )
 
 

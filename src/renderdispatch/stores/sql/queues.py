@@ -14,7 +14,8 @@ application makes it.
 On PostgreSQL a write of a claimable job locks the tenant's active row, or its row among the woken ones, FOR KEY SHARE.
 A claim that makes a tenant inactive, or deletes woken rows, needs a lock that conflicts with that one, and passes over
 what it cannot lock. So no transaction can commit a job while another commits that there is none. (``active`` is part
-of a unique key, so that changing it takes that lock, and changing ``time`` does not.)
+of a unique key, so that changing it takes that lock, and changing ``time`` does not.) A transaction of the application
+at a higher isolation level sees old rows, which it could not lock: it adds a row to the woken ones for each job.
 """
 
 from __future__ import annotations
@@ -171,6 +172,10 @@ _POSTGRESQL: Final = (
     """
     CREATE OR REPLACE FUNCTION renderdispatch_work() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
+        IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+            INSERT INTO renderdispatch_woken (backend, tenant) VALUES (NEW.backend, NEW.tenant);
+            RETURN NULL;
+        END IF;
         PERFORM 1 FROM renderdispatch_queues
         WHERE backend = NEW.backend AND tenant = NEW.tenant AND active = 1 FOR KEY SHARE SKIP LOCKED;
         IF FOUND THEN RETURN NULL; END IF;

@@ -34,7 +34,7 @@ from renderdispatch.stores.sql.creation import (
     joined,
     row_of,
 )
-from renderdispatch.stores.sql.database import ASK_TIME, Database
+from renderdispatch.stores.sql.database import ASK_TIME, Database, Transaction
 from renderdispatch.stores.sql.database_errors import place_of
 from renderdispatch.stores.sql.listing import Listing
 from renderdispatch.stores.sql.looks import Looks
@@ -104,7 +104,7 @@ class SqlJobStore:
         self._clock = clock
         self._listing = Listing(self._database, self._readable)
         self._counting = Counting(self._database)
-        self._claims = Claims(self._database, self.now, self._readable)
+        self._claims = Claims(self._database, self._time, self._readable)
         self._looks = Looks(self._database, self.now, self._readable)
         self._create = create_statement(self._database.dialect)
         self._notices = Notices(self._database)
@@ -222,11 +222,15 @@ class SqlJobStore:
 
     def now(self) -> datetime:
         """Return the database's time on PostgreSQL, and this machine's on SQLite, where the two are the same."""
+        return self._time()
+
+    def _time(self, transaction: Transaction | None = None) -> datetime:
+        """Return the time, if need be by a question within a transaction."""
         if self._clock is not None:
             return self._clock()
         if self._database.dialect == "sqlite":
             return datetime.now(UTC)
-        return from_micros(self._database.server_time_us())
+        return from_micros(self._database.server_time_us(transaction))
 
     def _readable(self, rows: Iterable[Any]) -> Iterator[Job]:
         """Yield the jobs, without records that cannot be read: other jobs do not wait for them. Each is logged once."""

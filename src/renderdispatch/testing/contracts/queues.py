@@ -217,6 +217,16 @@ class QueueContract:
             store.create(make_job(id=f"{tenant}-any", tenant=tenant))
             assert claimed_ids(claiming, machine="there") == [f"{tenant}-there", f"{tenant}-any"]
 
+    def test_claim_keeps_the_order_of_pinned_jobs(self, store: JobStore, claiming: SupportsClaim) -> None:
+        """A tenant's pinned jobs come in its order, also where tenants before it turn out to have none for here."""
+        for tenant in ("first", "second", "third"):
+            store.create(make_job(tenant=tenant, machine="there"))
+        for number in range(12):
+            store.create(make_job(id=f"here-{number:02}", tenant="z", machine="here", priority=1))
+            store.create(make_job(id=f"any-{number:02}", tenant="z"))
+        claimed = claimed_ids(claiming, machine="here", limit=12)
+        assert sorted(claimed) == [f"here-{number:02}" for number in range(12)]
+
     def test_concurrent_claims_share_the_jobs(self, store: JobStore, claiming: SupportsClaim) -> None:
         """Eight threads that claim three at a time get eighty jobs, each exactly once, tenants or none."""
         for tenants in ((None,), (None, "a", "b", "c")):
