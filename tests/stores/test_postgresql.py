@@ -229,7 +229,7 @@ def test_a_quota_is_not_counted_in_a_transaction_that_sees_too_little(url: str, 
 
 
 def test_an_applications_connection_that_cannot_be_used(url: str) -> None:
-    """The error says what is wrong with it, whatever that is: it is not another database, nor one that is away."""
+    """The error says what is wrong with it: it does not say that it is one to another database."""
     with closing(SqlJobStore(url)) as store, _engine(url) as engine:
         job = make_job(request=make_request(metadata={"place": "☃"}))
         with engine.connect() as connection:
