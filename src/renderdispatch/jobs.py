@@ -24,6 +24,9 @@ ANSWER_LIMIT: Final = timedelta(hours=1)
 URLS_EXPIRED: Final = timedelta(minutes=11)
 """How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
 
+FAILOVER: Final = "*failover"
+"""In `Job.look_needs`: the policy that chooses where a job is tried again. No backend can have this name."""
+
 EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
 """How long the objects of an expired job stay: a URL that was signed just before is still good for that long."""
 
@@ -304,6 +307,35 @@ class Job:
         if not attempt.runs and attempt.ended_at is None:
             times.append(attempt.start_by)
         return min([time for time in times if time is not None])
+
+    @property
+    def look_needs(self) -> str | None:
+        """What a process must have so that a look gets on: a backend, by its name, or `FAILOVER`. None: nothing."""
+        if self.retry_at is not None and not self.ended:
+            return FAILOVER
+        stopping = next((attempt.backend for attempt in self.attempts if self.is_to_stop(attempt)), None)
+        if stopping is not None or not self.is_out or self.stage is messages.Stage.FINALIZING:
+            return stopping
+        attempt = self.attempts[-1]
+        return None if attempt.unwanted else attempt.backend
+
+    @property
+    def is_out(self) -> bool:
+        """Whether an attempt was called and runs, by the record, and no holder asks how it goes."""
+        attempt = self.attempt
+        if self.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
+            return False
+        return attempt.lease_until is None or attempt.verdict is not None
+
+    def is_to_stop(self, attempt: Attempt) -> bool:
+        """Return whether an attempt's call may compute elsewhere, and nothing of it is wanted."""
+        if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
+            return False
+        return attempt.clean_up is CleanUp.OWED or (attempt.ended_at is None and self.is_unwanted(attempt))
+
+    def is_unwanted(self, attempt: Attempt) -> bool:
+        """Return whether an attempt is to stop, or the whole job."""
+        return attempt.unwanted or self.stage is messages.Stage.CANCELLING
 
     def _clean_up_due(self) -> Iterator[datetime]:
         if self.removal_at is not None:

@@ -218,21 +218,27 @@ class SupportsClaim(Protocol):
 LOOK_PAUSES: Final = tuple(timedelta(seconds=pause) for pause in (0.5, 1.0, 2.0, 5.0, 10.0, 15.0))
 """How long a job is left alone after its first look, its second, and so on while nothing changes."""
 
+LOOK_LEFT: Final = timedelta(seconds=30)
+"""How long a job that is due is left to processes that have what it needs (`Job.look_needs`)."""
+
 
 @runtime_checkable
 class SupportsLooks(Protocol):
     """A store of which many processes together look at each due job once, not each of them."""
 
-    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+    def claim_looks(self, *, limit: int, able: Collection[str] | None = None, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, longest due first, and put each one's next look off.
 
         A job is due at ``Job.due_at``, and again after `LOOK_PAUSES`, or at the next of its deadlines
         (``Job.deadline_at``) if that comes first. A write makes the pauses short again. The record is not changed.
 
-        Atomic: no other call returns the job until then.
+        Atomic: no other call returns the job until then. If the clock was set back, a job is due again at once rather
+        than when the clock gets to where it was.
 
         Args:
             limit: How many jobs at most.
+            able: What the process has, of what jobs need (`Job.look_needs`). A job that needs something else is
+                returned only if one of its deadlines is over, or it has been due for `LOOK_LEFT`. None: all jobs.
             job_id: Only this job.
         """
 

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from renderdispatch import AudioUrl, JobStatus, Limits, RenderService
+from renderdispatch import AudioUrl, Failover, JobStatus, Limits, RenderService
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.engine import waking
 from renderdispatch.engine import worker as worker_module
 from renderdispatch.engine.bulkheads import Bulkheads
+from renderdispatch.engine.commit import commit
 from renderdispatch.engine.dispatch import _PASSED
+from renderdispatch.engine.events import AttemptFailed, ResultMissing
 from renderdispatch.engine.reconcile import Reconciler
 from renderdispatch.engine.waking import Polls
 from renderdispatch.errors import StoreUnavailableError
 from renderdispatch.fetch import GuardedFetcher
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Failed, FaultDomain, JobError, Stage
-from renderdispatch.protocols import Claim, RenderBackend
+from renderdispatch.protocols import Claim, Locality, RenderBackend
 from renderdispatch.runner import Pace
 from renderdispatch.service import JobHandle
 from renderdispatch.storage.memory import MemoryStorage
@@ -306,3 +308,49 @@ def test_many_workers_together_look_at_a_job_as_often_as_one() -> None:
     alone = looks_of(1, 30)
     assert alone[0] > 3
     assert looks_of(5, 30) == alone
+
+
+def test_a_worker_without_the_backend_leaves_the_look_to_others() -> None:
+    """Of workers with different backends, one that can tell the backend to stop has the look, not whichever is first.
+
+    A worker with the policy of failover has the look of a job that waits for its choice.
+    """
+    clock = FakeClock(datetime.now(UTC))
+    store, storage, far = MemoryJobStore(clock=clock), WorldStorage(), Remote()
+    here = InlineBackend({"fake": FakeRenderer(frames=1)})
+    service = RenderService(store, storage, {"far": far, "here": here}, worker=False, failover=Failover("far", "here"))
+    box = RenderService(store, storage, {"here": here}, worker=False)
+    cancelled, failed = (service.submit(b"RIFF", scene="fake") for _ in range(2))
+    service.tick()
+    cancelled_call = next(n for n, order in enumerate(far.orders, 1) if order.job_id == cancelled.id)
+    service.cancel(cancelled.id)
+    attempt = failed.job.attempts[-1]
+    lost = JobError(code="worker.lost", message="lost", fault=FaultDomain.PREEMPTION)
+    run = commit(store, failed.id, AttemptFailed(token=attempt.token, error=lost, stopped=True))
+    commit(store, run.job, ResultMissing(token=attempt.token))
+    box.tick()
+    service.tick()
+    assert far.cancelled == [f"call-{cancelled_call}"]
+    assert (cancelled.job.status, failed.job.backend) == (JobStatus.CANCELLED, "here")
+    service.close()
+    box.close()
+
+
+def test_a_holder_ends_its_late_attempt_whoever_has_the_look() -> None:
+    """Only the holder may judge an attempt by the clock of this machine; another worker's look delays that in no way."""
+    clock = FakeClock(datetime.now(UTC))
+    store, storage, backend = MemoryJobStore(clock=clock), WorldStorage(), Remote()
+    backend.locality = Locality.MACHINE
+    service = RenderService(store, storage, backend, worker=False)
+    other = RenderService(store, storage, backend, worker=False)
+    handle = service.submit(b"RIFF", scene="fake")
+    service.tick()
+    assert handle.job.lease_until is not None
+    clock.advance(timedelta(hours=1, minutes=2))
+    for _ in range(2):  # the first one notes that the lease is doubted
+        other.tick()
+    assert not handle.job.attempts[-1].unwanted
+    service._engine.worker().reconciler.round()
+    assert handle.job.attempts[-1].unwanted
+    service.close()
+    other.close()

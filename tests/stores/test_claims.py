@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from attrs import evolve
 
-from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.jobs import Attempt, CleanUp, Job
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import Claim, JobQuery
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
@@ -80,6 +80,7 @@ _ASKED: dict[str, tuple[str, Callable[[SqlJobStore], object]]] = {
     "a claim in turns": ("claims", _claim_in_turns),
     "whether there is work": ("claims", lambda store: store.claimable(["inline", "modal"], machine="here")),
     "looks": ("looks", lambda store: store.claim_looks(limit=5)),
+    "looks of some backends": ("looks", lambda store: store.claim_looks(limit=5, able={"inline", "other"})),
     "a look at one": ("jobs", lambda store: store.claim_looks(limit=5, job_id="x")),
     "a place": ("claims", lambda store: store.position(_waiting(store), _LIMITED)),
     "counts": ("status", lambda store: store.counts()),
@@ -439,6 +440,32 @@ def test_sqlite_claims_as_memory_does(tmp_path: Path, seed: int) -> None:
 def test_postgresql_claims_as_memory_does(postgres_url: str, seed: int) -> None:
     """So does PostgreSQL."""
     assert _Both(postgres_url, seed).run(120) > 25
+
+
+# --- a clock that is set
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_no_look_waits_for_a_clock_that_was_set_back(kind: str, tmp_path: Path) -> None:
+    """Jobs that were put off, or written, while the clock was an hour ahead are due soon, not after an hour."""
+    clock = FakeClock()
+    right = clock()
+    store = MemoryJobStore(clock=clock) if kind == "memory" else SqlJobStore(tmp_path / "jobs.db", clock=clock)
+
+    def dispatched(job_id: str) -> Job:
+        job = make_job(id=job_id, created_at=right, finish_by=right + 6 * _HOUR, ready_at=None, updated_at=clock())
+        attempt = Attempt(number=1, token=job_id, backend="inline", local=False, called=True, claimed_at=right)
+        attempt = evolve(attempt, start_by=job.finish_by)
+        return store.create(evolve(job, attempts=(attempt,), stage=Stage.DISPATCHED))
+
+    put_off = dispatched("put off")
+    store.create(make_job(id="queued", created_at=right, finish_by=right + 6 * _HOUR))
+    clock.advance(_HOUR)
+    written = dispatched("written")
+    assert store.claim_looks(limit=9) == [put_off]
+    clock.advance(-_HOUR)
+    assert {job.id for job in store.claim_looks(limit=9)} == {put_off.id, written.id}
+    store.close()
 
 
 # --- what a full backend costs

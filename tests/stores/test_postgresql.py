@@ -27,6 +27,7 @@ from renderdispatch.protocols import Claim, JobQuery, Quota
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.stores.sql.addresses import read_address
 from renderdispatch.stores.sql.database_errors import translation
+from renderdispatch.stores.sql.notices import CHANNEL
 from renderdispatch.testing import JobStoreContract, eventually, in_threads, make_job, make_request
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.stalling import Network
@@ -507,6 +508,15 @@ def test_a_notice_wakes_other_processes(store: SqlJobStore, url: str) -> None:
         woken.clear()
         other.notify()
         eventually(lambda: woken)
+
+
+def test_a_notice_is_sent_before_the_store_closes(url: str) -> None:
+    """A program that submits a job and ends wakes a worker too."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"LISTEN {CHANNEL}")
+        with closing(SqlJobStore(url)) as store:
+            store.notify()
+        assert len(list(connection.notifies(timeout=10, stop_after=1))) == 1
 
 
 def test_many_notices_become_few(store: SqlJobStore) -> None:

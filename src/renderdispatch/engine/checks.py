@@ -95,7 +95,7 @@ class Checks:
 
     def orders_of(self, job: Job) -> set[str]:
         """Return the backends that `orders` has something to tell."""
-        return {attempt.backend for attempt in job.attempts if _is_to_stop(job, attempt)}
+        return {attempt.backend for attempt in job.attempts if job.is_to_stop(attempt)}
 
     def orders(self, job: Job, *, backends: Collection[str] | None = None) -> Job:
         """Tell the backends to stop what is not wanted any more. Local computing is stopped by its holder.
@@ -107,7 +107,7 @@ class Checks:
         for attempt in job.attempts:
             if backends is not None and attempt.backend not in backends:
                 continue
-            if not _is_to_stop(job, attempt):
+            if not job.is_to_stop(attempt):
                 continue
             ended = attempt.clean_up is CleanUp.OWED
             job = self._stop_ended(job, attempt) if ended else self._ask_backend(job, attempt)
@@ -116,15 +116,15 @@ class Checks:
     def ask(self, job: Job) -> Job:
         """Ask the backend how the running attempt goes. Of what is unwanted, `orders` asks."""
         attempt = job.attempt
-        if attempt is None or not _is_out(job) or job.stage is Stage.FINALIZING or _is_unwanted(job, attempt):
+        if attempt is None or not job.is_out or job.stage is Stage.FINALIZING or job.is_unwanted(attempt):
             return job
         return self._ask_backend(job, attempt)
 
     def look(self, job: Job) -> Job:
         """Ask the bucket how the running attempt goes (rule J12); complete a delivered one."""
-        if _is_out(job) and job.stage is not Stage.FINALIZING:
+        if job.is_out and job.stage is not Stage.FINALIZING:
             job = self._ask_bucket(job)
-        return self._finalize(job) if _is_out(job) and job.stage is Stage.FINALIZING else job
+        return self._finalize(job) if job.is_out and job.stage is Stage.FINALIZING else job
 
     def tidy(self, job: Job) -> Job:
         """Clear up what ended attempts left; remove an expired job."""
@@ -169,7 +169,7 @@ class Checks:
         if call is None:
             never_came = attempt.start_by is not None and now > attempt.start_by + CLOCK_SLACK
             return events.CancelConfirmed(token=attempt.token, stopped=False) if cancelling and never_came else None
-        if _is_unwanted(job, attempt):
+        if job.is_unwanted(attempt):
             calls.cancel(backend, call)
         silent = now - job.updated_at > SILENCE
         return call_event(attempt, calls.poll(backend, call), cancelling=cancelling, silent=silent)
@@ -215,25 +215,6 @@ class Checks:
 
     def _commit(self, job: Job, event: events.JobEvent) -> Job:
         return commit(self._store, job, event).job
-
-
-def _is_out(job: Job) -> bool:
-    """Return whether an attempt was called and runs, by its record, and no other process asks how it goes."""
-    attempt = job.attempt
-    if job.ended or attempt is None or attempt.ended_at is not None or not attempt.called:
-        return False
-    return attempt.lease_until is None or attempt.verdict is not None  # else its holder asks
-
-
-def _is_to_stop(job: Job, attempt: Attempt) -> bool:
-    """Return whether an attempt's call may compute elsewhere, and nothing of it is wanted."""
-    if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
-        return False
-    return attempt.clean_up is CleanUp.OWED or (attempt.ended_at is None and _is_unwanted(job, attempt))
-
-
-def _is_unwanted(job: Job, attempt: Attempt) -> bool:
-    return attempt.unwanted or job.stage is Stage.CANCELLING
 
 
 def _log_error(error: Exception, message: str, job_id: str) -> None:

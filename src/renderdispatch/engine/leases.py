@@ -184,6 +184,10 @@ class LeaseKeeper:
         held = self._held.get(token)
         return held is not None and not held.released
 
+    def jobs(self) -> list[Job]:
+        """Return the jobs whose attempts this process holds, as it read or wrote them last."""
+        return [held.job for held in self._everything() if not held.released]
+
     def count(self, backend: str) -> int:
         """Return how many attempts take up a slot of this backend: those held, and those whose computing still ends."""
         return sum(held.backend == backend and held.slotted for held in self._everything())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,7 +24,7 @@ from renderdispatch.engine.cleanup import UploadSweep
 from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.rerouting import Rerouting
 from renderdispatch.engine.retention import RetentionSweep
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import FAILOVER, Job
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
@@ -96,6 +96,7 @@ class Reconciler:
     Args:
         lanes: Where a round has done what may take long.
         holds: Whether this process holds the attempt with this token.
+        held: Returns the jobs whose attempts this process holds, as it read or wrote them last.
         lease: How long an attempt stays its holder's without a renewal.
         keep: For how long ended jobs are kept, by status.
         noticed: Called with each job that a check changed in a lane.
@@ -110,6 +111,7 @@ class Reconciler:
     _backends: Mapping[str, RenderBackend]
     _lanes: Bulkheads = field(factory=lambda: Bulkheads.of(()))
     _holds: Callable[[str], bool] = field(default=lambda _token: False, kw_only=True)
+    _held: Callable[[], Iterable[Job]] = field(default=lambda: (), kw_only=True)
     _lease: timedelta = field(default=timedelta(seconds=30), kw_only=True)
     _keep: Mapping[JobStatus, timedelta] = field(factory=dict, kw_only=True)
     _noticed: Callable[[Job], None] = field(default=lambda _job: None, kw_only=True)
@@ -189,16 +191,31 @@ class Reconciler:
         """Return whether a due job is to be checked now; a store that hands out looks has decided it."""
         return isinstance(self._store, SupportsLooks) or self._schedule.due(job, self._monotonic())
 
+    @property
+    def _able(self) -> frozenset[str]:
+        """What this process has, of what jobs need so that a look gets on."""
+        return frozenset(self._backends) | ({FAILOVER} if self.rerouting.chooses else set())
+
     def _due(self) -> Iterator[Job]:
         """Yield the jobs that are due for a look."""
+        self._judge_held()
         yield from self._lapsed()
         yield from self._claimed_looks(self._store) if isinstance(self._store, SupportsLooks) else self._all_due()
+
+    def _judge_held(self) -> None:
+        """Enforce the deadlines of what this process holds: another one that claims the look may not (rule J13)."""
+        if self.clocks.shared:
+            return
+        now = self._store.now()
+        for job in self._held():
+            if job.deadline_at is not None and job.deadline_at <= now:
+                self._checked(job, self._checks.clock)
 
     def _claimed_looks(self, store: SupportsLooks) -> Iterator[Job]:
         """Yield the due jobs that no other process looks at now."""
         seen: set[str] = set()
         while not self._stop.requested:
-            jobs = store.claim_looks(limit=_PAGE)
+            jobs = store.claim_looks(limit=_PAGE, able=self._able)
             for job in jobs:
                 if self._stop.requested:
                     return
@@ -328,8 +345,8 @@ class Reconciler:
             return job
         self._schedule.bound()
         if isinstance(self._store, SupportsLooks):
-            looks = self._store.claim_looks(limit=1, job_id=job.id)
-            if not looks:  # another process looks at it
+            looks = self._store.claim_looks(limit=1, able=self._able, job_id=job.id)
+            if not looks:  # another process looks at it, or is to
                 return job
             job = looks[0]
         job = self._checked(job, self._checks.clock) or job

@@ -66,6 +66,11 @@ class Rerouting:
     _policy: Reroute | None = None
     _ready: Callable[[], None] = field(default=lambda: None)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether this process has a policy."""
+        return self._policy is not None
+
     def reroute(self, job: Job) -> Job:
         """Commit where the job's next attempt runs, if it waits for that; return the job as it is then."""
         last = job.attempt

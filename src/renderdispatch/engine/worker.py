@@ -71,6 +71,7 @@ class Worker:
             parts.backends,
             self.lanes,
             holds=self.keeper.holds,
+            held=self.keeper.jobs,
             lease=parts.lease,
             keep=parts.keep,
             noticed=self._claim_after,

@@ -25,7 +25,7 @@ from renderdispatch.errors import (
 )
 from renderdispatch.jobs import Job, evolve
 from renderdispatch.messages import PROTOCOL, JobStatus
-from renderdispatch.protocols import CLOCK_STEP, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
+from renderdispatch.protocols import CLOCK_STEP, LOOK_LEFT, LOOK_PAUSES, MAX_POSITION, Claim, JobQuery, Page, Quota
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import check_limit, matches, place, rank, read_cursor, write_cursor
 from renderdispatch.stores.turns import (
@@ -52,6 +52,7 @@ class MemoryJobStore:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._looks: dict[str, tuple[datetime, int]] = {}  # the next look, and how many there were since the last write
+        self._looked_at = datetime.min.replace(tzinfo=UTC) + CLOCK_STEP
         self._queues: dict[str, _Queue] = {}  # by backend
         self._waits: set[str] = set()  # jobs that wait since their last write
         self._submitted: dict[str | None, deque[datetime]] = {}  # when each tenant submitted within the last minute
@@ -202,14 +203,18 @@ class MemoryJobStore:
                 held[holding.backend, job.tenant] += holding.units * (holding.until > now)
         return held
 
-    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+    def claim_looks(self, *, limit: int, able: Collection[str] | None = None, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, as `SupportsLooks.claim_looks` says."""
         now = self.now()
         with self._lock:
+            self._notice_step(now)
             due: list[tuple[datetime, Job]] = []
             for job in self._jobs.values():
                 look_at = self._looks.get(job.id, (job.due_at, 0))[0]
-                if look_at is not None and look_at <= now and job.protocol <= PROTOCOL and job_id in {None, job.id}:
+                if look_at is None or look_at > now or job.protocol > PROTOCOL or job_id not in {None, job.id}:
+                    continue
+                over = look_at <= now - LOOK_LEFT or (job.deadline_at is not None and job.deadline_at <= now)
+                if over or able is None or job.look_needs is None or job.look_needs in able:
                     due.append((look_at, job))
             due.sort(key=lambda pair: (pair[0], pair[1].id))
             jobs = [job for _, job in due[:limit]]
@@ -220,6 +225,17 @@ class MemoryJobStore:
                     after = job.deadline_at
                 self._looks[job.id] = (after, count + 1)
             return jobs
+
+    def _notice_step(self, now: datetime) -> None:
+        """Let no job wait until the clock gets to where it was before it was set back."""
+        if now < self._looked_at - CLOCK_STEP:
+            for job in self._jobs.values():
+                look_at, count = self._looks.get(job.id, (job.due_at, 0))
+                put_off = count > 0 or any(attempt.ended_at is None for attempt in job.attempts[-1:])
+                far = look_at is not None and look_at > now + LOOK_PAUSES[-1] + CLOCK_STEP
+                if put_off and far and look_at != job.deadline_at:
+                    self._looks[job.id] = now, count
+        self._looked_at = now
 
     def counts(self, *, tenant: str | None = None, batch: str | None = None) -> dict[JobStatus, int]:
         """Count the jobs by status, as `SupportsCounts.counts` says."""

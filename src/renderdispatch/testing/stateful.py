@@ -205,15 +205,15 @@ class JobStoreMachine(RuleBasedStateMachine):
             self._note(after)
 
     @precondition(lambda self: isinstance(self.store, SupportsLooks))
-    @rule(job_id=st.none() | _ids)
-    def look(self, job_id: str | None) -> None:
-        """All jobs that are due are returned, as they are, and put off."""
+    @rule(job_id=st.none() | _ids, able=st.none() | st.frozensets(_backends))
+    def look(self, job_id: str | None, able: frozenset[str] | None) -> None:
+        """All jobs that are due and that the process is able to look at are returned, as they are, and put off."""
         assert isinstance(self.store, SupportsLooks)
         self.model_now = self.store.now()
-        surely = {job.id for job in _copy(self.model).claim_looks(limit=1000, job_id=job_id)}
-        found = self.store.claim_looks(limit=1000, job_id=job_id)
+        surely = {job.id for job in _copy(self.model).claim_looks(limit=1000, able=able, job_id=job_id)}
+        found = self.store.claim_looks(limit=1000, able=able, job_id=job_id)
         self.model_now = self.store.now()
-        perhaps = {job.id for job in _copy(self.model).claim_looks(limit=1000, job_id=job_id)}
+        perhaps = {job.id for job in _copy(self.model).claim_looks(limit=1000, able=able, job_id=job_id)}
         assert surely <= {job.id for job in found} <= perhaps
         for job in found:
             assert job == self.jobs[job.id]

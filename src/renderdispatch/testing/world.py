@@ -315,9 +315,9 @@ class FlakyStore:
         claimed: list[Job] = self._call("claim", claim, limit=limit)
         return claimed
 
-    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+    def claim_looks(self, *, limit: int, able: Collection[str] | None = None, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, or raise: before their next looks are put off or after."""
-        due: list[Job] = self._call("claim_looks", limit=limit, job_id=job_id)
+        due: list[Job] = self._call("claim_looks", limit=limit, able=able, job_id=job_id)
         return due
 
 

@@ -54,7 +54,7 @@ class Notices:
         """Send a notice soon. Never raises, never waits."""
         if self._possible:
             with suppress(RuntimeError):  # no further thread can be started
-                self._sender.get().bell.ring()
+                self._sender.get().send()
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have ``wake`` called at each notice, from a thread of this object; return what ends that."""
@@ -75,14 +75,23 @@ class _Sender:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._stop = Stop()
-        self.bell = Bell()
+        self._bell = Bell()
+        self._asked = False
         self._thread = threading.Thread(target=self._run, name="renderdispatch-notify", daemon=True)
         self._thread.start()
 
+    def send(self) -> None:
+        self._asked = True
+        self._bell.ring()
+
     def _run(self) -> None:
-        while not self._stop.requested:
-            if not self.bell.wait(3600) or self._stop.requested:
+        while True:
+            if not self._asked:
+                if self._stop.requested:
+                    return
+                self._bell.wait(3600)
                 continue
+            self._asked = False
             try:
                 self._database.step(SEND, {})
             except RenderDispatchError as error:  # polling serves meanwhile
@@ -90,8 +99,9 @@ class _Sender:
             self._stop.wait(_PAUSE_S)
 
     def close(self) -> None:
+        """End the thread; what was asked for before is sent: a program may submit a job and end."""
         self._stop.request("the store is closed")
-        self.bell.ring()
+        self._bell.ring()
         self._thread.join(_LONGEST_END_S)
 
 

@@ -159,9 +159,9 @@ class SqlJobStore:
         """Begin attempts of ready jobs, as `SupportsClaim.claim` says."""
         return self._claims.claim(claim, limit=limit)
 
-    def claim_looks(self, *, limit: int, job_id: str | None = None) -> list[Job]:
+    def claim_looks(self, *, limit: int, able: Collection[str] | None = None, job_id: str | None = None) -> list[Job]:
         """Return jobs that are due for a look, as `SupportsLooks.claim_looks` says."""
-        return self._looks.claim(limit=limit, job_id=job_id)
+        return self._looks.claim(limit=limit, able=able, job_id=job_id)
 
     def create_many(
         self, jobs: Sequence[Job], *, quota: Quota | None = None, connection: object = None

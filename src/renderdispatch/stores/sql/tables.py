@@ -62,6 +62,7 @@ JOBS: Final = sa.Table(
     sa.Column("waits_since", sa.BigInteger),  # while it waits until ready_at: the time of the write
     sa.Column("attempted", sa.BigInteger),  # 1 once an attempt began: its next one costs its tenant nothing
     sa.Column("look_at", sa.BigInteger),  # when it is due for a look
+    sa.Column("look_needs", sa.Text),  # what a process must have so that a look gets on
     sa.Column("looks", sa.BigInteger),  # how many looks there were since the last write
     sa.Column("deadline_at", sa.BigInteger),
     sa.Column("lease_until", sa.BigInteger),
@@ -121,7 +122,7 @@ def _micros(time: datetime | None) -> int | None:
 
 VALUES: Final = (
     *("protocol", "document", "tenant", "status", "backend", "machine", "batch", "priority", "created_at"),
-    *("ready_at", "waits_since", "attempted", "look_at", "deadline_at", "lease_until"),
+    *("ready_at", "waits_since", "attempted", "look_at", "look_needs", "deadline_at", "lease_until"),
     *("held_on", "held", "held_until", "leftovers", "ended_at"),
 )
 """What each write of a record sets, beside the revision; it empties ``claim`` and sets ``looks`` to 0."""
@@ -149,6 +150,7 @@ def columns(job: Job) -> dict[str, Any]:
         "waits_since": micros(job.updated_at) if waits else None,
         "attempted": int(bool(job.attempts)),
         "look_at": _micros(job.due_at),
+        "look_needs": job.look_needs,
         "deadline_at": _micros(job.deadline_at),
         "lease_until": _micros(job.lease_until),
         "held_on": held_on,

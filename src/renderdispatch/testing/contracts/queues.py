@@ -15,9 +15,10 @@ import pytest
 
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.errors import JobExistsError, QueueLimitError, RevisionConflictError
-from renderdispatch.jobs import URLS_EXPIRED, Attempt, CleanUp, Job, evolve
+from renderdispatch.jobs import CHECK_INTERVAL, URLS_EXPIRED, Attempt, CleanUp, Job, evolve
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import (
+    LOOK_LEFT,
     LOOK_PAUSES,
     MAX_POSITION,
     Claim,
@@ -486,6 +487,26 @@ class QueueContract:
         assert looking.claim_looks(limit=9, job_id="unknown") == []
         assert looking.claim_looks(limit=9, job_id=jobs[1].id) == [jobs[1]]
         assert looking.claim_looks(limit=9) == [jobs[0]]
+
+    def test_a_look_is_left_to_those_that_have_what_it_needs(
+        self, store: JobStore, looking: SupportsLooks, now: datetime
+    ) -> None:
+        """A process without the job's backend leaves the look to others, until a deadline is over, or for a while."""
+
+        def due(job_id: str, age: timedelta, *, start_by: datetime = now + HOUR) -> None:
+            job = make_job(id=job_id, created_at=now - HOUR, finish_by=now + HOUR, ready_at=None)
+            attempt = a_try(job, ended_at=None, called=True, start_by=start_by)
+            job = evolve(job, attempts=(attempt,), stage=Stage.DISPATCHED, updated_at=now - CHECK_INTERVAL - age)
+            assert store.create(job).look_needs == "inline"
+
+        due("now", SECOND)
+        due("long", LOOK_LEFT)
+        due("late", SECOND, start_by=now - SECOND)
+        assert looking.claim_looks(limit=9, able={"local"}, job_id="now") == []
+        assert {job.id for job in looking.claim_looks(limit=9, able={"local"})} == {"late", "long"}
+        assert [job.id for job in looking.claim_looks(limit=9, able={"local", "inline"})] == ["now"]
+        store.create(make_job(id="queued", created_at=now - HOUR, finish_by=now - SECOND))
+        assert [job.id for job in looking.claim_looks(limit=9, able=())] == ["queued"]
 
     def test_a_claimed_job_is_due_when_its_lease_lapses(
         self, store: JobStore, looking: SupportsLooks, claiming: SupportsClaim
