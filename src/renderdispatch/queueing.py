@@ -14,8 +14,8 @@ from pydantic import Field
 
 from renderdispatch.messages import Argument
 
-Running = Annotated[int, Field(ge=0)]
-"""How many attempts may run at once."""
+Count = Annotated[int, Field(ge=0, le=10**9)]
+"""How many jobs or attempts a limit allows; databases count in 64 bits, units of helpers included."""
 
 
 LEAST_WEIGHT: Final = 1e-4
@@ -34,10 +34,10 @@ class TenantPolicy(Argument):
     """
 
     weight: float = Field(default=1.0, ge=LEAST_WEIGHT, le=1e6)
-    running: Running | None = None
-    running_on: Mapping[str, Running] = Field(default_factory=dict)
-    queued: int | None = Field(default=None, ge=0)
-    submits_per_minute: int | None = Field(default=None, ge=0)
+    running: Count | None = None
+    running_on: Mapping[str, Count] = Field(default_factory=dict)
+    queued: Count | None = None
+    submits_per_minute: Count | None = None
 
 
 class QueuePolicy(Argument):
@@ -49,7 +49,7 @@ class QueuePolicy(Argument):
         tenants: What single tenants may use, by their names. What such an entry leaves out is as in ``tenant``.
     """
 
-    running: Mapping[str, Running] = Field(default_factory=dict)
+    running: Mapping[str, Count] = Field(default_factory=dict)
     tenant: TenantPolicy = Field(default_factory=TenantPolicy)
     tenants: Mapping[str, TenantPolicy] = Field(default_factory=dict)
 

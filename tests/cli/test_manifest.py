@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,21 +53,36 @@ def test_one_command_at_a_time_has_it(tmp_path: Path) -> None:
         pass
 
 
+def _line(**changes: object) -> str:
+    entry = {"file": "a.mp4", "row": "line 1", "digest": "d", "key": "k", "audio": "a.mp3", **changes}
+    return f'{{"version": 1, "batch": "b"}}\n{json.dumps(entry)}'
+
+
+def test_a_pipe_is_not_a_manifest(tmp_path: Path) -> None:
+    """It is refused before it is opened: to read it would wait for ever."""
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(InvalidRequestError, match="is not the manifest of a batch"), Manifest.opened(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "{}",
         "not JSON",
+        "[" * 100_000,
         "[]",
         '{"version": 1}',
-        '{"version": 1, "batch": "b"}\n{"file": "a.mp4"}',
-        "\udcff",
         '{"version": 1, "batch": 5}',
         '{"version": 1, "batch": "a/b"}',
-        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "status": "nonsense"}}',
-        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "jobId": 5}}',
-        f'{{"version": 1, "batch": "b"}}\n{_LINE}, "error": {{}}}}',
+        '{"version": 1, "batch": "b"}\n{"file": "a.mp4"}',
+        _line(file=5),
+        _line(jobId=5),
+        _line(status="soon"),
+        _line(error="broken"),
+        _line(error={"code": "x"}),
+        "\udcff",
     ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from renderdispatch.errors import (
     ConfigurationError,
     InvalidRequestError,
+    QueueLimitError,
     StoreUnavailableError,
 )
 from renderdispatch.jobs import Job
-from renderdispatch.protocols import Claim, JobQuery
+from renderdispatch.plumbing.failures import translated
+from renderdispatch.protocols import Claim, JobQuery, Quota
 from renderdispatch.stores.sql import SqlJobStore
 from renderdispatch.stores.sql.addresses import read_address
+from renderdispatch.stores.sql.database_errors import translation
 from renderdispatch.stores.sql.notices import CHANNEL
-from renderdispatch.testing import JobStoreContract, eventually, in_threads, make_job
+from renderdispatch.testing import JobStoreContract, eventually, in_threads, make_job, make_request
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.stalling import Network
 
@@ -99,6 +105,14 @@ def test_an_option_that_makes_no_sense(options: str, named: str) -> None:
     assert "s3cret" not in str(refusal.value)
 
 
+def test_a_password_with_an_at_sign() -> None:
+    """Unless it is encoded, its end would be taken for a part of the host, which errors and logs show."""
+    with pytest.raises(ConfigurationError, match="write '@' as %40") as refusal:
+        SqlJobStore("postgresql://user:first@s3cret@host/jobs")
+    assert "s3cret" not in str(refusal.value)
+    assert "s3cret" not in repr(SqlJobStore("postgresql://user:first%40s3cret@host/jobs"))
+
+
 def test_options_of_libpq_pass(url: str) -> None:
     """What PostgreSQL's own library knows is passed on, and counts beside what the store sets."""
     with closing(SqlJobStore(f"{url}?application_name=mine&options=-c%20work_mem%3D5MB")) as store:
@@ -110,8 +124,6 @@ def test_options_of_libpq_pass(url: str) -> None:
 
 
 def _text(statement: str) -> Any:
-    import sqlalchemy as sa
-
     return sa.text(statement)
 
 
@@ -141,6 +153,111 @@ def test_an_option_that_can_never_work(postgres: PostgresServer, option: str, sa
     ):
         store.create(make_job())
     assert refusal.value.code == "store.unusable"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("FATAL:  unsupported startup parameter: options", "pooler=transaction"),
+        ('FATAL:  unrecognized configuration parameter "s3cret"', "option of its URL"),
+        ("server does not support SSL, but SSL was required", "option of its URL"),
+    ],
+)
+def test_a_connection_that_will_always_be_refused(said: str, told: str) -> None:
+    """It is not a server that is away: the error says what helps."""
+    where = read_address("postgresql://user:s3cret@host/jobs").url
+    with (
+        pytest.raises(ConfigurationError, match=told) as refusal,
+        translated(translation(where, psycopg)),
+    ):
+        raise psycopg.OperationalError(said)
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_a_database_that_cannot_hold_every_text(postgres: PostgresServer) -> None:
+    """It is refused before the first job, and the error says how to make another one."""
+    name = f"latin_{uuid.uuid4().hex}"
+    _run(postgres.url(), f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with closing(SqlJobStore(postgres.url(name))) as store:
+        with pytest.raises(ConfigurationError, match=r"encoding LATIN1.*ENCODING 'UTF8'") as refusal:
+            store.set_up()
+        assert refusal.value.code == "store.unusable"
+    _run(postgres.url(), f"DROP DATABASE {name}")
+
+
+def test_a_text_does_not_depend_on_settings_of_the_database(url: str) -> None:
+    """Whatever encoding the database gives its clients, each text is stored as it is."""
+    _run(url, f"ALTER DATABASE {_name_of(url)} SET client_encoding = 'LATIN1'")
+    with closing(SqlJobStore(url)) as store:
+        job = store.create(make_job(request=make_request(metadata={"place": "日本 ☃"})))
+        assert store.get(job.id).request.metadata == {"place": "日本 ☃"}
+
+
+def _name_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+# --- isolation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["", "?pooler=transaction"])
+def test_a_quota_is_exact_whatever_the_databases_isolation_is(url: str, options: str) -> None:
+    """A submit that waited for another one of the tenant sees its job, also if REPEATABLE READ is the default."""
+    _run(url, f"ALTER DATABASE {_name_of(url)} SET default_transaction_isolation = 'repeatable read'")
+    with closing(SqlJobStore(f"{url}{options}")) as store, _engine(url) as engine:
+        store.set_up()
+        results: list[Any] = []
+        second = threading.Thread(
+            target=lambda: results.extend(store.create_many([make_job(tenant="acme")], quota=Quota(queued=1)))
+        )
+        with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+            store.create_many([make_job(tenant="acme")], quota=Quota(queued=1), connection=connection)
+            second.start()
+            assert eventually(lambda: _run(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        second.join()
+        assert [type(result) for result in results] == [QueueLimitError]
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_quota_is_not_counted_in_a_transaction_that_sees_too_little(url: str, level: Any) -> None:
+    """An application's transaction of another isolation level is refused, and told why; without a quota it is not."""
+    with closing(SqlJobStore(url)) as store, _engine(url) as engine:
+        with engine.connect().execution_options(isolation_level=level) as connection, connection.begin():
+            with pytest.raises(ConfigurationError, match=rf"READ COMMITTED, and this one is {level}"):
+                store.create_many([make_job(tenant="acme")], quota=Quota(queued=1), connection=connection)
+            store.create_many([make_job(tenant="acme")], connection=connection)
+        assert len(store.query(JobQuery(tenant="acme")).items) == 1
+
+
+def test_an_applications_connection_that_cannot_be_used(url: str) -> None:
+    """The error says what is wrong with it: it does not say that it is one to another database."""
+    with closing(SqlJobStore(url)) as store, _engine(url) as engine:
+        job = make_job(request=make_request(metadata={"place": "☃"}))
+        with engine.connect() as connection:
+            with pytest.raises(sa.exc.ProgrammingError):
+                connection.execute(sa.text("SELECT nonsense"))
+            with pytest.raises(StoreUnavailableError, match="roll it back"):
+                store.create_many([job], connection=connection)
+            connection.rollback()
+            connection.execute(sa.text("SET LOCAL client_encoding = 'LATIN1'"))
+            with pytest.raises(ConfigurationError, match="client_encoding"):
+                store.create_many([job], connection=connection)
+        with pytest.raises(ConfigurationError, match="Connection is closed"):
+            store.create_many([job], connection=connection)
+        with Session() as unbound, pytest.raises(ConfigurationError, match="not bound"):
+            store.create_many([job], connection=unbound)
+        assert store.query(JobQuery()).items == ()
+
+
+@contextmanager
+def _engine(url: str) -> Iterator[sa.Engine]:
+    """The application's own."""
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    yield engine
+    engine.dispose()
+
+
+# --- poolers --------------------------------------------------------------------------------------
 
 
 def test_through_a_pooler_nothing_is_left_on_a_connection(url: str) -> None:

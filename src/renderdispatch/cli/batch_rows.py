@@ -33,6 +33,7 @@ _SONGS: Final = re.compile(
 )
 _FIELDS: Final = frozenset(field.name for field in fields(Submission)) - {"idempotency_key"}
 _MAX_LINE: Final = 64 << 10
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @frozen
@@ -186,7 +187,10 @@ def _of_file(path: Path, defaults: Submission) -> Iterator[tuple[str, Callable[[
         raise errors.InvalidRequestError(message, code="batch.unreadable")
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
+                if len(line) > _MAX_LINE:
+                    message = f"line {number} of {path} has more than {_MAX_LINE} bytes; a row is one JSON object"
+                    raise errors.InvalidRequestError(message, code="batch.unreadable")
                 if line.strip():
                     where = f"line {number}"
                     yield where, partial(_read_line, where, line, path.parent, defaults)
@@ -211,10 +215,10 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    if len(line) > _MAX_LINE:
-        raise _wrong(f"a row has at most {_MAX_LINE} bytes")
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=_without_twins)
+    except errors.InvalidRequestError:
+        raise
     except (ValueError, RecursionError) as error:
         raise _wrong(f"not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -222,16 +226,30 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _wrong(f"{name[:80]!r} is named twice")
+        found[name] = value
+    return found
+
+
 def _file_name(name: object) -> str:
-    if not isinstance(name, str) or name in {"", ".", ".."} or os.sep in name or not is_path(name):
-        raise _wrong("file: the name of the video, without a folder")
+    if not isinstance(name, str) or name in {"", ".", ".."} or os.sep in name or not _is_file_name(name):
+        raise _wrong("file: the name of the video, without a folder and without control characters")
     if name.casefold() == NAME:
         raise _wrong(f"file: {NAME} is the manifest of the folder; give the video another name")
     return name if Path(name).suffix else f"{name}.mp4"
 
 
+def _is_file_name(text: str) -> bool:
+    """Return whether a text can name a file, and can be shown in a terminal."""
+    return is_path(text) and _CONTROL.search(text) is None
+
+
 def _path(value: object, folder: Path, _defaults: Submission) -> Path:
-    if not isinstance(value, str) or not value or not is_path(value):
+    if not isinstance(value, str) or not value or not _is_file_name(value):
         raise _wrong("a file is named by its path, as text")
     if re.match("[a-z0-9]+://", value, re.IGNORECASE):
         raise _wrong("a file is named by its path on this machine, not by a URL; download it first")
@@ -245,7 +263,7 @@ def _scene(value: object, folder: Path, _defaults: Submission) -> str | Path:
         return value
     if read_scene_file(value) is not None:
         raise _wrong(f"scene {value[:80]} is Python, which only --scene takes, for all rows", code="scene.file")
-    return folder / value if is_shader_name(value) or os.sep in value else value
+    return _path(value, folder, _defaults) if is_shader_name(value) or os.sep in value else value
 
 
 def _images(value: object, folder: Path, defaults: Submission) -> list[Path]:

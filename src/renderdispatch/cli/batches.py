@@ -202,6 +202,8 @@ class _Plan:
         if entry.job_id is not None:
             with suppress(errors.JobNotFoundError):
                 job = self.service.get(entry.job_id)
+        if job is not None and job.batch != self.manifest.batch:  # a file may say anything
+            return None
         if job is None:
             return entry if same and entry.job_id is None and not entry.ended and not self.scene.only_here else None
         if same and (job.status is JobStatus.COMPLETE or not (self.scene.only_here or job.ended)):
@@ -322,15 +324,21 @@ class _Run:
             report_json(entry.as_json())
 
     def cancel(self) -> None:
-        """Cancel what has not ended, and wait a moment until nothing computes; closing the service ends the rest."""
-        batch = self.service.batch(self.manifest.batch)
-        batch.cancel()
+        """Cancel this run's jobs that have not ended, and wait a moment until nothing computes.
+
+        Closing the service ends the rest. Other jobs of the batch are left alone: another folder may have a copy of
+        the manifest.
+        """
+        for job_id in self._left:
+            with suppress(errors.JobNotFoundError):
+                self.service.cancel(job_id)
         with suppress(errors.WaitTimeoutError):
-            batch.wait(_CANCEL_S)
+            self.service.batch(self.manifest.batch).wait(_CANCEL_S)
         for job_id, todo in self._left.items():
-            status = self.service.get(job_id).status
-            if status is not JobStatus.COMPLETE:  # one that was faster is written by the next run
-                self.manifest.set(evolve(todo.entry, status=str(JobStatus.CANCELLED)))
+            with suppress(errors.JobNotFoundError):
+                if self.service.get(job_id).status is JobStatus.COMPLETE:  # it was faster: the next run writes it
+                    continue
+            self.manifest.set(evolve(todo.entry, status=str(JobStatus.CANCELLED)))
 
 
 # --- the last lines -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ _SHORT_ID: Final = 8
 _READABLE: Final = 60
 _MINUTE_S: Final = 60
 _UNBOUNDED: Final = 1000
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 # --- for scripts ----------------------------------------------------------------------------------
@@ -172,8 +174,8 @@ def short(job_id: str) -> str:
 
 
 def note(line: str) -> None:
-    """Write a line to stderr, if it can be written."""
-    sys.stderr.write(f"{line}\n")
+    """Write a line to stderr, if it can be written. What it quotes may hold control characters: those are escaped."""
+    sys.stderr.write(f"{_CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)}\n")
 
 
 def report(line: str | bytes, *, on_stderr: bool = False) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ NAME: Final = "renderdispatch-batch.jsonl"
 
 _VERSION: Final = 1
 _ON_THE_WIRE: Final = {"job_id": "jobId"}
+_MAX_BYTES: Final = 256 << 20
 _EVERY_S: Final = 1.0
 """How often the manifest is written while jobs render."""
 
@@ -128,16 +130,16 @@ class Manifest:
 
     @classmethod
     def _read(cls, path: Path) -> Manifest:
-        if not path.exists():
+        if not os.path.lexists(path):
             return cls(path, uuid.uuid4().hex, {})
         try:
-            head, *lines = map(json.loads, path.read_text().splitlines())
+            head, *lines = map(json.loads, _text_of(path).splitlines())
             if head["version"] != _VERSION:
                 message = f"{path} was written by another version; finish with that one, or name another folder"
                 raise InvalidRequestError(message, code="batch.manifest")
             entries = [Entry.from_json(line) for line in lines]
             return cls(path, check_batch(head["batch"]), {entry.file: entry for entry in entries})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, InvalidRequestError) and error.code == "batch.manifest":
                 raise
             message = f"{path} is not the manifest of a batch; move it away, and all rows are rendered anew"
@@ -155,6 +157,13 @@ class Manifest:
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         write_file(self.path, [text.encode()], key=str(self.path), only_if_absent=False)
         self._written_s, self._changed = time.monotonic(), False
+
+
+def _text_of(path: Path) -> str:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:  # to open a pipe could wait for ever
+        raise ValueError("not a manifest")
+    return path.read_text()
 
 
 def error_of(job: Job) -> dict[str, str] | None:

@@ -37,7 +37,9 @@ def read_policy(text: str) -> QueuePolicy:
         ConfigurationError: It is not JSON, a value makes no sense, or (``configuration.unknown``) a name is unknown.
     """
     try:
-        written = json.loads(text)
+        written = json.loads(text, object_pairs_hook=_named_once)
+    except ConfigurationError:
+        raise
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         example = '{"tenant": {"queued": 100}}'
@@ -55,6 +57,16 @@ def read_policy(text: str) -> QueuePolicy:
         raise ConfigurationError(f"the queue's policy: {describe_validation(error)}") from None
     check_policy(policy)
     return policy
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object. Raises `ConfigurationError` for one that has a name twice: a limit would be lost."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigurationError(f"the queue's policy names {name[:80]!r} twice in one object; remove one of them")
+        found[name] = value
+    return found
 
 
 def _check_names(where: str, written: object, model: type[QueuePolicy] | type[TenantPolicy]) -> None:

@@ -93,6 +93,8 @@ def _postgresql(url: URL) -> Address:
         raise errors.MissingExtraError.of("a job store on PostgreSQL", "postgres") from None
     if (pooler := url.query.get("pooler", "none")) not in {"none", "transaction"}:
         _refuse("?pooler= says which pooler is between, 'none' or 'transaction'")
+    if "@" in (url.host or ""):  # the rest of the password: errors would show it
+        _refuse("the URL has two '@'; in a user name or a password write '@' as %40, ':' as %3A and '/' as %2F")
     size = str(url.query.get("pool_size", _POOL_SIZE))
     if not (size.isascii() and size.isdecimal() and 1 <= int(size) <= 1000):
         _refuse("?pool_size= is a number of connections, 1 to 1000")

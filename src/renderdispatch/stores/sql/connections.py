@@ -19,6 +19,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from renderdispatch.errors import ConfigurationError
 from renderdispatch.plumbing.files import obstacle
 from renderdispatch.stores.sql.addresses import Address
 from renderdispatch.stores.sql.database_errors import unusable
@@ -30,6 +31,21 @@ _IDLE_S: Final = 30.0
 _CONNECT_S: Final = 10
 _LONGEST_SILENCE_S: Final = 30
 """How long a peer may not acknowledge what was sent, or a probe, before the connection counts as broken."""
+
+_ISOLATION: Final = r"-c default_transaction_isolation=read\ committed"
+"""For statements outside of transactions, whatever the server's, the database's or the user's default is."""
+
+_WHOLE_ENCODINGS: Final = frozenset({"UTF8", "SQL_ASCII"})
+"""Encodings in which a database holds every text. (In ``SQL_ASCII`` it stores the bytes that it is sent.)"""
+
+
+def begin(dialect: str) -> str:
+    """Return what begins a transaction.
+
+    SQLite has one writer. On PostgreSQL each statement has to see what was committed before it, so that what is read
+    after the wait for a lock is true; a server's default may be another one.
+    """
+    return "BEGIN IMMEDIATE" if dialect == "sqlite" else "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 class Connections:
@@ -139,7 +155,19 @@ def _postgresql_engine(address: Address) -> Engine:
         pool_use_lifo=True,
     )
     sa.event.listen(engine, "do_connect", _connector(address))
+    sa.event.listen(engine, "connect", _check_encoding)
     return engine
+
+
+def _check_encoding(connection: Any, _: object) -> None:
+    """Refuse a database that cannot hold every text; the server says its encoding when a connection is opened."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in _WHOLE_ENCODINGS:
+        message = (
+            f"the database of the job store has the encoding {encoding}, which cannot hold every text; "
+            "make one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+        raise ConfigurationError(message, code="store.unusable")
 
 
 def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +180,7 @@ def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any
         "keepalives_interval": _LONGEST_SILENCE_S // 6,
         "keepalives_count": 3,
     }
+    chosen = {**chosen, "client_encoding": "UTF8"}  # a server or a user may have another default
     if address.pooler:  # the next transaction may have another connection of the server
         return {**arguments, "prepare_threshold": None, **chosen}
     # The server's limit is the lower one: its answer leaves the connection as usable as before. A process that is
@@ -161,7 +190,8 @@ def connect_arguments(address: Address, chosen: dict[str, Any]) -> dict[str, Any
     # each statement looks again at rows for which it waited, whatever the default of the database is
     limits += r" -c default_transaction_isolation=read\ committed"
     # of two settings of one name the later one counts
-    return {**arguments, **chosen, "options": f"{limits} {chosen.get('options', '')}".rstrip()}
+    settings = (limits, chosen.get("options", ""), _ISOLATION)
+    return {**arguments, **chosen, "options": " ".join(filter(None, settings))}
 
 
 def _connector(address: Address) -> Callable[..., Any]:

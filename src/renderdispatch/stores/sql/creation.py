@@ -79,7 +79,11 @@ def _name(column: str, row: int) -> str:
 
 
 _LOCK: Final = sa.select(
-    sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.bindparam("tenant", type_=sa.Text), 0x7375626D6974))
+    sa.func.current_setting("transaction_isolation", type_=sa.Text),
+    sa.cast(
+        sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(sa.bindparam("tenant", type_=sa.Text), 0x7375626D6974)),
+        sa.Text,
+    ),
 )
 _QUEUED: Final = sa.select(sa.func.count()).select_from(
     sa.select(sa.literal(1))
@@ -146,7 +150,13 @@ def create_within(
     if quota is None or quota == Quota():
         return _insert(run, dialect, jobs, room=_Room(None, None))
     if dialect != "sqlite":
-        run.step(_LOCK, {"tenant": tenant or ""})
+        ((isolation, *_),), _ = run.step(_LOCK, {"tenant": tenant or ""})
+        if isolation != "read committed":  # it would not see what others committed before it got the lock
+            message = (
+                "the tenant has a quota, which can only be counted in a transaction of the isolation level "
+                f"READ COMMITTED, and this one is {isolation.upper()}; change its level, or submit without connection="
+            )
+            raise ConfigurationError(message)
     now = now_us(run)  # after the wait for the lock
     results = _insert(run, dialect, jobs, room=_room(run, tenant, quota, now))
     number = sum(isinstance(result, Job) for result in results)
@@ -236,12 +246,16 @@ def joined(database: Database, connection: object) -> Iterator[Runner]:
     If the block raises, the transaction is as it was before it.
 
     Raises:
-        ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database.
+        ConfigurationError: It is not an SQLAlchemy `Connection` or `Session` of this store's database that can be used.
     """
-    theirs = _core_connection(connection)
     with database.translated:
-        _check_same(database, theirs)
-        with theirs.begin_nested():
+        try:
+            theirs = _core_connection(connection)
+            _check_same(database, theirs)
+            nested = theirs.begin_nested()
+        except sa.exc.InvalidRequestError as error:  # it is closed, not bound, or waits for a rollback
+            raise ConfigurationError(f"the connection cannot be used now: {error.args[0]}") from None
+        with nested:
             yield _Joined(theirs)
 
 
@@ -301,5 +315,9 @@ class _Joined:
 
     def step(self, statement: Any, values: dict[str, Any]) -> Ran:
         check_texts(values.values())
-        result = self._connection.execute(statement, values)
+        try:
+            result = self._connection.execute(statement, values)
+        except UnicodeEncodeError:
+            message = "the connection has a client_encoding that cannot express every text; set it to UTF8"
+            raise ConfigurationError(message) from None
         return [tuple(row) for row in result.all()] if result.returns_rows else [], result.rowcount

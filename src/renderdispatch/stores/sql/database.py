@@ -15,7 +15,7 @@ from attrs import frozen
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.per_process import ForkGate, PerProcess
 from renderdispatch.stores.sql.addresses import Address
-from renderdispatch.stores.sql.connections import Connections
+from renderdispatch.stores.sql.connections import Connections, begin
 from renderdispatch.stores.sql.database_errors import cause, translation
 from renderdispatch.stores.sql.schema import prepare
 from renderdispatch.stores.sql.server_clock import ServerClock, elapsed_s
@@ -121,7 +121,7 @@ class Database:
             self._connections.get().writing(),
             closing(connection.cursor()) as cursor,
         ):
-            cursor.execute("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "BEGIN ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(begin(self.dialect))
             try:
                 yield Transaction(self, connection)
             except BaseException:

@@ -33,13 +33,13 @@ _PASSING: Final = {
     "57014": "the server ended a statement that took too long",
     "25P02": "an earlier statement of this transaction failed: roll it back",
     "25P03": "the server ended a transaction that took too long",
-    "25006": "the server is a standby, and takes no writes",
+    "25006": "the server is a standby, or was made read-only, and takes no writes",
     "40": "others wrote the same rows at the same time",
     "OperationalError": "the server cannot be reached, or does not answer",
 }
 """By the beginnings of codes. If something is seen that keeps the file from being used, that is said instead."""
 
-_FOREIGN: Final = "its table renderdispatch_jobs is gone, or another program or version made it"
+_FOREIGN: Final = "one of its tables, renderdispatch_..., is gone, or another program or version made it"
 
 _LASTING: Final = {
     "SQLITE_NOTADB": "the file is not a SQLite database",
@@ -50,8 +50,9 @@ _LASTING: Final = {
     "SQLITE_CONSTRAINT": _FOREIGN,
     "28": "the server refuses this user, or its password",
     "3D": "the server has no database of this name",
-    "3F": "the search_path of its URL names no schema that exists (its owner makes it: CREATE SCHEMA)",
+    "3F": "its search_path names no schema that exists and that this user may use (CREATE SCHEMA, GRANT USAGE)",
     "LIBPQ": "an option of its URL, such as sslmode or sslrootcert, has a value that does not work here",
+    "pooler": "a pooler is between, which refuses settings of a connection (add ?pooler=transaction to the URL)",
     "42501": "this user may not use, or may not make, its tables (their owner makes them by SqlJobStore(url).set_up())",
     "42P": _FOREIGN,
     "427": _FOREIGN,  # a column that is missing
@@ -62,11 +63,13 @@ _LASTING: Final = {
 
 _REFUSED_CONNECTIONS: Final = {
     r"password authentication failed|no password supplied|pg_hba\.conf|permission denied for database": "28",
-    r'role ".*" does not exist': "28",
-    r'database ".*" does not exist': "3D",
+    r'role ".*" does not exist|no such user': "28",
+    r'database ".*" does not exist|no such database': "3D",
+    r"unsupported startup parameter": "pooler",
     r"invalid \S+ value|invalid port number|does not support SSL|certificate file .* does not exist": "LIBPQ",
+    r"unrecognized configuration parameter|definition of service": "LIBPQ",
 }
-"""What PostgreSQL's server and library say when they refuse a connection, for which drivers give no SQLSTATE."""
+"""What PostgreSQL's server and library, or PgBouncer, say when they refuse a connection: drivers give no SQLSTATE."""
 
 _BRIEF: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}

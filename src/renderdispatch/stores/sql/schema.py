@@ -24,6 +24,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from renderdispatch import errors
 from renderdispatch.engine.records import load_job
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
+from renderdispatch.stores.sql.connections import begin
 from renderdispatch.stores.sql.database_errors import driver_code
 from renderdispatch.stores.sql.queues import FILL, SET_UP
 from renderdispatch.stores.sql.tables import JOBS, METADATA, SCHEMA, VALUES, columns, indexes
@@ -134,7 +135,7 @@ def _locked(engine: Engine) -> Iterator[Connection]:
         raw = connection.connection.dbapi_connection
         assert raw is not None
         with closing(raw.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN")
+            cursor.execute(begin(engine.dialect.name))
             try:
                 if engine.dialect.name != "sqlite":
                     cursor.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
