@@ -56,7 +56,19 @@ def test_doctor_finds_nothing_wrong_here(cli: CommandLine) -> None:
     ran = cli("doctor", "--json")
     findings = {found["check"]: found for found in map(json.loads, ran.out.splitlines())}
     assert ran.status == 0, ran.out
-    checks = ["python", "packages", "home", "disk", "job store", "storage", "backends", "render", "scenes"]
+    checks = [
+        "python",
+        "packages",
+        "home",
+        "disk",
+        "job store",
+        "queue",
+        "keep",
+        "storage",
+        "backends",
+        "render",
+        "scenes",
+    ]
     checks += ["gpu", "opengl", "vulkan", "encoder"]
     assert list(findings) == checks
     assert re.fullmatch(r"a second of sound became a video in \d+\.\d s", findings["render"]["said"])

@@ -43,7 +43,7 @@ def test_without_json_errors_are_for_people(cli: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["render"], "Missing argument 'SONG'. See 'renderdispatch render --help'."),
+        (["render"], "Name a SONG, or use --batch. See 'renderdispatch render --help'."),
         (
             ["render", "song.wav", "--size", "big"],
             "write WIDTHxHEIGHT, such as 1280x720. See 'renderdispatch render --help'.",

@@ -153,7 +153,7 @@ def kill(folder: Path, database: str, times: int, seed: int) -> None:
     took = []
     for number in range(times):
         song = folder / f"song-{number}.wav"
-        compose(song, 4.0)
+        compose(song, 40.0)
         took.append(kill_and_finish(folder, database, song, chance.uniform(0, 0.3)))
     gone, up, complete, _ = ([round(seconds, 2) for seconds in sorted(each)] for each in zip(*took, strict=True))
     print("gone after", gone, "up again after", up, "complete after", complete, load())

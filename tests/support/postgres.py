@@ -53,6 +53,12 @@ def _as_ordinary_user() -> dict[str, Any]:
     return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has started, where the system tells."""
+    told = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in told.read_text().split()] if told.exists() else []
+
+
 class PostgresServer:
     """A server with a fresh cluster of databases. Nothing is started before `start`; `close` deletes the cluster.
 
@@ -138,7 +144,12 @@ class PostgresServer:
     def kill(self) -> None:
         """Kill the server with SIGKILL; its connections break. `start` brings it back with what was committed."""
         if self._process is not None:
+            # each connection has a process of its own, in a group of its own, which would serve on for a moment
+            pids = _children(self._process.pid)
             os.killpg(self._process.pid, 9)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
             self._process.communicate(timeout=60)
             self._process = None
 

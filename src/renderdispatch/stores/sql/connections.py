@@ -167,6 +167,7 @@ def _check_encoding(connection: Any, _: object) -> None:
             f"the database of the job store has the encoding {encoding}, which cannot hold every text; "
             "make one by CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
+        connection.close()
         raise ConfigurationError(message, code="store.unusable")
 
 
