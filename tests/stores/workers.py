@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from attrs import evolve
 from renderdispatch.errors import RevisionConflictError
 from renderdispatch.protocols import Claim
 from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import make_job
+from renderdispatch.testing import in_threads, make_job
 
 
 def claim_all(store: SqlJobStore) -> None:
@@ -41,6 +42,29 @@ def create_for_ever(store: SqlJobStore) -> None:
     """Create jobs and print the id of each that stands."""
     while True:
         print(store.create(make_job()).id, flush=True)
+
+
+def fork_while_writing(store: SqlJobStore) -> None:
+    """Fork in two threads while two others write; print the exit status of each child, which reads a job."""
+
+    def in_a_fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                store.get("standing")
+            except BaseException:  # noqa: BLE001 - the child must not return
+                os._exit(1)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def work(number: int) -> list[int]:
+        if number < 2:
+            return [in_a_fork() for _ in range(5)]
+        for _ in range(50):
+            store.create(make_job())
+        return []
+
+    print(*(status for found in in_threads(4, work) for status in found), flush=True)
 
 
 if __name__ == "__main__":
