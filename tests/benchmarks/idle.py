@@ -1,9 +1,8 @@
 """What does an idle worker cost, and how often do many workers look at each live job?
 
-``python -m tests.benchmarks.idle [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
-counted for 30 s after it has settled: on SQLite, and on PostgreSQL where ``RENDERDISPATCH_TEST_POSTGRESQL`` is the URL
-of a database. The looks are counted by a backend far away that holds live jobs: first one worker looks after them, then ten
-share a store. The last line is JSON:
+``python tests/benchmarks/idle.py [--quick]``. An idle worker has a process of its own, whose CPU time and statements are
+counted for 30 s after it has settled: on SQLite, and on a PostgreSQL that is started for it. The looks are counted by a
+backend far away that holds live jobs: first one worker looks after them, then ten share a store. The last line is JSON:
 
 - ``sqlite_cpu_percent``, ``postgresql_cpu_percent``: of one core, of an idle worker.
 - ``sqlite_statements_s``, ``postgresql_statements_s``: statements a second, of an idle worker.
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,17 +21,20 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from renderdispatch import RenderService
-from renderdispatch.backends.inline import InlineBackend
-from renderdispatch.protocols import BackendCall, CallState
-from renderdispatch.storage.memory import MemoryStorage
-from renderdispatch.stores.sql import SqlJobStore
-from renderdispatch.testing import FakeRenderer
-from renderdispatch.testing.world import Remote, WorldStorage
-from tests.support.statements import executed_statements
+_ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(_ROOT)  # not this file's folder, where modal.py has the name of a client
+
+from renderdispatch import RenderService  # noqa: E402 - the path comes first
+from renderdispatch.backends.inline import InlineBackend  # noqa: E402
+from renderdispatch.protocols import BackendCall, CallState  # noqa: E402
+from renderdispatch.storage.memory import MemoryStorage  # noqa: E402
+from renderdispatch.stores.sql import SqlJobStore  # noqa: E402
+from renderdispatch.testing import FakeRenderer  # noqa: E402
+from renderdispatch.testing.world import Remote, WorldStorage  # noqa: E402
+from tests.benchmarks.queue_server import postgresql  # noqa: E402
+from tests.support.statements import executed_statements  # noqa: E402
 
 _SETTLE_S = 3.0
-_ROOT = Path(__file__).parents[2]
 
 
 # --- an idle worker
@@ -56,7 +57,7 @@ def idle(url: str, seconds: float) -> None:
 
 def measure_idle(url: str, seconds: float) -> tuple[float, float]:
     """Return the CPU percent and the statements a second of an idle worker in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.idle", "--idle", url, "--seconds", str(seconds)]
+    command = [sys.executable, __file__, "--idle", url, "--seconds", str(seconds)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=_ROOT)
     cpu_percent, statements_s = json.loads(ran.stdout.splitlines()[-1])
     return cpu_percent, statements_s
@@ -112,11 +113,10 @@ def main() -> None:
         return
     seconds, jobs = (10.0, 300) if options.quick else (30.0, 20_000)
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        urls = {"sqlite": f"sqlite:///{folder}/idle.db", "postgresql": os.environ.get("RENDERDISPATCH_TEST_POSTGRESQL")}
+    with tempfile.TemporaryDirectory() as folder, postgresql() as server:
+        urls = {"sqlite": f"sqlite:///{folder}/idle.db", "postgresql": server.create("idle")}
         for name, url in urls.items():
-            if url is not None:
-                figures[f"{name}_cpu_percent"], figures[f"{name}_statements_s"] = measure_idle(url, seconds)
+            figures[f"{name}_cpu_percent"], figures[f"{name}_statements_s"] = measure_idle(url, seconds)
         one = looks(f"sqlite:///{folder}/one.db", jobs, 1, 1.5 * seconds + 15)
         ten = looks(f"sqlite:///{folder}/ten.db", jobs, 10, 1.5 * seconds + 15)
     figures |= {"looks_a_job_1": one, "looks_a_job_10": ten, "looks_10_vs_1": ten / one}
