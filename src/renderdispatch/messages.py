@@ -109,8 +109,9 @@ class FaultDomain(StrEnum):
         return self in {FaultDomain.INFRASTRUCTURE, FaultDomain.PREEMPTION, FaultDomain.START_TIMEOUT}
 
 
-_building: Final = RLock()
-os.register_at_fork(before=_building.acquire, after_in_parent=_building.release, after_in_child=_building.release)
+BUILDING: Final = RLock()
+"""Held while a schema is built, and while the process forks: a child must not wait for a thread that is gone."""
+os.register_at_fork(before=BUILDING.acquire, after_in_parent=BUILDING.release, after_in_child=BUILDING.release)
 
 
 class Model(pydantic.BaseModel):
@@ -121,7 +122,7 @@ class Model(pydantic.BaseModel):
     @classmethod
     def model_rebuild(cls, **options: Any) -> bool | None:
         """Build the model, in one thread at a time. Older pydantic versions have no lock; none survives a fork."""
-        with _building:
+        with BUILDING:
             return super().model_rebuild(**options)
 
 
@@ -714,7 +715,19 @@ RenderEvent = Annotated[CheckedIn | Progressed | Completed | Failed, Field(discr
 RENDER_EVENT: Final[pydantic.TypeAdapter[CheckedIn | Progressed | Completed | Failed]] = pydantic.TypeAdapter(
     RenderEvent, config=pydantic.ConfigDict(hide_input_in_errors=True, defer_build=True)
 )
-"""Reads an event: ``RENDER_EVENT.validate_json(body)``."""
+"""The schema of an event; `read_event` reads one."""
+
+
+def read_event(body: bytes | str) -> CheckedIn | Progressed | Completed | Failed:
+    """Return the event of a JSON text.
+
+    Raises:
+        pydantic.ValidationError: It is not one. The error does not quote it.
+    """
+    if not RENDER_EVENT.pydantic_complete:
+        with BUILDING:
+            RENDER_EVENT.rebuild()
+    return RENDER_EVENT.validate_json(body)
 
 
 class CallResult(Message):

@@ -262,7 +262,7 @@ class _Run(ThreadTask):
         try:
             while line := process.read_line():
                 try:
-                    event = messages.RENDER_EVENT.validate_json(line)
+                    event = messages.read_event(line)
                 except ValidationError:
                     _log.warning("job %s: the render process sent a line that is not an event", self._order.job_id)
                     continue

@@ -25,7 +25,7 @@ from renderdispatch import errors
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.transitions import Decision, Verdict
 from renderdispatch.jobs import Job
-from renderdispatch.messages import RENDER_EVENT, Action, EventReply, Failed, Progressed, RenderEvent, Stage
+from renderdispatch.messages import Action, EventReply, Failed, Progressed, RenderEvent, Stage, read_event
 from renderdispatch.protocols import JobStore
 from renderdispatch.webhooks import AttemptKeys, EventId, Headers, WebhookVerifier
 
@@ -135,7 +135,7 @@ class WebhookReceiver:
         sender = EventId.parse(verified.id)
         assert sender is not None  # its key was found
         try:
-            event = RENDER_EVENT.validate_json(verified.body)
+            event = read_event(verified.body)
         except ValidationError as error:
             _log.warning("job %s: a webhook is not an event: %d fields are wrong", sender.job_id, error.error_count())
             return self._refuse(400, "webhook.invalid-event", "the body is not an event of this protocol")

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Job
-from renderdispatch.messages import FOR_THE_RECORD, PROTOCOL, StoredAudio
+from renderdispatch.messages import BUILDING, FOR_THE_RECORD, PROTOCOL, StoredAudio
 
 
 class _Codec(NamedTuple):
@@ -43,11 +43,12 @@ def _record_of(cls: type[attrs.AttrsInstance], **replaced: Any) -> Any:
 @cache
 def _codec() -> _Codec:
     """Return what reads and writes a record; made at its first use, to keep imports quick."""
-    job = _record_of(Job, attempts=tuple.__class_getitem__((_record_of(Attempt), ...)))
-    job.__annotations__["cover"] = NotRequired[StoredAudio | None]
-    schema = TypeAdapter(job).core_schema
-    reader = SchemaValidator(schema, CoreConfig(hide_input_in_errors=True))
-    return _Codec(reader.validate_json, SchemaSerializer(schema).to_json)
+    with BUILDING:
+        job = _record_of(Job, attempts=tuple.__class_getitem__((_record_of(Attempt), ...)))
+        job.__annotations__["cover"] = NotRequired[StoredAudio | None]
+        schema = TypeAdapter(job).core_schema
+        reader = SchemaValidator(schema, CoreConfig(hide_input_in_errors=True))
+        return _Codec(reader.validate_json, SchemaSerializer(schema).to_json)
 
 
 def dump_job(job: Job) -> str:
