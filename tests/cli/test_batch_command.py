@@ -220,7 +220,7 @@ def test_ctrl_c_cancels_what_runs_and_the_next_run_goes_on(cli: CommandLine, son
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == "renderdispatch: interrupted; the same command goes on with what is left\n"
-    assert out.startswith("videos: 1 of 2 videos (1 rendered) in ")
+    assert out.startswith("videos: 1 of 2 videos (1 rendered, 1 left) in ")
     assert {name: line["status"] for name, line in _manifest(cli).items()} == {
         "one.mp4": "complete",
         "two.mp4": "cancelled",

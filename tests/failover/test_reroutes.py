@@ -225,7 +225,7 @@ def test_a_lost_attempt_holds_its_unit_until_it_is_known_to_have_stopped() -> No
     assert lost.video_key is not None
     clouds.storage.put(lost.video_key, b"late")
     cloud.cancel = lambda call: Remote.cancel(cloud, call)  # type: ignore[method-assign]  # it is back
-    cloud.poll = lambda call: Remote.poll(cloud, call)  # type: ignore[method-assign]
+    cloud.poll = lambda call: Remote.poll(cloud, call)  # type: ignore[method-assign]  # it is back
     clouds.tick(2)
     job = clouds.job(job_id)
     assert [holding.backend for holding in job.holdings()] == ["box"]

@@ -465,7 +465,7 @@ def _statements(store: SqlJobStore) -> list[str]:
         seen.append(str(statement))
         return original(connection, statement, values)
 
-    database._run = run  # type: ignore[method-assign]
+    database._run = run  # type: ignore[method-assign]  # it only adds a note
     return seen
 
 

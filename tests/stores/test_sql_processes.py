@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -114,12 +114,12 @@ def test_a_killed_writer_leaves_a_readable_database(file: Path, url: str, store:
 _forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-def _in_a_fork(work: object) -> int:
+def _in_a_fork(work: Callable[[], object]) -> int:
     """Run ``work`` in a forked child and return its exit status."""
     pid = os.fork()
     if pid == 0:
         try:
-            work()  # type: ignore[operator]
+            work()
         except BaseException:  # noqa: BLE001 - the child must not return
             os._exit(1)
         os._exit(0)

@@ -41,7 +41,7 @@ def _watched_connection(statements: list[str]) -> type[sqlite3.Connection]:
 def _watched(kind: type[Any], statements: list[str]) -> type[Any]:
     """Return a kind of cursors that notes what it executes."""
 
-    class Watched(kind):  # type: ignore[misc]
+    class Watched(kind):  # type: ignore[misc]  # the base is known at run time alone
         def execute(self, query: Any, *args: Any, **options: Any) -> Any:
             statements.append(str(query))
             return super().execute(query, *args, **options)

@@ -25,6 +25,7 @@ from renderdispatch.cli.manifest import NAME
 from renderdispatch.cli.options import read_time
 from renderdispatch.engine.intake import is_path, is_shader_name
 from renderdispatch.messages import Limits, Output, read_output
+from renderdispatch.plumbing.json_objects import named_once
 from renderdispatch.runner.renderers import scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 
@@ -216,7 +217,7 @@ def _read_line(where: str, line: bytes, folder: Path, defaults: Submission) -> B
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line, object_pairs_hook=_without_twins)
+        found = json.loads(line, object_pairs_hook=named_once(_named_twice))
     except errors.InvalidRequestError:
         raise
     except (ValueError, RecursionError) as error:
@@ -226,13 +227,8 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _wrong(f"{name[:80]!r} is named twice")
-        found[name] = value
-    return found
+def _named_twice(name: str) -> errors.InvalidRequestError:
+    return _wrong(f"{name!r} is named twice")
 
 
 def _file_name(name: object) -> str:

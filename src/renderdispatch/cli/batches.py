@@ -358,7 +358,8 @@ def _report(run: _Run, manifest: Manifest, rows: list[BatchRow], *, seconds: flo
             note(f"renderdispatch: {where}: {message} [{entry.error['code']}]")
     if quiet:
         return
-    parts = [f"{run.rendered} rendered", f"{done - run.rendered} there already", f"{run.failed} failed"]
-    shown = ", ".join(part for part in parts if not part.startswith("0 ")) or "nothing to do"
+    left = len(rows) - done - run.failed
+    counted = {"rendered": run.rendered, "there already": done - run.rendered, "failed": run.failed, "left": left}
+    shown = ", ".join(f"{number} {what}" for what, number in counted.items() if number)
     folder = click.format_filename(manifest.path.parent)
     report(f"{folder}: {done} of {len(rows)} videos ({shown}) in {length(seconds)}")

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from renderdispatch.engine import layout
 from renderdispatch.errors import ConfigurationError, InvalidRequestError, UnknownNameError
 from renderdispatch.messages import JobStatus, describe_validation
+from renderdispatch.plumbing.json_objects import named_once
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
 
 SHORTEST_KEEP: Final = timedelta(minutes=10)
@@ -37,7 +38,7 @@ def read_policy(text: str) -> QueuePolicy:
         ConfigurationError: It is not JSON, a value makes no sense, or (``configuration.unknown``) a name is unknown.
     """
     try:
-        written = json.loads(text, object_pairs_hook=_named_once)
+        written = json.loads(text, object_pairs_hook=named_once(_named_twice))
     except ConfigurationError:
         raise
     except (ValueError, RecursionError) as error:
@@ -59,14 +60,9 @@ def read_policy(text: str) -> QueuePolicy:
     return policy
 
 
-def _named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object. Raises `ConfigurationError` for one that has a name twice: a limit would be lost."""
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ConfigurationError(f"the queue's policy names {name[:80]!r} twice in one object; remove one of them")
-        found[name] = value
-    return found
+def _named_twice(name: str) -> ConfigurationError:
+    """Return the refusal of a name that an object has twice: a limit would be lost."""
+    return ConfigurationError(f"the queue's policy names {name!r} twice in one object; remove one of them")
 
 
 def _check_names(where: str, written: object, model: type[QueuePolicy] | type[TenantPolicy]) -> None:

@@ -22,7 +22,7 @@ from renderdispatch.protocols import MAX_POSITION
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import micros
 from renderdispatch.stores.sql.database import Database
-from renderdispatch.stores.sql.firsts import BACKEND
+from renderdispatch.stores.sql.firsts import BACKEND, with_machines
 from renderdispatch.stores.sql.statements import ORDERS
 from renderdispatch.stores.sql.tables import CLAIMABLE, JOBS, LIVE, MACHINE, TENANT
 from renderdispatch.stores.turns import NO_TENANT, cost
@@ -38,17 +38,8 @@ _COUNTS: Final = sa.table(
     sa.column("number", sa.BigInteger),
 )
 
-_STATE: Final = sa.text("""
-    WITH RECURSIVE machines (name) AS (
-        SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-        WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-        UNION ALL
-        SELECT (
-            SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-            WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-                AND coalesce(machine, '') > machines.name
-        ) FROM machines WHERE machines.name IS NOT NULL
-    )
+_STATE: Final = sa.text(
+    with_machines("""
     SELECT 'turn' AS kind, tenant AS name, time FROM (
         SELECT tenant, time FROM renderdispatch_queues
         WHERE backend = :backend AND active = 1 AND hidden_until IS NULL ORDER BY time, tenant LIMIT 64
@@ -69,6 +60,7 @@ _STATE: Final = sa.text("""
     UNION ALL
     SELECT 'machine', name, 0 FROM machines WHERE name IS NOT NULL
 """)
+)
 _LATER: Final = sa.text("""
     SELECT tenant, time FROM renderdispatch_queues
     WHERE backend = :backend AND active = 1 AND hidden_until IS NULL AND (time, tenant) > (:time, :tenant)

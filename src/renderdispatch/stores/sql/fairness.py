@@ -25,7 +25,7 @@ from renderdispatch.protocols import Claim
 from renderdispatch.queueing import QueuePolicy
 from renderdispatch.stores.pages import micros
 from renderdispatch.stores.sql.database import Transaction
-from renderdispatch.stores.sql.firsts import end_waits, first_jobs
+from renderdispatch.stores.sql.firsts import end_waits, first_jobs, with_machines
 from renderdispatch.stores.turns import NO_TENANT, Player, Turns, Waiting, cost
 
 _PLAYERS: Final = 64
@@ -123,17 +123,7 @@ _FOR: Final = {
             FROM json_each(:turns) WHERE true
             ON CONFLICT (backend, tenant) DO UPDATE SET time = excluded.time, claimed = excluded.claimed
         """,
-        "rest": """
-            WITH RECURSIVE machines (name) AS (
-                SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-                WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-                UNION ALL
-                SELECT (
-                    SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-                    WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-                        AND coalesce(machine, '') > machines.name
-                ) FROM machines WHERE machines.name IS NOT NULL
-            )
+        "rest": with_machines("""
             UPDATE renderdispatch_queues SET active = 0
             WHERE backend = :backend AND tenant IN (SELECT value FROM json_each(:tenants)) AND NOT EXISTS (
                 SELECT 1 FROM machines WHERE EXISTS (
@@ -143,7 +133,7 @@ _FOR: Final = {
                         AND coalesce(tenant, '') = renderdispatch_queues.tenant
                 )
             )
-        """,
+        """),
         "hide": """
             UPDATE renderdispatch_queues SET hidden_until = :until
             WHERE backend = :backend AND tenant IN (SELECT value FROM json_each(:tenants))
@@ -194,17 +184,7 @@ _FOR: Final = {
                 AND tenant = ANY (ARRAY (SELECT json_array_elements_text(CAST(:tenants AS json))))
             FOR UPDATE SKIP LOCKED
         """,
-        "rest": """
-            WITH RECURSIVE machines (name) AS (
-                SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-                WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-                UNION ALL
-                SELECT (
-                    SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
-                    WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
-                        AND coalesce(machine, '') > machines.name
-                ) FROM machines WHERE machines.name IS NOT NULL
-            )
+        "rest": with_machines("""
             UPDATE renderdispatch_queues AS queues SET active = 0
             WHERE backend = :backend
                 AND tenant = ANY (ARRAY (SELECT json_array_elements_text(CAST(:tenants AS json))))
@@ -217,7 +197,7 @@ _FOR: Final = {
                         ORDER BY priority DESC, ready_at, id LIMIT 1
                     ) AS found
                 )
-        """,
+        """),
         "hide": """
             UPDATE renderdispatch_queues SET hidden_until = :until WHERE backend = :backend
                 AND tenant = ANY (ARRAY (SELECT json_array_elements_text(CAST(:tenants AS json))))

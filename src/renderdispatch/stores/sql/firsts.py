@@ -20,8 +20,29 @@ _STEP: Final = sa.literal_column(str(CLOCK_STEP // timedelta(microseconds=1)), s
 _LATEST: Final = sa.literal_column(str(2**63 - 1), sa.BigInteger)
 
 
+_MACHINES: Final = """
+    WITH RECURSIVE machines (name) AS (
+        SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
+        WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
+        UNION ALL
+        SELECT (
+            SELECT min(coalesce(machine, '')) FROM renderdispatch_jobs
+            WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
+                AND coalesce(machine, '') > machines.name
+        ) FROM machines WHERE machines.name IS NOT NULL
+    )
+"""
+
 _MOST_WAITS: Final = sa.literal_column("1000", sa.Integer)
 """How many waits one claim ends at most; the next one ends others."""
+
+
+def with_machines(statement: str) -> str:
+    """Return a statement that may read ``machines``: those whose ready jobs a backend has, "" for any machine.
+
+    It takes one step in an index for each of them, however many jobs there are.
+    """
+    return _MACHINES + statement
 
 
 def _of_waits(value: Any, without: Any) -> sa.ColumnElement[int]:
