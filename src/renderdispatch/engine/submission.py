@@ -55,7 +55,7 @@ _ASKED: Final = attrgetter(*(each.name for each in fields(Submission) if each.na
 """What a row asks for, but for what is its own in any case."""
 
 _IN_ORDER: Final = timedelta(microseconds=1)
-"""What lies between the rows of a batch, so that they are claimed and listed in their order."""
+"""The time between the rows of a batch, so that they are claimed and listed in their order."""
 
 Recorded = Job | errors.RenderDispatchError
 """What became of a row: its job, or why there is none."""
