@@ -477,14 +477,15 @@ class QueueContract:
     ) -> None:
         """A look is not put off beyond ``deadline_at``."""
         soon = timedelta(milliseconds=150)
-        job = make_job(created_at=now - HOUR, finish_by=now + HOUR, ready_at=None)
-        attempt = a_try(job, ended_at=None, called=True, start_by=now + soon)
-        job = store.create(evolve(job, attempts=(attempt,), stage=Stage.DISPATCHED, updated_at=now - HOUR))
-        assert looking.claim_looks(limit=9) == [job]
-        looked = store.now()
-        if looked < now + soon:
-            eventually(lambda: looking.claim_looks(limit=9))
-            assert store.now() - looked < LOOK_PAUSES[0]
+        looked_at = []
+        for job_id, start_by in (("a-later", now + HOUR), ("b-soon", now + soon)):
+            job = make_job(id=job_id, created_at=now - HOUR, finish_by=now + HOUR, ready_at=None)
+            attempt = a_try(job, ended_at=None, called=True, start_by=start_by)
+            job = evolve(job, attempts=(attempt,), stage=Stage.DISPATCHED, updated_at=now - HOUR)
+            looked_at.append(store.create(job))
+        assert looking.claim_looks(limit=9) == looked_at
+        if store.now() < now + soon:  # else the deadline was over at that look
+            assert eventually(lambda: looking.claim_looks(limit=1)) == [looked_at[1]]
 
     def test_a_look_at_one_job(self, store: JobStore, looking: SupportsLooks, now: datetime) -> None:
         """With ``job_id``, only that job is looked at, if it is due."""
