@@ -60,6 +60,39 @@ class CleanUp(StrEnum):
     DONE = "done"
 
 
+class HelperState(StrEnum):
+    """How far a helper of an attempt has come."""
+
+    INTENDED = "intended"
+    """It may be started."""
+
+    STARTING = "starting"
+    """Its backend may have been called. It is found, or left alone; it is never started again."""
+
+    STARTED = "started"
+    """Its call is known."""
+
+    STOPPED = "stopped"
+    """Its computing is known to have stopped, or it was never started and never will be."""
+
+
+@frozen(kw_only=True, slots=False)
+class Helper:
+    """A call that draws segments beside the lead of an attempt. Nothing depends on it.
+
+    Args:
+        share: Which segments it draws first; see `messages.HelperOrder`.
+        token: Its own; it keys its start.
+        state: How far it has come.
+        call_id: The backend's id of its call; None while unknown.
+    """
+
+    share: int
+    token: str = field(repr=False)
+    state: HelperState = HelperState.INTENDED
+    call_id: str | None = None
+
+
 class Holding(NamedTuple):
     """Units of a backend's limit that a job holds until its computing there is known to have stopped.
 
@@ -93,8 +126,15 @@ class Attempt:
         start_by: When the first check-in is due.
         video_key: Where the run stores the video; None before the dispatch.
         result_key: Where the run stores the result object; None before the dispatch.
+        pieces: The prefix of the plan and the segments that its runs keep; None: they keep nothing.
         frames: Frames rendered so far.
         frames_total: Frames in all.
+        planned: Whether its plan was seen, so that helpers may draw.
+        helpers: Its helpers; all of them are intended at once, when the plan was seen.
+        segments: How many segments its video has; None while that is not known, or if nothing is kept.
+        segments_standing: How many were seen to be drawn and kept, whoever drew them.
+        segments_own: How many of them its newest run drew.
+        segments_before: How many were known to be kept when it began.
         stage_times: When each stage was first entered.
         verdict: Why it fails as soon as storage was asked for its result (rule J6); None while nothing has failed.
         verdict_at: When the verdict was given.
@@ -121,8 +161,15 @@ class Attempt:
     start_by: datetime | None = None
     video_key: str | None = None
     result_key: str | None = None
+    pieces: str | None = None
     frames: int | None = None
     frames_total: int | None = None
+    planned: bool = False
+    helpers: tuple[Helper, ...] = ()
+    segments: int | None = None
+    segments_standing: int = 0
+    segments_own: int = 0
+    segments_before: int = 0
     stage_times: Mapping[messages.Stage, datetime] = field(factory=dict)
     verdict: messages.JobError | None = None
     verdict_at: datetime | None = None
@@ -170,6 +217,7 @@ class Job:
         incarnation: A random name for this life of the id: if the job is deleted and its id is created again, the new
             job has another one. The keys of the job's objects hold it (rule J15).
         fingerprint: Identifies the request: a repeated idempotency key must come with the same one (rule J9).
+        parallel: How many calls of the backend draw its video at once, with the lead. It is not part of the request.
         retry_of: The id of the job that this one repeats.
         progress: 0 to 100; never falls within an attempt.
         batch: The id of the batch that it was submitted with.
@@ -183,6 +231,11 @@ class Job:
         audio_clean_up: Whether the stored copy of a local file is still to be deleted.
         attachments: The stored copies of files beside the audio, by the names of `RenderRequest.attached`. They are
             kept until the job is deleted.
+        pieces_clean_up: Whether plans, segments and grants of its attempts are still to be deleted.
+        pieces_swept_at: When they were first deleted after its end. They are deleted once more when no upload of them
+            can be under way.
+        borrows: The prefix of the pieces of the job that this one repeats.
+        lent_to: The id of the job that repeats this one and reads its pieces.
         compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
         finalizing_at: When a delivery was reported; None before that.
         expired_at: When the job was given up, after its retention or by a delete: no URL is signed any more, and its
@@ -197,6 +250,7 @@ class Job:
     request: messages.RenderRequest
     fingerprint: str
     priority: int = 0
+    parallel: int = 1
     retry_of: str | None = None
     batch: str | None = None
     reroutes: bool = False
@@ -212,6 +266,10 @@ class Job:
     audio: messages.StoredAudio | None = None
     audio_clean_up: CleanUp = CleanUp.NONE
     attachments: Mapping[str, messages.StoredAudio] = field(factory=dict)
+    pieces_clean_up: CleanUp = CleanUp.NONE
+    pieces_swept_at: datetime | None = None
+    borrows: str | None = None
+    lent_to: str | None = None
     attempts: tuple[Attempt, ...] = ()
     error: messages.JobError | None = None
     artifact: messages.Artifact | None = None

@@ -49,6 +49,12 @@ MAX_TAG: Final = 200
 """The most characters of a title or an artist."""
 
 MAX_WARNINGS: Final = 20
+MAX_SEGMENTS: Final = 256
+"""How many segments a video has at most."""
+
+MAX_PARALLEL: Final = 64
+"""How many draw one video at most, with the lead."""
+
 
 DEFAULT_MEMORY_MIB: Final = 16_384
 """The largest preset takes less than half of it."""
@@ -533,6 +539,38 @@ class Callback(Message):
     key: str = Field(repr=False)
 
 
+class Pieces(Message):
+    """Where the plan and the segments of a video are kept while it is drawn; see `renderdispatch.plumbing.pieces`.
+
+    Args:
+        slots: For how many segments there is a place.
+        grants: The URL of the grants object; blank if there is a ``folder``.
+        folder: The folder of this machine in which the pieces are files, for orders that never leave it.
+        lent: Likewise, of the job that this one repeats: its pieces are read, never written.
+    """
+
+    slots: int = Field(ge=1, le=MAX_SEGMENTS)
+    grants: str = Field(default="", repr=False)
+    folder: str | None = None
+    lent: str | None = None
+
+
+class Grants(Message):
+    """The object, gzipped JSON, that holds the URLs of pieces: too many for an order. It is as secret as they are.
+
+    Args:
+        get: By the names of `renderdispatch.plumbing.pieces`: reads a piece of this job.
+        put: Likewise: writes it, once.
+        headers: What every upload sends.
+        lent: Likewise: reads a piece of the job that this one repeats.
+    """
+
+    get: Mapping[str, str] = Field(repr=False)
+    put: Mapping[str, str] = Field(repr=False)
+    headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    lent: Mapping[str, str] = Field(default_factory=dict, repr=False)
+
+
 class RenderOrder(Message):
     """Everything that the GPU side gets.
 
@@ -542,7 +580,8 @@ class RenderOrder(Message):
     Where there is a ``poster``, the renderer writes a JPEG beside its output, with the suffix ``.jpg``.
     ``bundle`` is an archive of those assets whose URL is blank, by the names of `RenderRequest.attached`: many URLs
     would not fit. ``device_class`` is what the backend declares to draw with, such as ``cpu-x86-64``: other devices
-    refuse the order, because their frames would differ. None declares nothing.
+    refuse the order, because their frames would differ. None declares nothing. ``pieces`` is where segments are kept
+    that were drawn; None: nowhere. ``parallel`` is how many draw, with this run.
     """
 
     protocol: int = PROTOCOL
@@ -577,18 +616,74 @@ class RenderOrder(Message):
     finish_by: pydantic.AwareDatetime
     callback: Callback | None = None
     local: bool = False
+    pieces: Pieces | None = None
+    parallel: int = Field(default=1, ge=1, le=MAX_PARALLEL)
 
     def without_secrets(self) -> Self:
         """Return the order as renderers see it, without token, URLs and keys, which hold the token too."""
         blank = ObjectUrls(key="", put=SignedPut(url=""))
         hidden: dict[str, object] = {"token": "", "audio_url": "", "video": blank, "result": blank, "callback": None}
-        hidden["bundle"] = None
+        hidden["bundle"] = hidden["pieces"] = None
         for name in ("cover", "scene_file"):
             if (asset := getattr(self, name)) is not None:
                 hidden[name] = asset.model_copy(update={"url": ""})
         hidden["images"] = tuple(image.model_copy(update={"url": ""}) for image in self.images)
         if self.poster is not None:
             hidden["poster"] = blank
+        return self.model_copy(update=hidden)
+
+
+class HelperOrder(Message):
+    """Everything that a helper gets: it draws segments of a video beside the lead, which is the run of a `RenderOrder`.
+
+    Nothing depends on it: it reports nothing, and it ends when the video is complete, at its deadline, or when the
+    object at ``stop`` exists. Fields with the same names mean what those of the lead's order mean.
+
+    Args:
+        attempt: The number of the attempt that it helps.
+        token: Its own, unlike the attempt's: it keys its start, and finds its call.
+        share: Which segments it draws first: those whose index is this, modulo ``parallel``. The lead's share is 0.
+        stop: Reads the object that tells helpers to stop; there is none before.
+        result: Reads the attempt's result object; once it exists, nothing is to be drawn.
+    """
+
+    kind: Literal["helper"] = "helper"
+    protocol: int = PROTOCOL
+    job_id: str
+    attempt: int = Field(ge=1)
+    token: str = Field(repr=False)
+    share: int = Field(ge=1)
+    parallel: int = Field(ge=2, le=MAX_PARALLEL)
+    pieces: Pieces
+    stop: str = Field(repr=False)
+    result: str = Field(repr=False)
+    scene: str
+    params: JsonObject = Field(default_factory=dict)
+    output: Output
+    start: float = 0.0
+    duration: float | None = None
+    audio_track: int | None = None
+    cover: Asset | None = None
+    scene_file: Asset | None = None
+    images: tuple[Asset, ...] = ()
+    bundle: Asset | None = None
+    device_class: str | None = None
+    require_gpu: bool = False
+    gpu: str | None = None
+    stall_timeout: timedelta | None = None
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    start_by: pydantic.AwareDatetime
+    finish_by: pydantic.AwareDatetime
+    local: bool = False
+
+    def without_secrets(self) -> Self:
+        """Return the order as renderers see it; see `RenderOrder.without_secrets`."""
+        nowhere = Pieces.model_construct(slots=self.pieces.slots)
+        hidden: dict[str, object] = {"token": "", "stop": "", "result": "", "bundle": None, "pieces": nowhere}
+        for name in ("cover", "scene_file"):
+            if (asset := getattr(self, name)) is not None:
+                hidden[name] = asset.model_copy(update={"url": ""})
+        hidden["images"] = tuple(image.model_copy(update={"url": ""}) for image in self.images)
         return self.model_copy(update=hidden)
 
 
@@ -631,12 +726,18 @@ class RenderStats(VideoFacts):
         content_type: The media type of the file.
         device_class: What drew the frames, such as ``cpu-x86-64``: devices of one class draw the same bytes.
         picture_version: The version of whatever decides about the bytes: renderer, scenes and libraries.
+        segments: Of how many the video was made; None: it was drawn in one piece.
+        segments_taken: How many of them others had drawn: helpers, or earlier runs.
+        segments_twice: How many were drawn in vain, because another one was faster, as far as the lead knows.
         warnings: What the video lacks; the first `MAX_WARNINGS` are kept.
     """
 
     content_type: str = "video/mp4"
     device_class: str | None = Field(default=None, max_length=100)
     picture_version: str | None = Field(default=None, max_length=200)
+    segments: int | None = Field(default=None, ge=0)
+    segments_taken: int = Field(default=0, ge=0)
+    segments_twice: int = Field(default=0, ge=0)
     warnings: tuple[RenderWarning, ...] = ()
 
     @pydantic.field_validator("warnings")
@@ -687,14 +788,34 @@ class CheckedIn(_FromRun):
 RunStage = Literal[Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO]
 
 
+class SegmentCounts(Message):
+    """How far the segments of a video are, as the lead knows.
+
+    Args:
+        total: Segments of the video.
+        standing: Those that are drawn, whoever drew them.
+        own: Those of them that this run drew.
+    """
+
+    total: int = Field(ge=1, le=MAX_SEGMENTS)
+    standing: int = Field(ge=0, le=MAX_SEGMENTS)
+    own: int = Field(ge=0, le=MAX_SEGMENTS)
+
+
 class Progressed(_FromRun):
-    """A run has done a ``fraction`` (0 to 1) of ``stage``. This is also the heartbeat."""
+    """A run has done a ``fraction`` (0 to 1) of ``stage``. This is also the heartbeat.
+
+    ``planned``: the plan can be read, so that helpers can begin. ``segments`` is set once the run knows how many there
+    are, if they are kept.
+    """
 
     type: Literal["progressed"] = "progressed"
     stage: RunStage
     fraction: float = Field(default=0.0, ge=0, le=1)
     frames: int | None = Field(default=None, ge=0)
     frames_total: int | None = Field(default=None, ge=0)
+    planned: bool = False
+    segments: SegmentCounts | None = None
 
 
 class Completed(_FromRun):
@@ -730,17 +851,33 @@ def read_event(body: bytes | str) -> CheckedIn | Progressed | Completed | Failed
     return RENDER_EVENT.validate_json(body)
 
 
+class Helped(Message):
+    """How a helper ended.
+
+    Args:
+        segments: How many it committed.
+        twice: How many it drew in vain.
+        reason: Why it ended, for people.
+    """
+
+    segments: int = Field(default=0, ge=0)
+    twice: int = Field(default=0, ge=0)
+    reason: Annotated[str, _cut_to(400)] = ""
+
+
 class CallResult(Message):
     """What a remote call returns in every case. It never raises, so that no failure looks like "still running".
 
     Args:
         outcome: How the run ended.
         error: Why there is no outcome: the order could not be read.
+        helped: How a helper ended; it has no outcome.
     """
 
     protocol: int = PROTOCOL
     outcome: Annotated[Completed | Failed, Field(discriminator="type")] | None = None
     error: JobError | None = None
+    helped: Helped | None = None
 
 
 class Action(StrEnum):

@@ -521,6 +521,21 @@ class SupportsFind(Protocol):
 
 
 @runtime_checkable
+class SupportsHelpers(Protocol):
+    """A backend that can draw one video with several calls. One without this power ignores ``parallel``."""
+
+    def start_helper(self, order: messages.HelperOrder) -> BackendCall:
+        """Start a helper and return without waiting for it. `poll`, `cancel` and `find` know its call by its token.
+
+        A backend of this machine starts it only if a slot is free now; it never waits. A helper has no outcome: in
+        `poll` it is ``ended`` with neither ``outcome`` nor ``error``, unless its order could not be read.
+
+        Raises:
+            BackendError: As of `RenderBackend.start`. ``backend.busy``: there is no free slot.
+        """
+
+
+@runtime_checkable
 class SupportsCheck(Protocol):
     """A backend that can refuse at submit what it can never render."""
 
@@ -591,6 +606,76 @@ class Renderer(Protocol):
             AudioError: The sound cannot be used, or is longer than ``order.max_duration`` (``audio.too-long``).
             SceneError: The scene or its parameters are at fault. Any other exception is treated as this one.
             RenderStopped: Raised by ``report``; let it pass. Nothing needs to be kept.
+        """
+
+
+Commit = Literal["committed", "twice", "kept"]
+"""What became of a segment that was drawn: it is committed; another one drew it too and was faster; or no slot took it,
+so that only the file has it."""
+
+
+class Slots(Protocol):
+    """Where the plan and the segments of one video are kept while it is drawn, each written once.
+
+    What runs a renderer gives it one. Calls block, and may be made from several threads. While storage is away nothing
+    is found, and nothing is committed. Every call raises `RenderStopped` once the render is to stop.
+    """
+
+    @property
+    def count(self) -> int:
+        """For how many segments there is a place."""
+
+    @property
+    def share(self) -> int:
+        """Which segments to draw first: those whose index is this, modulo `parallel`. 0 for the lead."""
+
+    @property
+    def parallel(self) -> int:
+        """How many draw, with the lead."""
+
+    def read_plan(self, begin: int, size: int) -> bytes | None:
+        """Return a part of the plan that is kept, at most ``size`` bytes of it; None: no plan is kept."""
+
+    def put_plan(self, plan: Path) -> bool:
+        """Keep a plan; return False if another one is kept, or storage is away. The file is not changed."""
+
+    def is_drawn(self, digest: str, index: int) -> bool:
+        """Return whether a segment of the plan with this digest is kept. Only its head is looked at."""
+
+    def commit(self, digest: str, index: int, segment: Path) -> Commit:
+        """Keep a segment. The file, whose head says what it is, is not changed."""
+
+    def fetch(self, digest: str, index: int, into: Path) -> bool:
+        """Bring a segment that is kept to a new file, and check all of it; return False if none is good.
+
+        A segment that is bad as a whole counts as not drawn from then on.
+        """
+
+    def report(self, counts: messages.SegmentCounts, *, planned: bool) -> None:
+        """Tell how far the segments are, for the job's progress. ``planned``: the plan is kept."""
+
+
+@runtime_checkable
+class SupportsSegments(Protocol):
+    """A renderer that draws videos in segments, so that nothing drawn is lost, and several can draw one video."""
+
+    def render_segments(
+        self, order: messages.RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots
+    ) -> messages.RenderStats:
+        """Render as `Renderer.render` does, as the lead: take over segments that are kept, and keep what is drawn.
+
+        A scene that cannot be cut is rendered in one piece, with the warning ``parallel.ignored`` if helpers were
+        asked for.
+        """
+
+    def help(self, order: messages.HelperOrder, folder: Path, report: Report, *, slots: Slots) -> messages.Helped:
+        """Draw segments of the plan that is kept until none is missing. If the plan is not ours, draw none.
+
+        Args:
+            order: The order, without URLs and keys.
+            folder: For temporary files.
+            report: Called as for a render; ``frames_total`` may grow.
+            slots: Where plan and segments are kept.
         """
 
 

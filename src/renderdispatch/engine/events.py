@@ -72,11 +72,47 @@ class AttachmentsStored(AttemptEvent):
 
 @frozen(kw_only=True)
 class DispatchIntended(AttemptEvent):
-    """The backend is about to be called (rule J2)."""
+    """The backend is about to be called (rule J2). ``pieces``: the prefix of plan and segments, if they are kept."""
 
     video_key: str
     result_key: str
     start_by: datetime
+    pieces: str | None = None
+
+
+@frozen(kw_only=True)
+class PlanSeen(AttemptEvent):
+    """The plan of the attempt's video is kept: its helpers may be started. A report of its run says the same."""
+
+
+@frozen(kw_only=True)
+class SegmentsSeen(AttemptEvent):
+    """Storage lists so many segments of the attempt's video."""
+
+    standing: int
+
+
+@frozen(kw_only=True)
+class HelperStarting(AttemptEvent):
+    """The backend is about to be called for a helper (rule J2)."""
+
+    helper: str = field(repr=False)
+
+
+@frozen(kw_only=True)
+class HelperStarted(AttemptEvent):
+    """The backend started a helper, or found its call."""
+
+    helper: str = field(repr=False)
+    call_id: str
+
+
+@frozen(kw_only=True)
+class HelperStopped:
+    """A helper of an attempt computes no more, or was not started and never will be."""
+
+    token: str = field(repr=False)
+    helper: str = field(repr=False)
 
 
 @frozen(kw_only=True)

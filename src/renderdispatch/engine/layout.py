@@ -139,6 +139,26 @@ def poster_key(prefix: str, token: str) -> str:
     return f"{attempt_prefix(prefix, token)}poster.jpg"
 
 
+def grants_key(prefix: str, token: str, *, helpers: bool) -> str:
+    """Return the key of an attempt's grants object: the lead's, or that of its helpers."""
+    return f"{attempt_prefix(prefix, token)}{'helpers' if helpers else 'lead'}.grants"
+
+
+def stop_key(prefix: str, token: str) -> str:
+    """Return the key of the object that tells an attempt's helpers to stop."""
+    return f"{attempt_prefix(prefix, token)}stop"
+
+
+def pieces_prefix(prefix: str, picture: str) -> str:
+    """Return the prefix of a video's plan and segments, below the job's.
+
+    Args:
+        prefix: The job's, from `job_prefix`.
+        picture: Names the class of device and the software that draw it: others draw other bytes.
+    """
+    return f"{prefix}pieces/{picture}/"
+
+
 def result_key(prefix: str, token: str) -> str:
     """Return the key of an attempt's result object."""
     return f"{attempt_prefix(prefix, token)}result.json"
