@@ -57,7 +57,7 @@ def tenant_prefix(tenant: str | None) -> str:
 
 
 def may_read(tenant: str | None, key: str) -> bool:
-    """Return whether this tenant may read an object whose key a client named. Pieces and their grants are never read."""
+    """Return whether this tenant may read an object whose key a client named. Pieces and grants are never read."""
     if _PIECES.fullmatch(key):
         return False
     upload = _UPLOAD.fullmatch(key)
@@ -167,6 +167,11 @@ def pieces_prefix(prefix: str, picture: str) -> str:
         picture: Names the class of device and the software that draw it: others draw other bytes.
     """
     return f"{prefix}pieces/{picture}/"
+
+
+def picture_in(pieces: str) -> str:
+    """Return the name of the pictures whose pieces have this prefix."""
+    return pieces.rstrip("/").rpartition("/")[2]
 
 
 def lent_prefix(borrowed: str, picture: str) -> str | None:

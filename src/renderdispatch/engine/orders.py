@@ -49,6 +49,7 @@ _SEGMENT_S: Final = 4.0
 """No segment but an only one is shorter."""
 
 _PIECE: Final = "application/octet-stream"
+_PLANS: Final = frozenset(pieces.names(0))
 
 TOO_LARGE: Final = "order.too-large"
 
@@ -148,7 +149,7 @@ def make_order(
         finish_by=job.finish_by,
         callback=callback,
         local=local,
-        pieces=urls.pieces(device_class, helpers=False) if keeps_pieces(request, parallel) else None,
+        pieces=urls.pieces(pieces_of(job, device_class), helpers=False) if keeps_pieces(request, parallel) else None,
         parallel=parallel,
     )
     if _size(order) > MAX_ORDER_BYTES:  # long names are the least that is needed
@@ -198,7 +199,7 @@ def make_helper_order(
         token=helper.token,
         share=helper.share,
         parallel=max(job.parallel, helper.share + 1),
-        pieces=urls.pieces(device_class, helpers=True),
+        pieces=urls.pieces(attempt.pieces or pieces_of(job, device_class), helpers=True),
         stop=urls.get(layout.stop_key(prefix, attempt.token)),
         result=urls.get(layout.result_key(prefix, attempt.token)),
         scene=request.scene,
@@ -223,38 +224,36 @@ def make_helper_order(
     return _checked(order)
 
 
-def make_grants(
-    job: Job, *, signer: Signer, now: datetime, device_class: str | None = None, helpers: bool = False
-) -> Grants:
+def make_grants(job: Job, prefix: str, *, signer: Signer, now: datetime, helpers: bool = False) -> Grants:
     """Return the URLs of the pieces of a job's video, for its current attempt.
 
     Helpers write no plan, and the first generations of segments alone; see `renderdispatch.plumbing.pieces`.
 
     Args:
         job: The job.
+        prefix: Of the pieces, as `pieces_of` says.
         signer: Signs the URLs.
         now: The store's time.
-        device_class: What the backend declares to draw with.
         helpers: Whether they are those of the helpers.
     """
-    urls = _Urls(signer, job, now)
-    slots, prefix = slots_of(job.request), urls.pieces_prefix(device_class)
-    lent = urls.lent_prefix(device_class)
-    written = pieces.names(slots)
-    if helpers:
-        written = [
-            pieces.segment_name(index, generation)
-            for index in range(slots)
-            for generation in range(pieces.GENERATIONS_OF_HELPERS)
-        ]
-    puts = {name: urls.put(prefix + name, _PIECE) for name in written}
+    urls, slots = _Urls(signer, job, now), slots_of(job.request)
+    every = pieces.names(slots)
+    written = pieces.names(slots, pieces.GENERATIONS_OF_HELPERS) if helpers else every
+    puts = {name: urls.put(prefix + name, _PIECE) for name in written if not (helpers and name in _PLANS)}
     headers = next(iter(puts.values())).headers
+    lent = urls.lent_prefix(prefix)
     return Grants(
-        get={name: urls.get(prefix + name) for name in pieces.names(slots)},
+        get={name: urls.get(prefix + name) for name in every},
         put={name: put.url for name, put in puts.items() if put.headers == headers},
         headers=headers,
-        lent={} if lent is None else {name: urls.get(lent + name) for name in pieces.names(slots)},
+        lent={} if lent is None else {name: urls.get(lent + name) for name in every},
     )
+
+
+def pieces_of(job: Job, device_class: str | None) -> str:
+    """Return the prefix of the pieces that a job's current attempt keeps, on a backend of this class."""
+    picture = layout.picture_of(device_class, job.attempts[-1].token)
+    return layout.pieces_prefix(layout.prefix_of(job), picture)
 
 
 def pack_grants(grants: Grants) -> bytes:
@@ -321,24 +320,21 @@ class _Urls:
             "images": tuple(beside(place) for place in files if is_image(place)),
         }
 
-    def pieces(self, device_class: str | None, *, helpers: bool) -> Pieces:
-        """Return where pieces are: below a folder where storage has files, else behind the URLs of grants."""
+    def pieces(self, prefix: str, *, helpers: bool) -> Pieces:
+        """Return where pieces are: in a folder where storage has files, else behind the URLs of grants."""
         slots = slots_of(self.job.request)
-        if (folder := self._folder(self.pieces_prefix(device_class))) is not None:
-            lent = self.lent_prefix(device_class)
+        if (folder := self._folder(prefix)) is not None:
+            lent = self.lent_prefix(prefix)
             return Pieces(slots=slots, folder=folder, lent=None if lent is None else self._folder(lent))
         key = layout.grants_key(layout.prefix_of(self.job), self.job.attempts[-1].token, helpers=helpers)
         return Pieces(slots=slots, grants=self.get(key))
 
-    def pieces_prefix(self, device_class: str | None) -> str:
-        picture = layout.picture_of(device_class, self.job.attempts[-1].token)
-        return layout.pieces_prefix(layout.prefix_of(self.job), picture)
-
-    def lent_prefix(self, device_class: str | None) -> str | None:
+    def lent_prefix(self, prefix: str) -> str | None:
         """Return where the same pictures of the job are that this one repeats."""
-        if self.job.borrows is None or device_class is None:
+        picture = layout.picture_in(prefix)
+        if self.job.borrows is None or picture == self.job.attempts[-1].token:
             return None
-        return layout.lent_prefix(self.job.borrows, layout.picture_of(device_class, ""))
+        return layout.lent_prefix(self.job.borrows, picture)
 
     def _folder(self, prefix: str) -> str | None:
         path = local_path(self.get(prefix + pieces.plan_name(0)))
