@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from attrs import frozen
+from attrs import define, field
 
 from renderdispatch.engine import layout, names
 from renderdispatch.errors import InvalidRequestError
@@ -239,7 +239,8 @@ def make_grants(job: Job, prefix: str, *, signer: Signer, now: datetime, helpers
     urls, slots = _Urls(signer, job, now), slots_of(job.request)
     every = pieces.names(slots)
     written = pieces.names(slots, pieces.GENERATIONS_OF_HELPERS) if helpers else every
-    puts = {name: urls.put(prefix + name, _PIECE) for name in written if not (helpers and name in _PLANS)}
+    called = "segment.mp4" if urls.names_files else None  # without a name, storage binds that of each key
+    puts = {name: urls.put(prefix + name, _PIECE, called) for name in written if not (helpers and name in _PLANS)}
     headers = next(iter(puts.values())).headers
     lent = urls.lent_prefix(prefix)
     return Grants(
@@ -273,7 +274,7 @@ def slots_of(request: RenderRequest) -> int:
     return min(int(duration_s // _SEGMENT_S) + 1, MAX_SEGMENTS)
 
 
-@frozen
+@define
 class _Urls:
     """Signs the URLs of one order."""
 
@@ -281,22 +282,28 @@ class _Urls:
     job: Job
     now: datetime
 
-    @property
-    def expires_in(self) -> timedelta:
-        return min(self.job.finish_by - self.now + _URL_SLACK, _MAX_URL)
+    expires_in: timedelta = field(init=False)
+    _named: SupportsFileNames | None = field(init=False)
+    """The signer, if its uploads can say what a file is called."""
+
+    def __attrs_post_init__(self) -> None:
+        self.expires_in = min(self.job.finish_by - self.now + _URL_SLACK, _MAX_URL)
+        self._named = None
+        if isinstance(self.signer, SupportsFileNames) and self.signer.names_files:
+            self._named = self.signer
 
     @property
     def names_files(self) -> bool:
         """Whether uploads can say what a file is called."""
-        return isinstance(self.signer, SupportsFileNames) and self.signer.names_files
+        return self._named is not None
 
     def get(self, key: str) -> str:
         return self.signer.sign_get(key, expires_in=self.expires_in)
 
     def put(self, key: str, content_type: str, name: str | None = None) -> SignedPut:
-        if name is None or not isinstance(self.signer, SupportsFileNames):
+        if name is None or self._named is None:
             return self.signer.sign_put(key, expires_in=self.expires_in, content_type=content_type)
-        return self.signer.sign_put(key, expires_in=self.expires_in, content_type=content_type, file_name=name)
+        return self._named.sign_put(key, expires_in=self.expires_in, content_type=content_type, file_name=name)
 
     def of(self, key: str, content_type: str, name: str | None = None) -> ObjectUrls:
         return ObjectUrls(key=key, put=self.put(key, content_type, name), get=self.get(key))
