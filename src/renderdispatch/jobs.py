@@ -24,6 +24,9 @@ ANSWER_LIMIT: Final = timedelta(hours=1)
 URLS_EXPIRED: Final = timedelta(minutes=11)
 """How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
 
+PIECES_KEPT: Final = timedelta(hours=24)
+"""How long the segments of a job that failed by no fault of its request are kept, for a retry to go on with."""
+
 FAILOVER: Final = "*failover"
 """In `Job.look_needs`: the policy that chooses where a job is tried again. No backend can have this name."""
 
@@ -32,6 +35,9 @@ EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
 
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
+
+_SPOILT: Final = frozenset({messages.FaultDomain.REQUEST, messages.FaultDomain.AUDIO, messages.FaultDomain.SCENE})
+"""Faults that a retry meets again."""
 
 
 if TYPE_CHECKING:
@@ -331,6 +337,23 @@ class Job:
         return self.audio_clean_up is CleanUp.OWED or any(a.clean_up is CleanUp.OWED for a in self.attempts)
 
     @property
+    def owes_pieces(self) -> bool:
+        """Whether it has ended, and plans, segments and grants of it are still to be deleted, now or later."""
+        return self.ended and self.pieces_clean_up is CleanUp.OWED
+
+    @property
+    def pieces_sweep_at(self) -> datetime | None:
+        """When plans, segments and grants are to be deleted next; None: not now, or never again. A loan delays it."""
+        if not self.owes_pieces or self.ended_at is None:
+            return None
+        if self.pieces_swept_at is not None:
+            return max(self.pieces_swept_at, self.finish_by + URLS_EXPIRED)
+        if self.expired_at is not None:
+            return self.expired_at
+        spoilt = self.error is None or self.error.fault in _SPOILT
+        return self.ended_at if spoilt else self.ended_at + PIECES_KEPT
+
+    @property
     def removal_at(self) -> datetime | None:
         """When its objects and its record are to be removed; None: they are kept."""
         return None if self.expired_at is None else self.expired_at + EXPIRY_GRACE
@@ -348,7 +371,7 @@ class Job:
     def due_at(self) -> datetime | None:
         """When to check this job next; None: never."""
         progress = self._progress_due()
-        if self.removal_at is None and not self.owes_clean_up:
+        if self.removal_at is None and not self.owes_clean_up and self.pieces_sweep_at is None:
             return progress
         clean_up = min(self._clean_up_due())
         return clean_up if progress is None else min(clean_up, progress)
@@ -400,6 +423,8 @@ class Job:
             yield self.removal_at
         if self.audio_clean_up is CleanUp.OWED:
             yield self.updated_at
+        if self.pieces_sweep_at is not None:
+            yield self.pieces_sweep_at
         for attempt in self.attempts:
             if attempt.clean_up is CleanUp.OWED:
                 sweep_at = attempt.sweep_at

@@ -250,6 +250,26 @@ class ClockAdvanced:
     """Time has passed; check the deadlines."""
 
 
+@frozen(kw_only=True)
+class PiecesLent:
+    """The job that repeats this one is to read its plan and segments. ``instead_of``: who had them before."""
+
+    to: str
+    instead_of: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesSwept:
+    """Plans, segments and grants of an ended job are about to be deleted. ``lent_to``: who needs them no longer."""
+
+    lent_to: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesGone:
+    """They are deleted, and no upload of them can be under way."""
+
+
 RunEvent = CheckedIn | Progressed | Completed | Failed
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | PiecesLent | PiecesSwept | PiecesGone
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced
