@@ -3,15 +3,15 @@
 As JSON. Its schema is derived from the attrs classes of `renderdispatch.jobs`, so each field is listed once. Unknown
 fields are ignored and missing ones take their defaults, so that this version reads records of the previous one.
 
-Every step of a job reads and writes a record. So nothing is copied on the way: what is written are the fields of the
-job as they are, and what is read are the arguments of `Job`.
+Every step of a job reads and writes a record. So little is copied on the way: what is written are the fields of the job
+as they are, without those that few jobs set, and what is read are the arguments of `Job`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple, NotRequired, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, NotRequired, get_args, get_origin, get_type_hints
 
 import attrs
 from pydantic import TypeAdapter
@@ -19,8 +19,14 @@ from pydantic_core import CoreConfig, SchemaSerializer, SchemaValidator
 from typing_extensions import TypedDict
 
 from renderdispatch.errors import JobUnreadableError
-from renderdispatch.jobs import Attempt, Job
+from renderdispatch.jobs import Attempt, Helper, Job
 from renderdispatch.messages import BUILDING, FOR_THE_RECORD, PROTOCOL, StoredAudio
+
+_SELDOM: Final = (
+    *("parallel", "pieces_clean_up", "pieces_swept_at", "borrows", "lent_to"),
+    *("pieces", "planned", "helpers", "segments", "segments_standing", "segments_own", "segments_before"),
+)
+"""Fields of jobs and attempts that are not written while they hold their defaults."""
 
 
 class _Codec(NamedTuple):
@@ -44,7 +50,8 @@ def _record_of(cls: type[attrs.AttrsInstance], **replaced: Any) -> Any:
 def _codec() -> _Codec:
     """Return what reads and writes a record; made at its first use, to keep imports quick."""
     with BUILDING:
-        job = _record_of(Job, attempts=tuple.__class_getitem__((_record_of(Attempt), ...)))
+        attempt = _record_of(Attempt, helpers=tuple.__class_getitem__((_record_of(Helper), ...)))
+        job = _record_of(Job, attempts=tuple.__class_getitem__((attempt, ...)))
         job.__annotations__["cover"] = NotRequired[StoredAudio | None]
         schema = TypeAdapter(job).core_schema
         reader = SchemaValidator(schema, CoreConfig(hide_input_in_errors=True))
@@ -53,8 +60,28 @@ def _codec() -> _Codec:
 
 def dump_job(job: Job) -> str:
     """Return the job as a JSON document. The only secret that it may hold is the URL of a `RemoteAudio` (rule J10)."""
-    fields = {**vars(job), "attempts": tuple([vars(attempt) for attempt in job.attempts])}
+    fields = _written(job) | {"attempts": tuple([_written_attempt(attempt) for attempt in job.attempts])}
     return str(_codec().write(fields, by_alias=True, context=FOR_THE_RECORD), "utf-8")
+
+
+@cache
+def _seldom(cls: type[attrs.AttrsInstance]) -> list[tuple[str, object]]:
+    return [(field.name, field.default) for field in attrs.fields(cls) if field.name in _SELDOM]
+
+
+def _written(record: Job | Attempt) -> dict[str, Any]:
+    fields = vars(record).copy()
+    for name, default in _seldom(type(record)):
+        if fields[name] == default:
+            del fields[name]
+    return fields
+
+
+def _written_attempt(attempt: Attempt) -> dict[str, Any]:
+    fields = _written(attempt)
+    if attempt.helpers:
+        fields["helpers"] = tuple([vars(helper) for helper in attempt.helpers])
+    return fields
 
 
 def load_job(document: str | bytes) -> Job:
@@ -65,12 +92,18 @@ def load_job(document: str | bytes) -> Job:
     """
     fields = _codec().read(document)
     if attempts := fields.get("attempts"):
-        fields["attempts"] = tuple([Attempt(**attempt) for attempt in attempts])
+        fields["attempts"] = tuple([_attempt(attempt) for attempt in attempts])
     if "cover" in fields:  # of the version before, now one of `attachments`
         cover = fields.pop("cover")
         older = {} if cover is None else {"cover": cover}
         fields["attachments"] = {**older, **fields.get("attachments", {})}
     return Job(**fields)
+
+
+def _attempt(fields: dict[str, Any]) -> Attempt:
+    if helpers := fields.get("helpers"):
+        fields["helpers"] = tuple([Helper(**helper) for helper in helpers])
+    return Attempt(**fields)
 
 
 def check_protocol(job: Job) -> Job:
