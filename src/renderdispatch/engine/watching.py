@@ -73,7 +73,8 @@ def _seconds(timeout: object) -> float:
 def what_shows(job: Job) -> tuple[object, ...]:
     """Return what a watcher can see of a job: everything but renewed leases."""
     attempt = job.attempt
-    return (job.status, job.stage, job.progress, job.attempt_number, attempt and attempt.frames, job.ended)
+    drawn = attempt and (attempt.frames, attempt.segments_standing, attempt.segments_own)
+    return (job.status, job.stage, job.progress, job.attempt_number, drawn, job.ended)
 
 
 def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:
