@@ -202,10 +202,9 @@ class RenderService:
             poster: Deliver a JPEG of the video's brightest moment beside it.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
-            parallel: How many draw the video at once, 1 to 64: the run and its helpers, all on one backend. The bytes of
-                the video do not depend on it. A backend or a scene that cannot share a video ignores it, with the
-                warning ``parallel.ignored``. It is not part of the request: an idempotency key gives the same job back,
-                whatever this says.
+            parallel: How many draw the video at once, 1 to 64: the run and its helpers, on the same backend. The video
+                has the same bytes. Where the scene or the backend cannot share a video, one draws, and the warning
+                ``parallel.ignored`` says so. An idempotency key gives the same job back whatever ``parallel`` says.
             limits: Deadlines, attempts, and the longest audio.
             priority: Higher goes first.
             metadata: Data of the application, at most 4 KiB of JSON.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import click
 from attrs import evolve, frozen
@@ -267,7 +267,9 @@ class ChosenScene:
         """The table with which a process that renders finds the file; empty for a registered scene."""
         return {} if self.where is None else {self.name: self.where}
 
-    def open_service(self, backend: str | None, *, slots: int | None = None) -> tuple[RenderService, dict[str, Any]]:
+    def open_service(
+        self, backend: str | None, *, slots: int | None = None, parallel: int = 1
+    ) -> tuple[RenderService, dict[str, Any]]:
         """Return a service that renders this scene, and what a request for it says.
 
         A file is drawn by this process alone: the job names a backend that no other process has, so that no worker
@@ -276,6 +278,7 @@ class ChosenScene:
         Args:
             backend: The one that was asked for.
             slots: How many renders this machine does at once; None: as many as suit it.
+            parallel: How many draw a video at once: without ``slots`` there is one for each of them.
 
         Raises:
             InvalidRequestError: A file cannot be drawn by the backend that was asked for, or renders at once were asked
@@ -283,23 +286,24 @@ class ChosenScene:
             ConfigurationError: The settings make no sense.
         """
         if self.where is None:
-            return from_settings(worker=True, backends=_of_this_machine(slots)), {"backend": backend}
+            return from_settings(worker=True, backends=_of_this_machine(slots, parallel)), {"backend": backend}
         if backend not in {None, "local"}:
             message = f"a scene file is drawn on this machine, not by backend {backend!r}; leave --backend out"
             raise errors.InvalidRequestError(message, code="scene.file")
         ours = f"command-{Path(self.where).stem[:20]}-{uuid.uuid4().hex[:8]}"
-        service = from_settings(
-            worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=slots or "auto")}
-        )
+        at_once: int | Literal["auto"] = slots or (parallel if parallel > 1 else "auto")
+        service = from_settings(worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=at_once)})
         return service, {"backend": ours}
 
 
-def _of_this_machine(slots: int | None) -> dict[str, RenderBackend] | None:
-    """Return the backend that renders so many jobs at once; None for those that the settings name."""
-    if slots is None:
+def _of_this_machine(slots: int | None, parallel: int) -> dict[str, RenderBackend] | None:
+    """Return the backend that has so many slots, else one for each that draws; None for those that settings name."""
+    if slots is None and parallel == 1:
         return None
     names = read_settings().backends
     if list(names) != ["local"]:
+        if slots is None:  # another backend has slots of its own
+            return None
         message = f"--jobs is for renders on this machine, and RENDERDISPATCH_BACKENDS is {','.join(names)}"
         raise errors.InvalidRequestError(message, code="command.usage")
-    return {"local": LocalGpuBackend(slots=slots)}
+    return {"local": LocalGpuBackend(slots=slots or parallel)}
