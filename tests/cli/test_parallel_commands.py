@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from renderdispatch import JobStatus
+from renderdispatch import JobStatus, local
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.batches import Submission
 from renderdispatch.cli.batch_rows import BatchRow, Hashes
@@ -20,6 +21,7 @@ from renderdispatch.cli.progress import describe_shared
 from renderdispatch.jobs import Attempt, Helper, HelperState, Job
 from renderdispatch.messages import Stage
 from renderdispatch.stores.sql import SqlJobStore
+from renderdispatch.testing import eventually
 from renderdispatch.testing.builders import make_artifact, make_ended_job, make_job
 from tests.support.command_line import SMALL, CommandLine
 
@@ -152,3 +154,15 @@ def test_a_row_says_how_many_draw_it(cli: CommandLine, song: Path) -> None:
     ran = cli("render", "--batch", "rows.jsonl", "-o", "others")
     assert (ran.status, cli.jobs()[2:]) == (2, [])
     assert "line 1: parallel: an integer from 1 to 64" in ran.err
+
+
+def test_a_worker_has_so_many_slots(cli: CommandLine, song: Path) -> None:
+    """With --jobs 2, a worker renders two songs at once."""
+    with local(cli.home, worker=False) as service:
+        for _ in range(2):
+            service.submit(song.read_bytes(), scene="slow")
+    worker = cli.start("worker", "-q", "--jobs", "2")
+    assert eventually(lambda: [job["stage"] for job in cli.jobs()] == ["rendering"] * 2)
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=15)
+    assert worker.returncode == 0

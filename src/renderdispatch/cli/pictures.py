@@ -22,6 +22,7 @@ from pydantic import JsonValue, ValidationError
 from renderdispatch import errors
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.cli.options import read_time
+from renderdispatch.cli.slots import backends_with_slots
 from renderdispatch.cli.songs import as_text
 from renderdispatch.engine.attachments import read_scene_file as shader_text
 from renderdispatch.engine.intake import is_shader_name
@@ -37,12 +38,12 @@ from renderdispatch.messages import (
     describe_validation,
     read_output,
 )
-from renderdispatch.protocols import RenderBackend, Renderer
+from renderdispatch.protocols import Renderer
 from renderdispatch.render.gl.shader import Shader, read_shader
 from renderdispatch.runner.renderers import check_scene_file, find_renderer, load_renderer, scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
-from renderdispatch.wiring import from_settings, read_settings
+from renderdispatch.wiring import from_settings
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _M = TypeVar("_M", bound=Message)
@@ -286,7 +287,8 @@ class ChosenScene:
             ConfigurationError: The settings make no sense.
         """
         if self.where is None:
-            return from_settings(worker=True, backends=_of_this_machine(slots, parallel)), {"backend": backend}
+            named = backends_with_slots(slots, parallel=parallel)
+            return from_settings(worker=True, backends=named), {"backend": backend}
         if backend not in {None, "local"}:
             message = f"a scene file is drawn on this machine, not by backend {backend!r}; leave --backend out"
             raise errors.InvalidRequestError(message, code="scene.file")
@@ -294,16 +296,3 @@ class ChosenScene:
         at_once: int | Literal["auto"] = slots or (parallel if parallel > 1 else "auto")
         service = from_settings(worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=at_once)})
         return service, {"backend": ours}
-
-
-def _of_this_machine(slots: int | None, parallel: int) -> dict[str, RenderBackend] | None:
-    """Return the backend that has so many slots, else one for each that draws; None for those that settings name."""
-    if slots is None and parallel == 1:
-        return None
-    names = read_settings().backends
-    if list(names) != ["local"]:
-        if slots is None:  # another backend has slots of its own
-            return None
-        message = f"--jobs is for renders on this machine, and RENDERDISPATCH_BACKENDS is {','.join(names)}"
-        raise errors.InvalidRequestError(message, code="command.usage")
-    return {"local": LocalGpuBackend(slots=slots or parallel)}
