@@ -238,8 +238,8 @@ class Submissions:
             raise errors.UnknownNameError.of("backend", backend, self._parts.backends, code="backend.unknown")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
-        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id, "reroutes": reroutes}
-        fields["parallel"] = job.parallel
+        fields: dict[str, Any] = {"tenant": job.tenant, "priority": job.priority, "parallel": job.parallel}
+        fields |= {"retry_of": job.id, "reroutes": reroutes}
         new: Job | None = None
         try:
             now = self._parts.store.now()
