@@ -100,16 +100,17 @@ class HelperStarting(AttemptEvent):
 
 
 @frozen(kw_only=True)
-class HelperStarted(AttemptEvent):
-    """The backend started a helper, or found its call."""
+class HelperStarted:
+    """The backend started a helper, or found its call. The attempt may have ended: its helpers are then stopped."""
 
+    token: str = field(repr=False)
     helper: str = field(repr=False)
     call_id: str
 
 
 @frozen(kw_only=True)
 class HelperStopped:
-    """A helper of an attempt computes no more, or was not started and never will be."""
+    """A helper computes no more, or was not started and never will be. The attempt may have ended."""
 
     token: str = field(repr=False)
     helper: str = field(repr=False)
@@ -234,6 +235,20 @@ class AudioDropped:
 
 
 @frozen(kw_only=True)
+class PiecesSwept:
+    """Plans, segments and grants of an ended job are deleted. ``final``: no upload of them can be under way by now."""
+
+    final: bool
+
+
+@frozen(kw_only=True)
+class PiecesLent:
+    """A job that repeats this one is about to be created, and reads its pieces. ``to`` is its id."""
+
+    to: str
+
+
+@frozen(kw_only=True)
 class Expired:
     """An ended job is kept no longer: its retention is over, or a client deletes it."""
 
@@ -251,5 +266,6 @@ class ClockAdvanced:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired
+HelperEnd = HelperStarted | HelperStopped
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | HelperEnd | PiecesSwept | PiecesLent | Expired
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced
