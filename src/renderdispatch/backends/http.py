@@ -18,10 +18,10 @@ camelCase::
         404 | 410            no such call: not an error
 
 ``outcome`` is the outcome of the run (`messages.Completed` or `messages.Failed`), ``error`` (`messages.JobError`) why
-there is no outcome, if that is known. A helper has neither. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and begins with a letter or a
-digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an id. Every request carries
-``Authorization: Bearer <token>``, ``Modal-Key`` and ``Modal-Secret``, as far as they are given. The run itself reports
-to the order's callback, as every remote run does; its check-in may bring the call id.
+there is no outcome, if that is known. A helper has neither. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and
+begins with a letter or a digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an
+id. Every request carries ``Authorization: Bearer <token>``, ``Modal-Key`` and ``Modal-Secret``, as far as they are
+given. The run itself reports to the order's callback, as every remote run does; its check-in may bring the call id.
 
 **What other responses mean**, first of all whether the render may have been started (rule J2: unknown is not failed):
 
