@@ -132,7 +132,7 @@ class Dispatcher:
     def drain(self, timeout_s: float) -> None:
         """Wait until every job that was taken is dispatched, has failed, or waits for a slot; at most for so long."""
         deadline = time.monotonic() + timeout_s
-        lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values()]
+        lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values(), *self._lanes.help.values()]
         while any(lane.pending for lane in lanes) and time.monotonic() < deadline:
             for lane in lanes:
                 lane.drain(max(0.0, deadline - time.monotonic()))
@@ -331,13 +331,15 @@ class Dispatcher:
             for held in self._keeper.helpable(name):
                 intended = [helper for helper in held.job.helpers_to_start() if helper.token not in held.helpers]
                 able = isinstance(self._parts.backends[name], SupportsHelpers)
-                for helpers in [[helper] for helper in intended] if able else [intended]:
+                for helpers in [[helper] for helper in intended] if able else filter(None, [intended]):
                     if self._room(name) <= 0 and able:
                         return
-                    held.helpers.update(dict.fromkeys([helper.token for helper in helpers]))
-                    work = partial(self._start_helpers, held, helpers)
-                    if not self._lanes.help[name].submit(helpers[0].token, work):
-                        work()
+                    tokens = [helper.token for helper in helpers]
+                    held.helpers.update(dict.fromkeys(tokens))
+                    if not self._lanes.help[name].submit(tokens[0], partial(self._start_helpers, held, helpers)):
+                        for token in tokens:
+                            held.helpers.pop(token)
+                        return
 
     def _start_helpers(self, held: Held, helpers: Sequence[Helper]) -> None:
         """Start helpers, whose slots are taken."""
