@@ -142,6 +142,7 @@ class Checks:
         try:
             if job.owes_clean_up:
                 job = self._clean_ups.clean_up(job)
+            job = self._clean_ups.sweep_pieces(job)
             if retention.may_remove(job, self._store.now()):
                 retention.remove(self._store, self._storage, job)
         except _RECORD_ERRORS:

@@ -259,7 +259,7 @@ class Reconciler:
 
         None does, if there is nothing to do. What finds no room is due again later.
         """
-        owed = job.owes_clean_up or job.removal_at is not None
+        owed = job.owes_clean_up or job.owes_pieces or job.removal_at is not None
         if not owed and (job.attempt is None or job.ended):
             return ()
         ask = self._ask_lane(job)
@@ -331,7 +331,7 @@ class Reconciler:
         self._tidy(job)
 
     def _tidy(self, job: Job) -> bool:
-        owed = job.owes_clean_up or job.removal_at is not None
+        owed = job.owes_clean_up or job.owes_pieces or job.removal_at is not None
         return owed and self._then(self._lanes.tidy, job, self._checks.tidy, lambda _job: None)
 
     def _then(self, lane: Lane, job: Job, part: Callable[[Job], Job], go_on: Callable[[Job], object]) -> bool:
