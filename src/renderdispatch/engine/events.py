@@ -100,16 +100,17 @@ class HelperStarting(AttemptEvent):
 
 
 @frozen(kw_only=True)
-class HelperStarted(AttemptEvent):
-    """The backend started a helper, or found its call."""
+class HelperStarted:
+    """The backend started a helper, or found its call. The attempt may have ended: its helpers are then stopped."""
 
+    token: str = field(repr=False)
     helper: str = field(repr=False)
     call_id: str
 
 
 @frozen(kw_only=True)
 class HelperStopped:
-    """A helper of an attempt computes no more, or was not started and never will be."""
+    """A helper computes no more, or was not started and never will be. The attempt may have ended."""
 
     token: str = field(repr=False)
     helper: str = field(repr=False)
@@ -271,5 +272,7 @@ class PiecesGone:
 
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | PiecesLent | PiecesSwept | PiecesGone
+HelperEnd = HelperStarted | HelperStopped
+PiecesEvent = PiecesLent | PiecesSwept | PiecesGone
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | HelperEnd | PiecesEvent
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

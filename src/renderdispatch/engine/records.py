@@ -22,11 +22,18 @@ from renderdispatch.errors import JobUnreadableError
 from renderdispatch.jobs import Attempt, Helper, Job
 from renderdispatch.messages import BUILDING, FOR_THE_RECORD, PROTOCOL, StoredAudio
 
-_SELDOM: Final = (
-    *("parallel", "pieces_clean_up", "pieces_swept_at", "borrows", "lent_to"),
-    *("pieces", "planned", "helpers", "segments", "segments_standing", "segments_own", "segments_before"),
+
+def _seldom(cls: type[attrs.AttrsInstance], *names: str) -> list[tuple[str, object]]:
+    return [(name, getattr(attrs.fields(cls), name).default) for name in names]
+
+
+_OF_JOBS: Final = _seldom(Job, "parallel", "pieces_clean_up", "pieces_swept_at", "borrows", "lent_to")
+_OF_ATTEMPTS: Final = _seldom(
+    Attempt,
+    *("pieces", "planned", "helpers", "runs_advanced", "cancelled"),
+    *("segments", "segments_standing", "segments_own", "segments_before", "segments_then"),
 )
-"""Fields of jobs and attempts that are not written while they hold their defaults."""
+"""Fields that are not written while they hold these values, their defaults."""
 
 
 class _Codec(NamedTuple):
@@ -60,25 +67,21 @@ def _codec() -> _Codec:
 
 def dump_job(job: Job) -> str:
     """Return the job as a JSON document. The only secret that it may hold is the URL of a `RemoteAudio` (rule J10)."""
-    fields = _written(job) | {"attempts": tuple([_written_attempt(attempt) for attempt in job.attempts])}
+    fields = _written(job, _OF_JOBS)
+    fields["attempts"] = tuple([_written_attempt(attempt) for attempt in job.attempts])
     return str(_codec().write(fields, by_alias=True, context=FOR_THE_RECORD), "utf-8")
 
 
-@cache
-def _seldom(cls: type[attrs.AttrsInstance]) -> list[tuple[str, object]]:
-    return [(field.name, field.default) for field in attrs.fields(cls) if field.name in _SELDOM]
-
-
-def _written(record: Job | Attempt) -> dict[str, Any]:
+def _written(record: Job | Attempt, seldom: list[tuple[str, object]]) -> dict[str, Any]:
     fields = vars(record).copy()
-    for name, default in _seldom(type(record)):
+    for name, default in seldom:
         if fields[name] == default:
             del fields[name]
     return fields
 
 
 def _written_attempt(attempt: Attempt) -> dict[str, Any]:
-    fields = _written(attempt)
+    fields = _written(attempt, _OF_ATTEMPTS)
     if attempt.helpers:
         fields["helpers"] = tuple([vars(helper) for helper in attempt.helpers])
     return fields

@@ -131,6 +131,7 @@ def make_ended_job(**changes: Any) -> Job:
         segments_standing=4,
         segments_own=2,
         segments_before=1,
+        segments_then=1,
         stage_times={Stage.RESOLVING_AUDIO: now, Stage.RENDERING: now + timedelta(microseconds=1)},
         ended_at=now,
         clean_up=CleanUp.DONE,
