@@ -21,7 +21,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from renderdispatch import errors
-from renderdispatch.engine import calls, events, layout
+from renderdispatch.engine import calls, events, layout, loans
 from renderdispatch.engine.attachments import bundle_attachments
 from renderdispatch.engine.commit import commit, patiently
 from renderdispatch.engine.orders import TOO_LARGE, make_grants, make_helper_order, pack_grants
@@ -199,7 +199,10 @@ class Helpers:
             self._storage.stat(key)
             return
         assert attempt.pieces is not None
-        grants = make_grants(job, attempt.pieces, signer=self._storage, now=self._store.now(), helpers=True)
+        prefixes, picture = loans.borrowed(self._store, job), layout.picture_in(attempt.pieces)
+        lent = loans.borrowed_keys(self._storage, prefixes, picture)
+        now = self._store.now()
+        grants = make_grants(job, attempt.pieces, signer=self._storage, now=now, helpers=True, lent=lent)
         self._storage.put(key, pack_grants(grants), content_type="application/gzip")
 
     # --- stopping
