@@ -177,8 +177,8 @@ def test_a_sweep_that_failed_is_repeated(world: World) -> None:
 
 
 def test_a_job_without_pieces_is_swept_by_nothing(world: World) -> None:
-    """It is due no more once it has ended."""
-    job_id = world.submit()
+    """A short song is drawn again as soon. It is due no more once it has ended."""
+    job_id = world.submit(duration=5)
     world.tick()
     world.render(world.backend.orders[-1])
     world.tick(2)
