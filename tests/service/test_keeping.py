@@ -239,6 +239,18 @@ def test_a_delete_while_storage_is_away_loses_nothing(world: World) -> None:
     assert list(world.storage.list("")) == []
 
 
+def test_helpers_of_a_deleted_job_find_the_word_to_stop(world: World) -> None:
+    """One that was lost may still draw; the tombstone has the word deleted with all the rest."""
+    job = complete(world, started(world))
+    helper = Helper(share=1, token="helper", state=HelperState.STARTING)
+    attempts = (evolve(job.attempts[-1], helpers=(helper,)),)
+    world.store.replace(evolve(job, attempts=attempts), expected_revision=job.revision)
+    world.service.delete(job.id)
+    assert keys(world, job) == {f"{job.attempts[-1].token}/stop"}
+    wait_for(world, timedelta(hours=8))
+    assert list(world.storage.list("")) == []
+
+
 def test_a_later_job_of_the_same_key_is_not_swept(world: World) -> None:
     """A tombstone names one life of the job's id (rule J15)."""
     first = complete(world, started(world, idempotency_key="song"))

@@ -114,9 +114,9 @@ class CleanUps:
                 return job
         last, prefix = now >= job.finish_by + URLS_EXPIRED, layout.prefix_of(job)
         self.storage.delete_prefix(layout.all_pieces(prefix))
-        for info in list(self.storage.list(prefix)):
-            if layout.is_passing(info.key, stop=last):
-                self.storage.delete(info.key)
+        for attempt in job.attempts:
+            for key in layout.passing_keys(prefix, attempt.token, stop=last) if attempt.pieces is not None else ():
+                self.storage.delete(key)
         return commit(self.store, job, PiecesGone()).job if last else job
 
     def _delete(self, prefix: str, *, kept: frozenset[str]) -> None:
