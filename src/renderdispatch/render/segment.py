@@ -95,7 +95,7 @@ class SegmentWriter:
         """Complete the file and return its head.
 
         Args:
-            twice: How many segments were drawn in vain here so far.
+            twice: How many segments were drawn in vain here since the last one that was completed.
         """
         self._keep(self._context.encode(None))
         begin = FrameTable.of(self._sizes, self._shown, self._keys).pack(self._place)
