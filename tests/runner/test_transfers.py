@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -25,9 +26,9 @@ from renderdispatch.messages import (
     RenderOrder,
     Stage,
 )
-from renderdispatch.plumbing.stop import Stop
+from renderdispatch.plumbing.stop import Stop, Stopped
 from renderdispatch.runner import InProcessRender, Pace, RunnerIO, run_order
-from renderdispatch.runner.transfers import Transfers, open_transfers
+from renderdispatch.runner.transfers import Hashing, Transfers, open_transfers
 from renderdispatch.testing import FakeRenderer, eventually
 from renderdispatch.testing.contracts.backends import Recorder
 from tests.support.buckets import SIGNATURE, SONG, Bucket, small_bucket
@@ -296,3 +297,31 @@ def test_a_failure_tells_no_url(bucket: Bucket) -> None:
     assert isinstance(outcome, Failed)
     assert outcome.error.code == "audio.download"
     assert "do-not-tell" not in outcome.model_dump_json() + repr(outcome) + repr(order)
+
+
+# --- the hash
+
+
+def test_a_file_is_hashed_beside_its_upload(tmp_path: Path) -> None:
+    """The hash is that of the file."""
+    (tmp_path / "video").write_bytes(SONG)
+    with Hashing(tmp_path / "video", stop=Stop()) as hashing:
+        assert hashing.sha256() == hashlib.sha256(SONG).hexdigest()
+
+
+def test_a_file_is_hashed_without_a_thread(tmp_path: Path, refuse_thread: Callable[[str], None]) -> None:
+    """Where no thread can be started, the hash is computed all the same."""
+    (tmp_path / "video").write_bytes(SONG)
+    refuse_thread("renderdispatch-hash")
+    with Hashing(tmp_path / "video", stop=Stop()) as hashing:
+        assert hashing.sha256() == hashlib.sha256(SONG).hexdigest()
+
+
+def test_a_stop_ends_a_hash(tmp_path: Path) -> None:
+    """Once the run is to stop, no hash is returned, and the thread ends."""
+    (tmp_path / "video").write_bytes(SONG)
+    stop = Stop()
+    stop.request("cancelled")
+    with pytest.raises(Stopped), Hashing(tmp_path / "video", stop=stop) as hashing:
+        hashing.sha256()
+    assert "renderdispatch-hash" not in {thread.name for thread in threading.enumerate()}
