@@ -129,10 +129,8 @@ def finish(raw: Path, output: Path, *, projection: Projection = "flat", tags: Ta
         index = Box.read(b"moov", _read(source, found[b"moov"])[8:])
         describe(index, projection=projection, tags=tags or Tags())
         move_data(index, data.at, before=len(kind))
-        head = memoryview(kind + index.pack())
-        while head:
-            head = head[target.write(head) :]
-        _copy(source, target, data)
+        write_all(target, kind + index.pack())
+        copy_part(source, target, data)
 
 
 def describe(index: Box, *, projection: Projection = "flat", tags: Tags) -> None:
@@ -228,8 +226,19 @@ def _read(file: FileIO, place: Place) -> bytes:
     return b"".join(parts)
 
 
-def _copy(source: FileIO, target: FileIO, place: Place) -> None:
-    """Append a part of a file to another one; in the kernel, if it can."""
+def write_all(target: FileIO, data: bytes) -> None:
+    """Write all of the data: one write may take a part."""
+    left = memoryview(data)
+    while left:
+        left = left[target.write(left) :]
+
+
+def copy_part(source: FileIO, target: FileIO, place: Place) -> None:
+    """Append a part of a file to another one; in the kernel, if it can.
+
+    Raises:
+        ValueError: The file ends before.
+    """
     source.seek(place.at)
     left = place.size
     if hasattr(os, "copy_file_range"):
@@ -237,7 +246,6 @@ def _copy(source: FileIO, target: FileIO, place: Place) -> None:
             while left and (copied := os.copy_file_range(source.fileno(), target.fileno(), left)):
                 left -= copied
     while left:
-        part = memoryview(_read(source, Place(source.tell(), min(left, CHUNK_BYTES))))
+        part = _read(source, Place(source.tell(), min(left, CHUNK_BYTES)))
         left -= len(part)
-        while part:
-            part = part[target.write(part) :]
+        write_all(target, part)

@@ -27,7 +27,7 @@ from attrs import frozen
 
 from renderdispatch.errors import RenderError
 
-PICTURES: Final = 2
+PICTURES: Final = 3
 """The version of the scenes and of the encoder's settings."""
 
 HELD_CPU: Final = "cpu-x86-64"
@@ -171,7 +171,7 @@ def _by_kind(name: str) -> dict[str, str]:
 
 @cache
 def picture_version() -> str:
-    """Return what decides about the bytes on a device of one class, such as ``2+numpy-2.4.6+av-18.1.0+...``."""
+    """Return what decides about the bytes on a device of one class, such as ``3+numpy-2.4.6+av-18.1.0+...``."""
     import av
 
     libraries = {name: _version(name) for name in ("numpy", "av")}

@@ -7,6 +7,7 @@ none (A100, H100): one encoded frame proves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Final, NamedTuple, Protocol, cast
 
 import av
@@ -129,8 +130,8 @@ class Nvenc:
 def _describe_picture(context: VideoCodecContext, output: Output) -> None:
     context.width, context.height, context.pix_fmt = output.width, output.height, "yuv420p"
     context.time_base, context.framerate = 1 / output.fps, output.fps
-    # Players can jump to every fourth second, whatever the frame rate.
-    context.gop_size = max(round(4 * output.fps), 1)
+    # Players can jump to every fourth second, whatever the frame rate: to where a segment of this length begins.
+    context.gop_size = ceil(4 * output.fps)
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 

@@ -186,11 +186,14 @@ class Analyser:
         path: The file.
         rate: Samples a second.
         fps: Frames a second.
+        offset: Where in the file the first record begins; what is before it is left free.
     """
 
-    def __init__(self, path: Path, *, rate: int, fps: Fraction) -> None:
+    def __init__(self, path: Path, *, rate: int, fps: Fraction, offset: int = 0) -> None:
         self._path = path
         self._file = path.open("wb")
+        self._file.seek(offset)
+        self._offset = offset
         self._rate = rate
         self._fps = fps
         self._window = np.blackman(FFT_SIZE + 1)[:-1].astype(np.float32)
@@ -232,6 +235,7 @@ class Analyser:
             path=self._path,
             fps=self._fps,
             rate=self._rate,
+            offset=self._offset,
             level=_level(rms),
             beat=_beat(flux, fps=float(self._fps)),
             tops_db=_tops_db(self._counts, max(float(np.percentile(peaks, 98)), float(peaks.max()) - 12, -60.0)),

@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import av
-from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
-from av.codec.context import Flags
-from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -31,8 +28,8 @@ from av.video.stream import VideoStream
 from renderdispatch.messages import Output
 from renderdispatch.render.encoders import LIBX264, Encoder
 from renderdispatch.render.mixing import Samples, frame_of
+from renderdispatch.render.sound import add_sound
 
-_AUDIO_BIT_RATE: Final = 192_000
 _RECORD: Final = struct.Struct("<Iqqq")
 """The size, pts, dts and duration of a spooled packet; times are in samples."""
 
@@ -149,15 +146,3 @@ class Mp4Writer:
             packet.pts, packet.dts, packet.duration = pts, dts, duration
             packet.is_keyframe = True
             yield packet
-
-
-def add_sound(container: OutputContainer, *, rate: int, layout: str) -> AudioStream:
-    """Return a new stream of AAC; ``layout`` is ``mono`` or ``stereo``."""
-    sound = container.add_stream("aac", rate=rate, layout=layout)
-    # FFmpeg's default coder garbles the first 70 ms of a mono song that begins at full strength. This one does
-    # not, takes half the time, and is as close to the original at this bit rate.
-    sound.options = {"aac_coder": "fast"}
-    sound.codec_context.thread_count = 1
-    sound.codec_context.flags |= Flags.bitexact
-    sound.bit_rate = _AUDIO_BIT_RATE if layout == "stereo" else _AUDIO_BIT_RATE // 2
-    return sound

@@ -6,13 +6,11 @@ its own.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final
 
 import av
 
@@ -23,6 +21,7 @@ from renderdispatch.protocols import Report
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
+from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
@@ -32,8 +31,6 @@ from renderdispatch.render.poster import brightest, write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
-
-T = TypeVar("T")
 
 _AHEAD: Final = 2
 """What may wait for the encoder: enough that neither side waits for a slow frame of the other."""
@@ -143,39 +140,6 @@ def draw_and_encode(artist: Artist, features: Features, writer: Mp4Writer, repor
         for done, picture in enumerate(artist.pictures(moments()), start=1):
             encoder.put(picture.frame)
             report(done, len(features))
-
-
-class Consumer(Generic[T]):
-    """Passes items to ``consume`` in another thread, in order.
-
-    The end of the ``with`` block waits for this thread, which consumes all items first; if the block raised, it drops
-    those that wait. An error of ``consume`` is raised by a later `put`, or at the end.
-
-    Args:
-        consume: Called in the other thread, with one item after the other.
-        ahead: How many items may wait while one is consumed.
-    """
-
-    def __init__(self, consume: Callable[[T], object], *, ahead: int) -> None:
-        self._consume = consume
-        self._ahead = ahead
-        self._unfinished: deque[Future[object]] = deque()
-        self._thread = ThreadPoolExecutor(1, "renderdispatch-encoder")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._thread.shutdown(cancel_futures=error is not None)
-        if error is None:
-            for item in self._unfinished:
-                item.result()
-
-    def put(self, item: T) -> None:
-        """Pass an item on; wait while too many are waiting."""
-        if len(self._unfinished) > self._ahead:
-            self._unfinished.popleft().result()
-        self._unfinished.append(self._thread.submit(self._consume, item))
 
 
 def render_error(error: OSError | av.FFmpegError) -> RenderError:

@@ -28,6 +28,7 @@ from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.in_place import check_asset_unchanged, check_unchanged
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
+from renderdispatch.runner.slots import open_slots
 from renderdispatch.runner.transfers import Input, Moved, Transfers, hex_of, open_transfers
 
 _log: Final = logging.getLogger("renderdispatch.runner")
@@ -183,7 +184,8 @@ class _Run:
 
         self.reporter.progress(messages.Stage.RENDERING)
         try:
-            return self.io.render(order, audio, video, drawn)
+            with open_slots(self.order, stop=self.stop, told=self.reporter.segments) as slots:
+                return self.io.render(order, audio, video, drawn, slots=slots)
         except Exception as error:  # the scene's fault, unless the error names another one
             raise RenderFailed(job_error(error, otherwise=messages.FaultDomain.SCENE)) from error
 

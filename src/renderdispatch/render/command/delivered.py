@@ -25,9 +25,9 @@ from renderdispatch.errors import SceneError
 from renderdispatch.messages import Output, RenderOrder
 from renderdispatch.plumbing.failures import text_of
 from renderdispatch.render.mixing import frame_of
-from renderdispatch.render.mp4 import add_sound
 from renderdispatch.render.picture import Picture
 from renderdispatch.render.song import open_song, read_song
+from renderdispatch.render.sound import add_sound
 
 FRAMES_OFF: Final = 1
 """How many frames a program's video may have more or less: programs cut the last one in different ways."""
