@@ -66,7 +66,7 @@ class CleanUps:
             BackendError: The backend is away.
         """
         backend = self.backends.get(attempt.backend)
-        call, missing = calls.find(backend, job.id, attempt)
+        call, missing = calls.find(backend, job.id, token=attempt.token, call_id=attempt.call_id)
         if call is not None and backend is not None:
             calls.cancel(backend, call)
             missing = calls.poll(backend, call).status is not CallStatus.RUNNING
