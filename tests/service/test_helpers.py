@@ -463,8 +463,9 @@ def test_segments_are_counted_before_a_verdict(world: World, remote: HelpedRemot
     for name in ("plan.0", "000.0", "000.1", "001.0", "002.3", "x.0", "0003.0"):
         world.storage.put(f"{prefix}{name}", b"piece")
     remote.states["call-1"] = CallState(status=CallStatus.MISSING)
-    world.pass_time(MINUTE)
-    world.tick(3)
+    for _ in range(2):
+        world.pass_time(MINUTE)
+        world.tick()
     first, second = world.job(job_id).attempts
     assert first.error is not None and first.segments_standing == 3 and first.advanced
     assert second.pieces == first.pieces and second.segments_before == 3
