@@ -102,12 +102,14 @@ class FindingRemote(Remote):
 
 
 class HelpedRemote(FindingRemote):
-    """A `FindingRemote` that starts helpers, which the test plays by hand too.
+    """A `FindingRemote` that starts helpers, which the test plays by hand too. It declares what it draws with.
 
     ``helped`` are the orders of helpers that were started. Their calls are ``helper-1`` for the first share, and so on.
     While ``refuse_help`` holds an error, `start_helper` raises it: before it takes the order if it says that it did not
     take it, else after.
     """
+
+    device_class: str | None = "cpu-test"
 
     def __init__(self) -> None:
         super().__init__()
