@@ -24,14 +24,14 @@ ANSWER_LIMIT: Final = timedelta(hours=1)
 URLS_EXPIRED: Final = timedelta(minutes=11)
 """How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
 
+PIECES_KEPT: Final = timedelta(hours=24)
+"""How long the segments of a job that failed by no fault of its request are kept, for a retry to go on with."""
+
 FAILOVER: Final = "*failover"
 """In `Job.look_needs`: the policy that chooses where a job is tried again. No backend can have this name."""
 
 EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
 """How long the objects of an expired job stay: a URL that was signed just before is still good for that long."""
-
-PIECES_KEPT: Final = timedelta(days=1)
-"""How long the segments of a job stay that failed by the infrastructure: a retry goes on from them."""
 
 _DRAWING: Final = frozenset(
     {
@@ -43,6 +43,9 @@ _DRAWING: Final = frozenset(
 
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
+
+_SPOILT: Final = frozenset({messages.FaultDomain.REQUEST, messages.FaultDomain.AUDIO, messages.FaultDomain.SCENE})
+"""Faults that a retry meets again."""
 
 
 if TYPE_CHECKING:
@@ -363,7 +366,7 @@ class Job:
     def owes_clean_up(self) -> bool:
         """Whether an ended attempt or the copy of a local file is still to be cleaned up, or a helper may compute.
 
-        Plans and segments are kept for longer, and are not part of this: see `pieces_due`.
+        Plans and segments are kept for longer, and are not part of this: see `owes_pieces`.
         """
         return self.audio_clean_up is CleanUp.OWED or any(
             attempt.clean_up is CleanUp.OWED or (attempt.ended_at is not None and self.helpers_to_stop(attempt))
@@ -371,17 +374,21 @@ class Job:
         )
 
     @property
-    def pieces_due(self) -> datetime | None:
-        """When plans, segments and grants of an ended job are to be deleted next; None: nothing of them is left.
+    def owes_pieces(self) -> bool:
+        """Whether it has ended, and plans, segments and grants of it are still to be deleted, now or later."""
+        return self.ended and self.pieces_clean_up is CleanUp.OWED
 
-        Of a job that failed by the infrastructure they stay for a while, so that a retry can go on from them.
-        """
-        if self.pieces_clean_up is not CleanUp.OWED or self.ended_at is None:
+    @property
+    def pieces_sweep_at(self) -> datetime | None:
+        """When plans, segments and grants are to be deleted next; None: not now, or never again. A loan delays it."""
+        if not self.owes_pieces or self.ended_at is None:
             return None
         if self.pieces_swept_at is not None:
-            return max(self.finish_by + URLS_EXPIRED, self.pieces_swept_at)
-        repeatable = self.error is not None and self.error.fault.retryable
-        return self.ended_at + (PIECES_KEPT if repeatable and self.expired_at is None else timedelta(0))
+            return max(self.pieces_swept_at, self.finish_by + URLS_EXPIRED)
+        if self.expired_at is not None:
+            return self.expired_at
+        spoilt = self.error is None or self.error.fault in _SPOILT
+        return self.ended_at if spoilt else self.ended_at + PIECES_KEPT
 
     @property
     def removal_at(self) -> datetime | None:
@@ -472,8 +479,8 @@ class Job:
             yield self.removal_at
         if self.audio_clean_up is CleanUp.OWED:
             yield self.updated_at
-        if (pieces_due := self.pieces_due) is not None:
-            yield pieces_due
+        if self.pieces_sweep_at is not None:
+            yield self.pieces_sweep_at
         for attempt in self.attempts:
             if attempt.clean_up is CleanUp.OWED:
                 sweep_at = attempt.sweep_at

@@ -25,6 +25,7 @@ class TestWaitingLine(RenderBackendContract):
     """Around the inline backend."""
 
     renders_apart = False
+    helps = False
 
     @pytest.fixture
     def backend(self) -> Iterator[WaitingLine]:

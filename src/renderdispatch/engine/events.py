@@ -235,20 +235,6 @@ class AudioDropped:
 
 
 @frozen(kw_only=True)
-class PiecesSwept:
-    """Plans, segments and grants of an ended job are deleted. ``final``: no upload of them can be under way by now."""
-
-    final: bool
-
-
-@frozen(kw_only=True)
-class PiecesLent:
-    """A job that repeats this one is about to be created, and reads its pieces. ``to`` is its id."""
-
-    to: str
-
-
-@frozen(kw_only=True)
 class Expired:
     """An ended job is kept no longer: its retention is over, or a client deletes it."""
 
@@ -265,7 +251,28 @@ class ClockAdvanced:
     """Time has passed; check the deadlines."""
 
 
+@frozen(kw_only=True)
+class PiecesLent:
+    """The job that repeats this one is to read its plan and segments. ``instead_of``: who had them before."""
+
+    to: str
+    instead_of: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesSwept:
+    """Plans, segments and grants of an ended job are about to be deleted. ``lent_to``: who needs them no longer."""
+
+    lent_to: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesGone:
+    """They are deleted, and no upload of them can be under way."""
+
+
 RunEvent = CheckedIn | Progressed | Completed | Failed
 HelperEnd = HelperStarted | HelperStopped
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | HelperEnd | PiecesSwept | PiecesLent | Expired
+PiecesEvent = PiecesLent | PiecesSwept | PiecesGone
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | HelperEnd | PiecesEvent
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

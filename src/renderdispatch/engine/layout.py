@@ -29,7 +29,13 @@ are deleted by their age."""
 UPLOAD_DAYS: Final = 2
 """An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
+TOMBSTONES: Final = "tombstones/"
+"""The prefix of what remains of deleted jobs for a while; see `renderdispatch.engine.tombstones`."""
+
 _OF_A_JOB: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/([A-Za-z0-9_-]{1,128})/")
+_TOMBSTONE: Final = re.compile(
+    r"tombstones/(\d{8}T\d{6})/((?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[0-9a-f]{16})", re.ASCII
+)
 _OF_A_LIFE: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/")
 _PIECES: Final = re.compile(
     r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/(?:pieces/.*|[^/]+/(?:[^/]+\.grants|stop))", re.DOTALL
@@ -167,6 +173,42 @@ def pieces_prefix(prefix: str, picture: str) -> str:
         picture: Names the class of device and the software that draw it: others draw other bytes.
     """
     return f"{prefix}pieces/{picture}/"
+
+
+def all_pieces(prefix: str) -> str:
+    """Return the prefix of all plans and segments of a job, whatever drew them. `pieces_prefix` is below it."""
+    return f"{prefix}pieces/"
+
+
+def passing_keys(prefix: str, token: str, *, stop: bool) -> list[str]:
+    """Return the keys of an attempt's objects that are needed only to draw: grants, and with ``stop`` the stop object.
+
+    Args:
+        prefix: The job's, from `job_prefix`.
+        token: The attempt's.
+        stop: Whether no helper can look for the stop object any more.
+    """
+    grants = [grants_key(prefix, token, helpers=helpers) for helpers in (False, True)]
+    return [*grants, stop_key(prefix, token)] if stop else grants
+
+
+def tombstone_key(prefix: str, until: datetime) -> str:
+    """Return the key of a tombstone.
+
+    Args:
+        prefix: The deleted job's, from `job_prefix`.
+        until: When its objects are to be deleted once more.
+    """
+    return f"{TOMBSTONES}{until.astimezone(UTC) + timedelta(seconds=1):%Y%m%dT%H%M%S}/{prefix.rstrip('/')}"
+
+
+def read_tombstone(key: str) -> tuple[datetime, str] | None:
+    """Return the time and the prefix of a tombstone; None for a key that `tombstone_key` did not make."""
+    found = _TOMBSTONE.fullmatch(key)
+    try:
+        return found and (datetime.strptime(found[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC), f"{found[2]}/")
+    except ValueError:  # not a time
+        return None
 
 
 def picture_in(pieces: str) -> str:

@@ -224,7 +224,15 @@ def make_helper_order(
     return _checked(order)
 
 
-def make_grants(job: Job, prefix: str, *, signer: Signer, now: datetime, helpers: bool = False) -> Grants:
+def make_grants(
+    job: Job,
+    prefix: str,
+    *,
+    signer: Signer,
+    now: datetime,
+    helpers: bool = False,
+    lent: Mapping[str, str] | None = None,
+) -> Grants:
     """Return the URLs of the pieces of a job's video, for its current attempt.
 
     Helpers write no plan, and the first generations of segments alone; see `renderdispatch.plumbing.pieces`.
@@ -235,6 +243,8 @@ def make_grants(job: Job, prefix: str, *, signer: Signer, now: datetime, helpers
         signer: Signs the URLs.
         now: The store's time.
         helpers: Whether they are those of the helpers.
+        lent: The keys of the pieces that the job borrows, as `loans.borrowed_keys` found them. None: all that the job
+            which it repeats may have.
     """
     urls, slots = _Urls(signer, job, now), slots_of(job.request)
     every = pieces.names(slots)
@@ -242,12 +252,14 @@ def make_grants(job: Job, prefix: str, *, signer: Signer, now: datetime, helpers
     called = "segment.mp4" if urls.names_files else None  # without a name, storage binds that of each key
     puts = {name: urls.put(prefix + name, _PIECE, called) for name in written if not (helpers and name in _PLANS)}
     headers = next(iter(puts.values())).headers
-    lent = urls.lent_prefix(prefix)
+    if lent is None:
+        lender = urls.lent_prefix(prefix)
+        lent = {} if lender is None else {name: lender + name for name in every}
     return Grants(
         get={name: urls.get(prefix + name) for name in every},
         put={name: put.url for name, put in puts.items() if put.headers == headers},
         headers=headers,
-        lent={} if lent is None else {name: urls.get(lent + name) for name in every},
+        lent={name: urls.get(key) for name, key in lent.items()},
     )
 
 

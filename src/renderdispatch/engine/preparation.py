@@ -14,7 +14,7 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from renderdispatch.engine import calls, events, layout
+from renderdispatch.engine import calls, events, layout, loans
 from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
 from renderdispatch.engine.audio import bring, check_source, is_read_in_place
 from renderdispatch.engine.commit import patiently
@@ -269,7 +269,8 @@ class Preparation:
             return
         key = layout.grants_key(layout.prefix_of(job), self.held.token, helpers=False)
         try:
-            grants = make_grants(job, pieces, signer=parts.storage, now=parts.store.now())
+            lent = loans.borrowed_keys(parts.storage, loans.borrowed(parts.store, job), layout.picture_in(pieces))
+            grants = make_grants(job, pieces, signer=parts.storage, now=parts.store.now(), lent=lent)
             parts.storage.put(key, pack_grants(grants), content_type="application/gzip")
             self._advance(intent)
         except BaseException:

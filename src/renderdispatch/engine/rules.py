@@ -14,7 +14,7 @@ from typing import Any, Final
 from renderdispatch import messages
 from renderdispatch.engine import events, layout
 from renderdispatch.errors import RenderStalled, RenderStopped
-from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Helper, HelperState, Job, evolve
+from renderdispatch.jobs import ANSWER_LIMIT, URLS_EXPIRED, Attempt, CleanUp, Helper, HelperState, Job, evolve
 from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = messages.CLOCK_SLACK
@@ -48,6 +48,9 @@ MAX_UNCOUNTED: Final = 3
 
 MAX_ADVANCED: Final = 16
 """How many attempts that drew something and may still compute a record has room for."""
+
+PARALLEL_IGNORED: Final = "parallel.ignored"
+"""The code of the warning that a video was drawn without the helpers that were asked for."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 RERUN: Final = frozenset({Stage.RETRY_WAIT})
@@ -516,8 +519,19 @@ def complete(job: Job, event: messages.Completed | events.ResultFound, now: date
     job = _enter(job, Stage.FINALIZING, now, overdue_at=None, **free)
     posted = job.request.poster and event.artifact.poster_key is not None
     poster_key = layout.poster_key(layout.prefix_of(job), _current(job).token) if posted else None
-    artifact = event.artifact.model_copy(update={"key": _current(job).video_key, "poster_key": poster_key})
+    keys = {"key": _current(job).video_key, "poster_key": poster_key}
+    artifact = event.artifact.model_copy(update={**keys, "warnings": _warnings(job, event.artifact)})
     return evolve(job, artifact=artifact, finalizing_at=now)
+
+
+def _warnings(job: Job, artifact: messages.Artifact) -> tuple[messages.RenderWarning, ...]:
+    """Return what the video lacks, and whether helpers were asked for in vain."""
+    helped = any(helper.call_id is not None for helper in _current(job).helpers)
+    warned = any(warning.code == PARALLEL_IGNORED for warning in artifact.warnings)
+    if job.parallel < 2 or helped or warned or len(artifact.warnings) >= messages.MAX_WARNINGS:
+        return artifact.warnings
+    message = "one call drew the video: its backend has none for helpers, or had none free in time"
+    return (*artifact.warnings, messages.RenderWarning(code=PARALLEL_IGNORED, message=message))
 
 
 def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
@@ -687,23 +701,6 @@ def cleaned_up(job: Job, event: events.CleanedUp, now: datetime) -> Job:
     return _with_owing(job, event.token, clean_up=CleanUp.DONE)
 
 
-def pieces_swept(job: Job, event: events.PiecesSwept, now: datetime) -> Job:
-    """Record when plans and segments of an ended job were deleted. They may be uploaded again until the final time."""
-    if job.pieces_clean_up is not CleanUp.OWED or not job.ended:
-        return job
-    if event.final:
-        return evolve(job, pieces_clean_up=CleanUp.DONE, pieces_swept_at=job.pieces_swept_at or now)
-    return job if job.pieces_swept_at is not None else evolve(job, pieces_swept_at=now)
-
-
-def pieces_lent(job: Job, event: events.PiecesLent, now: datetime) -> Job:
-    """Lend plans and segments of an ended job, once, to one that repeats it; not what was deleted."""
-    swept = job.pieces_clean_up is not CleanUp.OWED or job.pieces_swept_at is not None
-    if swept or not job.ended or job.expired_at is not None or job.lent_to is not None:
-        return job
-    return evolve(job, lent_to=event.to)
-
-
 def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
     """Record that the stored copy of a local file is deleted."""
     if job.audio_clean_up is not CleanUp.OWED or job.audio is None or job.audio.key != event.key:
@@ -714,3 +711,25 @@ def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
 def expire(job: Job, event: events.Expired, now: datetime) -> Job:
     """Give up an ended job: no URL of its objects is signed any more. A job that has not ended is kept."""
     return job if not job.ended or job.expired_at is not None else evolve(job, expired_at=now)
+
+
+def lend_pieces(job: Job, event: events.PiecesLent, now: datetime) -> Job:
+    """Lend plan and segments to the job that repeats this one, unless they are gone or lent to another one."""
+    kept = job.owes_pieces and job.pieces_swept_at is None and job.expired_at is None
+    if not kept or job.lent_to != event.instead_of or event.to == event.instead_of:
+        return job
+    return evolve(job, lent_to=event.to)
+
+
+def pieces_swept(job: Job, event: events.PiecesSwept, now: datetime) -> Job:
+    """Record that plans, segments and grants are deleted: they cannot be lent any more. A newer loan keeps them."""
+    due = job.pieces_sweep_at is not None and job.pieces_sweep_at <= now
+    if not due or job.pieces_swept_at is not None or job.lent_to != event.lent_to:
+        return job
+    return evolve(job, pieces_swept_at=now)
+
+
+def pieces_gone(job: Job, event: events.PiecesGone, now: datetime) -> Job:
+    """Record that nothing is left of them, for nothing can write them any more."""
+    over = job.pieces_swept_at is not None and now >= job.finish_by + URLS_EXPIRED
+    return evolve(job, pieces_clean_up=CleanUp.DONE) if over and job.owes_pieces else job

@@ -31,6 +31,7 @@ from renderdispatch.engine.intake import (
     read_request,
     same_request,
 )
+from renderdispatch.engine.loans import lend
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.quotas import quota_of
 from renderdispatch.engine.rerouting import first_backend
@@ -219,7 +220,7 @@ class Submissions:
                 yield asked.id
 
     def retry(self, job: Job) -> Job:
-        """Submit a failed or cancelled job again; return the new job.
+        """Submit a failed or cancelled job again; return the new job. It goes on from segments that are kept.
 
         Raises:
             InvalidRequestError: The job did not fail, one of its files is gone,
@@ -244,6 +245,7 @@ class Submissions:
         try:
             now = self._parts.store.now()
             request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
+            fields["borrows"] = lend(self._parts.store, self._parts.storage, job, new_id)
             new = _new_job(now, request, fingerprint(request), id=new_id, incarnation=incarnation, **fields)
             return _job_or_raise(self._create([new])[0])
         except BaseException:

@@ -108,9 +108,10 @@ TABLE: Final = (
     Row(events.Swept, frozenset(Stage), rules.swept),
     Row(events.CleanedUp, frozenset(Stage), rules.cleaned_up),
     Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
-    Row(events.PiecesSwept, frozenset(Stage), rules.pieces_swept),
-    Row(events.PiecesLent, frozenset(Stage), rules.pieces_lent),
     Row(events.Expired, frozenset(Stage), rules.expire),
+    Row(events.PiecesLent, frozenset(Stage), rules.lend_pieces),
+    Row(events.PiecesSwept, frozenset(Stage), rules.pieces_swept),
+    Row(events.PiecesGone, frozenset(Stage), rules.pieces_gone),
 )
 
 TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {
