@@ -6,12 +6,15 @@ through in a thread of its own, and each segment can be drawn as soon as its own
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final, Self
+
+from attrs import evolve
 
 from renderdispatch.errors import AudioError
 from renderdispatch.messages import RenderOrder
@@ -23,10 +26,12 @@ from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.covers import Cover
 from renderdispatch.render.features import RECORD_BYTES, Analyser, Features
 from renderdispatch.render.plan import Plan, hash_file
-from renderdispatch.render.plan_file import DATA_AT, Index, common_of, hashed, packed_cover
+from renderdispatch.render.plan_file import DATA_AT, Index, PlanError, common_of, hashed, packed_cover
 from renderdispatch.render.poster import PosterMoment
 from renderdispatch.render.snapshots import dump_state
 from renderdispatch.render.song import open_song, read_song
+
+_log = logging.getLogger(__name__)
 
 _AHEAD: Final = 2
 """Blocks of sound that may wait for the analysis."""
@@ -265,3 +270,50 @@ class _States:
             self._places.append((begin, len(state)))
             self.segments.append((hashed(records, state), len(state)))
             self._changed.notify_all()
+
+
+class KeptOrPlanned:
+    """A plan that is kept. If a part of it cannot be read, it is made anew from the song.
+
+    So storage that goes away costs time, and not the render. Use it with ``with``, which returns the plan.
+
+    Args:
+        kept: The plan.
+        planner: Makes the same one.
+    """
+
+    def __init__(self, kept: Plan, planner: Planner) -> None:
+        self._kept = kept
+        self._planner = planner
+        self._stack = ExitStack()
+        self._is_made = False
+        self._making = threading.Lock()
+        self.cover: Final = kept.cover
+
+    def __enter__(self) -> Plan:
+        return evolve(self._kept, source=self)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def brightest(self) -> int:
+        """Return the index of the brightest frame."""
+        return self._kept.brightest
+
+    def segment(self, index: int, drawn: range) -> tuple[Features, bytes, Path | None]:
+        """Return the features of frames and the state of a segment, and a file to be removed after their use."""
+        if not self._is_made:
+            try:
+                return self._kept.source.segment(index, drawn)
+            except PlanError as error:
+                _log.warning("the plan is made anew: %s", error)
+        return self._made().source.segment(index, drawn)
+
+    def _made(self) -> Plan:
+        with self._making:
+            if not self._is_made:
+                self._stack.enter_context(self._planner)
+                self._is_made = True
+        if self._planner.plan.digest != self._kept.digest:
+            raise PlanError("the plan that is kept cannot be read, and another one was made")
+        return self._planner.plan
