@@ -295,8 +295,7 @@ class Analyser:
         smoothed = magnitudes * np.float32(1 - _SMOOTHING)
         last, faded = self._smoothed, np.empty(TEXTURE_WIDTH, np.float32)
         for row in smoothed:
-            row += np.multiply(last, np.float32(_SMOOTHING), out=faded)
-            last = row
+            last = np.add(row, np.multiply(last, np.float32(_SMOOTHING), out=faded), out=row)
         self._smoothed = last
         return smoothed
 
