@@ -104,11 +104,26 @@ def render_segments(
 
     See `renderdispatch.protocols.SupportsSegments`.
     """
+    try:
+        return _render(order, audio, output, report, drawing=drawing, slots=slots, trusts=True)
+    except PlanError as error:
+        _log.warning("the plan that is kept cannot be used: %s", error)
+        return _render(order, audio, output, report, drawing=drawing, slots=slots, trusts=False)
+
+
+def _render(
+    order: RenderOrder, audio: Path, output: Path, report: Report, *, drawing: Drawing, slots: Slots, trusts: bool
+) -> RenderStats:
+    """Render with the plan that is kept, if there is one and it is to be trusted, else with a plan made here.
+
+    Raises:
+        PlanError: A part of the plan that is kept is missing or damaged.
+    """
     tools, picture = drawing.tools, order.output
     config = encoder_config(picture, tools.encoder)
     with ExitStack() as stack:
         audio = keep_audio(order, audio, tools.folder)
-        planning = stack.enter_context(_planned(order, audio, report, drawing=drawing, slots=slots))
+        planning = stack.enter_context(_planned(order, audio, report, drawing=drawing, slots=slots, trusts=trusts))
         plan = planning.plan
         sound = stack.enter_context(Sound(tools.folder / "sound", rate=plan.rate, layout=plan.layout))
         stack.enter_context(_encoded(sound, order, audio))
@@ -170,7 +185,9 @@ class _Planning:
 
 
 @contextmanager
-def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawing, slots: Slots) -> Iterator[_Planning]:
+def _planned(
+    order: RenderOrder, audio: Path, report: Report, *, drawing: Drawing, slots: Slots, trusts: bool
+) -> Iterator[_Planning]:
     """Take the plan that is kept, or make it; a new one is kept as soon as it is complete."""
     tools = drawing.tools
 
@@ -183,7 +200,7 @@ def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawin
             encoder=tools.encoder.name,
         )
 
-    if (found := _read_plan(slots, tools.folder)) is not None:
+    if trusts and (found := _read_plan(slots, tools.folder)) is not None:
         if found.digest == digest_for(hash_file(audio)):
             kept = Future[bool]()
             kept.set_result(True)
@@ -320,7 +337,8 @@ class _Lead(Worker):
         self._gatherer.check()
         self._tell_progress(0)
         with self._gatherer.changed:
-            self._gatherer.changed.wait(min(seconds, _BEAT_S))
+            if not (self._gatherer.is_complete or self.has_news):
+                self._gatherer.changed.wait(min(seconds, _BEAT_S))
 
     def _next(self) -> Draw | Look | Wait | None:
         if self._gatherer.is_complete:
