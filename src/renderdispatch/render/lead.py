@@ -321,7 +321,8 @@ class _Lead(Worker):
         self._gatherer.check()
         self._tell_progress(0)
         with self._gatherer.changed:
-            self._gatherer.changed.wait(min(seconds, _BEAT_S))
+            if not (self._gatherer.is_complete or self.has_news):
+                self._gatherer.changed.wait(min(seconds, _BEAT_S))
 
     def _next(self) -> Draw | Look | Wait | None:
         if self._gatherer.is_complete:

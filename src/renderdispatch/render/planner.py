@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from attrs import evolve
 
-from renderdispatch.errors import AudioError
+from renderdispatch.errors import AudioError, SceneError
 from renderdispatch.messages import RenderOrder
 from renderdispatch.plumbing.files import read_chunks
 from renderdispatch.protocols import Report
@@ -24,7 +24,7 @@ from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.features import RECORD_BYTES, Analyser, Features
+from renderdispatch.render.features import RECORD_BYTES, Analyser, Features, Frame
 from renderdispatch.render.plan import Plan, hash_file
 from renderdispatch.render.plan_file import DATA_AT, Index, PlanError, common_of, hashed, packed_cover
 from renderdispatch.render.poster import PosterMoment
@@ -141,6 +141,8 @@ class Planner:
             SceneError: The scene failed at a frame.
         """
         brightest = self._states.brightest()
+        if self._order.poster is not None and self._states.light_error is not None:
+            raise self._states.light_error
         index = Index(
             audio_sha256=self.plan.audio_sha256,
             frames=self.plan.frames,
@@ -189,6 +191,7 @@ class _States:
         self._artist = artist
         self._places: list[tuple[int, int]] = []
         self._brightest: int | None = None
+        self.light_error: SceneError | None = None
         self._error: BaseException | None = None
         self._is_closed = False
         self._changed = threading.Condition()
@@ -251,12 +254,20 @@ class _States:
                 if frame.index in firsts:
                     self._keep(dump_state(state), firsts[frame.index], end)
                 state = self._artist.step(state, frame)
-                moment.see(frame.index, self._artist.light(state, frame))
+                moment.see(frame.index, self._light(state, frame))
                 if self._is_closed:
                     return
         with self._changed:
             self._brightest = moment.best
             self._changed.notify_all()
+
+    def _light(self, state: Any, frame: Frame) -> float:
+        """Return how bright a frame is. A scene that cannot tell fails only where a poster is wanted."""
+        try:
+            return self._artist.light(state, frame)
+        except SceneError as error:
+            self.light_error = self.light_error or error
+            return 0.0
 
     def _keep(self, state: bytes, drawn: range, end: BinaryIO) -> None:
         """Keep the state before the first of the frames that are drawn for a segment."""
