@@ -32,7 +32,7 @@ from renderdispatch.render.sound import Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Track
 from tests.support.needs import need_ffmpeg
-from tests.support.segments import DIGEST, picture, write_segment
+from tests.support.segments import DIGEST, noisy, write_segment
 
 SMALL = Output(width=64, height=36)
 
@@ -80,13 +80,16 @@ def join(
     return made
 
 
+def time_of(item: Any) -> Fraction:
+    """Return when a frame or a packet is shown or heard."""
+    return Fraction(item.pts * item.time_base)
+
+
 def shown(source: Path | bytes) -> list[tuple[Fraction, bytes]]:
     """Return the time and the luma of each frame."""
     file = source if isinstance(source, Path) else io.BytesIO(source)
     with av.open(file, "r") as container:
-        return [
-            (Fraction(frame.pts or 0) * frame.time_base, bytes(frame.planes[0])) for frame in container.decode(video=0)
-        ]
+        return [(time_of(frame), bytes(frame.planes[0])) for frame in container.decode(video=0)]
 
 
 def heard(video: Path) -> tuple[Fraction, NDArray[np.float32]]:
@@ -94,7 +97,7 @@ def heard(video: Path) -> tuple[Fraction, NDArray[np.float32]]:
     with av.open(video, "r") as container:
         frames = list(container.decode(audio=0))
     first = frames[0]
-    return Fraction(first.pts or 0) * first.time_base, np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    return time_of(first), np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
 
 
 def probed(video: Path) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def probed(video: Path) -> dict[str, Any]:
         ("30000/1001", (0, 40, 80, 133)),
         ("25", (0, 1)),
         ("25", (0, 24, 48, 49)),
-        ("1/2", (0, 24, 50)),
+        ("1/2", (0, 3, 5)),
         ("239.76", (0, 60, 121)),
     ],
 )
@@ -132,9 +135,11 @@ def test_every_frame_is_that_of_its_segment_at_its_exact_time(
     assert [at for at, _ in alone] == [n / output.fps for n in range(bounds[-1])]
 
 
-@pytest.mark.parametrize(("layout", "rate"), [("stereo", 44_100), ("mono", 48_000), ("stereo", 48_000)])
-@pytest.mark.parametrize("samples", [1, 1024, 1025, 100_003])
-def test_the_sound_is_exact(tmp_path: Path, layout: str, rate: int, samples: int) -> None:
+@pytest.mark.parametrize(
+    ("samples", "layout", "rate"),
+    [(1, "mono", 44_100), (1024, "stereo", 48_000), (1025, "mono", 48_000), (100_003, "stereo", 44_100)],
+)
+def test_the_sound_is_exact(tmp_path: Path, samples: int, layout: str, rate: int) -> None:
     """It begins at 0 with its first sample, as one decoder makes it of all packets; its length is said to the sample."""
     output = Output(width=64, height=36, fps=Fraction(10))
     frames = max(round(Fraction(samples, rate) * 10), 1)
@@ -179,7 +184,7 @@ def test_players_can_begin_anywhere(tmp_path: Path) -> None:
         for wanted, key in ((39, 0), (40, 40), (79, 40), (89, 80)):
             container.seek(wanted * av.time_base // 10, backward=True)
             frame = next(container.decode(video=0))
-            assert (Fraction(frame.pts or 0) * frame.time_base, bytes(frame.planes[0])) == frames[key]
+            assert (time_of(frame), bytes(frame.planes[0])) == frames[key]
 
 
 def test_the_index_is_first_and_says_nothing_of_how_it_was_made(tmp_path: Path) -> None:
@@ -198,11 +203,7 @@ def test_pictures_and_sound_take_turns(tmp_path: Path) -> None:
     output = Output(width=64, height=36, fps=Fraction(10))
     video = join(write_parts(tmp_path, output, (0, 40, 90)), output, 90)
     with av.open(video, "r") as container:
-        packets = [
-            (packet.pos, packet.stream.type, Fraction(packet.pts or 0) * packet.time_base)
-            for packet in container.demux()
-            if packet.size
-        ]
+        packets = [(packet.pos, packet.stream.type, time_of(packet)) for packet in container.demux() if packet.size]
     latest = {"audio": Fraction(0), "video": Fraction(0)}
     for _, kind, at in sorted(packets):
         latest[kind] = max(latest[kind], at)
@@ -280,7 +281,7 @@ def test_a_bad_segment_leaves_the_join_as_it_was(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="another one"):
                 joiner.append(parts[1])
             joiner.append(parts[0], frames=30)
-            with pytest.raises(ValueError, match="0 of 2|1 of 2"):
+            with pytest.raises(ValueError, match="1 of 2"):
                 joiner.finish()
             with pytest.raises(ValueError, match="29 frames"):
                 joiner.append(bad, frames=30)
@@ -303,24 +304,22 @@ def made_up(path: Path, output: Output, *, index: int, begin: int, sizes: NDArra
     os.truncate(path, HEAD_BYTES + head.size)
 
 
-@pytest.mark.parametrize(("segments", "mib", "joined"), [(1, 3000, 0), (8, 700, 0), (8, 1200, 0), (40, 250, 4)])
-def test_a_video_that_becomes_too_large_is_refused_early(tmp_path: Path, segments: int, mib: int, joined: int) -> None:
-    """``output.too-large``, a fault of the request: as soon as an eighth shows that it would pass 5 GiB by far."""
-    sizes = np.full(24, (mib << 20) // 24, np.int64)
+@pytest.mark.parametrize("small", [0, 5])
+def test_a_video_that_becomes_too_large_is_refused_early(tmp_path: Path, small: int) -> None:
+    """``output.too-large``, a fault of the request: before 5 GiB are written, once it is sure to become much more."""
+    segments = 40 if small else 8
     with Sound(tmp_path / "sound", rate=44_100, layout="mono") as encoded:
         encoded.finish()
         video = tmp_path / "video.mp4"
         with Joiner(video, SMALL, frames=24 * segments, segments=segments, sound=encoded) as joiner:
-            if mib * segments < 5 * 1024:
-                made_up(tmp_path / "part", SMALL, index=0, begin=0, sizes=sizes // 1000)
+            for index in range(small):
+                made_up(tmp_path / "part", SMALL, index=index, begin=24 * index, sizes=np.full(24, 1000))
                 joiner.append(tmp_path / "part")
-                return
+            made_up(tmp_path / "part", SMALL, index=small, begin=24 * small, sizes=np.full(24, 50 << 20))
             with pytest.raises(InvalidRequestError, match="GiB") as refused:
-                for index in range(segments):
-                    made_up(tmp_path / "part", SMALL, index=index, begin=24 * index, sizes=sizes)
-                    joiner.append(tmp_path / "part")
-            assert refused.value.code == "output.too-large"
-            assert joiner.segments == joined
+                joiner.append(tmp_path / "part")
+            assert (refused.value.code, joiner.segments) == ("output.too-large", small)
+            assert video.stat().st_size < 1 << 20
 
 
 def test_positions_beyond_4_gib_have_64_bits() -> None:
@@ -336,35 +335,33 @@ def test_positions_beyond_4_gib_have_64_bits() -> None:
     assert b"co64" in track(1 << 32) and b"stco" not in track(1 << 32)
 
 
-def psnr(decoded: Iterable[bytes], output: Output) -> float:
-    """Return the luma's distance from the drawn frames, in dB."""
-    errors = [
-        np.mean(
-            (
-                np.frombuffer(bytes(picture(output, number).planes[0]), np.uint8)
-                - np.frombuffer(luma, np.uint8).astype(float)
-            )
-            ** 2
-        )
-        for number, luma in enumerate(decoded)
-    ]
-    return float(10 * np.log10(255**2 / np.mean(errors)))
+def psnr(decoded: Iterable[bytes], drawn: Sequence[bytes]) -> float:
+    """Return the distance of lumas, in dB."""
+    pairs = zip(decoded, drawn, strict=True)
+    differences = (np.subtract(*(np.frombuffer(luma, np.uint8).astype(float) for luma in pair)) for pair in pairs)
+    return float(10 * np.log10(255**2 / np.mean([np.mean(difference**2) for difference in differences])))
 
 
-@pytest.mark.parametrize("quality", ["fast", "balanced"])
-def test_the_picture_is_as_good_as_if_it_were_not_cut(tmp_path: Path, quality: Any) -> None:
-    """PSNR against the drawn frames is within 0.2 dB of one encode, and so are bytes within 5 %."""
-    output = Output(width=128, height=64, fps=Fraction(15), quality=quality)
+def test_the_picture_is_as_good_as_if_it_were_not_cut(tmp_path: Path) -> None:
+    """PSNR against the drawn frames is within 0.2 dB of one encode, and bytes are within 5 %."""
+    output = Output(width=128, height=64, fps=Fraction(15))
+    frames = [noisy(output, number) for number in range(185)]
     begin = player_begin(output, encoder_config(output, LIBX264))
-    parts = [begin + part.read_bytes() for part in write_parts(tmp_path, output, (0, 60, 120, 185))]
-    with SegmentWriter(tmp_path / "whole", output, LIBX264, digest=DIGEST, index=0, begin=0) as writer:
-        for number in range(185):
-            writer.write_frame(picture(output, number))
-        writer.close()
-    whole = begin + (tmp_path / "whole").read_bytes()
-    cut = psnr((luma for part in parts for _, luma in shown(part)), output)
-    assert abs(cut - psnr((luma for _, luma in shown(whole)), output)) < 0.2
-    assert sum(map(len, parts)) < 1.05 * len(whole) + 10_000
+    measured = []
+    for bounds in ((0, 60, 120, 185), (0, 185)):
+        parts = []
+        for index, (first, end) in enumerate(pairwise(bounds)):
+            path = tmp_path / f"{len(bounds)}-{index}"
+            with SegmentWriter(path, output, LIBX264, digest=DIGEST, index=index, begin=first) as writer:
+                for frame in frames[first:end]:
+                    writer.write_frame(frame)
+                writer.close()
+            parts.append(begin + path.read_bytes())
+        lumas = (luma for part in parts for _, luma in shown(part))
+        measured.append((psnr(lumas, [bytes(frame.planes[0]) for frame in frames]), sum(map(len, parts))))
+    (cut, size), (whole, size_of_whole) = measured
+    assert abs(cut - whole) < 0.2
+    assert size < 1.05 * size_of_whole
 
 
 _TWO_HOURS = r"""

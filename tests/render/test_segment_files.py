@@ -30,7 +30,7 @@ SMALL = Output(width=64, height=36)
 
 def times(data: bytes) -> list[Fraction]:
     with av.open(io.BytesIO(data), "r") as container:
-        return [Fraction(frame.pts or 0) * frame.time_base for frame in container.decode(video=0)]
+        return [Fraction(frame.pts or 0) * (frame.time_base or 0) for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("rate", ["30", "30000/1001", "25", "1/2", "239.76"])

@@ -23,7 +23,8 @@ def _texture(height: int, width: int) -> NDArray[np.uint8]:
     """Return something that moves well: soft shapes with a little noise."""
     rows, columns = np.mgrid[0:height, 0:width] / 8
     soft = 120 + 60 * np.sin(rows) * np.cos(columns / 2) + 30 * np.sin(columns / 5)
-    return (soft + np.random.default_rng(5).normal(0, 3, (height, width))).clip(16, 235).astype(np.uint8)
+    noise = np.random.default_rng(5).normal(0, 3, (height, width))
+    return np.asarray((soft + noise).clip(16, 235), np.uint8)
 
 
 def picture(output: Output, number: int) -> VideoFrame:
@@ -32,6 +33,14 @@ def picture(output: Output, number: int) -> VideoFrame:
     planes = np.full((height * 3 // 2, width), 128, np.uint8)
     planes[:height] = np.roll(_texture(height, width), (number // 3, 2 * number), (0, 1))
     planes[:4, : width // 2] = 16 + number % 220
+    return VideoFrame.from_ndarray(planes, format="yuv420p")
+
+
+def noisy(output: Output, number: int) -> VideoFrame:
+    """Return a frame with grain, which no frame before it predicts."""
+    planes = picture(output, number).to_ndarray()
+    grain = np.random.default_rng(number).integers(0, 12, (output.height, output.width), np.uint8)
+    planes[: output.height] = np.minimum(planes[: output.height], 220) + grain
     return VideoFrame.from_ndarray(planes, format="yuv420p")
 
 

@@ -339,7 +339,8 @@ class _Lead(Worker):
         self._most_done = max(self._most_done, drawn)
         self._report(self._most_done, self.plan.frames)
         total, own = len(self.plan), len(self._gatherer.own)
-        counts = SegmentCounts(total=total, standing=max(len(self.choice.standing), own), own=own)
+        standing = len(self.choice.standing | self._gatherer.own)  # its own ones count before they are committed
+        counts = SegmentCounts(total=total, standing=standing, own=own)
         told = counts, self._planning.is_kept
         if told != self._last_counts:
             self._last_counts = told

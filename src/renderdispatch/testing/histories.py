@@ -187,7 +187,7 @@ _dispatching: Final = (claimed(), intended())
 _rendering: Final = (*_dispatching, checked_in(), progressed(Stage.RENDERING, 0.5))
 _finalizing: Final = (*_rendering, completed())
 _helped: Final = (
-    *(claimed(), intended(pieces=PIECES), checked_in()),
+    *(claimed(), intended(pieces=PIECES), Dispatched(token="token-1", call_id="call"), checked_in()),
     *(progressed(Stage.RENDERING, 0.5, standing=3, own=2), helper_starting(), helper_started(), helper_starting(2)),
 )
 
