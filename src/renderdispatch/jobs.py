@@ -24,14 +24,28 @@ ANSWER_LIMIT: Final = timedelta(hours=1)
 URLS_EXPIRED: Final = timedelta(minutes=11)
 """How long after a job's deadline its orders' URLs are surely dead: they outlive it by 10 minutes (rule J13: 60 s)."""
 
+PIECES_KEPT: Final = timedelta(hours=24)
+"""How long the segments of a job that failed by no fault of its request are kept, for a retry to go on with."""
+
 FAILOVER: Final = "*failover"
 """In `Job.look_needs`: the policy that chooses where a job is tried again. No backend can have this name."""
 
 EXPIRY_GRACE: Final = timedelta(minutes=2) + messages.CLOCK_SLACK
 """How long the objects of an expired job stay: a URL that was signed just before is still good for that long."""
 
+_DRAWING: Final = frozenset(
+    {
+        *(messages.Stage.DISPATCHING, messages.Stage.DISPATCHED),
+        *(messages.Stage.DOWNLOADING_AUDIO, messages.Stage.RENDERING),
+    }
+)
+"""The stages in which a helper may still have something to draw."""
+
 _SWEEPS: Final = 4
 """An attempt that may still write is swept again after a quarter of the time since it ended: 50 times in 6 hours."""
+
+_SPOILT: Final = frozenset({messages.FaultDomain.REQUEST, messages.FaultDomain.AUDIO, messages.FaultDomain.SCENE})
+"""Faults that a retry meets again."""
 
 
 if TYPE_CHECKING:
@@ -92,6 +106,11 @@ class Helper:
     state: HelperState = HelperState.INTENDED
     call_id: str | None = None
 
+    @property
+    def may_compute(self) -> bool:
+        """Whether it was started, or perhaps was, and is not known to have stopped."""
+        return self.state in {HelperState.STARTING, HelperState.STARTED}
+
 
 class Holding(NamedTuple):
     """Units of a backend's limit that a job holds until its computing there is known to have stopped.
@@ -123,6 +142,7 @@ class Attempt:
         called: Whether the backend may have been called. Committed before the call (rule J2).
         call_id: The backend's id of the call; None while unknown.
         runs: The ids of the runs that checked in, oldest first. The last one owns the attempt.
+        runs_advanced: During how many of its older runs the count of standing segments rose.
         start_by: When the first check-in is due.
         video_key: Where the run stores the video; None before the dispatch.
         result_key: Where the run stores the result object; None before the dispatch.
@@ -135,6 +155,7 @@ class Attempt:
         segments_standing: How many were seen to be drawn and kept, whoever drew them.
         segments_own: How many of them its newest run drew.
         segments_before: How many were known to be kept when it began.
+        segments_then: How many were known to be kept when its newest run began.
         stage_times: When each stage was first entered.
         verdict: Why it fails as soon as storage was asked for its result (rule J6); None while nothing has failed.
         verdict_at: When the verdict was given.
@@ -142,7 +163,8 @@ class Attempt:
         ended_at: When it ended; None while it runs.
         error: Why it failed.
         refused: Whether its backend refused to start it, so that nothing was ever started.
-        stopped: Whether its computing is known to have stopped; before the call, its preparation.
+        stopped: Whether the computing of its runs is known to have stopped; before the call, its preparation.
+        cancelled: Whether its cancel reached its backend, so that the job ends once its helpers have stopped.
         clean_up: Whether its call and its objects are still to be cleaned up.
         swept_at: When its objects were last removed although it may still write more.
     """
@@ -158,6 +180,7 @@ class Attempt:
     called: bool = False
     call_id: str | None = None
     runs: tuple[str, ...] = ()
+    runs_advanced: int = 0
     start_by: datetime | None = None
     video_key: str | None = None
     result_key: str | None = None
@@ -170,6 +193,7 @@ class Attempt:
     segments_standing: int = 0
     segments_own: int = 0
     segments_before: int = 0
+    segments_then: int = 0
     stage_times: Mapping[messages.Stage, datetime] = field(factory=dict)
     verdict: messages.JobError | None = None
     verdict_at: datetime | None = None
@@ -178,6 +202,7 @@ class Attempt:
     error: messages.JobError | None = None
     refused: bool = False
     stopped: bool = False
+    cancelled: bool = False
     clean_up: CleanUp = CleanUp.NONE
     swept_at: datetime | None = None
 
@@ -188,13 +213,25 @@ class Attempt:
 
     @property
     def holds_unit(self) -> bool:
-        """Whether it counts against the limits of running attempts: it runs, or its call may still compute.
+        """Whether its run counts against the limits of running attempts: it runs, or its call may still compute.
 
         A call of this machine ends with the process that holds it (rule J2), so it needs no word that it stopped.
         """
         if self.ended_at is None:
             return True
         return self.called and not self.local and not self.stopped and self.clean_up is CleanUp.OWED
+
+    @property
+    def units(self) -> int:
+        """How many units of its backend's limit it holds: one for its run, and one for each helper that may compute."""
+        helpers = () if self.local and self.ended_at is not None else self.helpers
+        return self.holds_unit + sum(helper.may_compute for helper in helpers)
+
+    @property
+    def advanced(self) -> bool:
+        """Whether it drew segments from which another attempt can go on: then it does not count as a try."""
+        shared = self.pieces is not None and self.token not in self.pieces
+        return shared and self.segments_standing > self.segments_before
 
     @property
     def may_write(self) -> bool:
@@ -295,7 +332,7 @@ class Job:
     def holdings(self) -> tuple[Holding, ...]:
         """Return the units of running attempts that it holds, those of the current attempt last."""
         until = self.finish_by + URLS_EXPIRED
-        return tuple(Holding(attempt.backend, 1, until) for attempt in self.attempts if attempt.holds_unit)
+        return tuple(Holding(attempt.backend, units, until) for attempt in self.attempts if (units := attempt.units))
 
     @property
     def attempt(self) -> Attempt | None:
@@ -327,8 +364,31 @@ class Job:
 
     @property
     def owes_clean_up(self) -> bool:
-        """Whether an ended attempt or the copy of a local file is still to be cleaned up."""
-        return self.audio_clean_up is CleanUp.OWED or any(a.clean_up is CleanUp.OWED for a in self.attempts)
+        """Whether an ended attempt or the copy of a local file is still to be cleaned up, or a helper may compute.
+
+        Plans and segments are kept for longer, and are not part of this: see `owes_pieces`.
+        """
+        return self.audio_clean_up is CleanUp.OWED or any(
+            attempt.clean_up is CleanUp.OWED or (attempt.ended_at is not None and self.helpers_to_stop(attempt))
+            for attempt in self.attempts
+        )
+
+    @property
+    def owes_pieces(self) -> bool:
+        """Whether it has ended, and plans, segments and grants of it are still to be deleted, now or later."""
+        return self.ended and self.pieces_clean_up is CleanUp.OWED
+
+    @property
+    def pieces_sweep_at(self) -> datetime | None:
+        """When plans, segments and grants are to be deleted next; None: not now, or never again. A loan delays it."""
+        if not self.owes_pieces or self.ended_at is None:
+            return None
+        if self.pieces_swept_at is not None:
+            return max(self.pieces_swept_at, self.finish_by + URLS_EXPIRED)
+        if self.expired_at is not None:
+            return self.expired_at
+        spoilt = self.error is None or self.error.fault in _SPOILT
+        return self.ended_at if spoilt else self.ended_at + PIECES_KEPT
 
     @property
     def removal_at(self) -> datetime | None:
@@ -348,10 +408,10 @@ class Job:
     def due_at(self) -> datetime | None:
         """When to check this job next; None: never."""
         progress = self._progress_due()
-        if self.removal_at is None and not self.owes_clean_up:
-            return progress
-        clean_up = min(self._clean_up_due())
-        return clean_up if progress is None else min(clean_up, progress)
+        clean_up = min(self._clean_up_due(), default=None)
+        if clean_up is None or progress is None:
+            return progress if clean_up is None else clean_up
+        return min(clean_up, progress)
 
     @property
     def deadline_at(self) -> datetime | None:
@@ -371,7 +431,8 @@ class Job:
         """What a process must have so that a look gets on: a backend, by its name, or `FAILOVER`. None: nothing."""
         if self.retry_at is not None and not self.ended:
             return FAILOVER
-        stopping = next((attempt.backend for attempt in self.attempts if self.is_to_stop(attempt)), None)
+        stops = (a.backend for a in self.attempts if self.is_to_stop(a) or self.helpers_to_stop(a))
+        stopping = next(stops, None)
         if stopping is not None or not self.is_out or self.stage is messages.Stage.FINALIZING:
             return stopping
         attempt = self.attempts[-1]
@@ -386,10 +447,28 @@ class Job:
         return attempt.lease_until is None or attempt.verdict is not None
 
     def is_to_stop(self, attempt: Attempt) -> bool:
-        """Return whether an attempt's call may compute elsewhere, and nothing of it is wanted."""
+        """Return whether an attempt's own call may compute elsewhere, and nothing of it is wanted."""
         if attempt.local or attempt.stopped or not attempt.called or attempt.lease_until is not None:
             return False
         return attempt.clean_up is CleanUp.OWED or (attempt.ended_at is None and self.is_unwanted(attempt))
+
+    def helpers_to_start(self) -> tuple[Helper, ...]:
+        """Return the helpers that may be started now: of a local attempt by its holder, else by any reconciler."""
+        attempt = self.attempt
+        drawing = self.stage in _DRAWING and not self.ended
+        if attempt is None or not drawing or attempt.unwanted or not attempt.called:
+            return ()
+        return tuple(helper for helper in attempt.helpers if helper.state is HelperState.INTENDED)
+
+    def helpers_to_stop(self, attempt: Attempt) -> tuple[Helper, ...]:
+        """Return the helpers of an attempt that may compute elsewhere, and of which nothing is wanted.
+
+        Those of a local attempt are stopped by its holder, and end with it.
+        """
+        wanted = not self.is_unwanted(attempt) and self.stage is not messages.Stage.FINALIZING
+        if wanted or attempt.local or not attempt.helpers:
+            return ()
+        return tuple(helper for helper in attempt.helpers if helper.may_compute)
 
     def is_unwanted(self, attempt: Attempt) -> bool:
         """Return whether an attempt is to stop, or the whole job."""
@@ -400,10 +479,14 @@ class Job:
             yield self.removal_at
         if self.audio_clean_up is CleanUp.OWED:
             yield self.updated_at
+        if self.pieces_sweep_at is not None:
+            yield self.pieces_sweep_at
         for attempt in self.attempts:
             if attempt.clean_up is CleanUp.OWED:
                 sweep_at = attempt.sweep_at
                 yield self.updated_at if sweep_at is None else min(sweep_at, self.finish_by + URLS_EXPIRED)
+            if attempt.ended_at is not None and self.helpers_to_stop(attempt):
+                yield self.updated_at
 
     def _progress_due(self) -> datetime | None:
         if self.ended:
@@ -415,4 +498,6 @@ class Job:
             return self.finish_by
         if attempt.lease_until is not None:
             return min(attempt.lease_until, self.finish_by)
+        if self.helpers_to_start():
+            return self.updated_at
         return min(self.updated_at + CHECK_INTERVAL, self.finish_by)

@@ -687,6 +687,23 @@ class HelperOrder(Message):
         return self.model_copy(update=hidden)
 
 
+class _Kind(Message):
+    """What tells a helper's order from a lead's, which has no kind."""
+
+    kind: str | None = None
+
+
+def read_order(body: bytes | str) -> RenderOrder | HelperOrder:
+    """Parse what a backend got to carry out.
+
+    Raises:
+        pydantic.ValidationError: The body is not an order of this protocol.
+    """
+    if _Kind.model_validate_json(body).kind == "helper":
+        return HelperOrder.model_validate_json(body)
+    return RenderOrder.model_validate_json(body)
+
+
 # --- what the GPU side reports --------------------------------------------------------------------
 
 
@@ -904,12 +921,41 @@ class EventReply(Message):
 
 
 class PollResult(VideoFacts):
-    """The finished video, for applications."""
+    """The finished video, for applications.
+
+    Args:
+        segments: Of how many the video was made; None: it was drawn in one piece, and the next two are None too.
+        segments_taken: How many of them others had drawn: helpers, or earlier runs.
+        segments_twice: How many were drawn in vain, because another one was faster, as far as is known.
+    """
 
     video_key: str
     bytes: int
     sha256: str | None
     poster_key: str | None = None
+    segments: int | None = None
+    segments_taken: int | None = None
+    segments_twice: int | None = None
+
+
+class PollSegments(Message):
+    """How far the segments of a video are while it is drawn, for applications.
+
+    Args:
+        total: Segments of the video.
+        standing: Those that are drawn, whoever drew them.
+        own: Those of them that the run which delivers the video drew.
+        taken_over: The others of them: helpers or earlier runs drew those.
+        missing: Those that are not drawn yet.
+        drawing: How many draw now: that run, and the helpers that were started and have not ended.
+    """
+
+    total: int
+    standing: int
+    own: int
+    taken_over: int
+    missing: int
+    drawing: int
 
 
 class PollError(Message):
@@ -924,6 +970,7 @@ class PollResponse(Message):
 
     Args:
         queue_position: 1 for the job that is next. 1001 means: more than 1,000 jobs are before it.
+        segments: How far its segments are, while it is processed and they are known.
         warnings: What the finished video lacks.
         download_url: Of the finished video; None once the job has expired.
         expires_at: When the job expires, or when it did. None: it has not ended, or is kept until it is deleted.
@@ -935,6 +982,7 @@ class PollResponse(Message):
     progress: float
     attempt: int
     queue_position: int | None = None
+    segments: PollSegments | None = None
     result: PollResult | None = None
     error: PollError | None = None
     warnings: tuple[RenderWarning, ...] = ()

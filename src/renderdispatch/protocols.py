@@ -315,7 +315,8 @@ class SupportsCounts(Protocol):
         """Return 1 for the job that is claimed next for its backend, and so on; None for a job that is not claimable.
 
         It is the place in the order of `SupportsClaim.claim`, if nothing else is submitted, no tenant is at a limit,
-        and all machines claim alike. Exact up to `MAX_POSITION`; one more means: more than so many.
+        and all machines claim alike. Exact up to `MAX_POSITION`; one more means: more than so many. It may be off by a
+        few where jobs without a tenant wait beside jobs that several draw (`Job.parallel`).
         """
 
 

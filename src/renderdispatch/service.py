@@ -170,6 +170,7 @@ class RenderService:
         poster: bool = False,
         backend: str | None = None,
         require_gpu: bool = False,
+        parallel: int = 1,
         limits: Limits | None = None,
         priority: int = 0,
         metadata: Mapping[str, JsonValue] | None = None,
@@ -201,6 +202,9 @@ class RenderService:
             poster: Deliver a JPEG of the video's brightest moment beside it.
             backend: Where to render. None: chosen by `route`, else the first backend.
             require_gpu: Fail rather than draw on a CPU.
+            parallel: How many draw the video at once, 1 to 64: the run and its helpers, on the same backend. The video
+                has the same bytes. Where the scene or the backend cannot share a video, one draws, and the warning
+                ``parallel.ignored`` says so. An idempotency key gives the same job back whatever ``parallel`` says.
             limits: Deadlines, attempts, and the longest audio.
             priority: Higher goes first.
             metadata: Data of the application, at most 4 KiB of JSON.
@@ -234,6 +238,7 @@ class RenderService:
             poster=poster,
             backend=backend,
             require_gpu=require_gpu,
+            parallel=parallel,
             limits=limits,
             priority=priority,
             metadata=metadata,

@@ -274,6 +274,8 @@ def test_the_words_of_events() -> None:
         "fraction": 0.5,
         "frames": None,
         "framesTotal": None,
+        "planned": False,
+        "segments": None,
     }
     assert json.loads(completed().model_dump_json())["artifact"]["renderedBy"] == "numpy"
 

@@ -40,8 +40,8 @@ from renderdispatch.engine.rules import (
     CLOCK_SLACK,
     HANDED_BACK,
     LAST_CHANCE,
-    MAX_HANDED_BACK,
     MAX_RUNS,
+    MAX_UNCOUNTED,
     VIDEO_GRACE,
     WAITED,
     retry_delay,
@@ -702,8 +702,8 @@ def test_j11_a_job_that_never_gets_a_slot_ends_by_its_deadline(code: str) -> Non
         sizes.append(len(dump_job(job)))
     assert job.status is JobStatus.FAILED
     assert number > 50
-    assert len(job.attempts) <= MAX_HANDED_BACK + 1
-    assert max(sizes) <= sizes[MAX_HANDED_BACK] + 300
+    assert len(job.attempts) <= MAX_UNCOUNTED + 1
+    assert max(sizes) <= sizes[MAX_UNCOUNTED] + 300
     assert job.updated_at <= job.finish_by + timedelta(minutes=6)
 
 
@@ -723,9 +723,9 @@ def test_j11_a_record_does_not_grow_with_restarts(called: bool) -> None:
             job = after(job, [AttemptFailed(token=token, error=error, stopped=True)], start=_LATER)
         sizes.append(len(dump_job(job)))
     assert job.attempt_number == 101
-    assert len(job.attempts) == MAX_HANDED_BACK + 2
+    assert len(job.attempts) == MAX_UNCOUNTED + 2
     assert _attempt(job).error.code == "some.code", "an attempt that counts is kept"
-    assert sizes[-1] <= sizes[MAX_HANDED_BACK] + 100
+    assert sizes[-1] <= sizes[MAX_UNCOUNTED] + 100
     decision = decide(job, progressed(Stage.RENDERING, token="token-2"), _LATER)
     assert (decision.job, decision.verdict) == (job, Verdict.SUPERSEDED)
 

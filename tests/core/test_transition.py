@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import pytest
 from attrs import evolve
@@ -35,7 +36,7 @@ from renderdispatch.engine.events import (
 from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.engine.rules import OUT, STAGE_PROGRESS
 from renderdispatch.engine.transitions import TABLE, TRANSITIONS, Verdict, decide
-from renderdispatch.jobs import CleanUp, Job
+from renderdispatch.jobs import Attempt, CleanUp, HelperState, Job
 from renderdispatch.messages import CheckedIn, Failed, FaultDomain, JobError, JobStatus, Limits, Stage
 from renderdispatch.testing import make_artifact, make_request
 from renderdispatch.testing.histories import (
@@ -51,6 +52,7 @@ from renderdispatch.testing.histories import (
     completed,
     events,
     failed,
+    helper_stopped,
     intended,
     jobs,
     lives,
@@ -66,7 +68,8 @@ def test_histories_lead_where_they_say(name: str) -> None:
     """Every stage and every end can be reached: the properties below are about all of them."""
     job = after(new_job(), HISTORIES[name])
     others = {"failing", "failing, stopped", "second attempt", "cancelled in the queue", "expired"}
-    assert name in {job.stage, job.status, *others}
+    helped = {name for name in HISTORIES if name.startswith("helped")}
+    assert name in {job.stage, job.status, *others, *helped}
 
 
 def test_every_stage_and_end_is_reached() -> None:
@@ -119,6 +122,7 @@ def _check_record(job: Job) -> None:
             assert job.stage in OUT
         if attempt.runs or attempt.call_id:
             assert attempt.called
+        _check_helpers(job, attempt)
     if not job.ended and not waits:
         assert job.attempt is not None
         assert job.attempt.ended_at is None
@@ -126,10 +130,60 @@ def _check_record(job: Job) -> None:
         assert job.attempt is None or job.attempt.ended_at is not None
     if job.expired_at is not None:
         assert job.ended
-    if job.ended and not job.owes_clean_up and job.expired_at is None:
+    if job.ended and not job.owes_clean_up and not job.owes_pieces and job.expired_at is None:
         assert job.due_at is None
     else:
         assert job.due_at is not None
+
+
+def _check_helpers(job: Job, attempt: Attempt) -> None:
+    """Assert that an attempt has all its helpers or none, and that none can start once it has ended."""
+    intended = attempt.planned and attempt.pieces is not None
+    assert [helper.share for helper in attempt.helpers] == (list(range(1, job.parallel)) if intended else [])
+    assert len({attempt.token, *(helper.token for helper in attempt.helpers)}) == 1 + len(attempt.helpers)
+    for helper in attempt.helpers:
+        assert (helper.call_id is None) or helper.state in {HelperState.STARTED, HelperState.STOPPED}
+        assert attempt.ended_at is None or helper.state is not HelperState.INTENDED
+    assert attempt.units <= job.parallel
+    assert attempt.segments_before <= attempt.segments_then <= attempt.segments_standing
+    assert attempt.runs_advanced <= len(attempt.runs)
+    if attempt.pieces is not None:
+        assert job.pieces_clean_up is not CleanUp.NONE
+
+
+_STATES: Final = list(HelperState)
+
+
+@given(lives(max_steps=20))
+def test_helpers_go_forward(life: list[Step]) -> None:
+    """No helper is started twice, and none that has stopped comes back."""
+    for step in life:
+        before = {helper.token: helper for attempt in step.before.attempts for helper in attempt.helpers}
+        for helper in [helper for attempt in step.after.attempts for helper in attempt.helpers]:
+            if (older := before.get(helper.token)) is not None:
+                assert _STATES.index(helper.state) >= _STATES.index(older.state)
+                assert older.call_id in {None, helper.call_id}
+
+
+@given(lives(max_steps=20))
+def test_a_job_is_cancelled_once_its_known_helpers_have_stopped(life: list[Step]) -> None:
+    """The end of a cancel says when computing stopped only if no helper may compute."""
+    for step in life:
+        job = step.after
+        if job.compute_stopped_at is not None and not step.before.ended:
+            assert not any(helper.may_compute for helper in job.attempts[-1].helpers) if job.attempts else True
+
+
+@given(lives(max_steps=20))
+def test_helpers_that_are_not_wanted_are_stopped(life: list[Step]) -> None:
+    """What may compute elsewhere for an attempt that has ended keeps the job in the reconciler's sight."""
+    for step in life:
+        job = step.after
+        left = [a for a in job.attempts if a.ended_at is not None and not a.local]
+        if any(helper.may_compute for attempt in left for helper in attempt.helpers):
+            assert job.owes_clean_up
+            assert job.look_needs is not None
+            assert job.due_at is not None
 
 
 @given(lives())
@@ -169,7 +223,8 @@ def test_terminal_absorbs(life: list[Step]) -> None:
 
 
 def _without_clean_up(job: Job) -> Job:
-    attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None) for a in job.attempts)
+    attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None, helpers=()) for a in job.attempts)
+    job = evolve(job, pieces_clean_up=CleanUp.NONE, pieces_swept_at=None, lent_to=None)
     return evolve(
         job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at, expired_at=None
     )
@@ -260,7 +315,8 @@ def test_only_a_failure_that_needs_no_look_ends_an_attempt_unseen(life: list[Ste
 def test_ids_and_requests_stay(life: list[Step]) -> None:
     """No event changes what was asked for, or when; only a secret URL is forgotten."""
     first, last = life[0].before, life[-1].after
-    for name in ("id", "tenant", "fingerprint", "priority", "created_at", "finish_by", "revision"):
+    names = ("id", "tenant", "fingerprint", "priority", "parallel", "borrows", "created_at", "finish_by", "revision")
+    for name in names:
         assert getattr(first, name) == getattr(last, name)
     assert first.request.model_copy(update={"audio": None}) == last.request.model_copy(update={"audio": None})
 
@@ -305,7 +361,7 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
     kinds = itertools.product(histories, (True, False), (0, 1), (1, 9), (True, False))
     for history, local, cancelled, limits, reroutes in kinds:
         request = make_request(backend="modal", limits=Limits(max_attempts=limits))
-        job = evolve(new_job(), request=request, reroutes=reroutes)
+        job = evolve(new_job(parallel=3), request=request, reroutes=reroutes)
         for event in history:
             if isinstance(event, Claimed):
                 event = evolve(event, local=local)  # noqa: PLW2901
@@ -334,6 +390,7 @@ def _moves() -> Iterator[tuple[type, Stage, Stage | JobStatus]]:
             VideoSeen(token=token, size=1),
             VideoMissing(token=token),
             CancelConfirmed(token=token, stopped=True),
+            helper_stopped(1, token),
             ClockAdvanced(),
             checked_in(run, token),
             *(progressed(stage, 0.5, run, token) for stage in RUN_STAGES),

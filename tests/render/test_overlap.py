@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from renderdispatch.render.video import Consumer
+from renderdispatch.render.consumer import Consumer
 
 
 def test_items_are_consumed_in_order() -> None:

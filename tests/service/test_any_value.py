@@ -63,7 +63,7 @@ ANYTHING = st.one_of(
 )
 FIELDS = [
     "scene", "params", "output", "start", "duration", "audio_track", "backend", "require_gpu", "limits", "priority", "metadata",
-    "idempotency_key",
+    "parallel", "idempotency_key",
 ]  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class BatchRow:
         return [path for path in (given.audio, given.scene, given.cover, *given.images) if isinstance(path, Path)]
 
     def digest(self, hash_file: Callable[[Path], str], *, program: Path | None) -> str:
-        """Return what identifies the render: everything that was asked for, and the files' contents.
+        """Return what identifies the render: everything that decides about the video, and the files' contents.
 
         Args:
             hash_file: Returns the hash of a file's content.
@@ -81,7 +81,8 @@ class BatchRow:
                     return [plain(each) for each in value]
             return value
 
-        asked = {field.name: plain(getattr(self.submission, field.name)) for field in fields(Submission)}
+        names = [field.name for field in fields(Submission) if field.name != "parallel"]  # the video is the same
+        asked = {name: plain(getattr(self.submission, name)) for name in names}
         asked["program"] = plain(program)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

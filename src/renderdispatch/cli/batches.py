@@ -86,7 +86,7 @@ def render_batch(
     began = time.monotonic()
     run: _Run | None = None
     try:
-        service, where = chosen.open_service(defaults.backend, slots=slots)
+        service, where = chosen.open_service(defaults.backend, slots=slots, parallel=defaults.parallel)
         with closing(service), Manifest.opened(output) as manifest:
             scene = _Scene(chosen, where)
             with interrupts.abrupt():

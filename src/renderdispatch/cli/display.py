@@ -20,6 +20,7 @@ import click
 
 from renderdispatch.cli import streams
 from renderdispatch.engine.names import attached_name
+from renderdispatch.engine.views import segments_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +70,8 @@ def job_as_json(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "attempt": job.attempt_number,
         "attempts": [attempt_as_json(attempt) for attempt in job.attempts],
+        "parallel": job.parallel,
+        "segments": segments_as_json(job),
         "scene": job.request.scene,
         "sceneFile": scene_file_name(job),
         "audio": audio_name(job),
@@ -89,6 +92,12 @@ def attempt_as_json(attempt: Attempt) -> dict[str, Any]:
     ended = {} if attempt.ended_at is None else {"endedAt": attempt.ended_at.isoformat()}
     error = {} if attempt.error is None else {"error": {"code": attempt.error.code, "message": attempt.error.message}}
     return {"number": attempt.number, "backend": attempt.backend, **ended, **error}
+
+
+def segments_as_json(job: Job) -> dict[str, int] | None:
+    """Return how far the segments of a job's video are; None while it is not drawn."""
+    segments = segments_of(job)
+    return None if segments is None else segments.model_dump(mode="json")
 
 
 def artifact_as_json(job: Job) -> dict[str, Any] | None:
@@ -146,6 +155,24 @@ def describe_attempts(job: Job) -> str:
         shown.append(f"{attempt.number} on {attempt.backend}{why}")
     waits = () if job.ended or job.ready_at is None or not job.attempts else (f"next on {job.backend}",)
     return ", ".join([*shown, *waits]) or "none"
+
+
+def describe_segments(job: Job) -> str | None:
+    """Return how far the segments of a job's video are, or how they came about; None: it has none, as far as known.
+
+    ``12 of 75 drawn, 4 of them taken over, 63 missing, 3 draw``, and in the end ``75, 50 of them taken over``.
+    """
+    if (now := segments_of(job)) is not None:
+        said = [f"{now.standing} of {now.total} drawn"]
+        said += [f"{now.taken_over} of them taken over"] if now.taken_over else []
+        said += [f"{now.missing} missing"] if now.missing else []
+        said += [f"{now.drawing} draw{'s' if now.drawing == 1 else ''}"] if now.drawing else []
+        return ", ".join(said)
+    made = job.artifact
+    if made is None or not made.segments:
+        return None
+    taken = f", {made.segments_taken} of them taken over" if made.segments_taken else ""
+    return f"{made.segments}{taken}" + (f", {made.segments_twice} drawn twice" if made.segments_twice else "")
 
 
 def print_warnings(job: Job) -> None:

@@ -285,6 +285,8 @@ def _facts(job: Job) -> dict[str, object]:
         "status": job.status,
         "stage": f"{job.stage}, {job.progress:g} %",
         "attempts": display.describe_attempts(job),
+        "parallel": job.parallel if job.parallel > 1 else None,
+        "segments": display.describe_segments(job),
         "retry of": job.retry_of,
         "batch": job.batch,
         "scene": display.scene_name(job),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import click
 from attrs import evolve, frozen
@@ -22,6 +22,7 @@ from pydantic import JsonValue, ValidationError
 from renderdispatch import errors
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.cli.options import read_time
+from renderdispatch.cli.slots import backends_with_slots
 from renderdispatch.cli.songs import as_text
 from renderdispatch.engine.attachments import read_scene_file as shader_text
 from renderdispatch.engine.intake import is_shader_name
@@ -37,12 +38,12 @@ from renderdispatch.messages import (
     describe_validation,
     read_output,
 )
-from renderdispatch.protocols import RenderBackend, Renderer
+from renderdispatch.protocols import Renderer
 from renderdispatch.render.gl.shader import Shader, read_shader
 from renderdispatch.runner.renderers import check_scene_file, find_renderer, load_renderer, scene_names
 from renderdispatch.runner.scene_files import read_scene_file
 from renderdispatch.service import RenderService
-from renderdispatch.wiring import from_settings, read_settings
+from renderdispatch.wiring import from_settings
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _M = TypeVar("_M", bound=Message)
@@ -267,7 +268,9 @@ class ChosenScene:
         """The table with which a process that renders finds the file; empty for a registered scene."""
         return {} if self.where is None else {self.name: self.where}
 
-    def open_service(self, backend: str | None, *, slots: int | None = None) -> tuple[RenderService, dict[str, Any]]:
+    def open_service(
+        self, backend: str | None, *, slots: int | None = None, parallel: int = 1
+    ) -> tuple[RenderService, dict[str, Any]]:
         """Return a service that renders this scene, and what a request for it says.
 
         A file is drawn by this process alone: the job names a backend that no other process has, so that no worker
@@ -276,6 +279,7 @@ class ChosenScene:
         Args:
             backend: The one that was asked for.
             slots: How many renders this machine does at once; None: as many as suit it.
+            parallel: How many draw a video at once: without ``slots`` there is one for each of them.
 
         Raises:
             InvalidRequestError: A file cannot be drawn by the backend that was asked for, or renders at once were asked
@@ -283,23 +287,12 @@ class ChosenScene:
             ConfigurationError: The settings make no sense.
         """
         if self.where is None:
-            return from_settings(worker=True, backends=_of_this_machine(slots)), {"backend": backend}
+            named = backends_with_slots(slots, parallel=parallel)
+            return from_settings(worker=True, backends=named), {"backend": backend}
         if backend not in {None, "local"}:
             message = f"a scene file is drawn on this machine, not by backend {backend!r}; leave --backend out"
             raise errors.InvalidRequestError(message, code="scene.file")
         ours = f"command-{Path(self.where).stem[:20]}-{uuid.uuid4().hex[:8]}"
-        service = from_settings(
-            worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=slots or "auto")}
-        )
+        at_once: int | Literal["auto"] = slots or (parallel if parallel > 1 else "auto")
+        service = from_settings(worker=True, backends={ours: LocalGpuBackend(renderers=self.files, slots=at_once)})
         return service, {"backend": ours}
-
-
-def _of_this_machine(slots: int | None) -> dict[str, RenderBackend] | None:
-    """Return the backend that renders so many jobs at once; None for those that the settings name."""
-    if slots is None:
-        return None
-    names = read_settings().backends
-    if list(names) != ["local"]:
-        message = f"--jobs is for renders on this machine, and RENDERDISPATCH_BACKENDS is {','.join(names)}"
-        raise errors.InvalidRequestError(message, code="command.usage")
-    return {"local": LocalGpuBackend(slots=slots)}

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from renderdispatch.cli.display import console, describe_stage
+from renderdispatch.engine.views import segments_of
 from renderdispatch.jobs import Job
 from renderdispatch.messages import Stage
 from renderdispatch.protocols import MAX_POSITION
@@ -122,7 +123,17 @@ class ProgressBar(ExitStack):
             return f"attempt {attempt.number}: {attempt.error.message[:60]}"
         if job.stage is not Stage.RENDERING or attempt is None or attempt.frames is None or not attempt.frames_total:
             return ""
-        return self._frames.describe(attempt.frames, attempt.frames_total)
+        frames, shared = self._frames.describe(attempt.frames, attempt.frames_total), describe_shared(job)
+        return frames if shared is None else f"{frames}, {shared}"
+
+
+def describe_shared(job: Job) -> str | None:
+    """Return how many draw a job's video, and how many of its segments were taken over; None: its run draws alone."""
+    segments = segments_of(job)
+    if segments is None or (segments.drawing <= 1 and not segments.taken_over):
+        return None
+    taken = f"{segments.taken_over} of {segments.total} segments taken over"
+    return f"{segments.drawing} draw, {taken}" if segments.drawing > 1 else taken
 
 
 class BatchBars(ExitStack):

@@ -49,7 +49,7 @@ from renderdispatch.cli.songs import STDIN, open_song, statuses_of
 from renderdispatch.cli.targets import Target, read_target
 from renderdispatch.engine.watching import Pause
 from renderdispatch.jobs import Job
-from renderdispatch.messages import JobStatus, Limits
+from renderdispatch.messages import MAX_PARALLEL, JobStatus, Limits
 from renderdispatch.service import JobHandle, RenderService
 
 _CANCEL_S: Final = 5.0
@@ -79,6 +79,13 @@ _OPTIONS: Final = (
     ),
     click.option("--backend", metavar="NAME", help="Where to render."),
     click.option("--require-gpu", is_flag=True, help="Fail if there is no GPU, instead of drawing on the CPU."),
+    click.option(
+        "--parallel",
+        type=click.IntRange(1, MAX_PARALLEL),
+        default=1,
+        metavar="NUMBER",
+        help="How many draw one video at once, on its backend. The video is the same.",
+    ),
     click.option("-f", "--force", is_flag=True, help="Replace the output if it exists."),
     json_option,
     logging_options,
@@ -167,6 +174,7 @@ def _make(
     *,
     scene: str,
     backend: str | None,
+    parallel: int,
     preset: str,
     size: tuple[int, int] | None,
     fps: str | None,
@@ -197,7 +205,7 @@ def _make(
                 chosen.load()
         bounds: dict[str, object] = {} if max_duration is None else {"max_duration": max_duration}
         limits = checked(Limits, bounds if chosen.where is None else {**bounds, "max_attempts": 1})
-        service, where = chosen.open_service(backend)
+        service, where = chosen.open_service(backend, parallel=parallel)
         with closing(service):  # its worker starts with the submit, and so with this job
             fields: dict[str, Any] = {
                 "scene": chosen.submitted,
@@ -206,6 +214,7 @@ def _make(
                 "limits": limits,
                 "cover": cover,
                 "images": images,
+                "parallel": parallel,
                 **where,
             }
             with open_song(song, interrupts) as audio:

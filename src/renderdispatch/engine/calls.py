@@ -12,10 +12,17 @@ import traceback
 from typing import Any, Final
 
 from renderdispatch.errors import BackendError, ConfigurationError, InvalidRequestError
-from renderdispatch.jobs import Attempt
-from renderdispatch.messages import Completed, Failed, JobError, RenderOrder
+from renderdispatch.messages import Completed, Failed, HelperOrder, JobError, RenderOrder
 from renderdispatch.plumbing.failures import Translation, translated
-from renderdispatch.protocols import BackendCall, CallState, CallStatus, OnEvent, RenderBackend, SupportsFind
+from renderdispatch.protocols import (
+    BackendCall,
+    CallState,
+    CallStatus,
+    OnEvent,
+    RenderBackend,
+    SupportsFind,
+    SupportsHelpers,
+)
 
 _log: Final = logging.getLogger("renderdispatch.engine.calls")
 
@@ -54,18 +61,32 @@ def cancel(backend: RenderBackend, call: BackendCall) -> None:
         backend.cancel(call)
 
 
-def find(backend: RenderBackend | None, job_id: str, attempt: Attempt) -> tuple[BackendCall | None, bool]:
-    """Return an attempt's call, None while it is unknown; and whether there surely is none, as its backend says.
+def start_helper(backend: SupportsHelpers, order: HelperOrder) -> BackendCall:
+    """Start a helper, as `SupportsHelpers.start_helper` says. Raises as `start` does."""
+    with translated({**_FOREIGN, InvalidRequestError: _same, ConfigurationError: _same}):
+        return _checked_call(backend.start_helper(order), "start_helper")
+
+
+def find(
+    backend: RenderBackend | None, job_id: str, *, token: str, call_id: str | None
+) -> tuple[BackendCall | None, bool]:
+    """Return the call of a run or a helper, None while it is unknown; and whether there surely is none.
+
+    Args:
+        backend: What may compute it.
+        job_id: Its job's.
+        token: The attempt's, or the helper's.
+        call_id: What its record says; None asks the backend, if it can say.
 
     Raises:
         BackendError: The backend was asked, and is away.
     """
-    if attempt.call_id is not None:
-        return BackendCall(attempt.call_id), False
+    if call_id is not None:
+        return BackendCall(call_id), False
     if not isinstance(backend, SupportsFind):
         return None, False
     with translated(_FOREIGN):
-        call = backend.find(job_id=job_id, token=attempt.token)
+        call = backend.find(job_id=job_id, token=token)
         return (None, True) if call is None else (_checked_call(call, "find"), False)
 
 

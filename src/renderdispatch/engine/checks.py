@@ -22,11 +22,13 @@ from renderdispatch.engine import calls, events, retention
 from renderdispatch.engine.cleanup import SILENCE, CleanUps
 from renderdispatch.engine.clocks import Clocks
 from renderdispatch.engine.commit import commit
+from renderdispatch.engine.helpers import Chunk, Helpers
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import CLOCK_SLACK
 from renderdispatch.engine.transitions import Verdict, decide
 from renderdispatch.jobs import Attempt, CleanUp, Job
 from renderdispatch.messages import Completed, Stage
+from renderdispatch.plumbing import pieces
 from renderdispatch.protocols import JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
@@ -52,14 +54,23 @@ class Checks:
     _storage: StorageAdapter
     _backends: Mapping[str, RenderBackend]
     _clocks: Clocks
+    helpers: Helpers = field(init=False)
     _clean_ups: CleanUps = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.helpers = Helpers(self._store, self._storage, self._backends)
         self._clean_ups = CleanUps(self._store, self._storage, self._backends)
 
     def check(self, job: Job) -> Job:
         """Check everything about the job, in an order in which each part sees what the one before it found."""
-        return self.questions(self.orders(self.clock(job)))
+        job = self.orders(self.clock(job))
+        for chunk in self.helpers.to_stop(job):
+            job = self.stop_helpers(job, chunk)
+        self.tell_helpers(job)
+        job = self.questions(job)
+        for chunk in self.helpers.to_start(job):
+            job = self.start_helpers(job, chunk)
+        return job
 
     def questions(self, job: Job) -> Job:
         """Check everything but what is to be told to stop, in such an order."""
@@ -123,7 +134,7 @@ class Checks:
     def look(self, job: Job) -> Job:
         """Ask the bucket how the running attempt goes (rule J12); complete a delivered one."""
         if job.is_out and job.stage is not Stage.FINALIZING:
-            job = self._ask_bucket(job)
+            job = self._see_plan(self._ask_bucket(job))
         return self._finalize(job) if job.is_out and job.stage is Stage.FINALIZING else job
 
     def tidy(self, job: Job) -> Job:
@@ -131,12 +142,39 @@ class Checks:
         try:
             if job.owes_clean_up:
                 job = self._clean_ups.clean_up(job)
+            job = self._clean_ups.sweep_pieces(job)
             if retention.may_remove(job, self._store.now()):
                 retention.remove(self._store, self._storage, job)
         except _RECORD_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001 - it stays owed
             _log_error(error, "job %s: its clean-up is tried again", job.id)
+        return job
+
+    # --- helpers
+
+    def start_helpers(self, job: Job, chunk: Chunk) -> Job:
+        """Start helpers of the running attempt. If storage is away, they are started at a later check."""
+        try:
+            self.helpers.start(job, chunk.helpers)
+        except _RECORD_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001 - no job depends on its helpers
+            _log_error(error, "job %s: its helpers are started later", job.id)
+            return job
+        return self._store.get(job.id)
+
+    def stop_helpers(self, job: Job, chunk: Chunk) -> Job:
+        """Tell helpers to stop that are not wanted any more."""
+        return self.helpers.stop(job, chunk)
+
+    def tell_helpers(self, job: Job) -> Job:
+        """Store the objects that tell helpers to stop, for those whose backend is away or does not know them."""
+        try:
+            for attempt in self.helpers.to_write(job):
+                self.helpers.write_stop(job, attempt)
+        except Exception as error:  # noqa: BLE001 - storage of a third party
+            _log_error(error, "job %s: its helpers are told to stop again", job.id)
         return job
 
     # --- the backend
@@ -163,7 +201,7 @@ class Checks:
             return None
         cancelling = job.stage is Stage.CANCELLING
         now = self._store.now()
-        call, missing = calls.find(backend, job.id, attempt)
+        call, missing = calls.find(backend, job.id, token=attempt.token, call_id=attempt.call_id)
         if missing:
             return events.CallMissing(token=attempt.token)
         if call is None:
@@ -194,7 +232,36 @@ class Checks:
             return self._unanswered(job, attempt, error)
         else:
             return self._commit(job, events.ResultFound(token=attempt.token, artifact=artifact))
-        return job if attempt.verdict is None else self._commit(job, events.ResultMissing(token=attempt.token))
+        return job if attempt.verdict is None else self._conclude(job, attempt)
+
+    def _conclude(self, job: Job, attempt: Attempt) -> Job:
+        """End an attempt with a verdict, which delivered nothing; if it drew segments, it does not count (rule J17)."""
+        happened: list[events.JobEvent] = []
+        if attempt.pieces is not None:
+            try:
+                keys = [info.key.removeprefix(attempt.pieces) for info in self._storage.list(attempt.pieces)]
+            except Exception as error:  # noqa: BLE001 - storage of a third party
+                return self._unanswered(job, attempt, error)
+            standing = len({index for key in keys if (index := pieces.index_of(key)) is not None})
+            happened.append(events.SegmentsSeen(token=attempt.token, standing=standing))
+        happened.append(events.ResultMissing(token=attempt.token))
+        return commit(self._store, job, *happened).job
+
+    def _see_plan(self, job: Job) -> Job:
+        """See whether the plan of the running attempt is kept, so that its helpers can be started (rule J12)."""
+        attempt = job.attempt
+        if job.parallel < 2 or attempt is None or not job.is_out or job.is_unwanted(attempt):
+            return job
+        if attempt.planned or attempt.pieces is None:
+            return job
+        try:
+            self._storage.stat(attempt.pieces + pieces.plan_name(0))
+        except errors.ObjectNotFoundError:
+            return job
+        except Exception as error:  # noqa: BLE001 - storage of a third party
+            _log_error(error, "job %s: its plan is looked for again", job.id)
+            return job
+        return self._commit(job, events.PlanSeen(token=attempt.token))
 
     def _finalize(self, job: Job) -> Job:
         """Complete the job once storage shows its video (rule J7)."""

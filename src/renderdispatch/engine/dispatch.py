@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -23,16 +23,26 @@ from renderdispatch.engine import calls
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit_patiently
 from renderdispatch.engine.events import Claimed
+from renderdispatch.engine.helpers import Helpers
 from renderdispatch.engine.inbox import Inbox
-from renderdispatch.engine.leases import GivenUp, LeaseKeeper
+from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.preparation import Preparation
-from renderdispatch.errors import JobNotFoundError
-from renderdispatch.jobs import Job
+from renderdispatch.errors import JobNotFoundError, RenderDispatchError
+from renderdispatch.jobs import Helper, Job
 from renderdispatch.messages import Audio, LocalAudio, RemoteAudio
 from renderdispatch.plumbing.lanes import Lane
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import Claim, JobQuery, Locality, SupportsClaim, is_ready, walk
+from renderdispatch.protocols import (
+    BackendCall,
+    Claim,
+    JobQuery,
+    Locality,
+    SupportsClaim,
+    SupportsHelpers,
+    is_ready,
+    walk,
+)
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -83,13 +93,18 @@ class Dispatcher:
     _passed: dict[str, list[Preparation]] = field(factory=dict, init=False)
     """By backend: attempts that wait for room in the lane that brings their audio. Jobs behind them go first."""
 
+    _sated: set[str] = field(factory=set, init=False)
+    """The backends that have no ready job that could be taken now, as the last round found."""
+
     _slots: dict[str, int | None] = field(factory=dict, init=False)
     """By backend: how many orders it takes at once, as it said last."""
 
+    _helpers: Helpers = field(init=False)
     _closing: Stop = field(factory=lambda: Stop(error=GivenUp), init=False)
 
     def __attrs_post_init__(self) -> None:
         store = self._parts.store
+        self._helpers = Helpers(store, self._parts.storage, self._parts.backends)
         self._claiming = store if isinstance(store, SupportsClaim) else None
 
     def tick(self) -> int:
@@ -109,12 +124,15 @@ class Dispatcher:
             for preparation in self._passed.pop(name, ()):
                 self._prepare(preparation)
             self._advance(name)
-        return sum(self._serve(name) for name in self._claimable())
+        taken = sum(self._serve(name) for name in self._claimable())
+        for name in self._parts.backends:
+            self._help(name)
+        return taken
 
     def drain(self, timeout_s: float) -> None:
         """Wait until every job that was taken is dispatched, has failed, or waits for a slot; at most for so long."""
         deadline = time.monotonic() + timeout_s
-        lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values()]
+        lanes = [self._lanes.fetch, self._lanes.files, *self._lanes.start.values(), *self._lanes.help.values()]
         while any(lane.pending for lane in lanes) and time.monotonic() < deadline:
             for lane in lanes:
                 lane.drain(max(0.0, deadline - time.monotonic()))
@@ -133,6 +151,7 @@ class Dispatcher:
         """
         with self._lock:
             asked = {name for name in self._expected if self._claims(name) > 0}
+            self._sated = set(self._parts.backends) - self._expected
             self._expected -= asked
         if not asked:
             return []
@@ -142,6 +161,7 @@ class Dispatcher:
         except BaseException:
             self._expect_again(asked)
             raise
+        self._sated |= asked - found
         return [name for name in self._parts.backends if name in found]
 
     def _expect_again(self, names: Iterable[str]) -> None:
@@ -166,6 +186,7 @@ class Dispatcher:
                 taken += sum(self._take(job, name) for job in jobs)
                 self._advance(name)
                 if len(jobs) < limit:
+                    self._sated.add(name)
                     more = self._claiming is None  # then there may be jobs whose lane has no room
                     break
         finally:
@@ -298,6 +319,40 @@ class Dispatcher:
                     return
                 self._waiting[name].remove(preparation)
                 held.stop.forget(self._wake)
+
+    # --- helpers
+
+    def _help(self, name: str) -> None:
+        """Start helpers of the attempts that are held, in the slots of a backend that no ready job wants."""
+        with self._lock:
+            wanted = self._waiting.get(name) or self._passed.get(name) or name not in self._sated
+            if wanted or self._closing.requested:
+                return
+            for held in self._keeper.helpable(name):
+                intended = [helper for helper in held.job.helpers_to_start() if helper.token not in held.helpers]
+                able = isinstance(self._parts.backends[name], SupportsHelpers)
+                for helpers in [[helper] for helper in intended] if able else filter(None, [intended]):
+                    if self._room(name) <= 0 and able:
+                        return
+                    tokens = [helper.token for helper in helpers]
+                    held.helpers.update(dict.fromkeys(tokens))
+                    if not self._lanes.help[name].submit(tokens[0], partial(self._start_helpers, held, helpers)):
+                        for token in tokens:
+                            held.helpers.pop(token)
+                        return
+
+    def _start_helpers(self, held: Held, helpers: Sequence[Helper]) -> None:
+        """Start helpers, whose slots are taken."""
+        begun: dict[str, BackendCall] = {}
+        try:
+            begun = self._helpers.start(held.job, helpers, write=partial(held.commit, self._parts.store))
+        except RenderDispatchError as error:
+            _log.warning("job %s: a helper was not started: %s", held.job_id, error)
+        finally:
+            for helper in helpers:
+                held.helpers.pop(helper.token)
+            held.helpers.update(begun)
+            self._wake()
 
     def _start(self, preparation: Preparation) -> None:
         try:

@@ -100,16 +100,17 @@ class HelperStarting(AttemptEvent):
 
 
 @frozen(kw_only=True)
-class HelperStarted(AttemptEvent):
-    """The backend started a helper, or found its call."""
+class HelperStarted:
+    """The backend started a helper, or found its call. The attempt may have ended: its helpers are then stopped."""
 
+    token: str = field(repr=False)
     helper: str = field(repr=False)
     call_id: str
 
 
 @frozen(kw_only=True)
 class HelperStopped:
-    """A helper of an attempt computes no more, or was not started and never will be."""
+    """A helper computes no more, or was not started and never will be. The attempt may have ended."""
 
     token: str = field(repr=False)
     helper: str = field(repr=False)
@@ -250,6 +251,28 @@ class ClockAdvanced:
     """Time has passed; check the deadlines."""
 
 
+@frozen(kw_only=True)
+class PiecesLent:
+    """The job that repeats this one is to read its plan and segments. ``instead_of``: who had them before."""
+
+    to: str
+    instead_of: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesSwept:
+    """Plans, segments and grants of an ended job are about to be deleted. ``lent_to``: who needs them no longer."""
+
+    lent_to: str | None = None
+
+
+@frozen(kw_only=True)
+class PiecesGone:
+    """They are deleted, and no upload of them can be under way."""
+
+
 RunEvent = CheckedIn | Progressed | Completed | Failed
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired
+HelperEnd = HelperStarted | HelperStopped
+PiecesEvent = PiecesLent | PiecesSwept | PiecesGone
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | HelperEnd | PiecesEvent
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

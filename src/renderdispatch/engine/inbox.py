@@ -83,7 +83,7 @@ class Inbox:
         judged = isinstance(event, Failed) and job.attempt is not None and job.attempt.verdict is not None
         if judged or job.ended or job.stage in {Stage.FINALIZING, Stage.RETRY_WAIT}:
             self._over(event.token)
-        if decision.verdict is Verdict.APPLIED and not isinstance(event, Progressed):
+        if decision.verdict is Verdict.APPLIED and (not isinstance(event, Progressed) or job.helpers_to_start()):
             self._noticed(job)
         return decision
 

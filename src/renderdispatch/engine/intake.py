@@ -25,6 +25,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     FOR_THE_RECORD,
     MAX_IMAGES,
+    MAX_PARALLEL,
     SCENE_OF_FILES,
     Argument,
     RenderRequest,
@@ -116,6 +117,18 @@ def check_priority(priority: object) -> int:
     if number is None or abs(number) > _MAX_PRIORITY:
         message = f"priority: an integer from {-_MAX_PRIORITY:,} to {_MAX_PRIORITY:,}"
         raise InvalidRequestError(message)
+    return number
+
+
+def check_parallel(parallel: object) -> int:
+    """Return how many draw one video.
+
+    Raises:
+        InvalidRequestError: It is not an integer from 1 to 64.
+    """
+    number = whole(parallel)
+    if number is None or not 1 <= number <= MAX_PARALLEL:
+        raise InvalidRequestError(f"parallel: an integer from 1 to {MAX_PARALLEL}")
     return number
 
 

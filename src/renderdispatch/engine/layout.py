@@ -9,9 +9,11 @@ sure to have recorded are stored there too, each below a key of its own.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final
 
 from renderdispatch.errors import InvalidRequestError
@@ -27,7 +29,19 @@ are deleted by their age."""
 UPLOAD_DAYS: Final = 2
 """An upload must be submitted on the day of its grant or the next day. A job may then need it for six more days."""
 
+TOMBSTONES: Final = "tombstones/"
+"""The prefix of what remains of deleted jobs for a while; see `renderdispatch.engine.tombstones`."""
+
 _OF_A_JOB: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/([A-Za-z0-9_-]{1,128})/")
+_TOMBSTONE: Final = re.compile(
+    r"tombstones/(\d{8}T\d{6})/((?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[0-9a-f]{16})", re.ASCII
+)
+_OF_A_LIFE: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/")
+_PIECES: Final = re.compile(
+    r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/(?:pieces/.*|[^/]+/(?:[^/]+\.grants|stop))", re.DOTALL
+)
+"""The keys of plans, segments and grants, and of what stops helpers."""
+
 _UPLOAD: Final = re.compile(r"uploads/(\d{8})/((?:tenants/[^/]+/)?[0-9a-f]{32}(?:/[A-Za-z0-9./-]{1,100})?)", re.ASCII)
 
 
@@ -49,7 +63,9 @@ def tenant_prefix(tenant: str | None) -> str:
 
 
 def may_read(tenant: str | None, key: str) -> bool:
-    """Return whether this tenant may read an object whose key a client named."""
+    """Return whether this tenant may read an object whose key a client named. Pieces and grants are never read."""
+    if _PIECES.fullmatch(key):
+        return False
     upload = _UPLOAD.fullmatch(key)
     below = key if upload is None else upload[2]
     return below.startswith(tenant_prefix(tenant)) and (tenant is not None or not below.startswith(_TENANTS))
@@ -157,6 +173,75 @@ def pieces_prefix(prefix: str, picture: str) -> str:
         picture: Names the class of device and the software that draw it: others draw other bytes.
     """
     return f"{prefix}pieces/{picture}/"
+
+
+def all_pieces(prefix: str) -> str:
+    """Return the prefix of all plans and segments of a job, whatever drew them. `pieces_prefix` is below it."""
+    return f"{prefix}pieces/"
+
+
+def passing_keys(prefix: str, token: str, *, stop: bool) -> list[str]:
+    """Return the keys of an attempt's objects that are needed only to draw: grants, and with ``stop`` the stop object.
+
+    Args:
+        prefix: The job's, from `job_prefix`.
+        token: The attempt's.
+        stop: Whether no helper can look for the stop object any more.
+    """
+    grants = [grants_key(prefix, token, helpers=helpers) for helpers in (False, True)]
+    return [*grants, stop_key(prefix, token)] if stop else grants
+
+
+def tombstone_key(prefix: str, until: datetime) -> str:
+    """Return the key of a tombstone.
+
+    Args:
+        prefix: The deleted job's, from `job_prefix`.
+        until: When its objects are to be deleted once more.
+    """
+    return f"{TOMBSTONES}{until.astimezone(UTC) + timedelta(seconds=1):%Y%m%dT%H%M%S}/{prefix.rstrip('/')}"
+
+
+def read_tombstone(key: str) -> tuple[datetime, str] | None:
+    """Return the time and the prefix of a tombstone; None for a key that `tombstone_key` did not make."""
+    found = _TOMBSTONE.fullmatch(key)
+    try:
+        return found and (datetime.strptime(found[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC), f"{found[2]}/")
+    except ValueError:  # not a time
+        return None
+
+
+def picture_in(pieces: str) -> str:
+    """Return the name of the pictures whose pieces have this prefix."""
+    return pieces.rstrip("/").rpartition("/")[2]
+
+
+def lent_prefix(borrowed: str, picture: str) -> str | None:
+    """Return the prefix of the pieces that draw the same pictures, of a job whose pieces another one borrows."""
+    found = _OF_A_LIFE.match(borrowed)
+    return None if found is None else pieces_prefix(found[0], picture)
+
+
+def picture_of(device_class: str | None, token: str) -> str:
+    """Return the name of the pictures that a backend draws: those of one name have the same bytes.
+
+    Args:
+        device_class: What the backend declares to draw with; what an attempt draws on another one, only it may use.
+        token: The attempt's.
+    """
+    if device_class is None:
+        return token
+    return hashlib.sha256(f"{device_class}\n{_version()}".encode()).hexdigest()[:16]
+
+
+@cache
+def _version() -> str:
+    from importlib import metadata  # slow, and only dispatchers need it
+
+    try:
+        return metadata.version("renderdispatch")
+    except metadata.PackageNotFoundError:  # an image without package metadata
+        return ""
 
 
 def result_key(prefix: str, token: str) -> str:

@@ -22,7 +22,7 @@ from renderdispatch import errors
 from renderdispatch.engine import calls, layout
 from renderdispatch.engine.bulkheads import Bulkheads
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AttemptFailed, CallStopped, JobEvent, LeaseRenewed
+from renderdispatch.engine.events import AttemptFailed, CallStopped, HelperStopped, JobEvent, LeaseRenewed
 from renderdispatch.engine.outcomes import call_event
 from renderdispatch.engine.rules import HANDED_BACK, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict, decide
@@ -52,6 +52,7 @@ class Held:
         job: Its job, as this process read or wrote it last.
         local: Whether it computes on this machine, and so takes up a slot until its computing has ended.
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
+        helpers: The calls of its helpers, by their tokens; None while one is being started. Each takes up a slot.
         slotted: Whether it takes up a slot of its backend; not while its audio is brought.
         preparing: Whether the dispatcher still prepares it.
         calling: Whether the backend is being called, so that it is not known what computes.
@@ -64,6 +65,7 @@ class Held:
     local: bool
     stop: Stop
     call: BackendCall | None = None
+    helpers: dict[str, BackendCall | None] = field(factory=dict)
     slotted: bool = False
     preparing: bool = True
     calling: bool = False
@@ -126,6 +128,11 @@ class Held:
         self.job = decision.job
         return decision
 
+    @property
+    def computes(self) -> bool:
+        """Whether it has calls."""
+        return self.call is not None or bool(self.helpers)
+
     def has_recorded(self, call: BackendCall, job: Job) -> bool:
         """Return whether the job's record has this call, and the job goes on."""
         attempt = job.attempts[-1]
@@ -179,6 +186,14 @@ class LeaseKeeper:
         """Return an attempt that this process holds."""
         return self._held.get(token)
 
+    def helpable(self, backend: str) -> list[Held]:
+        """Return the attempts of a backend whose helpers may be started here, those first that began first."""
+        return [
+            held
+            for held in self._everything([backend])
+            if held.local and not held.released and not held.stop.requested and held.job.helpers_to_start()
+        ]
+
     def holds(self, token: str) -> bool:
         """Return whether this process holds the attempt."""
         held = self._held.get(token)
@@ -189,8 +204,8 @@ class LeaseKeeper:
         return [held.job for held in self._everything() if not held.released]
 
     def count(self, backend: str) -> int:
-        """Return how many attempts take up a slot of this backend: those held, and those whose computing still ends."""
-        return sum(held.backend == backend and held.slotted for held in self._everything())
+        """Return how many slots of this backend are taken: by attempts and helpers, and by what has yet to end."""
+        return sum(held.slotted + len(held.helpers) for held in self._everything() if held.backend == backend)
 
     @property
     def winding_up(self) -> bool:
@@ -211,17 +226,18 @@ class LeaseKeeper:
                 self._tell(held)
 
     def cancel(self, held: Held) -> None:
-        """Tell the backend to stop the call, if it has one. A backend that is away is told again later."""
-        if held.call is not None:
-            try:
-                calls.cancel(self._backends[held.backend], held.call)
-            except errors.BackendError as error:
-                _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
+        """Tell the backend to stop the call, if there is one, and its helpers. A backend that is away is told later."""
+        for call in (held.call, *tuple(held.helpers.values())):
+            if call is not None:
+                try:
+                    calls.cancel(self._backends[held.backend], call)
+                except errors.BackendError as error:
+                    _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def _tell(self, held: Held) -> bool:
         """Have the backend's own thread tell it to stop; return whether one will, or need not."""
         lane = self._lanes.orders[held.backend]
-        return held.call is None or lane.submit(held.token, lambda: self.cancel(held)) or lane.has(held.token)
+        return not held.computes or lane.submit(held.token, lambda: self.cancel(held)) or lane.has(held.token)
 
     def tick(self) -> int:
         """Renew every lease once; return how many attempts are held."""
@@ -246,7 +262,7 @@ class LeaseKeeper:
     @property
     def computing(self) -> bool:
         """Whether calls of this machine are held."""
-        return any(held.local and held.call is not None for held in self._everything())
+        return any(held.local and held.computes for held in self._everything())
 
     def collect(self, backends: Iterable[str] | None = None) -> None:
         """Commit how calls ended whose final event was lost, and see which slots became free.
@@ -255,10 +271,11 @@ class LeaseKeeper:
             backends: Only calls of these.
         """
         for held in self._everything(backends):
+            self._collect_helpers(held)
             if held.call is None or held.released:
                 continue
             try:
-                state = self._poll(held)
+                state = self._poll(held, held.call)
                 if state is not None and state.status is not CallStatus.RUNNING:
                     self._commit_end(held, state)
             except (errors.StoreUnavailableError, errors.RevisionConflictError) as error:
@@ -290,7 +307,7 @@ class LeaseKeeper:
 
     def _with_calls(self) -> set[str]:
         """Return the backends with calls to collect."""
-        return {held.backend for held in self._everything() if held.call is not None or held.released}
+        return {held.backend for held in self._everything() if held.computes or held.released}
 
     def hand_back(self) -> None:
         """Give up everything that is held: another worker may take it at once, and nothing computes here any more."""
@@ -314,7 +331,7 @@ class LeaseKeeper:
 
     def _computing(self) -> set[str]:
         """Return the backends of this machine with calls that have yet to end."""
-        return {held.backend for held in self._everything() if held.local and held.call is not None}
+        return {held.backend for held in self._everything() if held.local and held.computes}
 
     def _everything(self, backends: Iterable[str] | None = None) -> list[Held]:
         with self._lock:
@@ -349,16 +366,44 @@ class LeaseKeeper:
             _log.warning("the objects below %s, of a deleted job, were not removed: %s", prefix, error)
 
     def _runs(self, held: Held) -> bool:
+        if held.helpers:
+            self._collect_helpers(held)
         if not held.local or held.call is None:
-            return False
-        state = self._poll(held)
-        return state is None or state.status is CallStatus.RUNNING
+            return bool(held.helpers)
+        state = self._poll(held, held.call)
+        return state is None or state.status is CallStatus.RUNNING or bool(held.helpers)
 
-    def _poll(self, held: Held) -> CallState | None:
+    def _collect_helpers(self, held: Held) -> None:
+        """Tell helpers of this machine to stop once they are not wanted, and record which of them have ended."""
+        unwanted = held.released or held.job.ended or held.stop.requested or held.job.stage is Stage.FINALIZING
+        for token, call in tuple(held.helpers.items()):
+            if call is None:
+                continue
+            if unwanted:
+                try:
+                    calls.cancel(self._backends[held.backend], call)
+                except errors.BackendError as error:
+                    _log.warning("job %s: the backend was not told to stop a helper: %s", held.job_id, error)
+            state = self._poll(held, call)
+            if state is None or state.status is CallStatus.RUNNING:
+                continue
+            try:
+                job = held.commit(self._store, HelperStopped(token=held.token, helper=token)).job
+            except errors.StoreUnavailableError as error:
+                _log.warning("job %s: that a helper ended is recorded later: %s", held.job_id, error)
+                continue
+            except errors.RenderDispatchError as error:  # the job was deleted, or the record is another version's
+                _log.warning("job %s: that a helper ended is not recorded: %s", held.job_id, error)
+            else:
+                if job.ended:
+                    self._noticed(job)
+            held.helpers.pop(token, None)
+            self._freed()
+
+    def _poll(self, held: Held, call: BackendCall) -> CallState | None:
         """Return the state of a call; None where its backend does not say: then its slot is not given away."""
-        assert held.call is not None
         try:
-            return calls.poll(self._backends[held.backend], held.call)
+            return calls.poll(self._backends[held.backend], call)
         except errors.BackendError as error:
             _log.warning("job %s: how its call ended is asked again: %s", held.job_id, error)
             return None

@@ -14,13 +14,13 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from renderdispatch.engine import calls, events, layout
+from renderdispatch.engine import calls, events, layout, loans
 from renderdispatch.engine.attachments import File, bring_attachment, bundle_attachments, check_attachment
 from renderdispatch.engine.audio import bring, check_source, is_read_in_place
 from renderdispatch.engine.commit import patiently
 from renderdispatch.engine.inbox import Inbox
 from renderdispatch.engine.leases import GivenUp, Held, LeaseKeeper
-from renderdispatch.engine.orders import TOO_LARGE, make_order
+from renderdispatch.engine.orders import TOO_LARGE, make_grants, make_order, pack_grants, pieces_of
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.rules import BUSY, infrastructure_error
 from renderdispatch.engine.transitions import Decision, Verdict
@@ -45,7 +45,7 @@ from renderdispatch.messages import (
 )
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass
+from renderdispatch.protocols import BackendCall, Locality, SupportsDeviceClass, SupportsHelpers
 
 _log: Final = logging.getLogger("renderdispatch.engine.dispatch")
 
@@ -101,13 +101,7 @@ class Preparation:
         try:
             with self._concluding():
                 order = self._order(self._brought or self._bring_inputs())
-                intent = events.DispatchIntended(
-                    token=self.held.token,
-                    video_key=order.video.key,
-                    result_key=order.result.key,
-                    start_by=order.start_by,
-                )
-                self._advance(intent)
+                self._intend(order)
                 call = self._start(order)
                 self._record(call)
         finally:
@@ -253,7 +247,36 @@ class Preparation:
             callback=callback,
             local=local,
             device_class=backend.device_class if isinstance(backend, SupportsDeviceClass) else None,
+            parallel=job.parallel if isinstance(backend, SupportsHelpers) else 1,
         )
+
+    def _intend(self, order: RenderOrder) -> None:
+        """Store the grants of the order, if its pieces are kept behind URLs, then commit the intent."""
+        job, parts = self.job, self._parts
+        if job.parallel > order.parallel:
+            message = "job %s: backend %s draws a video with one call: parallel=%d is ignored"
+            _log.warning(message, job.id, self.held.backend, job.parallel)
+        pieces = None if order.pieces is None else pieces_of(job, order.device_class)
+        intent = events.DispatchIntended(
+            token=self.held.token,
+            video_key=order.video.key,
+            result_key=order.result.key,
+            start_by=order.start_by,
+            pieces=pieces,
+        )
+        if order.pieces is None or pieces is None or order.pieces.folder is not None:
+            self._advance(intent)
+            return
+        key = layout.grants_key(layout.prefix_of(job), self.held.token, helpers=False)
+        try:
+            lent = loans.borrowed_keys(parts.storage, loans.borrowed(parts.store, job), layout.picture_in(pieces))
+            grants = make_grants(job, pieces, signer=parts.storage, now=parts.store.now(), lent=lent)
+            parts.storage.put(key, pack_grants(grants), content_type="application/gzip")
+            self._advance(intent)
+        except BaseException:
+            with suppress(RenderDispatchError):  # what went wrong before counts
+                parts.storage.delete(key)
+            raise
 
     def _is_recorded(self, audio: StoredAudio) -> bool:
         """Return whether the job has this copy."""

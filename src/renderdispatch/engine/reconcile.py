@@ -259,12 +259,13 @@ class Reconciler:
 
         None does, if there is nothing to do. What finds no room is due again later.
         """
-        owed = job.owes_clean_up or job.removal_at is not None
+        owed = job.owes_clean_up or job.owes_pieces or job.removal_at is not None
         if not owed and (job.attempt is None or job.ended):
             return ()
         ask = self._ask_lane(job)
         lanes = self._lanes.reroute, *self._orders_lanes(job), ask, self._lanes.bucket, self._lanes.tidy
         told = self._tell(job)
+        told |= self._help(job)
         if job.retry_at is not None and not job.ended:
             told |= self._lanes.reroute.submit(job.id, partial(self._checked, job, self.rerouting.reroute))
         if job.ended:
@@ -290,14 +291,47 @@ class Reconciler:
             told |= lane.submit(job.id, partial(self._checked, job, orders))
         return told
 
+    def _help(self, job: Job) -> bool:
+        """Have helpers started or stopped; return whether any will be."""
+        return bool([key for lane, key, work in self._helping(job) if lane.submit(key, work)])
+
+    def _helping(self, job: Job) -> list[tuple[Lane, str, Callable[[], object]]]:
+        """Return what is to be done for helpers, each with its lane: some are to be started, or all to be stopped.
+
+        Their backend is told to stop them and an object is stored that says so; neither waits for the other.
+        """
+        helpers, lanes = self._checks.helpers, self._lanes
+        works: list[tuple[Lane, str, Callable[[], object]]] = []
+
+        def go_on(part: Callable[[Job], Job]) -> None:
+            if not self._stop.requested and (found := self._checked(job, part)) is not None and found.ended:
+                self._noticed(found)
+
+        def add(lane: Lane, key: str, part: Callable[[Job], Job]) -> None:
+            works.append((lane, key, partial(go_on, part)))
+
+        for chunk in helpers.to_stop(job):
+            lane = lanes.stop[lanes.name_of(chunk.attempt.backend)]
+            add(lane, chunk.key, partial(self._checks.stop_helpers, chunk=chunk))
+        if helpers.to_write(job):
+            add(lanes.bucket, f"stop {job.id}", self._checks.tell_helpers)
+        for chunk in helpers.to_start(job):
+            lane = lanes.help[lanes.name_of(chunk.attempt.backend)]
+            add(lane, chunk.key, partial(self._checks.start_helpers, chunk=chunk))
+        return works
+
     def _ask_lane(self, job: Job) -> Lane:
         return self._lanes.ask[self._lanes.name_of("" if job.attempt is None else job.attempt.backend)]
 
     def _look(self, job: Job) -> bool:
-        return self._then(self._lanes.bucket, job, self._checks.look, self._tidy)
+        return self._then(self._lanes.bucket, job, self._checks.look, self._after_look)
+
+    def _after_look(self, job: Job) -> None:
+        self._help(job)
+        self._tidy(job)
 
     def _tidy(self, job: Job) -> bool:
-        owed = job.owes_clean_up or job.removal_at is not None
+        owed = job.owes_clean_up or job.owes_pieces or job.removal_at is not None
         return owed and self._then(self._lanes.tidy, job, self._checks.tidy, lambda _job: None)
 
     def _then(self, lane: Lane, job: Job, part: Callable[[Job], Job], go_on: Callable[[Job], object]) -> bool:
@@ -377,10 +411,15 @@ class Reconciler:
             tell = partial(self._checked, job, partial(self._checks.orders, backends=backends))
             if not lane.submit(job.id, tell) and not lane.has(job.id):
                 tell()  # no thread can be started
+        begun = [(lane, job.id) for lane in lanes]
+        for lane, key, work in self._helping(job):
+            begun.append((lane, key))
+            if not lane.submit(key, work) and not lane.has(key):
+                work()
         deadline = time.monotonic() + _ORDERS_S
-        for lane in lanes:
-            lane.wait_for(job.id, max(0.0, deadline - time.monotonic()))
-        return self._checks.questions(self._store.get(job.id) if lanes else job)
+        for lane, key in begun:
+            lane.wait_for(key, max(0.0, deadline - time.monotonic()))
+        return self._checks.questions(self._store.get(job.id) if begun else job)
 
     def _checked(self, job: Job, part: Callable[[Job], Job]) -> Job | None:
         """Return the job after a part of its check; None if the part failed, which is logged."""

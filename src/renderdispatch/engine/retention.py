@@ -6,7 +6,8 @@ two of them leaves a record by which a later step goes on:
 1. `RetentionSweep` commits that the job has expired. From then on no URL is signed and no video is opened.
 2. `EXPIRY_GRACE` later a check of the job finds it due, and `remove` deletes its objects. Downloads that had a fresh
    URL have begun by then.
-3. `remove` deletes the record, of exactly this life of the job's id (rule J15).
+3. `remove` deletes the record, of exactly this life of the job's id (rule J15). If uploads of segments may still be
+   under way, or a borrower reads them, a tombstone has what is left deleted later.
 
 A client's delete takes the same steps without the grace.
 """
@@ -22,11 +23,11 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from renderdispatch.engine import layout
+from renderdispatch.engine import layout, loans, tombstones
 from renderdispatch.engine.commit import commit, forget
 from renderdispatch.engine.events import Expired
 from renderdispatch.errors import JobNotFoundError, JobUnreadableError, RevisionConflictError
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import URLS_EXPIRED, Job
 from renderdispatch.messages import JobStatus
 from renderdispatch.protocols import JobQuery, JobStore, StorageAdapter
 
@@ -63,8 +64,25 @@ def remove(store: JobStore, storage: StorageAdapter, job: Job) -> None:
         StorageError: Storage is away; a second call is safe.
         StoreUnavailableError: The store is away; a second call is safe.
     """
-    storage.delete_prefix(layout.prefix_of(job))
+    now, prefix = store.now(), layout.prefix_of(job)
+    needed_until = loans.needed_until(store, job, now) if job.owes_pieces and job.pieces_swept_at is None else None
+    used_until = max(job.finish_by + URLS_EXPIRED, needed_until or now)
+    if job.owes_pieces and used_until > now:
+        tombstones.leave(storage, prefix, used_until)
+    if needed_until is None:
+        storage.delete_prefix(prefix)
+    else:
+        _delete_all_but(storage, prefix, layout.all_pieces(prefix))
+    for attempt in job.attempts:
+        if any(helper.may_compute for helper in attempt.helpers):  # it may look for it until its URLs expire
+            storage.put(layout.stop_key(prefix, attempt.token), b"stop")
     forget(store, job)
+
+
+def _delete_all_but(storage: StorageAdapter, prefix: str, kept: str) -> None:
+    for info in list(storage.list(prefix)):
+        if not info.key.startswith(kept):
+            storage.delete(info.key)
 
 
 @define

@@ -46,6 +46,7 @@ class Submission:
     poster: bool = field(default=False, kw_only=True)
     backend: str | None = field(default=None, kw_only=True)
     require_gpu: bool = field(default=False, kw_only=True)
+    parallel: int = field(default=1, kw_only=True)
     limits: Limits | None = field(default=None, kw_only=True)
     priority: int = field(default=0, kw_only=True)
     metadata: Mapping[str, JsonValue] | None = field(default=None, kw_only=True)

@@ -6,14 +6,15 @@ time. It returns the new job, or an equal one if nothing changes. Rules are pure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from renderdispatch import messages
 from renderdispatch.engine import events, layout
 from renderdispatch.errors import RenderStalled, RenderStopped
-from renderdispatch.jobs import ANSWER_LIMIT, Attempt, CleanUp, Job, evolve
+from renderdispatch.jobs import ANSWER_LIMIT, URLS_EXPIRED, Attempt, CleanUp, Helper, HelperState, Job, evolve
 from renderdispatch.messages import JobStatus, Stage
 
 CLOCK_SLACK: Final = messages.CLOCK_SLACK
@@ -25,7 +26,7 @@ LAST_CHANCE: Final = timedelta(minutes=2)
 """How long storage may be asked once more when its time is over: no service may have been there to ask it."""
 
 MAX_RUNS: Final = 8
-"""How often one attempt may start. A platform restarts a container that crashes without end."""
+"""How often one attempt may start and draw nothing. A platform restarts a container that crashes without end."""
 
 HANDED_BACK: Final = "worker.closed"
 """The error code of an attempt that a closing worker handed back. It does not count against ``max_attempts``."""
@@ -42,8 +43,14 @@ lost. It does not count either."""
 
 UNCOUNTED: Final = frozenset({HANDED_BACK, BUSY, WAITED, CLAIM_LOST})
 
-MAX_HANDED_BACK: Final = 3
-"""How many attempts that were handed back a record keeps: restarts without end must not make it grow without end."""
+MAX_UNCOUNTED: Final = 3
+"""How many attempts that do not count a record keeps: restarts without end must not make it grow without end."""
+
+MAX_ADVANCED: Final = 16
+"""How many attempts that drew something and may still compute a record has room for."""
+
+PARALLEL_IGNORED: Final = "parallel.ignored"
+"""The code of the warning that a video was drawn without the helpers that were asked for."""
 
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 RERUN: Final = frozenset({Stage.RETRY_WAIT})
@@ -118,6 +125,8 @@ def _enter(job: Job, stage: Stage, now: datetime, *, fraction: float = 0.0, **ch
 
 def _end(job: Job, status: JobStatus, now: datetime) -> Job:
     """End the job. Forget a submitted URL; the stored copy of a local file is no longer needed."""
+    if job.attempts:
+        job = _with_attempt(job, helpers=_never_started(_current(job).helpers))
     request = job.request
     if isinstance(request.audio, messages.RemoteAudio):
         request = request.model_copy(update={"audio": messages.StoredAudio(key="", size=0)})
@@ -151,6 +160,7 @@ def _close_attempt(job: Job, now: datetime, *, stopped: bool, error: messages.Jo
         ended_at=now,
         error=error,
         stopped=stopped,
+        helpers=_never_started(attempt.helpers),
         clean_up=CleanUp.OWED if attempt.called or not stopped else CleanUp.NONE,
     )
 
@@ -178,11 +188,12 @@ def _fail(job: Job, error: messages.JobError, now: datetime, *, stopped: bool) -
     job = _close_attempt(job, now, error=error, stopped=stopped)
     if job.cancel_requested_at is not None and error.fault.retryable:
         return evolve(_cancelled(job, now, stopped=stopped), artifact=None)
-    tried = sum(1 for a in job.attempts if not _was_handed_back(a))
+    tried = sum(1 for a in job.attempts if not _is_uncounted(a))
     refused = sum(1 for a in job.attempts if _was_handed_back(a) and a.error is not None and a.error.code == BUSY)
-    delay = retry_delay(refused if refused and error.code == BUSY else tried, error)
+    delay = retry_delay(refused if refused and error.code == BUSY else max(1, tried), error)
+    full = sum(a.advanced for a in _remembered(job.attempts)) >= MAX_ADVANCED
     may_retry = (error.fault.retryable or _may_start_elsewhere(job)) and tried < job.request.limits.max_attempts
-    if may_retry and now + delay < job.finish_by:
+    if may_retry and not full and now + delay < job.finish_by:
         awaits_choice = job.reroutes and error.code != HANDED_BACK
         return evolve(
             job,
@@ -217,7 +228,17 @@ def _condemn(job: Job, error: messages.JobError, now: datetime, *, stopped: bool
 
 def _cancelled(job: Job, now: datetime, *, stopped: bool) -> Job:
     job = _close_attempt(job, now, stopped=stopped)
+    attempt = job.attempt
+    stopped = stopped and (attempt is None or not any(helper.may_compute for helper in attempt.helpers))
     return evolve(_end(job, JobStatus.CANCELLED, now), compute_stopped_at=now if stopped else None)
+
+
+def _confirmed(job: Job, now: datetime, *, stopped: bool) -> Job:
+    """Cancel the job once those helpers have stopped whose calls are known."""
+    attempt = _current(job)
+    if any(helper.state is HelperState.STARTED for helper in attempt.helpers):
+        return _with_attempt(job, cancelled=True, stopped=stopped or attempt.stopped)
+    return _cancelled(job, now, stopped=stopped)
 
 
 def cancel_waiting(job: Job, event: events.CancelRequested, now: datetime) -> Job:
@@ -232,9 +253,10 @@ def request_cancel(job: Job, event: events.CancelRequested, now: datetime) -> Jo
     """
     attempt = _current(job)
     gone = attempt.stopped or (attempt.local and attempt.lease_until is None)
-    if attempt.verdict is not None and gone:
+    ends = attempt.verdict is not None and gone
+    if ends and (attempt.local or not any(helper.state is HelperState.STARTED for helper in attempt.helpers)):
         return evolve(_cancelled(job, now, stopped=attempt.stopped), cancel_requested_at=now)
-    job = _with_attempt(job, verdict=None, verdict_at=None, overdue_at=None)
+    job = _with_attempt(job, verdict=None, verdict_at=None, overdue_at=None, cancelled=ends)
     return evolve(job, cancel_requested_at=now, stage=Stage.CANCELLING)
 
 
@@ -278,13 +300,24 @@ def reroute(job: Job, event: events.Rerouted, now: datetime) -> Job:
 
 
 def _remembered(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
-    """Forget the oldest attempts that were handed back and are cleaned up. Their events are superseded all the same."""
-    spare = [a for a in attempts if _was_handed_back(a) and a.clean_up is not CleanUp.OWED]
-    return tuple(a for a in attempts if a not in spare[:-MAX_HANDED_BACK])
+    """Forget the oldest attempts that do not count and are cleaned up. Their events are superseded all the same."""
+    newest = {attempt.pieces: attempt.number for attempt in attempts if attempt.advanced}  # they know what was drawn
+    spare = [a.number for a in attempts if _is_uncounted(a) and _is_over(a) and a.number not in newest.values()]
+    return tuple(a for a in attempts if a.number not in spare[:-MAX_UNCOUNTED])
+
+
+def _is_over(attempt: Attempt) -> bool:
+    helps = not attempt.local and any(helper.may_compute for helper in attempt.helpers)
+    return attempt.clean_up is not CleanUp.OWED and not helps
+
+
+def _is_uncounted(attempt: Attempt) -> bool:
+    """Return whether it does not count against ``max_attempts``: it was handed back, or the video grew (rule J17)."""
+    return attempt.advanced or _was_handed_back(attempt)
 
 
 def _was_handed_back(attempt: Attempt) -> bool:
-    """Return whether it does not count. One that began had a slot, whatever the code of its error."""
+    """Return whether it was given back undone. One that began had a slot, whatever the code of its error."""
     code = None if attempt.error is None else attempt.error.code
     return code == HANDED_BACK or (code in UNCOUNTED and not attempt.runs)
 
@@ -328,8 +361,13 @@ def store_attachments(job: Job, event: events.AttachmentsStored, now: datetime) 
 
 def intend(job: Job, event: events.DispatchIntended, now: datetime) -> Job:
     """Record that the backend is about to be called (rule J2)."""
-    keys: dict[str, Any] = {"video_key": event.video_key, "result_key": event.result_key}
-    return _enter(job, Stage.DISPATCHING, now, called=True, start_by=event.start_by, **keys)
+    changes: dict[str, Any] = {"video_key": event.video_key, "result_key": event.result_key}
+    if event.pieces is not None:
+        same = [a for a in job.attempts if a.pieces == event.pieces]
+        before = max((a.segments_standing for a in same), default=0)
+        changes.update(pieces=event.pieces, segments_before=before, segments_then=before, segments_standing=before)
+        job = evolve(job, pieces_clean_up=CleanUp.OWED)
+    return _enter(job, Stage.DISPATCHING, now, called=True, start_by=event.start_by, **changes)
 
 
 def dispatched(job: Job, event: events.Dispatched, now: datetime) -> Job:
@@ -353,17 +391,21 @@ def check_in(job: Job, event: messages.CheckedIn, now: datetime) -> Job:
     if not attempt.called:  # cancelled before its intent: no such run exists
         return job
     known = event.run_id in attempt.runs
-    if not known and len(attempt.runs) >= MAX_RUNS:
+    rose = attempt.segments_standing > attempt.segments_then and bool(attempt.runs)
+    if not known and len(attempt.runs) - attempt.runs_advanced - rose >= MAX_RUNS:
         if _is_stopping(job):
             return job
         message = f"the render was started {MAX_RUNS} times and never came to an end"
         return _condemn(job, infrastructure_error("runner.crash-loop", message), now, stopped=False)
-    job = _with_attempt(
-        job,
-        runs=attempt.runs if known else (*attempt.runs, event.run_id),
-        call_id=attempt.call_id or event.call_id,
-        stopped=attempt.stopped and known,
-    )
+    begun: dict[str, Any] = {
+        "runs": (*attempt.runs, event.run_id),
+        "runs_advanced": attempt.runs_advanced + rose,
+        "segments_then": attempt.segments_standing,
+        "segments_own": 0,
+        "stopped": False,
+        "cancelled": False,
+    }
+    job = _with_attempt(job, call_id=attempt.call_id or event.call_id, **({} if known else begun))
     return job if _is_stopping(job) else _enter(job, Stage.DISPATCHED, now)
 
 
@@ -372,16 +414,103 @@ def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
     attempt = _current(job)
     if attempt.verdict is not None:
         return job
+    changes = _news_of_segments(job, attempt, event)
     forward = _ORDER[event.stage] - _ORDER[job.stage]
     percent = stage_progress(event.stage, event.fraction)
-    if percent < job.progress or forward < 0 or (percent == job.progress and forward == 0):
+    late = percent < job.progress or forward < 0 or (percent == job.progress and forward == 0)
+    if late and not changes:
         return job
-    changes: dict[str, Any] = {}
     if attempt.runs[-1:] != (event.run_id,):
         changes["runs"] = (*attempt.runs, event.run_id)
+    if late:
+        return _with_attempt(job, **changes)
     if event.frames is not None:
         changes.update(frames=event.frames, frames_total=event.frames_total)
     return _enter(job, event.stage, now, fraction=event.fraction, **changes)
+
+
+def _news_of_segments(job: Job, attempt: Attempt, event: messages.Progressed) -> dict[str, Any]:
+    """Return what a report says of plan and segments beyond what is known. Counts never fall, so late ones say less."""
+    news = _planned(job, attempt) if event.planned else {}
+    if (counts := event.segments) is not None:
+        total = attempt.segments or counts.total
+        found = {
+            "segments": total,
+            "segments_standing": max(attempt.segments_standing, min(counts.standing, total)),
+            "segments_own": max(attempt.segments_own, min(counts.own, total)),
+        }
+        news.update({name: value for name, value in found.items() if getattr(attempt, name) != value})
+    return news
+
+
+def _planned(job: Job, attempt: Attempt) -> dict[str, Any]:
+    """Return what changes once the plan of an attempt was seen: all its helpers are intended, once."""
+    if attempt.planned:
+        return {}
+    shares = range(1, job.parallel) if attempt.pieces is not None else ()
+    helpers = tuple(Helper(share=share, token=helper_token(attempt.token, share)) for share in shares)
+    return {"planned": True, "helpers": helpers}
+
+
+def helper_token(token: str, share: int) -> str:
+    """Return the token of a helper of the attempt with this token: 32 hexadecimal digits, unlike any other."""
+    return hashlib.sha256(f"{token}\nhelper\n{share}".encode()).hexdigest()[:32]
+
+
+def plan_seen(job: Job, event: events.PlanSeen, now: datetime) -> Job:
+    """Record that the plan is kept, and intend the helpers."""
+    attempt = _current(job)
+    return job if attempt.verdict is not None else _with_attempt(job, **_planned(job, attempt))
+
+
+def segments_seen(job: Job, event: events.SegmentsSeen, now: datetime) -> Job:
+    """Record how many segments storage has; after a verdict too, for it tells whether the attempt counts."""
+    attempt = _current(job)
+    standing = min(event.standing, attempt.segments or messages.MAX_SEGMENTS)
+    return job if standing <= attempt.segments_standing else _with_attempt(job, segments_standing=standing)
+
+
+def helper_starting(job: Job, event: events.HelperStarting, now: datetime) -> Job:
+    """Record that the backend is about to be called for a helper (rule J2), once, unless the attempt is to stop."""
+    if not any(helper.token == event.helper for helper in job.helpers_to_start()):
+        return job
+    return _with_helper(job, event.token, event.helper, {HelperState.INTENDED}, state=HelperState.STARTING)
+
+
+def helper_started(job: Job, event: events.HelperStarted, now: datetime) -> Job:
+    """Record the call of a helper."""
+    starting = {HelperState.STARTING}
+    return _with_helper(job, event.token, event.helper, starting, state=HelperState.STARTED, call_id=event.call_id)
+
+
+def helper_stopped(job: Job, event: events.HelperStopped, now: datetime) -> Job:
+    """Record that a helper computes no more. A cancelled job may have waited for it."""
+    going = frozenset(HelperState) - {HelperState.STOPPED}
+    job = _with_helper(job, event.token, event.helper, going, state=HelperState.STOPPED)
+    attempt = job.attempt
+    if job.ended or job.stage is not Stage.CANCELLING or attempt is None or not attempt.cancelled:
+        return job
+    return _confirmed(job, now, stopped=attempt.stopped)
+
+
+def _with_helper(job: Job, token: str, helper: str, states: Collection[HelperState], **changes: Any) -> Job:
+    """Change a helper that is in one of these states, of any attempt of the job."""
+
+    def changed(attempt: Attempt) -> Attempt:
+        if attempt.token != token or not any(h.token == helper and h.state in states for h in attempt.helpers):
+            return attempt
+        helpers = tuple(evolve(h, **changes) if h.token == helper else h for h in attempt.helpers)
+        return evolve(attempt, helpers=helpers)
+
+    return evolve(job, attempts=tuple(map(changed, job.attempts)))
+
+
+def _never_started(helpers: tuple[Helper, ...]) -> tuple[Helper, ...]:
+    """Return the helpers of an attempt that ends: those that were only intended never start."""
+    return tuple(
+        evolve(helper, state=HelperState.STOPPED) if helper.state is HelperState.INTENDED else helper
+        for helper in helpers
+    )
 
 
 def complete(job: Job, event: messages.Completed | events.ResultFound, now: datetime) -> Job:
@@ -390,8 +519,19 @@ def complete(job: Job, event: messages.Completed | events.ResultFound, now: date
     job = _enter(job, Stage.FINALIZING, now, overdue_at=None, **free)
     posted = job.request.poster and event.artifact.poster_key is not None
     poster_key = layout.poster_key(layout.prefix_of(job), _current(job).token) if posted else None
-    artifact = event.artifact.model_copy(update={"key": _current(job).video_key, "poster_key": poster_key})
+    keys = {"key": _current(job).video_key, "poster_key": poster_key}
+    artifact = event.artifact.model_copy(update={**keys, "warnings": _warnings(job, event.artifact)})
     return evolve(job, artifact=artifact, finalizing_at=now)
+
+
+def _warnings(job: Job, artifact: messages.Artifact) -> tuple[messages.RenderWarning, ...]:
+    """Return what the video lacks, and whether helpers were asked for in vain."""
+    helped = any(helper.call_id is not None for helper in _current(job).helpers)
+    warned = any(warning.code == PARALLEL_IGNORED for warning in artifact.warnings)
+    if job.parallel < 2 or helped or warned or len(artifact.warnings) >= messages.MAX_WARNINGS:
+        return artifact.warnings
+    message = "one call drew the video: its backend has none for helpers, or had none free in time"
+    return (*artifact.warnings, messages.RenderWarning(code=PARALLEL_IGNORED, message=message))
 
 
 def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
@@ -412,12 +552,12 @@ def attempt_failed(job: Job, event: events.AttemptFailed, now: datetime) -> Job:
 
 def confirm_cancel_by_run(job: Job, event: events.JobEvent, now: datetime) -> Job:
     """Cancel the job: its run has ended, or does not exist (rule J5: cancel wins over a late completion)."""
-    return _cancelled(job, now, stopped=True)
+    return _confirmed(job, now, stopped=True)
 
 
 def confirm_cancel(job: Job, event: events.AttemptFailed | events.CancelConfirmed, now: datetime) -> Job:
     """Cancel the job."""
-    return _cancelled(job, now, stopped=event.stopped)
+    return _confirmed(job, now, stopped=event.stopped)
 
 
 def lapse(job: Job, event: events.LeaseLapsed, now: datetime) -> Job:
@@ -571,3 +711,25 @@ def audio_dropped(job: Job, event: events.AudioDropped, now: datetime) -> Job:
 def expire(job: Job, event: events.Expired, now: datetime) -> Job:
     """Give up an ended job: no URL of its objects is signed any more. A job that has not ended is kept."""
     return job if not job.ended or job.expired_at is not None else evolve(job, expired_at=now)
+
+
+def lend_pieces(job: Job, event: events.PiecesLent, now: datetime) -> Job:
+    """Lend plan and segments to the job that repeats this one, unless they are gone or lent to another one."""
+    kept = job.owes_pieces and job.pieces_swept_at is None and job.expired_at is None
+    if not kept or job.lent_to != event.instead_of or event.to == event.instead_of:
+        return job
+    return evolve(job, lent_to=event.to)
+
+
+def pieces_swept(job: Job, event: events.PiecesSwept, now: datetime) -> Job:
+    """Record that plans, segments and grants are deleted: they cannot be lent any more. A newer loan keeps them."""
+    due = job.pieces_sweep_at is not None and job.pieces_sweep_at <= now
+    if not due or job.pieces_swept_at is not None or job.lent_to != event.lent_to:
+        return job
+    return evolve(job, pieces_swept_at=now)
+
+
+def pieces_gone(job: Job, event: events.PiecesGone, now: datetime) -> Job:
+    """Record that nothing is left of them, for nothing can write them any more."""
+    over = job.pieces_swept_at is not None and now >= job.finish_by + URLS_EXPIRED
+    return evolve(job, pieces_clean_up=CleanUp.DONE) if over and job.owes_pieces else job

@@ -23,6 +23,7 @@ from renderdispatch.engine.audio import Streamed
 from renderdispatch.engine.inputs import Inputs, StoredOnce, upload_place
 from renderdispatch.engine.intake import (
     Fingerprints,
+    check_parallel,
     check_priority,
     check_upload,
     fingerprint,
@@ -30,6 +31,7 @@ from renderdispatch.engine.intake import (
     read_request,
     same_request,
 )
+from renderdispatch.engine.loans import lend
 from renderdispatch.engine.parts import Parts
 from renderdispatch.engine.quotas import quota_of
 from renderdispatch.engine.rerouting import first_backend
@@ -50,7 +52,7 @@ _NO_FILE: Final = StoredAudio.model_construct(key="", size=0)
 _COMPARED: Final = frozenset({str, int, float, bool, type(None), Output, Limits})
 """Types whose values cannot change between two rows."""
 
-_OWN: Final = frozenset({"audio", "priority", "idempotency_key"})
+_OWN: Final = frozenset({"audio", "priority", "parallel", "idempotency_key"})
 _ASKED: Final = attrgetter(*(each.name for each in fields(Submission) if each.name not in _OWN))
 """What a row asks for, but for what is its own in any case."""
 
@@ -75,6 +77,7 @@ class _Asked:
     incarnation: str
     request: RenderRequest
     priority: int
+    parallel: int
     key: str | None
     routed: bool
 
@@ -217,7 +220,7 @@ class Submissions:
                 yield asked.id
 
     def retry(self, job: Job) -> Job:
-        """Submit a failed or cancelled job again; return the new job.
+        """Submit a failed or cancelled job again; return the new job. It goes on from segments that are kept.
 
         Raises:
             InvalidRequestError: The job did not fail, one of its files is gone,
@@ -236,11 +239,13 @@ class Submissions:
             raise errors.UnknownNameError.of("backend", backend, self._parts.backends, code="backend.unknown")
         new_id, incarnation = uuid.uuid4().hex, layout.new_incarnation()
         prefix = layout.job_prefix(job.tenant, new_id, incarnation)
-        fields = {"tenant": job.tenant, "priority": job.priority, "retry_of": job.id, "reroutes": reroutes}
+        fields: dict[str, Any] = {"tenant": job.tenant, "priority": job.priority, "parallel": job.parallel}
+        fields |= {"retry_of": job.id, "reroutes": reroutes}
         new: Job | None = None
         try:
             now = self._parts.store.now()
             request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
+            fields["borrows"] = lend(self._parts.store, self._parts.storage, job, new_id)
             new = _new_job(now, request, fingerprint(request), id=new_id, incarnation=incarnation, **fields)
             return _job_or_raise(self._create([new])[0])
         except BaseException:
@@ -297,6 +302,7 @@ class Submissions:
             incarnation=layout.new_incarnation(),  # before the upload: the audio's key holds it, and so will the record
             request=request,
             priority=priority,
+            parallel=check_parallel(row.parallel),
             key=key,
             routed=not row.backend,
         )
@@ -362,11 +368,11 @@ class Submissions:
         hashes: Fingerprints | None = None,
     ) -> Job:
         """Return the job of a request whose files are stored."""
-        fields = {"id": asked.id, "incarnation": asked.incarnation, "tenant": self._tenant, "priority": asked.priority}
+        own = {name: getattr(asked, name) for name in ("id", "incarnation", "priority", "parallel")}
         reroutes = asked.routed and self._parts.failover is not None
         now = self._parts.store.now() if now is None else now
         hashed = fingerprint(request) if hashes is None else hashes.of(request, asked.request)
-        return _new_job(now, request, hashed, batch=batch, reroutes=reroutes, **fields)
+        return _new_job(now, request, hashed, tenant=self._tenant, batch=batch, reroutes=reroutes, **own)
 
     def _create(self, jobs: Sequence[Job], connection: object = None) -> list[Recorded]:
         """Create jobs, all in one transaction if the store can; return each as stored, or why it was refused.

@@ -6,7 +6,8 @@ cancel), the dispatcher (stages), the GPU side (`CheckedIn`, `Progressed`, `Comp
 
 An event passes three gates before the table is read:
 
-1. **Terminal absorbs.** A job that has ended changes no more, except that its clean-up and its expiry are recorded.
+1. **Terminal absorbs.** A job that has ended changes no more, except that its clean-up and its expiry are recorded, and
+   that a retry reads its segments.
 2. **The fence.** An event names one attempt by its token. An event of another attempt changes nothing, and its sender
    is told to stop.
 3. **The run.** A preempted container starts the same attempt again. Each start has a run id, sent at check-in. The
@@ -70,6 +71,13 @@ TABLE: Final = (
     Row(events.AttemptFailed, PREPARING, rules.attempt_failed, _RETRIED),
     Row(events.AttemptFailed, OUT, rules.attempt_failed),
     Row(events.AttemptFailed, CANCELLING, rules.confirm_cancel, _CANCELLED),
+    # helpers
+    Row(events.PlanSeen, OUT, rules.plan_seen),
+    Row(events.SegmentsSeen, OUT, rules.segments_seen),
+    Row(events.HelperStarting, OUT, rules.helper_starting),
+    Row(events.HelperStarted, frozenset(Stage), rules.helper_started),
+    Row(events.HelperStopped, frozenset(Stage) - CANCELLING, rules.helper_stopped),
+    Row(events.HelperStopped, CANCELLING, rules.helper_stopped, _CANCELLED),
     # the GPU side
     Row(CheckedIn, OUT, rules.check_in, (Stage.DISPATCHED,)),
     Row(CheckedIn, CANCELLING, rules.check_in),
@@ -101,6 +109,9 @@ TABLE: Final = (
     Row(events.CleanedUp, frozenset(Stage), rules.cleaned_up),
     Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
     Row(events.Expired, frozenset(Stage), rules.expire),
+    Row(events.PiecesLent, frozenset(Stage), rules.lend_pieces),
+    Row(events.PiecesSwept, frozenset(Stage), rules.pieces_swept),
+    Row(events.PiecesGone, frozenset(Stage), rules.pieces_gone),
 )
 
 TRANSITIONS: Final[Mapping[tuple[type, Stage], Row]] = {

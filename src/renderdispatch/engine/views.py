@@ -19,8 +19,8 @@ from renderdispatch.engine import layout
 from renderdispatch.engine.intake import is_path, whole
 from renderdispatch.engine.names import file_name
 from renderdispatch.engine.parts import Parts
-from renderdispatch.jobs import Job
-from renderdispatch.messages import Artifact, JobStatus, PollError, PollResponse, PollResult, Stage
+from renderdispatch.jobs import HelperState, Job
+from renderdispatch.messages import Artifact, JobStatus, PollError, PollResponse, PollResult, PollSegments, Stage
 from renderdispatch.protocols import JobQuery, Page, SupportsCounts, SupportsFileNames, walk
 
 DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
@@ -28,6 +28,9 @@ DOWNLOAD_URL_LIFE: Final = timedelta(days=7)
 
 _CHUNK_BYTES: Final = 1 << 20
 _PAGE: Final = 1000
+
+_DRAWN: Final = frozenset({Stage.RENDERING, Stage.UPLOADING_VIDEO, Stage.FINALIZING})
+"""The stages in which the numbers of an attempt's segments say how far its video is."""
 
 _OTHER_KINDS: Final = re.compile(
     r"3g[2p]|aac|aiff?|a?png|asf|avif?|bmp|dv|flac|flv|f4v|gif|h26[45]|hei[cf]|hevc|ivf|jpe?g|jxl|m2ts|m2v|m3u8|m4[ab]"
@@ -101,6 +104,7 @@ class Views:
         result = error = None
         if artifact is not None:
             shown = {name: getattr(artifact, name) for name in PollResult.model_fields if name != "video_key"}
+            shown |= {} if artifact.segments else dict.fromkeys(("segments", "segments_taken", "segments_twice"))
             result = PollResult(video_key=artifact.key, **shown)
         if job.status is JobStatus.FAILED and job.error is not None:
             error = PollError(code=job.error.code, message=job.error.message)
@@ -111,6 +115,7 @@ class Views:
             progress=job.progress,
             attempt=job.attempt_number,
             queue_position=self._queue_position(job),
+            segments=segments_of(job),
             result=result,
             error=error,
             warnings=artifact.warnings if artifact is not None else (),
@@ -191,6 +196,24 @@ class Views:
             return store.position(job, self.parts.policy)
         ready = walk(store, JobQuery(order="ready", ready_by=store.now(), machine=job.machine, limit=_PAGE))
         return next((place for place, other in enumerate(ready, 1) if other.id == job.id), None)
+
+
+def segments_of(job: Job) -> PollSegments | None:
+    """Return how far the segments of a job's video are; None: it is not drawn now, or they are not known."""
+    attempt = job.attempt
+    if job.ended or job.stage not in _DRAWN or attempt is None or attempt.segments is None:
+        return None
+    standing = min(attempt.segments_standing, attempt.segments)
+    own = min(attempt.segments_own, standing)
+    helpers = sum(helper.state is HelperState.STARTED for helper in attempt.helpers)
+    return PollSegments(
+        total=attempt.segments,
+        standing=standing,
+        own=own,
+        taken_over=standing - own,
+        missing=attempt.segments - standing,
+        drawing=1 + helpers if job.stage is Stage.RENDERING else 0,
+    )
 
 
 def check_video_name(path: Path) -> None:

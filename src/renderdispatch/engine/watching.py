@@ -73,7 +73,8 @@ def _seconds(timeout: object) -> float:
 def what_shows(job: Job) -> tuple[object, ...]:
     """Return what a watcher can see of a job: everything but renewed leases."""
     attempt = job.attempt
-    return (job.status, job.stage, job.progress, job.attempt_number, attempt and attempt.frames, job.ended)
+    drawn = attempt and (attempt.frames, attempt.segments_standing, attempt.segments_own)
+    return (job.status, job.stage, job.progress, job.attempt_number, drawn, job.ended)
 
 
 def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManager[BinaryIO]]) -> str:
@@ -89,6 +90,10 @@ def show_html(poll: PollResponse, open_video: Callable[[], AbstractContextManage
     if poll.queue_position is not None:
         many = poll.queue_position > MAX_POSITION
         text += f" · more than {MAX_POSITION:,} ahead" if many else f" · place {poll.queue_position}"
+    if poll.segments is not None:
+        text += f" · {poll.segments.standing} of {poll.segments.total} segments"
+        text += f" · {poll.segments.taken_over} taken over" if poll.segments.taken_over else ""
+        text += f" · {poll.segments.drawing} draw" if poll.segments.drawing > 1 else ""
     if poll.error is not None:
         text += f" · {poll.error.code}: {poll.error.message}"
     text += "".join(f" · warning: {warning.message}" for warning in poll.warnings)

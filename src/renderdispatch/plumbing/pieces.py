@@ -24,6 +24,7 @@ GENERATIONS_OF_HELPERS: Final = 2
 HEAD_BYTES: Final = 1024
 """The size of a head; each is padded to it."""
 
+_GENERATIONS: Final = frozenset(map(str, range(GENERATIONS)))
 _UUID: Final = bytes.fromhex("9a3f5e0c6d1b4c7f8e52b7a1d4c06e31")
 _BOX: Final = struct.pack(">I4s", HEAD_BYTES, b"uuid") + _UUID
 _PLAN: Final = b"renderdispatch plan 1\n"
@@ -37,6 +38,13 @@ def plan_name(generation: int) -> str:
 def segment_name(index: int, generation: int) -> str:
     """Return the name of a segment."""
     return f"{index:03d}.{generation}"
+
+
+def index_of(name: str) -> int | None:
+    """Return the index of the segment with this name; None for the name of something else."""
+    index, _, generation = name.partition(".")
+    is_name = index.isascii() and index.isdigit() and generation in _GENERATIONS
+    return int(index) if is_name and len(index) == 3 else None
 
 
 def names(slots: int, generations: int = GENERATIONS) -> list[str]:
@@ -56,7 +64,7 @@ class SegmentHead:
         size: Bytes behind the head.
         sha256: Of these bytes, in hex.
         config: The decoder's configuration (``avcC`` of ISO/IEC 14496-15), in hex.
-        twice: How many segments its worker had drawn in vain by then.
+        twice: How many segments its worker has drawn in vain since the one that it completed before.
     """
 
     digest: str

@@ -12,6 +12,7 @@ import hmac
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -100,16 +101,8 @@ class Presigner:
         names = sorted(bound)
         signed_names = ";".join(names)
         path = self._path + quote(key, safe="/")
-        asked = {
-            **query,
-            "X-Amz-Algorithm": _ALGORITHM,
-            "X-Amz-Credential": f"{self._endpoint.access_key_id}/{scope}",
-            "X-Amz-Date": moment,
-            "X-Amz-Expires": str(expires_s),
-            "X-Amz-SignedHeaders": signed_names,
-        }
-        pairs = sorted((quote(name, safe=""), quote(value, safe="")) for name, value in asked.items())
-        text = "&".join(f"{name}={value}" for name, value in pairs)
+        credential = f"{self._endpoint.access_key_id}/{scope}"
+        text = _query(credential, moment, expires_s, signed_names, tuple(query.items()))
         lines = [f"{name}:{bound[name]}" for name in names]
         request = "\n".join([method, path, text, *lines, "", signed_names, "UNSIGNED-PAYLOAD"])
         to_sign = f"{_ALGORITHM}\n{moment}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
@@ -125,3 +118,18 @@ class Presigner:
                 key = hmac.digest(key, part.encode(), "sha256")
             self._of_day = (day, scope, key)
         return scope, key
+
+
+@lru_cache(64)
+def _query(credential: str, moment: str, expires_s: int, signed_names: str, others: tuple[tuple[str, str], ...]) -> str:
+    """Return the query string that is signed; the URLs of one order have the same one."""
+    asked = {
+        **dict(others),
+        "X-Amz-Algorithm": _ALGORITHM,
+        "X-Amz-Credential": credential,
+        "X-Amz-Date": moment,
+        "X-Amz-Expires": str(expires_s),
+        "X-Amz-SignedHeaders": signed_names,
+    }
+    pairs = sorted((quote(name, safe=""), quote(value, safe="")) for name, value in asked.items())
+    return "&".join(f"{name}={value}" for name, value in pairs)

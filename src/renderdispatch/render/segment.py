@@ -102,7 +102,7 @@ class SegmentWriter:
         """Complete the file and return its head.
 
         Args:
-            twice: How many segments were drawn in vain here so far.
+            twice: How many segments were drawn in vain here since the last one that was completed.
         """
         self._keep(self._encoder.encode(None))
         table = FrameTable.of(self._sizes, self._shown, self._keys)

@@ -7,14 +7,15 @@ ends it at once. `child_main` is what runs there.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import field, frozen
 
@@ -26,27 +27,52 @@ from renderdispatch.errors import (
     RenderStalled,
     SceneError,
 )
-from renderdispatch.messages import FaultDomain, JobError, Message, RenderOrder, RenderRequest, RenderStats
+from renderdispatch.messages import (
+    FaultDomain,
+    Helped,
+    HelperOrder,
+    JobError,
+    Message,
+    RenderOrder,
+    RenderRequest,
+    RenderStats,
+    RenderWarning,
+)
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import (
     Renderer,
     Report,
+    Slots,
     SupportsGpu,
     SupportsGpuReason,
     SupportsImages,
     SupportsParams,
     SupportsPreview,
     SupportsSceneFiles,
+    SupportsSegments,
 )
 from renderdispatch.runner.in_place import checked
 from renderdispatch.runner.memory import MemoryWatch, most_bytes
 from renderdispatch.runner.probe import renders_here
 from renderdispatch.runner.process import SupervisedProcess, describe_exit, events_pipe
 from renderdispatch.runner.renderers import SHIPPED, find_renderer, load_renderer
+from renderdispatch.runner.slot_calls import PipeSlots, SlotCall, SlotsServer, SlotsShape, shape_of
 from renderdispatch.runner.stalls import Stalls
 
-RenderHost = Callable[[RenderOrder, Path, Path, Report], RenderStats]
-"""``host(order, audio, output, report)``: as `Renderer.render`, for whatever scene the order names."""
+
+class RenderHost(Protocol):
+    """Where renderers run, for whatever scene an order names."""
+
+    def __call__(
+        self, order: RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots | None = None
+    ) -> RenderStats:
+        """Render as `Renderer.render` does; with slots as `SupportsSegments.render_segments`, where there is one."""
+
+    def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
+        """Draw segments as `SupportsSegments.help` does."""
+
+
+_log: Final = logging.getLogger("renderdispatch.runner")
 
 _MOST_FRAMES: Final = (1 << 53) - 1
 """What every reader of JSON takes for the number that it is."""
@@ -63,7 +89,7 @@ class RenderFailed(RenderError):
         self.fault: FaultName = error.fault.value  # type: ignore[misc]  # elsewhere it belongs to the class
 
 
-def check_renderer(renderer: Renderer, wanted: RenderOrder | RenderRequest) -> None:
+def check_renderer(renderer: Renderer, wanted: RenderOrder | HelperOrder | RenderRequest) -> None:
     """Refuse what this renderer can never do.
 
     Raises:
@@ -105,15 +131,30 @@ class InProcessRender:
 
     renderers: Mapping[str, Renderer] = field(factory=dict)
 
-    def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+    def __call__(
+        self, order: RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots | None = None
+    ) -> RenderStats:
+        """Render; see `RenderHost`."""
         renderer = self._renderer(order)
         with _kept_alive(order), checked(renderer, order, audio, report) as reported:
-            stats = renderer.render(order, audio, output, _in_plain_numbers(reported))
+            heard = _in_plain_numbers(reported)
+            if slots is not None and isinstance(renderer, SupportsSegments):
+                stats = renderer.render_segments(order, audio, output, heard, slots=slots)
+            else:
+                stats = _in_one_piece(renderer.render(order, audio, output, heard), order)
         if not isinstance(stats, RenderStats):
             raise SceneError(f"scene {order.scene!r} returned {type(stats).__name__}, not RenderStats")
         if not output.is_file():
             raise SceneError(f"scene {order.scene!r} wrote no video")
         return stats
+
+    def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
+        """Draw segments; a scene that knows none draws none."""
+        renderer = self._renderer(order)
+        if not isinstance(renderer, SupportsSegments):
+            return Helped(reason=f"scene {order.scene!r} is drawn in one piece")
+        with _kept_alive(order):
+            return renderer.help(order, folder, _in_plain_numbers(report), slots=slots)
 
     def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
         """Draw one frame; see `SupportsPreview`.
@@ -125,14 +166,23 @@ class InProcessRender:
         with _kept_alive(order):
             return with_preview(renderer, order.scene).preview(order, audio, picture, _in_plain_numbers(report), at=at)
 
-    def _renderer(self, order: RenderOrder) -> Renderer:
+    def _renderer(self, order: RenderOrder | HelperOrder) -> Renderer:
         renderer = self.renderers.get(order.scene) or find_renderer(order.scene)
         check_renderer(renderer, order)
         return renderer
 
 
+def _in_one_piece(stats: RenderStats, order: RenderOrder) -> RenderStats:
+    """Return the facts of a video that no helper could draw a part of, with a warning if there were to be helpers."""
+    if order.parallel == 1 or not isinstance(stats, RenderStats):
+        return stats
+    _log.info("job %s: scene %r is drawn in one piece, without helpers", order.job_id, order.scene)
+    warning = RenderWarning(code="parallel.ignored", message=f"scene {order.scene!r} is drawn in one piece")
+    return stats.model_copy(update={"warnings": (warning, *stats.warnings)})
+
+
 @contextlib.contextmanager
-def _kept_alive(order: RenderOrder) -> Iterator[None]:
+def _kept_alive(order: RenderOrder | HelperOrder) -> Iterator[None]:
     """Keep the scene from ending the process that hosts it."""
     try:
         yield
@@ -169,8 +219,8 @@ class _Still(Message):
     at: float | None
 
 
-class _Task(Message):
-    """The second line."""
+class _Video(Message):
+    """What a task renders, or draws one frame of."""
 
     order: RenderOrder
     audio: Path
@@ -178,14 +228,36 @@ class _Task(Message):
     still: _Still | None = None
 
 
+class _Help(Message):
+    """Segments are wanted, and no video."""
+
+    order: HelperOrder
+    folder: Path
+
+
+class _Task(Message):
+    """The second line: a video, or help with one."""
+
+    video: _Video | None = None
+    help: _Help | None = None
+    slots: SlotsShape | None = None
+
+
 class _News(Message):
-    """A line of the render process: how far it is, or how it ended."""
+    """A line of the render process: how far it is, a call of its slots, or how it ended."""
 
     frames: int = 0
     total: int = 0
+    call: SlotCall | None = None
     stats: RenderStats | None = None
     shown: int | None = None
+    helped: Helped | None = None
     error: JobError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the task is done."""
+        return self.stats is not None or self.shown is not None or self.helped is not None
 
 
 class SupervisedRender:
@@ -238,40 +310,57 @@ class SupervisedRender:
         self._prepared = process
         return process
 
-    def __call__(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
+    def __call__(
+        self, order: RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots | None = None
+    ) -> RenderStats:
         """Render, and report at least five times a second, also while the renderer is silent.
 
         Raises:
             RenderError: As the renderer said; ``renderer.died`` when it ended without a word, or could not be started;
                 ``render.stalled`` or ``memory.full`` when it was ended because of the order's limits.
         """
-        news = self._carry_out(_Task(order=order, audio=audio, output=output), report)
+        task = _Task(
+            video=_Video(order=order, audio=audio, output=output), slots=None if slots is None else shape_of(slots)
+        )
+        news = self._carry_out(task, order, report, slots)
         assert news.stats is not None
         return news.stats
 
+    def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
+        """Draw segments, under the same limits. Raises what a render raises."""
+        task = _Task(help=_Help(order=order, folder=folder), slots=shape_of(slots))
+        news = self._carry_out(task, order, report, slots)
+        assert news.helped is not None
+        return news.helped
+
     def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
         """Draw one frame, under the same limits; see `SupportsPreview`. Raises what a render raises."""
-        news = self._carry_out(_Task(order=order, audio=audio, output=picture, still=_Still(at=at)), report)
+        video = _Video(order=order, audio=audio, output=picture, still=_Still(at=at))
+        news = self._carry_out(_Task(video=video), order, report, None)
         assert news.shown is not None
         return news.shown
 
-    def _carry_out(self, task: _Task, report: Report) -> _News:
+    def _carry_out(self, task: _Task, order: RenderOrder | HelperOrder, report: Report, slots: Slots | None) -> _News:
         """Return the last news of a task, which is not an error."""
-        order = task.order
         process = self._prepared or self.prepare(order.scene)
+        server = None if slots is None else SlotsServer(slots, process.write_line)
         finished = False
         try:
             process.write_line(task.model_dump_json())
             news = _News()
             guard = _Guard(order, process.pid, counts=order.scene in SHIPPED and order.scene not in self.renderers)
             while (line := process.read_line(_CHECK_EVERY_S)) != b"":
-                if line is not None:
-                    news = _News.model_validate_json(line)
+                said = None if line is None else _News.model_validate_json(line)
+                if said is not None and said.call is not None:
+                    if server is not None:
+                        server.take(said.call)
+                elif said is not None:
+                    news = said
                     guard.stalls.heard(news.frames, news.total, now=time.monotonic())
                 if news.error is not None:
                     finished = True
                     raise RenderFailed(news.error)
-                if finished := news.stats is not None or news.shown is not None:
+                if finished := news.is_last:
                     return news
                 guard.check(news.frames)
                 report(news.frames, news.total)
@@ -280,6 +369,8 @@ class SupervisedRender:
         finally:
             self._prepared = None
             process.end(wait_s=5 if finished else 0)
+            if server is not None:
+                server.close()
 
 
 class _Guard:
@@ -291,7 +382,7 @@ class _Guard:
         counts: Whether its renderer is known to report frames.
     """
 
-    def __init__(self, order: RenderOrder, pid: int, *, counts: bool) -> None:
+    def __init__(self, order: RenderOrder | HelperOrder, pid: int, *, counts: bool) -> None:
         now = time.monotonic()
         timeout_s = None if order.stall_timeout is None else order.stall_timeout.total_seconds()
         self._asked = order.memory_mib << 20
@@ -348,9 +439,12 @@ def child_main() -> None:
         if not line:  # what started this process changed its mind
             return
         task = _Task.model_validate_json(line)
+        slots = None if task.slots is None else PipeSlots(task.slots, lambda call: send(_News(call=call)))
+        if slots is not None:
+            slots.listen()
         try:
             own = own or {scene.name: _renderer_of(scene)}
-            answer = _carried_out(InProcessRender(own), task, report)
+            answer = _carried_out(InProcessRender(own), task, report, slots)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a scene raises is answered, asyncio's cancel included
@@ -360,10 +454,15 @@ def child_main() -> None:
             send(answer)
 
 
-def _carried_out(host: InProcessRender, task: _Task, report: Report) -> _News:
-    if task.still is None:
-        return _News(stats=host(task.order, task.audio, task.output, report))
-    return _News(shown=host.preview(task.order, task.audio, task.output, report, at=task.still.at))
+def _carried_out(host: InProcessRender, task: _Task, report: Report, slots: Slots | None) -> _News:
+    if task.help is not None:
+        assert slots is not None
+        return _News(helped=host.help(task.help.order, task.help.folder, report, slots=slots))
+    assert task.video is not None
+    video = task.video
+    if video.still is not None:
+        return _News(shown=host.preview(video.order, video.audio, video.output, report, at=video.still.at))
+    return _News(stats=host(video.order, video.audio, video.output, report, slots=slots))
 
 
 def _renderer_of(scene: _Scene) -> Renderer:

@@ -137,6 +137,8 @@ class Reporter:
         self._not_before = 0.0
         self._stage: messages.RunStage | None = None
         self._idle = True
+        self._told: Mapping[str, object] = {}
+        self._segments: Mapping[str, object] = {}
         self._news: deque[Mapping[str, object]] = deque(maxlen=1)
         self._final: messages.Completed | messages.Failed | None = None
         self._delivered: list[str] = []
@@ -176,8 +178,23 @@ class Reporter:
         self._stop.check()
         entered = self._stage is not stage
         self._stage = stage
-        self._news.append({"stage": stage, "fraction": min(1.0, max(0.0, fraction)), **frames})
+        self._told = {"stage": stage, "fraction": min(1.0, max(0.0, fraction)), **frames}
+        self._news.append(self._told)
         if entered or self._idle:  # the thread may be waiting for as long as a heartbeat
+            self._wake.ring()
+
+    def segments(self, counts: messages.SegmentCounts, planned: bool) -> None:
+        """Note how far the segments are, for the next report; cheap. Raises as `progress` does.
+
+        Args:
+            counts: How many there are.
+            planned: Whether the plan is kept.
+        """
+        self._stop.check()
+        self._segments = {"segments": counts, "planned": planned}
+        if self._told:
+            self._news.append(self._told)
+        if self._idle:
             self._wake.ring()
 
     def finish(self, outcome: messages.Completed | messages.Failed, *, left_s: float = math.inf) -> bool:
@@ -251,7 +268,7 @@ class Reporter:
         if not news:
             return self.events.check_in
         try:
-            return self.events.make(messages.Progressed, **news)
+            return self.events.make(messages.Progressed, **{**news, **self._segments})
         except Exception:  # noqa: BLE001 - logged; this thread is how the run hears of a stop
             _log.exception("job %s: progress that cannot be reported", self.events.check_in.job_id)
             return self.events.check_in

@@ -7,6 +7,7 @@ honoured only for orders that never left the machine. No URL ever reaches a log 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, BadUrlError, Client, NetError, Response, etag_of
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
-from renderdispatch.plumbing.stop import Stop
+from renderdispatch.plumbing.stop import Stop, Stopped
 
 CHUNK_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 1 << 20
@@ -215,8 +216,8 @@ class HttpTransfers:
             return attempt()
 
         try:
-            return retry(counted, _BACKOFF, trouble=_trouble, progress=progress, stop=self._stop, what=what)
-        except (NetError, _Refused) as error:
+            return retry(counted, _BACKOFF, trouble=trouble_of, progress=progress, stop=self._stop, what=what)
+        except (NetError, Refused) as error:
             after = f", after {tries} tries" if tries > 1 else ""
             raise RenderError(f"could not {what}: storage {error}{after}", code=code) from None
 
@@ -229,7 +230,7 @@ class HttpTransfers:
             if done and response.status == 200:
                 done = 0
             elif response.status != (206 if done else 200):
-                raise _Refused.by(response)
+                raise Refused.by(response)
             with into.open("ab" if done else "wb") as file:
                 for piece in response.pieces:  # as it comes: a connection that breaks loses nothing
                     if file.tell() + len(piece) > size:
@@ -238,7 +239,7 @@ class HttpTransfers:
                     file.write(piece)
                     moved(file.tell())
         if into.stat().st_size < size:
-            raise _Refused("broke off", Trouble.FAILED)
+            raise Refused("broke off", Trouble.FAILED)
 
     def _put(self, put: SignedPut, path: Path, moved: Moved) -> str | None:
         with path.open("rb") as file:
@@ -254,7 +255,7 @@ class HttpTransfers:
         if response.status == 412:
             raise ObjectExistsError("an object exists under this write-once key")
         if response.status not in {200, 201, 204}:
-            raise _Refused.by(response)
+            raise Refused.by(response)
         return etag_of(response.headers.get("etag"))
 
     def _stat(self, url: str) -> ObjectStat | None:
@@ -269,9 +270,9 @@ class HttpTransfers:
             case 200:
                 size = response.headers.get("content-length", "")
             case _:
-                raise _Refused.by(response)
+                raise Refused.by(response)
         if not size.isdecimal():
-            raise _Refused("did not say how many bytes there are", Trouble.FATAL)
+            raise Refused("did not say how many bytes there are", Trouble.FATAL)
         return ObjectStat(size=int(size), etag=etag_of(response.headers.get("etag")))
 
     def _read_small(self, url: str) -> bytes | None:
@@ -279,11 +280,11 @@ class HttpTransfers:
         if response.status == 404:
             return None
         if response.status != 200:
-            raise _Refused.by(response)
+            raise Refused.by(response)
         return response.body
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A response that is not a success, and what it says about another try."""
 
     def __init__(self, message: str, trouble: Trouble) -> None:
@@ -291,16 +292,62 @@ class _Refused(Exception):
         self.trouble = trouble
 
     @classmethod
-    def by(cls, response: Response) -> _Refused:
+    def by(cls, response: Response) -> Refused:
+        """Return the error that a response stands for."""
         trouble = Trouble.FAILED if response.status in _RETRIED else Trouble.FATAL
         return cls(f"answered {response.status}", Trouble.THROTTLED if response.status == 429 else trouble)
 
 
-def _trouble(error: Exception) -> Trouble:
-    if isinstance(error, _Refused):
+def trouble_of(error: Exception) -> Trouble:
+    """Return what an error of a transfer over HTTP says about another try."""
+    if isinstance(error, Refused):
         return error.trouble
     again = isinstance(error, NetError) and not isinstance(error, BadUrlError)
     return Trouble.FAILED if again else Trouble.FATAL
+
+
+class Hashing:
+    """Computes the SHA-256 of a file in a thread of its own, while the file is sent.
+
+    Leaving the context manager ends it.
+
+    Args:
+        path: The file, which does not change meanwhile.
+        stop: Ends it; what its `check` raises passes.
+    """
+
+    def __init__(self, path: Path, *, stop: Stop) -> None:
+        self._path = path
+        self._ending = Stop(parent=stop)
+        self._stop = stop
+        self._found: str | None = None
+        self._thread = threading.Thread(target=self._hash, name="renderdispatch-hash", daemon=True)
+
+    def __enter__(self) -> Hashing:
+        with suppress(RuntimeError):  # no thread can be started: `sha256` computes it
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.request("it is not needed any more")
+        self._ending.__exit__()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def sha256(self) -> str:
+        """Return the hash, in hex, when it is computed."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._stop.check()
+        return self._found or hex_of(self._path, hashlib.sha256(), check=self._stop.check)
+
+    def _hash(self) -> None:
+        with suppress(Exception):  # it was stopped, or `sha256` meets the error again
+            self._found = hex_of(self._path, hashlib.sha256(), check=self._check)
+
+    def _check(self) -> None:
+        if self._ending.requested:
+            raise Stopped
 
 
 def hex_of(path: Path, digest: hashlib._Hash, *, check: Callable[[], None]) -> str:

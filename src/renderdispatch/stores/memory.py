@@ -37,6 +37,7 @@ from renderdispatch.stores.turns import (
     is_plain,
     queue_full,
     too_many_submits,
+    turns_of,
 )
 
 
@@ -335,7 +336,7 @@ class _Queue:
         times = {tenant: self.times[tenant] for tenant in self.active}
         times[NO_TENANT] = max(self.times.get(NO_TENANT, 0), least)
         for tenant, time in times.items():
-            waiting = deque(Waiting(job.id, free=bool(job.attempts)) for job in jobs.get(tenant, ()))
+            waiting = deque(Waiting(job.id, turns_of(job)) for job in jobs.get(tenant, ()))
             yield Player(tenant, time, cost(policy, tenant), jobs=waiting)
 
     def note(self, turns: Turns) -> None:

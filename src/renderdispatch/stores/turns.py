@@ -1,8 +1,9 @@
 """Whose turn is it? Fair queueing, without a database.
 
-Each tenant has a virtual time on each backend. Each claim of a new job moves it on by 1 over the tenant's weight. The
-tenant with the least time is next. This is start-time fair queueing, charged at the claim: jobs that are cancelled
-while they wait cost nothing (Goyal, Vin, Cheng: Start-time Fair Queueing, SIGCOMM 1996).
+Each tenant has a virtual time on each backend. Each claim of a new job moves it on by 1 over the tenant's weight, or by
+as many as draw the job's video at once. The tenant with the least time is next. This is start-time fair queueing,
+charged at the claim: jobs that are cancelled while they wait cost nothing (Goyal, Vin, Cheng: Start-time Fair Queueing,
+SIGCOMM 1996).
 
 Times are integers, in millionths of a turn of weight 1, so every store computes exactly the same ones. Jobs without a
 tenant are those of the tenant ``""``, which no job can have.
@@ -21,6 +22,7 @@ from typing import Final, NamedTuple
 from attrs import define, field
 
 from renderdispatch.errors import QueueLimitError
+from renderdispatch.jobs import Job
 from renderdispatch.queueing import QueuePolicy
 
 NO_TENANT: Final = ""
@@ -30,6 +32,11 @@ _TURN: Final = 10**6
 def cost(policy: QueuePolicy, tenant: str) -> int:
     """Return what a turn costs a tenant."""
     return round(_TURN / policy.of(tenant or None).weight)
+
+
+def turns_of(job: Job) -> int:
+    """Return how many turns a claim of the job costs its tenant: none once an attempt of it was charged."""
+    return 0 if job.attempts else job.parallel
 
 
 def is_plain(policy: QueuePolicy, backend: str) -> bool:
@@ -42,11 +49,11 @@ class Waiting(NamedTuple):
 
     Args:
         id: The job's.
-        free: Whether it costs its tenant nothing: an attempt of it was charged before.
+        turns: How many turns it costs its tenant; see `turns_of`.
     """
 
     id: str
-    free: bool
+    turns: int
 
 
 @define
@@ -81,8 +88,8 @@ class Player:
     def take(self) -> Waiting:
         """Take the next job, and pay for it."""
         job = self.jobs.popleft()
-        if not job.free:
-            self.began, self.time = self.time, self.time + self.cost
+        if job.turns:
+            self.began, self.time = self.time, self.time + job.turns * self.cost
         if self.left is not None:
             self.left -= 1
         self.taken += 1

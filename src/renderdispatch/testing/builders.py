@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from renderdispatch.jobs import Attempt, CleanUp, Job
+from renderdispatch.jobs import Attempt, CleanUp, Helper, HelperState, Job
 from renderdispatch.messages import (
     Artifact,
     FaultDomain,
@@ -122,8 +122,16 @@ def make_ended_job(**changes: Any) -> Job:
         start_by=now + timedelta(hours=1),
         video_key="videos/video.mp4",
         result_key="results/result.json",
+        pieces="jobs/job/life/pieces/cpu/",
         frames=60,
         frames_total=60,
+        planned=True,
+        helpers=(Helper(share=1, token="helper-1", state=HelperState.STOPPED, call_id="call-3"),),  # noqa: S106 - no secret
+        segments=4,
+        segments_standing=4,
+        segments_own=2,
+        segments_before=1,
+        segments_then=1,
         stage_times={Stage.RESOLVING_AUDIO: now, Stage.RENDERING: now + timedelta(microseconds=1)},
         ended_at=now,
         clean_up=CleanUp.DONE,
@@ -132,6 +140,7 @@ def make_ended_job(**changes: Any) -> Job:
         "expired_at": now + timedelta(days=30),
         "tenant": "acme",
         "priority": 7,
+        "parallel": 2,
         "retry_of": "another",
         "batch": "album",
         "reroutes": True,
@@ -149,6 +158,10 @@ def make_ended_job(**changes: Any) -> Job:
             "scene_file": StoredAudio(key="waves.glsl", size=6, sha256="2" * 64, name="waves.glsl"),
             "image_2": StoredAudio(key="rocks.png", size=7, sha256="3" * 64),
         },
+        "pieces_clean_up": CleanUp.OWED,
+        "pieces_swept_at": now,
+        "borrows": "jobs/another/life/pieces/",
+        "lent_to": "a third one",
         "attempts": (lost, done),
         "error": error,
         "artifact": make_artifact(),

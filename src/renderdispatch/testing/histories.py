@@ -29,20 +29,29 @@ from renderdispatch.engine.events import (
     Dispatched,
     DispatchIntended,
     Expired,
+    HelperStarted,
+    HelperStarting,
+    HelperStopped,
     JobEvent,
     LeaseDoubted,
     LeaseLapsed,
     LeaseRenewed,
+    PiecesGone,
+    PiecesLent,
+    PiecesSwept,
+    PlanSeen,
     Rerouted,
     ResultFound,
     ResultMissing,
     RunEvent,
+    SegmentsSeen,
     StageEntered,
     StorageSilent,
     Swept,
     VideoMissing,
     VideoSeen,
 )
+from renderdispatch.engine.rules import helper_token
 from renderdispatch.engine.transitions import decide
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
@@ -55,6 +64,7 @@ from renderdispatch.messages import (
     LocalAudio,
     Progressed,
     RemoteAudio,
+    SegmentCounts,
     Stage,
     StoredAudio,
 )
@@ -69,11 +79,13 @@ _LEASE: Final = timedelta(seconds=30)
 TOKENS: Final = ("token-1", "token-2", "token-3", "token-4")
 RUNS: Final = ("run-1", "run-2", "run-3")
 RUN_STAGES: Final = (Stage.DOWNLOADING_AUDIO, Stage.RENDERING, Stage.UPLOADING_VIDEO)
+PIECES: Final = "jobs/job/life/pieces/cpu/"
+"""Where the attempts of these jobs keep plan and segments, if they keep them."""
 
 
-def new_job() -> Job:
+def new_job(*, parallel: int = 1) -> Job:
     """Return a job that was submitted at `START`."""
-    return make_job(id="job", created_at=START, request=make_request(backend="modal"))
+    return make_job(id="job", created_at=START, request=make_request(backend="modal"), parallel=parallel)
 
 
 # --- events, of the first attempt and its first run unless told otherwise -------------------------
@@ -84,10 +96,10 @@ def claimed(token: str = "token-1", *, local: bool = False, now: datetime = STAR
     return Claimed(token=token, holder="worker", lease_until=now + _LEASE, backend="modal", local=local)
 
 
-def intended(token: str = "token-1", *, now: datetime = START) -> DispatchIntended:
+def intended(token: str = "token-1", *, now: datetime = START, pieces: str | None = None) -> DispatchIntended:
     """Return the intent to call the backend."""
     keys = {"video_key": f"videos/{token}.mp4", "result_key": f"results/{token}.json"}
-    return DispatchIntended(token=token, start_by=now + timedelta(hours=1), **keys)
+    return DispatchIntended(token=token, start_by=now + timedelta(hours=1), pieces=pieces, **keys)
 
 
 def checked_in(run: str = "run-1", token: str = "token-1", call_id: str | None = "call") -> CheckedIn:
@@ -100,10 +112,15 @@ def progressed(
     fraction: float = 0.0,
     run: str = "run-1",
     token: str = "token-1",
+    *,
+    standing: int | None = None,
+    own: int = 0,
 ) -> Progressed:
-    """Return a progress report of a run."""
+    """Return a progress report of a run; with ``standing``, of one whose plan is kept, and that has ten segments."""
     fields = {"event_id": f"progress-{run}-{stage}-{fraction}", "job_id": "job", "token": token, "run_id": run}
-    return Progressed.model_validate({**fields, "stage": stage, "fraction": fraction})
+    drawn = None if standing is None else SegmentCounts(total=10, standing=standing, own=own)
+    more = {"stage": stage, "fraction": fraction, "planned": drawn is not None, "segments": drawn}
+    return Progressed.model_validate({**fields, **more})
 
 
 def completed(run: str = "run-1", token: str = "token-1", artifact: Artifact | None = None) -> Completed:
@@ -129,6 +146,26 @@ def lost(token: str = "token-1", *, stopped: bool = False) -> AttemptFailed:
     return AttemptFailed(token=token, error=error, stopped=stopped)
 
 
+def helper(share: int = 1, token: str = "token-1") -> str:
+    """Return the token of a helper of an attempt."""
+    return helper_token(token, share)
+
+
+def helper_starting(share: int = 1, token: str = "token-1") -> HelperStarting:
+    """Return that a helper is about to be started."""
+    return HelperStarting(token=token, helper=helper(share, token))
+
+
+def helper_started(share: int = 1, token: str = "token-1") -> HelperStarted:
+    """Return that a helper was started."""
+    return HelperStarted(token=token, helper=helper(share, token), call_id=f"helper-{share}")
+
+
+def helper_stopped(share: int = 1, token: str = "token-1") -> HelperStopped:
+    """Return that a helper computes no more."""
+    return HelperStopped(token=token, helper=helper(share, token))
+
+
 def rerouted(after: str = "token-1", backend: str = "local") -> Rerouted:
     """Return the choice of a policy. It changes only jobs with failover."""
     return Rerouted(after=after, backend=backend)
@@ -149,6 +186,10 @@ def after(job: Job, events: Iterable[JobEvent], *, start: datetime = START) -> J
 _dispatching: Final = (claimed(), intended())
 _rendering: Final = (*_dispatching, checked_in(), progressed(Stage.RENDERING, 0.5))
 _finalizing: Final = (*_rendering, completed())
+_helped: Final = (
+    *(claimed(), intended(pieces=PIECES), Dispatched(token="token-1", call_id="call"), checked_in()),
+    *(progressed(Stage.RENDERING, 0.5, standing=3, own=2), helper_starting(), helper_started(), helper_starting(2)),
+)
 
 HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "queued": (),
@@ -171,8 +212,19 @@ HISTORIES: Final[dict[str, tuple[JobEvent, ...]]] = {
     "cancelled": (*_rendering, CancelRequested(), CancelConfirmed(token="token-1", stopped=True)),
     "cancelled in the queue": (CancelRequested(),),
     "expired": (*_finalizing, video_seen(), Expired()),
+    "helped": _helped,
+    "helped, failing": (*_helped, lost()),
+    "helped, finalizing": (*_helped, completed()),
+    "helped, cancelling": (*_helped, CancelRequested()),
+    "helped, lead stopped": (*_helped, CancelRequested(), CancelConfirmed(token="token-1", stopped=True)),
+    "helped, retry-wait": (*_helped, failed()),
+    "helped, second attempt": (*_helped, failed(), claimed("token-2"), intended("token-2", pieces=PIECES)),
+    "helped, complete": (*_helped, completed(), video_seen()),
 }
-"""The events that lead a new job to each stage and each end. The token of a first attempt is ``token-1``."""
+"""The events that lead a new job to each stage and each end. The token of a first attempt is ``token-1``.
+
+Helpers draw in those that are called so, if the job is to be drawn by several.
+"""
 
 
 # --- anything that may happen ---------------------------------------------------------------------
@@ -191,6 +243,8 @@ _ARTIFACTS: Final = [make_artifact(bytes=size, etag=etag) for size in (5, 6) for
 _CALL_IDS: Final = (None, "call", "other-call")
 _BOOLEANS: Final = (False, True)
 _COPY: Final = StoredAudio(key="audio/copy", size=44)
+_SEGMENTS: Final = (None, *(SegmentCounts(total=10, standing=n, own=n // 2) for n in (0, 3, 10)))
+_SHARES: Final = (1, 2, 3)
 
 _Pick = Callable[[Sequence[Any]], Any]
 
@@ -212,6 +266,7 @@ def run_events(draw: st.DrawFn, tokens: Sequence[str] = TOKENS, runs: Sequence[s
         more = {"call_id": pick(_CALL_IDS)}
     elif event is Progressed:
         more = {"stage": pick(RUN_STAGES), "fraction": pick((0.0, 0.3, 0.7, 1.0))}
+        more.update(planned=pick(_BOOLEANS), segments=pick(_SEGMENTS))
     elif event is Completed:
         more = {"artifact": pick(_ARTIFACTS)}
     else:
@@ -226,7 +281,10 @@ _ABOUT_ATTEMPTS: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] =
     lambda pick, token, now: StageEntered(token=token, stage=pick(list(Stage))),
     lambda pick, token, now: AudioStored(token=token, audio=_COPY),
     lambda pick, token, now: AttachmentsStored(token=token, stored={pick(("cover", "scene_file")): _COPY}),
-    lambda pick, token, now: intended(token, now=now),
+    lambda pick, token, now: intended(token, now=now, pieces=pick((None, PIECES, f"jobs/job/life/pieces/{token}/"))),
+    lambda pick, token, now: PlanSeen(token=token),
+    lambda pick, token, now: SegmentsSeen(token=token, standing=pick((0, 4, 300))),
+    lambda pick, token, now: helper_starting(pick(_SHARES), token),
     lambda pick, token, now: Dispatched(token=token, call_id=pick(_CALL_IDS)),
     lambda pick, token, now: AttemptFailed(
         token=token, error=pick(_ERRORS), stopped=pick(_BOOLEANS), refused=pick(_BOOLEANS)
@@ -250,6 +308,11 @@ _FREE: Final[tuple[Callable[[_Pick, str, datetime], JobEvent], ...]] = (
     lambda pick, token, now: Swept(token=token),
     lambda pick, token, now: CleanedUp(token=token),
     lambda pick, token, now: AudioDropped(key=pick((_COPY.key, "audio/other"))),
+    lambda pick, token, now: helper_started(pick(_SHARES), token),
+    lambda pick, token, now: helper_stopped(pick(_SHARES), token),
+    lambda pick, token, now: PiecesLent(to=pick(("a", "b")), instead_of=pick((None, "a"))),
+    lambda pick, token, now: PiecesSwept(lent_to=pick((None, "a", "b"))),
+    lambda pick, token, now: PiecesGone(),
     lambda pick, token, now: Expired(),
     lambda pick, token, now: ClockAdvanced(),
 )
@@ -293,9 +356,13 @@ class Step:
 
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
-    """Draw a job that one of the histories leads to: local or remote, with any audio, with failover or without."""
+    """Draw a job that one of the histories leads to: local or remote, with any audio, with failover or without.
+
+    A third of them are to be drawn by several.
+    """
     audio = draw(st.sampled_from(_AUDIO))
-    job = evolve(new_job(), request=make_request(audio=audio, backend="modal"), reroutes=draw(st.booleans()))
+    job = new_job(parallel=draw(st.sampled_from([1, 1, 3])))
+    job = evolve(job, request=make_request(audio=audio, backend="modal"), reroutes=draw(st.booleans()))
     local = draw(st.booleans())
     for number, event in enumerate(draw(st.sampled_from(list(HISTORIES.values()))), start=1):
         if isinstance(event, Claimed):

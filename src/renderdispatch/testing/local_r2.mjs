@@ -26,6 +26,7 @@ const agent = new http.Agent({ keepAlive: false, maxSockets: 64 });
 const openUploads = new Map(); // upload id -> path
 const lastWrites = new Map(); // path -> when its last write was admitted, in ms
 let counts = {}; // "PUT 200" -> how many
+let operations = {}; // "GetObject" -> how many requests came
 let faults = []; // { kind, method, key, afterBytes, times }
 let throttled = false;
 
@@ -42,6 +43,16 @@ function refuse(response, status) {
 
 function count(method, status) {
   counts[`${method} ${status}`] = (counts[`${method} ${status}`] ?? 0) + 1;
+}
+
+// By the names of R2's price list.
+function operationOf(method, url) {
+  const asked = url.searchParams;
+  if (method === "POST") return asked.has("delete") ? "DeleteObjects" : asked.has("uploads") ? "CreateMultipartUpload" : "CompleteMultipartUpload";
+  if (method === "DELETE") return asked.has("uploadId") ? "AbortMultipartUpload" : "DeleteObject";
+  if (method === "PUT") return asked.has("partNumber") ? "UploadPart" : "PutObject";
+  if (method === "HEAD") return "HeadObject";
+  return asked.has("list-type") ? "ListObjects" : "GetObject";
 }
 
 function tooFast(request, url) {
@@ -87,6 +98,8 @@ function pass(from, to, limit, stop) {
 function handle(request, response) {
   const url = new URL(request.url, "http://local");
   if (url.pathname === "/-/control") return control(request, response);
+  const operation = operationOf(request.method, url);
+  operations[operation] = (operations[operation] ?? 0) + 1;
   const fault = takeFault(request, url);
   if (tooFast(request, url)) return request.resume().on("end", () => refuse(response, 429));
   const upload = request.method === "PUT" || request.method === "POST";
@@ -134,8 +147,8 @@ function control(request, response) {
     const told = JSON.parse(body);
     throttled = told.throttled ?? throttled;
     faults = told.faults ?? faults;
-    if (told.forget) [counts] = [{}, openUploads.clear(), lastWrites.clear()];
-    response.end(JSON.stringify({ openUploads: [...openUploads.values()], counts, faults, throttled }));
+    if (told.forget) [counts, operations] = [{}, {}, openUploads.clear(), lastWrites.clear()];
+    response.end(JSON.stringify({ openUploads: [...openUploads.values()], counts, operations, faults, throttled }));
   });
 }
 

@@ -90,6 +90,14 @@ class LocalR2:
         found: dict[str, int] = self._control()["counts"]
         return found
 
+    def operations(self) -> dict[str, int]:
+        """Return how many requests there were since `forget`, by the names of R2's price list: ``{"PutObject": 3}``.
+
+        Failed ones count too.
+        """
+        found: dict[str, int] = self._control()["operations"]
+        return found
+
     def forget(self) -> None:
         """Stop throttling and failing, and count from zero."""
         self._control(throttled=False, faults=[], forget=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from attrs import evolve
@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.errors import JobExistsError, JobNotFoundError, RevisionConflictError
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Helper, HelperState, Job
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import Claim, JobQuery, JobStore, SupportsClaim, SupportsCounts, SupportsLooks
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
@@ -38,6 +38,7 @@ _backends = st.sampled_from(["inline", "modal"])
 _machines = st.sampled_from([None, "here", "there"])
 _batches = st.sampled_from([None, "batch"])
 _hours = st.integers(-3, 3)
+_parallel = st.sampled_from([1, 1, 3])
 _MOST_JOBS = 90
 """So many jobs fit on one page."""
 
@@ -90,6 +91,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         machine=_machines,
         batch=_batches,
         priority=st.integers(-1, 1),
+        parallel=_parallel,
         created=_hours,
         ready=st.none() | _hours,
     )
@@ -102,6 +104,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         machine: str | None,
         batch: str | None,
         priority: int,
+        parallel: int,
         created: int,
         ready: int | None,
     ) -> None:
@@ -114,6 +117,7 @@ class JobStoreMachine(RuleBasedStateMachine):
             machine=machine,
             batch=batch,
             priority=priority,
+            parallel=parallel,
             created_at=self.now + created * _HOUR,
             ready_at=None if ready is None or status.terminal else self.now + ready * _HOUR,
         )
@@ -127,15 +131,40 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.model.create(job)
         self._note(stored)
 
-    @rule(tenants=st.lists(_tenants, min_size=1, max_size=4), backend=_backends, priority=st.integers(0, 1))
-    def submit(self, tenants: list[str | None], backend: str, priority: int) -> None:
+    @rule(
+        tenants=st.lists(_tenants, min_size=1, max_size=4),
+        backend=_backends,
+        priority=st.integers(0, 1),
+        parallel=_parallel,
+    )
+    def submit(self, tenants: list[str | None], backend: str, priority: int, parallel: int) -> None:
         """Jobs of new ids, which are ready at once, so that claims find some of several tenants."""
         for tenant in tenants:
             if len(self.highest) < _MOST_JOBS:
                 job_id = f"job-{len(self.highest):02}"
-                job = make_job(id=job_id, tenant=tenant, backend=backend, priority=priority, created_at=self.now)
+                fields: dict[str, Any] = {
+                    "tenant": tenant,
+                    "backend": backend,
+                    "priority": priority,
+                    "parallel": parallel,
+                }
+                job = make_job(id=job_id, created_at=self.now, **fields)
                 self.model.create(job)
                 self._note(self.store.create(job))
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(data=st.data(), started=st.integers(0, 2))
+    def help(self, data: st.DataObject, started: int) -> None:
+        """Helpers of a running attempt start, or stop: the units that it holds change."""
+        running = [job for job in self.jobs.values() if job.attempt is not None and job.parallel > 1]
+        if running:
+            job = data.draw(st.sampled_from(sorted(running, key=lambda job: job.id)))
+            states = [HelperState.STARTED if share <= started else HelperState.STOPPED for share in (1, 2)]
+            helpers = tuple(Helper(share=n, token=f"{job.id}-{n}", state=s) for n, s in enumerate(states, start=1))
+            attempts = (*job.attempts[:-1], evolve(job.attempts[-1], helpers=helpers))
+            helped = evolve(job, attempts=attempts)
+            self.model.replace(helped, expected_revision=self.model.get(job.id).revision)
+            self._note(self.store.replace(helped, expected_revision=job.revision))
 
     @precondition(lambda self: bool(self.jobs))
     @rule(data=st.data())

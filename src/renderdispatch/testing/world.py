@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final
 from renderdispatch.engine.transitions import Decision
 from renderdispatch.errors import BackendError, StorageDeniedError, StorageUnavailableError, StoreUnavailableError
 from renderdispatch.jobs import Job
-from renderdispatch.messages import Completed, EventReply, Failed, RenderEvent, RenderOrder, RenderStats
+from renderdispatch.messages import Completed, EventReply, Failed, HelperOrder, RenderEvent, RenderOrder, RenderStats
 from renderdispatch.protocols import (
     BackendCall,
     CallState,
@@ -99,6 +99,40 @@ class FindingRemote(Remote):
             if order.token == token and f"call-{number}" in self.states:
                 return BackendCall(f"call-{number}")
         return None
+
+
+class HelpedRemote(FindingRemote):
+    """A `FindingRemote` that starts helpers, which the test plays by hand too. It declares what it draws with.
+
+    ``helped`` are the orders of helpers that were started. Their calls are ``helper-1`` for the first share, and so on.
+    While ``refuse_help`` holds an error, `start_helper` raises it: before it takes the order if it says that it did not
+    take it, else after.
+    """
+
+    device_class: str | None = "cpu-test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.helped: list[HelperOrder] = []
+        self.refuse_help: BackendError | None = None
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        """Note the order."""
+        if self.refuse_help is not None and self.refuse_help.outcome_known:
+            raise self.refuse_help
+        self.helped.append(order)
+        call = BackendCall(f"helper-{order.share}")
+        self.states[call.id] = CallState(status=CallStatus.RUNNING)
+        if self.refuse_help is not None:
+            raise self.refuse_help
+        return call
+
+    def find(self, *, job_id: str, token: str) -> BackendCall | None:
+        """Return the call of a run or a helper with this token, if it was started."""
+        for order in self.helped:
+            if order.token == token:
+                return BackendCall(f"helper-{order.share}")
+        return super().find(job_id=job_id, token=token)
 
 
 class DeafRemote(Remote):

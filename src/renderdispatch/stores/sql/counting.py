@@ -67,7 +67,7 @@ _LATER: Final = sa.text("""
     ORDER BY time, tenant LIMIT 64
 """)
 _FIRST_OF_MANY: Final = sa.text("""
-    SELECT wanted.value->>0, count(*), coalesce(sum(first.attempted), 0)
+    SELECT wanted.value->>0, count(*), coalesce(sum(abs(first.attempted)), 0)
     FROM json_array_elements(CAST(:wanted AS json)) AS wanted (value)
     CROSS JOIN json_array_elements_text(CAST(:machines AS json)) AS machines (name)
     CROSS JOIN LATERAL (
@@ -79,7 +79,7 @@ _FIRST_OF_MANY: Final = sa.text("""
     GROUP BY wanted.value->>0
 """)
 _FIRST: Final = sa.text("""
-    SELECT count(*), coalesce(sum(attempted), 0) FROM (
+    SELECT count(*), coalesce(sum(abs(attempted)), 0) FROM (
         SELECT attempted FROM renderdispatch_jobs
         WHERE ready_at IS NOT NULL AND waits_since IS NULL AND backend = :backend
             AND coalesce(machine, '') = :machine AND coalesce(tenant, '') = :tenant
@@ -125,13 +125,13 @@ class Counting:
         own = job.tenant or NO_TENANT
         rows = self._database.step(_STATE, {"backend": job.backend, "tenant": own})[0]
         machines = [name for kind, name, _ in rows if kind == "machine"]
-        there, before, free = self._own(job, machines)
+        there, before, saved = self._own(job, machines)
         if not there:
             return None
         if before >= MAX_POSITION:
             return MAX_POSITION + 1
         times = _times(rows, own)
-        mine = times.pop(own, 0) + (before - free) * cost(policy, own)
+        mine = times.pop(own, 0) + (before - saved) * cost(policy, own)
         place = 1 + before
         full = sum(kind == "turn" for kind, _, _ in rows) == _PLAYERS
         last = max(((time, name) for kind, name, time in rows if kind == "turn"), default=(0, ""))
@@ -148,13 +148,16 @@ class Counting:
         return min(place, MAX_POSITION + 1)
 
     def _own(self, job: Job, machines: list[str]) -> tuple[bool, int, int]:
-        """Return whether a job is claimable, how many of its tenant come before it, and how many of them are free."""
+        """Return whether a job is claimable, how many of its tenant come before it, and how many turns those save.
+
+        A job that costs nothing saves one, and one that costs three turns saves -2.
+        """
         assert job.ready_at is not None
         values = {"backend": job.backend, "tenant": job.tenant or "", "id": job.id}
         values |= {f"machine_{number}": name for number, name in enumerate(machines)}
         place = {"priority": job.priority, "ready_at": micros(job.ready_at)}
-        there, before, free = self._database.step(before_statement(len(machines)), {**values, **place})[0][0]
-        return bool(there), int(before), int(free)
+        there, before, saved = self._database.step(before_statement(len(machines)), {**values, **place})[0][0]
+        return bool(there), int(before), int(saved)
 
     def _before(self, backend: str, others: list[_Other], mine: tuple[int, str], machines: list[str], room: int) -> int:
         """Return how many jobs of other tenants come before a time, as far as it matters: up to ``room``."""
@@ -163,19 +166,19 @@ class Counting:
             return 0
         total = 0
         wanted = {tenant: min(turns, room) for tenant, (_, turns) in ahead.items()}
-        for tenant, (number, free) in self._first(backend, wanted, machines).items():
+        for tenant, (number, unlike) in self._first(backend, wanted, machines).items():
             other, turns = ahead[tenant]
-            total += self._walk(backend, other, mine, machines) if free else min(number, turns)
+            total += self._walk(backend, other, mine, machines) if unlike else min(number, turns)
             if total >= room:
                 break
         return total
 
     def _first(self, backend: str, wanted: dict[str, int], machines: list[str]) -> dict[str, tuple[int, int]]:
-        """Return how many of the first jobs of tenants there are, and how many of those are free."""
+        """Return how many of the first jobs of tenants there are, and a number: 0 if each costs one turn."""
         if self._database.dialect == "postgresql":
             lists = {"wanted": json.dumps(list(wanted.items())), "machines": json.dumps(machines)}
             rows = self._database.step(_FIRST_OF_MANY, {"backend": backend, **lists})[0]
-            return {tenant: (int(number), int(free)) for tenant, number, free in rows}
+            return {tenant: (int(number), int(unlike)) for tenant, number, unlike in rows}
         found = {}
         for tenant, number in wanted.items():
             values = {"backend": backend, "tenant": tenant, "number": number}
@@ -184,7 +187,7 @@ class Counting:
         return found
 
     def _walk(self, backend: str, other: _Other, mine: tuple[int, str], machines: list[str]) -> int:
-        """Count the jobs of a tenant before a time, where some of them cost it nothing."""
+        """Count the jobs of a tenant before a time, where some of them do not cost it one turn."""
         values = {"backend": backend, "tenant": other.tenant}
         values |= {f"machine_{number}": name for number, name in enumerate(machines)}
         rows = self._database.step(first_statement(len(machines)), values)[0]
@@ -193,7 +196,7 @@ class Counting:
             if (time, other.tenant) >= mine:
                 break
             number += 1
-            time += 0 if row[3] else other.cost
+            time += (1 - row[3]) * other.cost
         return number
 
 

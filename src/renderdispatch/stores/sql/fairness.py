@@ -353,7 +353,7 @@ class Queue:
         for tenant, number in wanted.items():
             # beyond so many, those for one machine may be in the wrong order to those for any
             rows = sorted(found.get(tenant, ()), key=lambda row: (-row[1], row[2], row[0]))[:number]
-            jobs = [Waiting(row[0], bool(row[3])) for row in rows if row[0] not in taken]
+            jobs = [Waiting(row[0], 1 - row[3]) for row in rows if row[0] not in taken]
             players[tenant].jobs = deque(jobs)
             players[tenant].more = len(rows) >= number
 

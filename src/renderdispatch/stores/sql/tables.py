@@ -30,6 +30,7 @@ from renderdispatch.jobs import Job
 from renderdispatch.messages import PROTOCOL
 from renderdispatch.stores.pages import micros
 from renderdispatch.stores.sql.texts import unstorable
+from renderdispatch.stores.turns import turns_of
 
 METADATA: Final = sa.MetaData()
 """Every table of this package."""
@@ -60,7 +61,7 @@ JOBS: Final = sa.Table(
     *(sa.Column(name, sa.Text) for name in ("tenant", "status", "backend", "machine", "batch")),
     *(sa.Column(name, sa.BigInteger) for name in ("priority", "created_at", "ready_at")),
     sa.Column("waits_since", sa.BigInteger),  # while it waits until ready_at: the time of the write
-    sa.Column("attempted", sa.BigInteger),  # 1 once an attempt began: its next one costs its tenant nothing
+    sa.Column("attempted", sa.BigInteger),  # 1 less the turns that its next claim costs its tenant: 1 after the first
     sa.Column("look_at", sa.BigInteger),  # when it is due for a look
     sa.Column("look_needs", sa.Text),  # what a process must have so that a look gets on
     sa.Column("looks", sa.BigInteger),  # how many looks there were since the last write
@@ -148,7 +149,7 @@ def columns(job: Job) -> dict[str, Any]:
         "created_at": micros(job.created_at),
         "ready_at": _micros(job.ready_at),
         "waits_since": micros(job.updated_at) if waits else None,
-        "attempted": int(bool(job.attempts)),
+        "attempted": 1 - turns_of(job),
         "look_at": _micros(job.due_at),
         "look_needs": job.look_needs,
         "deadline_at": _micros(job.deadline_at),

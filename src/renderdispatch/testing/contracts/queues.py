@@ -15,7 +15,7 @@ import pytest
 
 from renderdispatch.engine.claims import Begun, begin
 from renderdispatch.errors import JobExistsError, QueueLimitError, RevisionConflictError
-from renderdispatch.jobs import CHECK_INTERVAL, URLS_EXPIRED, Attempt, CleanUp, Job, evolve
+from renderdispatch.jobs import CHECK_INTERVAL, URLS_EXPIRED, Attempt, CleanUp, Helper, HelperState, Job, evolve
 from renderdispatch.messages import JobStatus, Stage
 from renderdispatch.protocols import (
     LOOK_LEFT,
@@ -52,6 +52,12 @@ def a_try(job: Job, **changes: Any) -> Attempt:
     """Return an attempt of a job that ended before anything was called."""
     fields = {"number": 1, "token": f"token-{job.id}", "backend": "inline", "local": False, "ended_at": job.created_at}
     return Attempt(**{**fields, "claimed_at": job.created_at, **changes})
+
+
+def _helped(job: Job, *states: HelperState) -> Job:
+    """Return the job with helpers of its attempt in these states."""
+    helpers = tuple(Helper(share=n, token=f"helper-{n}", state=state) for n, state in enumerate(states, start=1))
+    return evolve(job, attempts=(*job.attempts[:-1], evolve(job.attempts[-1], helpers=helpers)))
 
 
 class QueueContract:
@@ -305,6 +311,16 @@ class QueueContract:
         store.create(evolve(retried, attempts=(a_try(retried),), stage=Stage.RETRY_WAIT))
         assert claimed_ids(claiming) == ["a1", "a2", "b1", "b2"]
 
+    def test_a_job_that_several_draw_costs_as_many_turns(
+        self, store: JobStore, claiming: SupportsClaim, now: datetime
+    ) -> None:
+        """A job whose video three draw at once moves its tenant's time on by three turns; a retry costs nothing."""
+        store.create(make_job(id="a1", tenant="a", parallel=3, created_at=now - 2 * HOUR))
+        retried = make_job(id="a2", tenant="a", parallel=3, created_at=now - 2 * HOUR)
+        self._submit(store, now, "a3", "b1", "b2", "b3", "b4")
+        store.create(evolve(retried, attempts=(a_try(retried),), stage=Stage.RETRY_WAIT))
+        assert claimed_ids(claiming) == ["a1", "b1", "b2", "b3", "a2", "a3", "b4"]
+
     def test_idle_time_is_not_saved_up(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
         """A tenant that had no work goes on at the last claim's time: it gets its share, not all at once."""
         self._submit(store, now, *(f"a{number:02}" for number in range(20)))
@@ -398,6 +414,22 @@ class QueueContract:
             store.create(make_job(id=f"{name}-2", tenant=name))
         assert claimed_ids(claiming, policy=policy) == ["late-2"]
 
+    def test_helpers_hold_units(self, store: JobStore, claiming: SupportsClaim, now: datetime) -> None:
+        """A helper that may compute holds a unit beside its attempt's own, until it is known to have stopped."""
+        policy = QueuePolicy(running={"inline": 3}, tenants={"a": TenantPolicy(running=3)})
+        store.create(make_job(id="helped", tenant="a", parallel=3, created_at=now - HOUR))
+        (job,) = claiming.claim(a_claim(policy=policy, local=False), limit=1)
+        states = (HelperState.STARTING, HelperState.STARTED)
+        job = store.replace(_helped(job, *states), expected_revision=job.revision)
+        store.create(make_job(id="another", tenant="a", created_at=now))
+        assert claimed_ids(claiming, policy=policy) == []
+        self._end(store, job)
+        job = store.get(job.id)
+        store.create(make_job(id="third", tenant="a", created_at=now))
+        assert len(claimed_ids(claiming, policy=policy)) == 1
+        store.replace(_helped(job, HelperState.STOPPED, HelperState.STARTED), expected_revision=job.revision)
+        assert len(claimed_ids(claiming, policy=policy)) == 1
+
     def test_no_concurrent_claims_exceed_a_limit(
         self, store: JobStore, claiming: SupportsClaim, other: JobStore, now: datetime
     ) -> None:
@@ -432,7 +464,11 @@ class QueueContract:
         for job_id, age in (("c", 1), ("b", 1), ("d", 2), ("later", -3600)):
             store.create(make_job(id=job_id, created_at=now - HOUR, finish_by=now - age * SECOND))
         store.create(make_ended_job(id="owes", updated_at=now - 9 * SECOND))
-        store.create(make_ended_job(id="settled", attempts=(), audio_clean_up=CleanUp.NONE, expired_at=None))
+        store.create(
+            make_ended_job(
+                id="settled", attempts=(), audio_clean_up=CleanUp.NONE, pieces_clean_up=CleanUp.NONE, expired_at=None
+            )
+        )
         first = looking.claim_looks(limit=2)
         assert [job.id for job in first] == ["owes", "d"]
         assert first == [store.get(job.id) for job in first]
@@ -587,18 +623,19 @@ class QueueContract:
         expected = {**dict.fromkeys(JobStatus, 0), JobStatus.COMPLETE: 20, JobStatus.FAILED: 20}
         assert counting.counts() == counting.counts(tenant="acme") == expected
 
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(6))
     def test_the_place_in_the_queue_is_the_order_of_claims(
         self, store: JobStore, counting: SupportsCounts, claiming: SupportsClaim, seed: int
     ) -> None:
         """`position` is 1 for the job that is claimed next, and so on, whatever tenants, weights and retries wait."""
         draw = random.Random(seed)
-        tenants = [None] if seed == 0 else [None, "a", "b", "c"]
+        tenants = [None] if seed == 0 else [None, "a", "b", "c"] if seed < 4 else ["a", "b", "c"]
+        parallel = [1] if seed < 4 else [1, 1, 4]
         policy = QueuePolicy(tenants={"a": TenantPolicy(weight=2.5), "b": TenantPolicy(weight=0.4)})
         for number in range(30):
             job = make_job(id=f"job-{number}", tenant=draw.choice(tenants), priority=draw.choice([0, 0, 1]))
             tries = (a_try(job),) if draw.random() < 0.2 else ()
-            store.create(evolve(job, attempts=tries))
+            store.create(evolve(job, attempts=tries, parallel=draw.choice(parallel)))
         assert len(claiming.claim(a_claim(policy=policy), limit=5)) == 5
         waiting = [job for job in store.query(JobQuery()).items if job.ready_at is not None]
         places = {job.id: counting.position(job, policy) for job in waiting}

@@ -345,7 +345,11 @@ class JobStoreContract(QueueContract):
         for job_id, age in (("c", 1), ("b", 1), ("d", 2), ("later", -1)):
             store.create(make_job(id=job_id, finish_by=now - age * SECOND))
         store.create(make_ended_job(id="owes", updated_at=now - 9 * SECOND))
-        store.create(make_ended_job(id="settled", attempts=(), audio_clean_up=CleanUp.NONE, expired_at=None))
+        store.create(
+            make_ended_job(
+                id="settled", attempts=(), audio_clean_up=CleanUp.NONE, pieces_clean_up=CleanUp.NONE, expired_at=None
+            )
+        )
         assert _ids(store, JobQuery(order="due", due_by=now)) == ["owes", "d", "b", "c"]
         assert _ids(store, JobQuery(order="due")) == ["owes", "d", "b", "c", "later"]
 
