@@ -27,7 +27,7 @@ from renderdispatch.render.boxes import places
 from renderdispatch.render.encoders import LIBX264
 from renderdispatch.render.join import Joiner
 from renderdispatch.render.mixing import Samples
-from renderdispatch.render.segment import FrameTable, SegmentWriter, encoder_config, player_begin
+from renderdispatch.render.segment import FrameTable, SegmentError, SegmentWriter, encoder_config, player_begin
 from renderdispatch.render.sound import Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Track
@@ -278,16 +278,16 @@ def test_a_bad_segment_leaves_the_join_as_it_was(tmp_path: Path) -> None:
     with Sound(tmp_path / "sound", rate=44_100, layout="stereo") as encoded:
         encoded.encode(blocks(song(2 * 44_100)))
         with Joiner(tmp_path / "joined.mp4", SMALL, frames=60, segments=2, sound=encoded, digest=DIGEST) as joiner:
-            with pytest.raises(ValueError, match="another one"):
+            with pytest.raises(SegmentError, match="another one"):
                 joiner.append(parts[1])
             joiner.append(parts[0], frames=30)
             with pytest.raises(ValueError, match="1 of 2"):
                 joiner.finish()
-            with pytest.raises(ValueError, match="29 frames"):
+            with pytest.raises(SegmentError, match="29 frames"):
                 joiner.append(bad, frames=30)
             assert (joiner.segments, joiner.frames) == (1, 30)
             joiner.append(parts[1], frames=30)
-            with pytest.raises(ValueError, match="segment 2"):
+            with pytest.raises(SegmentError, match="segment 2"):
                 joiner.append(parts[1])
             joiner.finish()
     assert (tmp_path / "joined.mp4").read_bytes() == join(parts, SMALL, 60).read_bytes()
