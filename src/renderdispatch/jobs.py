@@ -366,7 +366,7 @@ class Job:
     def owes_clean_up(self) -> bool:
         """Whether an ended attempt or the copy of a local file is still to be cleaned up, or a helper may compute.
 
-        Plans and segments are kept for longer, and are not part of this: see `pieces_sweep_at`.
+        Plans and segments are kept for longer, and are not part of this: see `owes_pieces`.
         """
         return self.audio_clean_up is CleanUp.OWED or any(
             attempt.clean_up is CleanUp.OWED or (attempt.ended_at is not None and self.helpers_to_stop(attempt))

@@ -687,6 +687,23 @@ class HelperOrder(Message):
         return self.model_copy(update=hidden)
 
 
+class _Kind(Message):
+    """What tells a helper's order from a lead's, which has no kind."""
+
+    kind: str | None = None
+
+
+def read_order(body: bytes | str) -> RenderOrder | HelperOrder:
+    """Parse what a backend got to carry out.
+
+    Raises:
+        pydantic.ValidationError: The body is not an order of this protocol.
+    """
+    if _Kind.model_validate_json(body).kind == "helper":
+        return HelperOrder.model_validate_json(body)
+    return RenderOrder.model_validate_json(body)
+
+
 # --- what the GPU side reports --------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from renderdispatch.messages import (
     Completed,
     EventReply,
     FaultDomain,
+    Helped,
     JobError,
     RenderEvent,
     RenderOrder,
@@ -178,6 +179,7 @@ _ERROR = JobError(code="order.invalid", message="no order", fault=FaultDomain.RE
         ),
         (answering(200, CallResult(outcome=_OUTCOME).model_dump_json().encode()), CallStatus.ENDED, _OUTCOME, None),
         (answering(200, CallResult(error=_ERROR).model_dump_json().encode()), CallStatus.ENDED, None, _ERROR),
+        (answering(200, CallResult(helped=Helped()).model_dump_json().encode()), CallStatus.ENDED, None, None),
     ],
 )
 def test_a_status(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import pytest
 from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.waiting import WaitingLine
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CheckedIn, Completed, Failed, RenderOrder
+from renderdispatch.messages import CheckedIn, Completed, Failed, HelperOrder, Pieces, RenderOrder
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
 from renderdispatch.runner import Pace
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import RenderBackendContract, eventually, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import OrderFactory, Recorder
+from renderdispatch.testing.renderers import make_helper_order
 
 LONG = {"frames": 6000, "frame_s": 0.01}
 
@@ -25,6 +26,7 @@ class TestWaitingLine(RenderBackendContract):
     """Around the inline backend."""
 
     renders_apart = False
+    helps = False
 
     @pytest.fixture
     def backend(self) -> Iterator[WaitingLine]:
@@ -129,6 +131,62 @@ class _Puppet:
 
     def close(self) -> None:
         pass
+
+
+class _HelpingPuppet(_Puppet):
+    """Starts helpers too, each in a slot."""
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        self.started.append(BackendCall(f"helper-{order.share}"))
+        return self.started[-1]
+
+
+@pytest.fixture
+def helper(order: OrderFactory, tmp_path: Path) -> Callable[[int], HelperOrder]:
+    """Makes the orders of helpers, by their share."""
+    lead = order().model_copy(update={"pieces": Pieces(slots=4, folder=str(tmp_path))})
+    return lambda share: make_helper_order(lead, FsspecStorage(tmp_path / "objects"), share=share)
+
+
+def test_a_helper_takes_a_slot_and_never_waits(order: OrderFactory, helper: Callable[[int], HelperOrder]) -> None:
+    """Another helper is refused while it runs; an order waits until it has ended."""
+    puppet = _HelpingPuppet()
+    line = WaitingLine(puppet)
+    call = line.start_helper(helper(1))
+    with pytest.raises(BackendError) as refused:
+        line.start_helper(helper(2))
+    assert (refused.value.code, refused.value.retryable) == ("backend.busy", True)
+    line.start(order(), on_event=Recorder())
+    assert puppet.started == [call]
+    assert line.poll(call).status is CallStatus.RUNNING
+    line.cancel(call)
+    eventually(lambda: len(puppet.started) == 2)
+    line.close()
+
+
+def test_orders_that_wait_come_before_helpers(order: OrderFactory, helper: Callable[[int], HelperOrder]) -> None:
+    """A helper is refused while an order waits."""
+    puppet = _HelpingPuppet()
+    line = WaitingLine(puppet)
+    for _ in range(2):
+        line.start(order(), on_event=Recorder())
+    with pytest.raises(BackendError) as refused:
+        line.start_helper(helper(1))
+    assert refused.value.code == "backend.busy"
+    line.close()
+
+
+def test_a_backend_without_helpers_behind_the_line(helper: Callable[[int], HelperOrder]) -> None:
+    """Where the backend starts no helpers, none is started, now or later."""
+    line = WaitingLine(_Puppet())
+    with pytest.raises(BackendError) as refused:
+        line.start_helper(helper(1))
+    assert (refused.value.code, refused.value.retryable, refused.value.outcome_known) == (
+        "backend.no-helpers",
+        False,
+        True,
+    )
+    line.close()
 
 
 def test_a_backend_that_does_not_answer(order: OrderFactory) -> None:

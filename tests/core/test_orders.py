@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 from attrs import evolve, field, frozen
+from pydantic import SecretStr
 
-from renderdispatch.engine.orders import make_order
+from renderdispatch.engine import layout
+from renderdispatch.engine.orders import make_grants, make_helper_order, make_order, pieces_of, slots_of
 from renderdispatch.errors import InvalidRequestError
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import Helper, Job
 from renderdispatch.messages import (
     MAX_ORDER_BYTES,
     Asset,
     Callback,
     Limits,
     LocalAudio,
+    RemoteAudio,
     RenderOrder,
     SignedPut,
     StoredAudio,
@@ -177,6 +180,59 @@ def test_urls_outlive_the_deadline() -> None:
     signer = Signer()
     order_of(evolve(job, finish_by=START + timedelta(days=30)), signer)
     assert {life for _, life in signer.signed} == {timedelta(days=7)}
+
+
+def test_there_is_a_place_for_every_segment_that_music_may_have() -> None:
+    """By the range that is rendered, by the size of the song, and never for more than a video has."""
+    for duration, size, slots in (
+        (None, 1 << 30, 256),
+        (90.0, 1 << 30, 23),
+        (None, 100_000, 101),
+        (90.0, 10_000, 11),
+        (None, 7, 1),
+    ):
+        job = claimed_job(request=make_request(duration=duration))
+        song = StoredAudio(key="song.wav", size=size)
+        order = make_order(job, song, signer=Signer(), now=START, callback=None, local=False)
+        assert order.pieces is not None and order.pieces.slots == slots
+        remote = RemoteAudio(url=SecretStr("https://songs.example/a.mp3"))
+        assert slots_of(job.request, remote) == (256 if duration is None else 23)
+
+
+def test_grants_name_no_more_than_the_pieces_of_one_picture() -> None:
+    """Each piece has a URL that reads it and one that writes it; helpers write segments alone, in two generations."""
+    job = claimed_job(request=make_request(duration=90.0), audio=StoredAudio(key="song.wav", size=1 << 30))
+    prefix = pieces_of(job, "cpu")
+    run = make_grants(job, prefix, signer=Signer(), now=START)
+    helpers = make_grants(job, prefix, signer=Signer(), now=START, helpers=True)
+    names = {*(f"plan.{g}" for g in range(4)), *(f"{index:03d}.{g}" for index in range(23) for g in range(4))}
+    assert set(run.get) == set(run.put) == set(helpers.get) == names
+    assert set(helpers.put) == {f"{index:03d}.{g}" for index in range(23) for g in range(2)}
+    assert all(url == f"https://objects.example/{prefix}{name}" for name, url in run.get.items())
+    assert run.headers == {"content-type": "application/octet-stream"}
+    assert make_grants(job, prefix, signer=NamingSigner(), now=START).put == run.put
+
+
+def test_an_order_of_a_helper_is_as_small_as_one_of_a_run() -> None:
+    """With the longest parameters and files that travel as one."""
+    files = {place: StoredAudio(key=f"{place}.png", size=8) for place in ("scene_file", "image_1")}
+    bundle = StoredAudio(key="bundle.zip", size=99)
+    job = evolve(claimed_job(request=make_request(params={"text": "x" * 2000})), parallel=3)
+    helper = Helper(share=2, token="0" * 32)
+    signer = Signer(padding="x" * 900)
+    order = make_helper_order(job, helper, files, bundle=bundle, signer=signer, now=START, local=False)
+    assert len(order.model_dump_json().encode()) <= MAX_ORDER_BYTES
+    assert (order.share, order.parallel, order.bundle is not None) == (2, 3, True)
+
+
+def test_what_others_drew_is_not_borrowed() -> None:
+    """A retry reads the pieces of the same class of device alone; what is not declared is the attempt's own."""
+    job = claimed_job(borrows="jobs/another/life/pieces/")
+    picture = layout.picture_of("cpu", "")
+    declared = make_grants(job, pieces_of(job, "cpu"), signer=Signer(), now=START)
+    assert declared.lent["000.0"] == f"https://objects.example/jobs/another/life/pieces/{picture}/000.0"
+    assert make_grants(job, pieces_of(job, None), signer=Signer(), now=START).lent == {}
+    assert pieces_of(job, None) != pieces_of(job, "cpu") != pieces_of(job, "gpu")
 
 
 def test_a_start_is_due_before_the_end() -> None:

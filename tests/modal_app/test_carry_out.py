@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -17,11 +18,25 @@ from typing import Final
 
 import pytest
 
-from renderdispatch.messages import PROTOCOL, Callback, CallResult, Completed, Failed, FaultDomain
+from renderdispatch.messages import (
+    PROTOCOL,
+    Callback,
+    CallResult,
+    Completed,
+    Failed,
+    FaultDomain,
+    Grants,
+    Helped,
+    HelperOrder,
+    Pieces,
+    RenderOrder,
+)
+from renderdispatch.plumbing.pieces import names
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.container import carry_out
 from renderdispatch.runner.run import RunLeft
 from renderdispatch.testing import eventually
+from renderdispatch.testing.renderers import fake_digest, make_plan
 from tests.support.containers import RENDERERS, Objects, marked, read, serve_objects
 from tests.support.lengths import lengths
 
@@ -74,6 +89,55 @@ def test_an_order_is_carried_out(store: Objects, scratch: Path) -> None:
     assert store.objects["video"] == b"a video of nothing"
     assert Completed.model_validate_json(store.objects["result"]) == outcome
     assert nothing_is_left(scratch)
+
+
+def helper_order(store: Objects, *, segments: int = 4, **params: float) -> str:
+    """Return the order of a helper whose plan is kept, as JSON."""
+    grants = Grants(
+        get={name: f"{store.root}/pieces/{name}" for name in names(8)},
+        put={name: f"{store.root}/pieces/{name}" for name in names(8, 2)},
+        headers={"if-none-match": "*"},
+    )
+    store.objects["grants"] = gzip.compress(grants.model_dump_json().encode())
+    store.objects["pieces/plan.0"] = make_plan(fake_digest(segments))
+    lead = store.order(scene="fake-segments", params={"segments": segments, **params})
+    shared = {name: getattr(lead, name) for name in HelperOrder.model_fields if name in RenderOrder.model_fields}
+    own = {
+        "pieces": Pieces(slots=8, grants=f"{store.root}/grants"),
+        "share": 1,
+        "parallel": 2,
+        "stop": f"{store.root}/stop",
+        "result": f"{store.root}/result",
+    }
+    order = HelperOrder(**{**shared, **own})
+    return order.model_dump_json()
+
+
+def test_a_helper_is_carried_out(store: Objects, scratch: Path) -> None:
+    """Its segments are uploaded, it has no outcome and no error, and nothing is left here."""
+    answer = CallResult.model_validate_json(carry_out(helper_order(store), renderers=RENDERERS))
+    assert (answer.outcome, answer.error) == (None, None)
+    assert answer.helped == Helped(segments=4, reason="all segments are drawn")
+    assert {key for key in store.objects if key.startswith("pieces/0")} == {f"pieces/{n:03d}.0" for n in range(4)}
+    assert nothing_is_left(scratch)
+
+
+def test_a_cancel_ends_a_helper(store: Objects, scratch: Path) -> None:
+    """What the platform throws in passes, and nothing is left here."""
+    order = helper_order(store, segment_s=0.2, segments=8)
+    with thrown_in() as throw:
+
+        def cancel() -> None:
+            eventually(lambda: "pieces/001.0" in store.objects)
+            throw()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(Cancelled):
+            carry_out(order, renderers=RENDERERS)
+        thread.join()
+    assert "pieces/006.0" not in store.objects
+    eventually(lambda: nothing_is_left(scratch))
 
 
 def test_a_scene_that_raises_is_an_answer(store: Objects, scratch: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from renderdispatch import ConfigurationError, JobStatus, RenderService
+from renderdispatch.engine import layout
 from renderdispatch.engine.retention import EXPIRED_AT_ONCE, may_remove
 from renderdispatch.errors import (
     BackendError,
@@ -67,7 +68,8 @@ def complete(world: World, **options: Any) -> str:
 
 
 def objects(world: World) -> list[str]:
-    return [info.key for info in world.storage.list("")]
+    """Return the keys of what jobs stored; tombstones of deleted jobs are empty."""
+    return [info.key for info in world.storage.list("") if not info.key.startswith(layout.TOMBSTONES)]
 
 
 def is_gone(world: World, job_id: str) -> bool:

@@ -34,6 +34,7 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.testing.world import FindingRemote, HelpedRemote, World, WorldStorage, event_of
 
+SONG = b"RIFF" * 16_000
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 LIMITS = Limits(total_timeout=HOUR, max_attempts=2)
@@ -99,7 +100,7 @@ def world(remote: HelpedRemote, storage: NotingStorage) -> Iterator[World]:
 
 def started(world: World, *, parallel: int = 3, duration: float | None = 70.0) -> tuple[str, RenderOrder]:
     """Submit a job whose run has checked in; return its id and order."""
-    job_id = world.submit(parallel=parallel, limits=LIMITS, duration=duration)
+    job_id = world.service.submit(SONG, scene="bars", parallel=parallel, limits=LIMITS, duration=duration).id
     world.tick()
     order = world.backend.orders[-1]
     world.send(event_of(order, CheckedIn, call_id=f"call-{len(world.backend.orders)}"))
@@ -443,7 +444,7 @@ def test_a_folder_of_this_machine_needs_no_grants(tmp_path: Path) -> None:
     remote = Slots()
     storage = FsspecStorage(tmp_path)
     service = RenderService(MemoryJobStore(), storage, remote, worker=False)
-    job_id = service.submit(b"RIFF", scene="bars").id
+    job_id = service.submit(SONG, scene="bars").id
     service.tick()
     pieces, attempt = remote.orders[0].pieces, service.get(job_id).attempt
     assert pieces is not None and pieces.folder is not None and pieces.grants == ""
@@ -463,8 +464,9 @@ def test_segments_are_counted_before_a_verdict(world: World, remote: HelpedRemot
     for name in ("plan.0", "000.0", "000.1", "001.0", "002.3", "x.0", "0003.0"):
         world.storage.put(f"{prefix}{name}", b"piece")
     remote.states["call-1"] = CallState(status=CallStatus.MISSING)
-    world.pass_time(MINUTE)
-    world.tick(3)
+    for _ in range(2):
+        world.pass_time(MINUTE)
+        world.tick()
     first, second = world.job(job_id).attempts
     assert first.error is not None and first.segments_standing == 3 and first.advanced
     assert second.pieces == first.pieces and second.segments_before == 3

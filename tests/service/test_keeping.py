@@ -177,8 +177,8 @@ def test_a_sweep_that_failed_is_repeated(world: World) -> None:
 
 
 def test_a_job_without_pieces_is_swept_by_nothing(world: World) -> None:
-    """It is due no more once it has ended."""
-    job_id = world.submit()
+    """A short song is drawn again as soon. It is due no more once it has ended."""
+    job_id = world.submit(duration=5)
     world.tick()
     world.render(world.backend.orders[-1])
     world.tick(2)
@@ -235,6 +235,18 @@ def test_a_delete_while_storage_is_away_loses_nothing(world: World) -> None:
     with pytest.raises(JobNotFoundError):
         world.job(job.id)
     world.storage.put(f"{job.attempts[-1].pieces}002.0", b"a late segment")
+    wait_for(world, timedelta(hours=8))
+    assert list(world.storage.list("")) == []
+
+
+def test_helpers_of_a_deleted_job_find_the_word_to_stop(world: World) -> None:
+    """One that was lost may still draw; the tombstone has the word deleted with all the rest."""
+    job = complete(world, started(world))
+    helper = Helper(share=1, token="helper", state=HelperState.STARTING)
+    attempts = (evolve(job.attempts[-1], helpers=(helper,)),)
+    world.store.replace(evolve(job, attempts=attempts), expected_revision=job.revision)
+    world.service.delete(job.id)
+    assert keys(world, job) == {f"{job.attempts[-1].token}/stop"}
     wait_for(world, timedelta(hours=8))
     assert list(world.storage.list("")) == []
 

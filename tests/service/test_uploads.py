@@ -279,7 +279,7 @@ class _Counting(MemoryStorage):
 
 
 def test_a_sweep_is_cheap(rig: Rig) -> None:
-    """Uploads are listed once an hour, and no further than to the first young one."""
+    """Uploads and tombstones are listed once an hour, and no further than to the first young one."""
     now = [0.0]
     storage = _Counting()
     reconciler = Reconciler(rig.store, storage, {}, monotonic=lambda: now[0])
@@ -287,13 +287,13 @@ def test_a_sweep_is_cheap(rig: Rig) -> None:
         storage.put(layout.upload_key(None, rig.clock()), b"x")
     for _ in range(3):
         reconciler.tick()
-    assert (storage.listings, storage.listed) == (1, 1)
+    assert (storage.listings, storage.listed) == (2, 1)
     now[0] += 3599
     reconciler.tick()
-    assert storage.listings == 1
+    assert storage.listings == 2
     now[0] += 1
     reconciler.tick()
-    assert storage.listings == 2
+    assert storage.listings == 4
 
 
 def test_many_old_uploads_go_in_several_rounds(rig: Rig, reconciler: Reconciler) -> None:
@@ -316,9 +316,10 @@ def test_a_storage_that_is_away_keeps_no_job_waiting(rig: Rig, caplog: pytest.Lo
     assert reconciler.tick() == 0
     assert "old uploads" in caplog.text
     storage.away = False
+    tries = storage.listings
     now[0] += 3600
     reconciler.tick()
-    assert storage.listings == 2
+    assert storage.listings > tries
 
 
 def test_a_retry_keeps_the_audio_of_an_old_upload(rig: Rig, reconciler: Reconciler) -> None:

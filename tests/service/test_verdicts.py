@@ -592,7 +592,7 @@ def test_j11_audio_that_a_slow_holder_stores_too_late_is_removed() -> None:
     """An upload that ends after its attempt lapsed, and that its holder cannot record, is removed; the job's stays."""
     world = World(Remote())
     audio = RemoteAudio.model_validate({"url": "https://example.com/song.wav"})
-    request = make_request(audio=audio, backend="default")
+    request = make_request(audio=audio, backend="default", duration=5)
     job = world.store.create(make_job(created_at=world.clock(), request=request))
     for token in ("slow", "quick"):
         now = world.store.now()

@@ -16,7 +16,10 @@ from typing import Any, Final
 
 from renderdispatch.messages import CallResult, Completed, Failed, ObjectUrls, Output, RenderOrder, SignedPut
 
-RENDERERS: Final = {"fake": "renderdispatch.testing.renderers:FakeRenderer"}
+RENDERERS: Final = {
+    "fake": "renderdispatch.testing.renderers:FakeRenderer",
+    "fake-segments": "renderdispatch.testing.renderers:FakeSegmentsRenderer",
+}
 SONG: Final = bytes(range(256)) * 4096  # 1 MiB
 _PATIENCE_S: Final = 60.0
 

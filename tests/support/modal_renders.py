@@ -54,7 +54,8 @@ def render(order: str) -> object:
     asked = json.loads(order)
     match asked["params"].get("quirk"):
         case None:
-            scenes = {"fake": "renderdispatch.testing.renderers:FakeRenderer"}
+            place = "renderdispatch.testing.renderers"
+            scenes = {"fake": f"{place}:FakeRenderer", "fake-segments": f"{place}:FakeSegmentsRenderer"}
             return carry_out(order, call_id=modal.current_function_call_id(), renderers=scenes)
         case "timeout":
             raise TimeoutError

@@ -12,16 +12,20 @@ import pytest
 pytest.importorskip("modal")
 
 from renderdispatch.backends.modal import ModalBackend
-from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsFind
+from renderdispatch.protocols import RenderBackend, SupportsCheck, SupportsFind, SupportsHelpers
 
 if TYPE_CHECKING:
 
     def backend(modal: ModalBackend) -> RenderBackend:
         return modal
 
+    def helping(modal: ModalBackend) -> SupportsHelpers:
+        return modal
+
 
 def test_it_has_the_shape() -> None:
-    """It is a backend; it cannot find a call by its order, and asks nothing at submit."""
+    """It is a backend, and starts helpers; it cannot find a call by its order, and asks nothing at submit."""
     found = ModalBackend()
     assert isinstance(found, RenderBackend)
+    assert isinstance(found, SupportsHelpers)
     assert not isinstance(found, SupportsFind | SupportsCheck)

@@ -23,13 +23,14 @@ from renderdispatch.backends.inline import InlineBackend
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.backends.waiting import WaitingLine
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import EventReply, JobStatus, Output, RenderOrder, Stage, StorageKey
+from renderdispatch.messages import EventReply, HelperOrder, JobStatus, Output, Pieces, RenderOrder, Stage, StorageKey
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.signing import SignedUrls
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import eventually, in_threads, make_order, registered_scenes
+from renderdispatch.testing.renderers import make_helper_order
 from renderdispatch.web import objects, renders, webhook
 from renderdispatch.web.asgi import AsgiApp, Receive, Scope, Send
 from renderdispatch.web.wsgi import Environ, StartResponse
@@ -49,11 +50,17 @@ class Recording:
     slots = 1
 
     def __init__(self) -> None:
-        self.started: list[RenderOrder] = []
+        self.started: list[RenderOrder | HelperOrder] = []
         self.cancelled: list[str] = []
         self.error: BackendError | None = None
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+        return self._start(order)
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        return self._start(order)
+
+    def _start(self, order: RenderOrder | HelperOrder) -> BackendCall:
         if self.error is not None:
             raise self.error
         self.started.append(order)
@@ -150,6 +157,39 @@ def test_a_start(client: httpx.Client, backend: Recording, order: RenderOrder) -
     answer = start(client, order, **{"idempotency-key": order.token})
     assert (answer.status_code, answer.json()) == (201, {"callId": "call-1"})
     assert backend.started == [order]
+
+
+@pytest.fixture
+def helper(order: RenderOrder, tmp_path: Path) -> HelperOrder:
+    lead = order.model_copy(update={"pieces": Pieces(slots=4, grants="https://bucket.example/grants")})
+    return make_helper_order(lead, FsspecStorage(tmp_path / "objects"))
+
+
+def test_a_helper_starts(client: httpx.Client, backend: Recording, helper: HelperOrder) -> None:
+    """The order of a helper is started once by its own token, which finds its call."""
+    answers = [client.post("/", content=helper.model_dump_json()) for _ in range(2)]
+    assert [answer.json() for answer in answers] == [{"callId": "call-1"}] * 2
+    assert backend.started == [helper]
+    found = client.post("/find", headers={"idempotency-key": helper.token})
+    assert found.json() == {"callId": "call-1"}
+
+
+def test_a_helper_that_finds_no_slot(client: httpx.Client, backend: Recording, helper: HelperOrder) -> None:
+    """A helper that the backend refuses as busy can be started later."""
+    backend.error = BackendError("all slots are taken", retryable=True, code="backend.busy")
+    assert client.post("/", content=helper.model_dump_json()).status_code == 503
+    backend.error = None
+    assert client.post("/", content=helper.model_dump_json()).status_code == 201
+
+
+def test_a_backend_without_helpers(tmp_path: Path, helper: HelperOrder) -> None:
+    """Where a video is drawn with one call, the order of a helper is refused for good."""
+    backend = InlineBackend()
+    app = renders.wsgi_app(backend, token=TOKEN)
+    with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://renders/", headers=BEARER) as client:
+        answer = client.post("/", content=helper.model_dump_json())
+    backend.close()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "backend.no-helpers")
 
 
 def test_a_start_that_comes_again(client: httpx.Client, backend: Recording, order: RenderOrder) -> None:

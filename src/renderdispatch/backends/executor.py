@@ -98,14 +98,14 @@ class ThreadTask:
     """A task that runs in a thread of its own.
 
     Args:
-        body: Computes, and returns the outcome.
+        body: Computes, and returns the outcome; a helper has none.
         stop: Makes ``body`` end soon; may be called at any time, by any thread.
     """
 
     kind = ""
     patience_s: float | None = None
 
-    def __init__(self, body: Callable[[BackendCall], Completed | Failed], stop: Callable[[], None]) -> None:
+    def __init__(self, body: Callable[[BackendCall], Completed | Failed | None], stop: Callable[[], None]) -> None:
         self._body = body
         self._stop = stop
         self._state = CallState(status=CallStatus.RUNNING)
@@ -189,6 +189,17 @@ class Executor:
         Raises:
             BackendError: The executor is full or closed, or the task cannot begin.
         """
+        return self._start(task, waits=True)
+
+    def start_now(self, task: Task) -> BackendCall:
+        """Begin a task that never waits.
+
+        Raises:
+            BackendError: ``backend.busy``: no slot is free, or others wait for it; else as `start`.
+        """
+        return self._start(task, waits=False)
+
+    def _start(self, task: Task, *, waits: bool) -> BackendCall:
         here = self._here.get()
         with here.lock:
             if self._closed:
@@ -200,8 +211,10 @@ class Executor:
                 try:
                     return self._begin(here, _Entry(task))
                 except BackendError as error:
-                    if error.code != BUSY or not capacity.room or capacity.slots is None:
+                    if not waits or error.code != BUSY or not capacity.room or capacity.slots is None:
                         raise
+            if not waits:
+                raise BackendError("no slot is free", retryable=True, code=BUSY)
             if len(here.running) + len(here.queue) >= (capacity.slots or 0) + capacity.room:
                 full = f"{len(here.queue)} orders wait already" if here.queue else "all slots are taken"
                 raise BackendError(full, retryable=True, code=BUSY)

@@ -6,9 +6,11 @@ camelCase::
 
     POST   {url}             start    the order (`messages.RenderOrder`, about 8 KiB), with "Idempotency-Key: <token>"
         200 | 201 | 202      {"callId": "<id>"}    it runs, or will: the response does not wait for the render
+                             A helper is started likewise; its order (`messages.HelperOrder`) has "kind": "helper"
     GET    {url}/{callId}    status
         200                  {"status": "running" | "ended" | "missing", "outcome": {...}, "error": {...}}
-        200                  {"outcome": {...}} or {"error": {...}} alone (`messages.CallResult`): it has ended
+        200                  {"outcome": {...}}, {"error": {...}} or {"helped": {...}} alone (`messages.CallResult`):
+                             it has ended
         202                  it runs; the body is not read
         404 | 410            no such call, or its result is no longer kept
     DELETE {url}/{callId}    cancel
@@ -16,10 +18,10 @@ camelCase::
         404 | 410            no such call: not an error
 
 ``outcome`` is the outcome of the run (`messages.Completed` or `messages.Failed`), ``error`` (`messages.JobError`) why
-there is no outcome, if that is known. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and begins with a letter or a
-digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an id. Every request carries
-``Authorization: Bearer <token>``, ``Modal-Key`` and ``Modal-Secret``, as far as they are given. The run itself reports
-to the order's callback, as every remote run does; its check-in may bring the call id.
+there is no outcome, if that is known. A helper has neither. A call id is 1 to 200 of ``A-Z a-z 0-9 . _ ~ : -`` and
+begins with a letter or a digit. A slash at the end of ``url`` is kept for the start and is not doubled in front of an
+id. Every request carries ``Authorization: Bearer <token>``, ``Modal-Key`` and ``Modal-Secret``, as far as they are
+given. The run itself reports to the order's callback, as every remote run does; its check-in may bring the call id.
 
 **What other responses mean**, first of all whether the render may have been started (rule J2: unknown is not failed):
 
@@ -70,7 +72,7 @@ from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CallResult, Message, RenderOrder
+from renderdispatch.messages import CallResult, HelperOrder, Message, RenderOrder
 from renderdispatch.plumbing.net import Client, NetError, NotSentError, Response, is_loopback
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.runner.renderers import check_scene_file
@@ -175,6 +177,13 @@ class HttpBackend:
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:  # noqa: ARG002 - the run reports by webhook
         """Hand the order over; its run reports to the order's callback."""
+        return self._start(order)
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        """Hand the order of a helper over. A service that knows no helpers refuses it."""
+        return self._start(order)
+
+    def _start(self, order: RenderOrder | HelperOrder) -> BackendCall:
         response = self._request("start", "POST", self._url, key=order.token, body=order)
         if response.status not in _STARTED:
             raise self._refusal("start", response, secrets=_secrets_of(order))
@@ -196,7 +205,7 @@ class HttpBackend:
         if response.status != 200:
             raise self._refusal("status", response)
         found = self._parsed(StatusReply, "status", response)
-        if found.status is None and found.outcome is None and found.error is None:  # an empty object of another service
+        if not (found.status or found.outcome or found.error or found.helped):  # an empty object of another service
             raise self._refusal("status", response)
         if found.status not in {None, CallStatus.ENDED}:
             return CallState(status=CallStatus(found.status))
@@ -282,15 +291,15 @@ class KeyedHttpBackend(HttpBackend):
     start deadline just because a response was lost.
     """
 
-    def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
+    def _start(self, order: RenderOrder | HelperOrder) -> BackendCall:
         """Hand the order over, a second time if it is not known what became of the first."""
         try:
-            return super().start(order, on_event=on_event)
+            return super()._start(order)
         except BackendError as lost:
             if lost.outcome_known:
                 raise
             try:
-                return super().start(order, on_event=on_event)
+                return super()._start(order)
             except BackendError:  # it says nothing about the first one
                 raise lost from None
 
@@ -349,8 +358,10 @@ def _read_secret(name: str, value: object) -> str:
     return value
 
 
-def _secrets_of(order: RenderOrder) -> tuple[str, ...]:
+def _secrets_of(order: RenderOrder | HelperOrder) -> tuple[str, ...]:
     """Return what must not be quoted of an order, beside its URLs."""
+    if isinstance(order, HelperOrder):
+        return (order.token,)
     puts = (order.video.put, order.result.put)
     found = [order.token, *(value for put in puts for name, value in put.headers.items() if name.startswith("x-"))]
     if order.callback is not None:

@@ -145,6 +145,11 @@ class LocalGpuBackend(ThreadBackend):
         slots = self._gpu_slots.get()
         return self._executor.start(_Run(order, own, self._where, slots if self._on_gpu(order, slots) else None))
 
+    def start_helper(self, order: messages.HelperOrder) -> BackendCall:
+        """Start the helper in a process of its own, if there is a slot for it now."""
+        slots = self._gpu_slots.get()
+        return self._executor.start_now(_Help(order, self._where, slots if self._on_gpu(order, slots) else None))
+
     def _capacity(self, gpus: int | None = None) -> Capacity:
         count = len(self._gpu_slots.get().gpus) if gpus is None else gpus
         on_cpu = 1 if self._slots == "auto" else self._slots
@@ -153,7 +158,7 @@ class LocalGpuBackend(ThreadBackend):
         total = on_cpu + count if self._slots == "auto" else self._slots
         return Capacity(slots=total, of_kind={_ON_CPU: on_cpu, _ON_GPU: count}, room=_AHEAD)
 
-    def _on_gpu(self, order: messages.RenderOrder, slots: GpuSlots) -> bool:
+    def _on_gpu(self, order: messages.RenderOrder | messages.HelperOrder, slots: GpuSlots) -> bool:
         if not slots.gpus:
             return False
         try:
@@ -193,30 +198,28 @@ class FoundGpus:
         return found
 
 
-class _Run(ThreadTask):
-    """One render process, and the thread that listens to it.
+class _Process(ThreadTask):
+    """One runner in a process of its own, and the thread that listens to it.
 
     Args:
-        on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
+        order: What it carries out.
         renderers: Where scenes are that are not registered.
         gpus: The GPUs that it may take one of; None: it needs none.
+        follow: Listens to it, and returns how it ended.
     """
 
     def __init__(
         self,
-        order: messages.RenderOrder,
-        on_event: OnEvent | None,
+        order: messages.RenderOrder | messages.HelperOrder,
         renderers: Mapping[str, str],
         gpus: GpuSlots | None,
+        follow: Callable[[BackendCall], messages.Completed | messages.Failed | None],
     ) -> None:
-        super().__init__(self._follow, self._tell)
+        super().__init__(follow, self._tell)
         self._gpus = gpus
         self.kind = _ON_CPU if gpus is None else _ON_GPU
-        to_start_s = (order.start_by - datetime.now(UTC)).total_seconds()
-        self.patience_s = max(_LEAST_PATIENCE_S, min(_PATIENCE_S, to_start_s / 2))
-        self._order = order
+        self._to_do = order
         self._renderers = renderers
-        self._on_event = on_event
         self._telling = threading.Lock()
 
     def begin(self, queued_as: BackendCall | None) -> BackendCall:
@@ -235,16 +238,12 @@ class _Run(ThreadTask):
         self._kill = threading.Timer(_STOP_S, self._process.kill)
         self._kill.daemon = True
         # before any cancel can write its line
-        self._process.write_line(for_the_runner(self._order, os.environ, self._renderers))
+        self._process.write_line(for_the_runner(self._to_do, os.environ, self._renderers))
         try:
             return super().begin(queued_as)
         except BackendError:
             self._process.end()
             raise
-
-    def give_up(self, error: messages.JobError) -> CallState:
-        """Report that it does not begin."""
-        return hand_over_failure(self._order, self._on_event, error)
 
     def _tell(self) -> None:
         """Tell the render to stop; kill it if it does not."""
@@ -255,6 +254,39 @@ class _Run(ThreadTask):
                 self._process.kill()
             stop = messages.EventReply(action=messages.Action.STOP, reason="cancelled")
             self._process.write_line(stop.model_dump_json())
+
+    def _ended(self, wait_s: float) -> int:
+        """Wait for the end of the process, and return its exit status."""
+        status = self._process.end(wait_s=wait_s)
+        self._kill.cancel()
+        return status
+
+
+class _Run(_Process):
+    """One render.
+
+    Args:
+        on_event: None where the render reports to a callback; then its outcome alone comes over the pipe.
+        renderers: Where scenes are that are not registered.
+        gpus: The GPUs that it may take one of; None: it needs none.
+    """
+
+    def __init__(
+        self,
+        order: messages.RenderOrder,
+        on_event: OnEvent | None,
+        renderers: Mapping[str, str],
+        gpus: GpuSlots | None,
+    ) -> None:
+        super().__init__(order, renderers, gpus, self._follow)
+        to_start_s = (order.start_by - datetime.now(UTC)).total_seconds()
+        self.patience_s = max(_LEAST_PATIENCE_S, min(_PATIENCE_S, to_start_s / 2))
+        self._order = order
+        self._on_event = on_event
+
+    def give_up(self, error: messages.JobError) -> CallState:
+        """Report that it does not begin."""
+        return hand_over_failure(self._order, self._on_event, error)
 
     def _follow(self, call: BackendCall) -> messages.Completed | messages.Failed:
         """Hand every event on, write every reply back; return how it ended."""
@@ -276,8 +308,7 @@ class _Run(ThreadTask):
                     reply = hand_over(self._on_event, event)
                     process.write_line("null" if reply is None else reply.model_dump_json())
         finally:
-            status = process.end(wait_s=_STOP_S if final is not None else 0.5)
-            self._kill.cancel()
+            status = self._ended(_STOP_S if final is not None else 0.5)
         for text in process.log:
             _log.debug("job %s: %s", self._order.job_id, text)
         if final is None:
@@ -287,3 +318,31 @@ class _Run(ThreadTask):
             if self._on_event is not None:
                 hand_over(self._on_event, final)
         return final
+
+
+class _Help(_Process):
+    """One helper."""
+
+    def __init__(self, order: messages.HelperOrder, renderers: Mapping[str, str], gpus: GpuSlots | None) -> None:
+        super().__init__(order, renderers, gpus, self._follow)
+        self._order = order
+
+    def _follow(self, call: BackendCall) -> None:
+        """Wait for its end; it has no outcome."""
+        said: bytes | None = None
+        try:
+            while line := self._process.read_line():
+                said = line
+        finally:
+            status = self._ended(_STOP_S if said is not None else 0.5)
+        for text in self._process.log:
+            _log.debug("job %s: %s", self._order.job_id, text)
+        try:
+            helped = messages.Helped.model_validate_json(said or b"")
+        except ValidationError:
+            how = describe_exit(status, self._process.log)
+            _log.warning("job %s: the process of helper %s %s", self._order.job_id, call.id, how)
+        else:
+            _log.info(
+                "job %s: helper %s drew %d segments: %s", self._order.job_id, call.id, helped.segments, helped.reason
+            )

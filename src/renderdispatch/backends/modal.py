@@ -18,7 +18,15 @@ from renderdispatch.backends.modal_client import ModalTrouble, Target, Variant
 from renderdispatch.backends.modal_faults import DEPLOY, how_to_deploy, refusal, state_of
 from renderdispatch.backends.modal_link import ModalLink
 from renderdispatch.errors import BackendError, ConfigurationError, MissingExtraError
-from renderdispatch.messages import MAX_ORDER_BYTES, PROTOCOL, CallResult, FaultDomain, JobError, RenderOrder
+from renderdispatch.messages import (
+    MAX_ORDER_BYTES,
+    PROTOCOL,
+    CallResult,
+    FaultDomain,
+    HelperOrder,
+    JobError,
+    RenderOrder,
+)
 from renderdispatch.plumbing.per_process import PerProcess
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
 from renderdispatch.runner.renderers import check_scene_file
@@ -35,7 +43,7 @@ class ModalBackend:
 
     Args:
         app: The deployed app.
-        function: The function in it; it takes a `RenderOrder` and returns a `CallResult`, both as JSON.
+        function: The function in it; it takes a `RenderOrder` or `HelperOrder` and returns a `CallResult`, as JSON.
         environment: Modal's environment; None is the one that Modal's own configuration names.
         version: The only deployed version of the app to use; None is the newest.
         gpu: The kind of GPU for orders that name none, such as ``"L4"``; None leaves the one that was deployed.
@@ -114,6 +122,13 @@ class ModalBackend:
                 A request without a response has an unknown outcome.
         """
         del on_event
+        return self._spawn(order)
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        """Spawn the same function with the order of a helper. Raises what `start` raises."""
+        return self._spawn(order)
+
+    def _spawn(self, order: RenderOrder | HelperOrder) -> BackendCall:
         argument = order.model_dump_json()
         if (size := len(argument.encode())) > MAX_ORDER_BYTES:
             raise BackendError(
@@ -204,7 +219,7 @@ def _read(answer: object) -> CallState:
         read = CallResult.model_validate_json(answer)
     except ValidationError:
         return _unreadable("the function returned something that is not a CallResult")
-    if read.outcome is None and read.error is None:
+    if read.outcome is None and read.error is None and read.helped is None:
         return _unreadable(f"the function returned an answer without an outcome (protocol {read.protocol})")
     return CallState(status=CallStatus.ENDED, outcome=read.outcome, error=read.error)
 

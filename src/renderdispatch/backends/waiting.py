@@ -12,8 +12,16 @@ from typing import Final
 from renderdispatch.backends.executor import Capacity, Executor, hand_over_failure
 from renderdispatch.engine import calls
 from renderdispatch.errors import BackendError, ConfigurationError
-from renderdispatch.messages import CheckedIn, EventReply, JobError, RenderEvent, RenderOrder
-from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent, RenderBackend
+from renderdispatch.messages import CheckedIn, EventReply, HelperOrder, JobError, RenderEvent, RenderOrder
+from renderdispatch.protocols import (
+    BackendCall,
+    CallState,
+    CallStatus,
+    Locality,
+    OnEvent,
+    RenderBackend,
+    SupportsHelpers,
+)
 
 _log: Final = logging.getLogger("renderdispatch.backends.waiting")
 
@@ -49,6 +57,17 @@ class WaitingLine:
         """Start the render, or let it wait."""
         return self._executor.start(_Order(self._backend, order, on_event))
 
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        """Start the helper, which never waits.
+
+        Raises:
+            BackendError: ``backend.busy``: orders wait, or no slot is free. ``backend.no-helpers``: the backend has
+                none.
+        """
+        if not isinstance(self._backend, SupportsHelpers):
+            raise BackendError("this backend draws a video with one call", retryable=False, code="backend.no-helpers")
+        return self._executor.start_now(_Helper(self._backend, order))
+
     def poll(self, call: BackendCall) -> CallState:
         """Return the state of the call, wherever it is."""
         return self._executor.poll(call) or self._backend.poll(call)
@@ -62,6 +81,42 @@ class WaitingLine:
         """End the orders that wait, and close the backend."""
         self._executor.close()
         self._backend.close()
+
+
+class _Helper:
+    """One helper at the backend behind the queue; it never waits."""
+
+    kind = ""
+    patience_s: float | None = None
+
+    def __init__(self, backend: RenderBackend, order: HelperOrder) -> None:
+        self._backend = backend
+        self._order = order
+        self._call: BackendCall | None = None
+
+    def begin(self, queued_as: BackendCall | None) -> BackendCall:
+        """Start the helper there."""
+        assert queued_as is None
+        assert isinstance(self._backend, SupportsHelpers)
+        self._call = self._backend.start_helper(self._order)
+        return self._call
+
+    def poll(self) -> CallState:
+        """Return what the backend says of its call."""
+        assert self._call is not None
+        return calls.poll(self._backend, self._call)
+
+    def stop(self) -> None:
+        """Have the backend stop its call."""
+        assert self._call is not None
+        calls.cancel(self._backend, self._call)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for nothing: the backend's own `close` does."""
+
+    def give_up(self, error: JobError) -> CallState:
+        """Return a state without an outcome."""
+        return CallState(status=CallStatus.ENDED, error=error)
 
 
 class _Order:

@@ -19,7 +19,7 @@ from renderdispatch.engine import calls, layout, loans, tombstones
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import AudioDropped, CallStopped, CleanedUp, PiecesGone, PiecesSwept, Swept
 from renderdispatch.errors import StorageError
-from renderdispatch.jobs import URLS_EXPIRED, Attempt, CleanUp, HelperState, Job
+from renderdispatch.jobs import URLS_EXPIRED, Attempt, CleanUp, Job
 from renderdispatch.protocols import CallStatus, JobStore, RenderBackend, StorageAdapter
 
 _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
@@ -45,7 +45,7 @@ def _prefixes(job: Job, attempt: Attempt) -> Iterator[str]:
 
 def _stop_keys(job: Job, attempt: Attempt, now: datetime) -> frozenset[str]:
     """Return what is to outlive an attempt's other objects: the word to stop, while a helper may still look for it."""
-    draws = any(helper.state is not HelperState.STOPPED for helper in attempt.helpers)
+    draws = any(helper.may_compute for helper in attempt.helpers)
     if not draws or now > job.finish_by + URLS_EXPIRED:
         return frozenset()
     return frozenset({layout.stop_key(layout.prefix_of(job), attempt.token)})
@@ -114,9 +114,9 @@ class CleanUps:
                 return job
         last, prefix = now >= job.finish_by + URLS_EXPIRED, layout.prefix_of(job)
         self.storage.delete_prefix(layout.all_pieces(prefix))
-        for info in list(self.storage.list(prefix)):
-            if layout.is_passing(info.key, stop=last):
-                self.storage.delete(info.key)
+        for attempt in job.attempts:
+            for key in layout.passing_keys(prefix, attempt.token, stop=last) if attempt.pieces is not None else ():
+                self.storage.delete(key)
         return commit(self.store, job, PiecesGone()).job if last else job
 
     def _delete(self, prefix: str, *, kept: frozenset[str]) -> None:

@@ -274,5 +274,5 @@ class PiecesGone:
 RunEvent = CheckedIn | Progressed | Completed | Failed
 HelperEnd = HelperStarted | HelperStopped
 PiecesEvent = PiecesLent | PiecesSwept | PiecesGone
-CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | HelperEnd | PiecesEvent | Expired
+CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | HelperEnd | PiecesEvent
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

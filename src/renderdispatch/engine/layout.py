@@ -180,10 +180,16 @@ def all_pieces(prefix: str) -> str:
     return f"{prefix}pieces/"
 
 
-def is_passing(key: str, *, stop: bool) -> bool:
-    """Return whether a job's object is needed only to draw it: grants, and with ``stop`` the stop object."""
-    name = key.rpartition("/")[2]
-    return name.endswith(".grants") or (stop and name == "stop")
+def passing_keys(prefix: str, token: str, *, stop: bool) -> list[str]:
+    """Return the keys of an attempt's objects that are needed only to draw: grants, and with ``stop`` the stop object.
+
+    Args:
+        prefix: The job's, from `job_prefix`.
+        token: The attempt's.
+        stop: Whether no helper can look for the stop object any more.
+    """
+    grants = [grants_key(prefix, token, helpers=helpers) for helpers in (False, True)]
+    return [*grants, stop_key(prefix, token)] if stop else grants
 
 
 def tombstone_key(prefix: str, until: datetime) -> str:

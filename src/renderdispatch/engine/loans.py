@@ -2,7 +2,7 @@
 
 A retry borrows them. The loan is committed on the older job's record, before the new job is recorded; then no sweep
 deletes the pieces while the new job needs them. A job that repeats a repeated one borrows from both: a segment may have
-been drawn by either. Pieces are read by the borrower, never written.
+been drawn by either. The borrower reads the pieces, and never writes them.
 """
 
 from __future__ import annotations
@@ -30,22 +30,27 @@ _BEING_RECORDED: Final = timedelta(minutes=10)
 """How long after a loan its borrower may not be recorded yet."""
 
 
-def lend(store: JobStore, job: Job, to: str) -> str | None:
+def lend(store: JobStore, storage: StorageAdapter, job: Job, to: str) -> str | None:
     """Lend the pieces of an ended job, and what it borrowed itself, to the job that is to repeat it.
 
     Args:
         store: Where both jobs live.
+        storage: Where the pieces are.
         job: The older job.
         to: The id of the new one.
 
     Returns:
-        For `Job.borrows` of the new one; None if there is nothing to borrow, or another borrower still needs it.
+        For `Job.borrows` of the new one; None if there is nothing to borrow, or another borrower still needs it. Of
+        several lenders it is the one with the most pieces: a renderer that reads a folder reads that one alone.
 
     Raises:
+        StorageError: Storage is away; a second call is safe.
         StoreUnavailableError: The store is away; a second call is safe.
     """
     lent = [layout.all_pieces(layout.prefix_of(each)) for each in _chain(store, job) if _lend(store, each, to)]
-    return lent[0] if lent else None
+    if len(lent) < 2:
+        return lent[0] if lent else None
+    return max(lent, key=lambda prefix: sum(1 for _ in storage.list(prefix)))
 
 
 def borrowed(store: JobStore, job: Job) -> list[str]:

@@ -22,12 +22,14 @@ from renderdispatch.messages import (
     MAX_ORDER_BYTES,
     MAX_SEGMENTS,
     Asset,
+    Audio,
     Callback,
     Grants,
     HelperOrder,
     LocalAudio,
     ObjectUrls,
     Pieces,
+    RemoteAudio,
     RenderOrder,
     RenderRequest,
     SignedPut,
@@ -47,6 +49,9 @@ _MAX_URL: Final = timedelta(days=7)
 _SHORT_S: Final = 60.0
 _SEGMENT_S: Final = 4.0
 """No segment but an only one is shorter."""
+
+_BYTES_PER_S: Final = 250.0
+"""A second of music takes more in every format: speech at 6 kbit/s takes three times as much."""
 
 _PIECE: Final = "application/octet-stream"
 _PLANS: Final = frozenset(pieces.names(0))
@@ -149,7 +154,9 @@ def make_order(
         finish_by=job.finish_by,
         callback=callback,
         local=local,
-        pieces=urls.pieces(pieces_of(job, device_class), helpers=False) if keeps_pieces(request, parallel) else None,
+        pieces=urls.pieces(pieces_of(job, device_class), audio, helpers=False)
+        if keeps_pieces(request, parallel)
+        else None,
         parallel=parallel,
     )
     if _size(order) > MAX_ORDER_BYTES:  # long names are the least that is needed
@@ -199,7 +206,7 @@ def make_helper_order(
         token=helper.token,
         share=helper.share,
         parallel=max(job.parallel, helper.share + 1),
-        pieces=urls.pieces(attempt.pieces or pieces_of(job, device_class), helpers=True),
+        pieces=urls.pieces(attempt.pieces or pieces_of(job, device_class), _audio_of(job), helpers=True),
         stop=urls.get(layout.stop_key(prefix, attempt.token)),
         result=urls.get(layout.result_key(prefix, attempt.token)),
         scene=request.scene,
@@ -246,7 +253,7 @@ def make_grants(
         lent: The keys of the pieces that the job borrows, as `loans.borrowed_keys` found them. None: all that the job
             which it repeats may have.
     """
-    urls, slots = _Urls(signer, job, now), slots_of(job.request)
+    urls, slots = _Urls(signer, job, now), slots_of(job.request, _audio_of(job))
     every = pieces.names(slots)
     written = pieces.names(slots, pieces.GENERATIONS_OF_HELPERS) if helpers else every
     called = "segment.mp4" if urls.names_files else None  # without a name, storage binds that of each key
@@ -279,11 +286,19 @@ def keeps_pieces(request: RenderRequest, parallel: int) -> bool:
     return parallel > 1 or request.duration is None or request.duration > _SHORT_S
 
 
-def slots_of(request: RenderRequest) -> int:
-    """Return for how many segments a video may need a place."""
-    longest_s = request.limits.max_duration.total_seconds()
-    duration_s = longest_s if request.duration is None else request.duration
-    return min(int(duration_s // _SEGMENT_S) + 1, MAX_SEGMENTS)
+def slots_of(request: RenderRequest, audio: Audio) -> int:
+    """Return for how many segments a video may need a place. Each costs the time to sign its URLs.
+
+    A song that takes fewer bytes than any music may need more: the segments beyond are drawn as well, and not kept.
+    """
+    longest_s = request.limits.max_duration.total_seconds() if request.duration is None else request.duration
+    if not isinstance(audio, RemoteAudio):
+        longest_s = min(longest_s, audio.size / _BYTES_PER_S)
+    return min(int(longest_s // _SEGMENT_S) + 1, MAX_SEGMENTS)
+
+
+def _audio_of(job: Job) -> Audio:
+    return job.audio or job.request.audio
 
 
 @define
@@ -339,9 +354,9 @@ class _Urls:
             "images": tuple(beside(place) for place in files if is_image(place)),
         }
 
-    def pieces(self, prefix: str, *, helpers: bool) -> Pieces:
+    def pieces(self, prefix: str, audio: Audio, *, helpers: bool) -> Pieces:
         """Return where pieces are: in a folder where storage has files, else behind the URLs of grants."""
-        slots = slots_of(self.job.request)
+        slots = slots_of(self.job.request, audio)
         if (folder := self._folder(prefix)) is not None:
             lent = self.lent_prefix(prefix)
             return Pieces(slots=slots, folder=folder, lent=None if lent is None else self._folder(lent))

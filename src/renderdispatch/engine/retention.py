@@ -73,6 +73,9 @@ def remove(store: JobStore, storage: StorageAdapter, job: Job) -> None:
         storage.delete_prefix(prefix)
     else:
         _delete_all_but(storage, prefix, layout.all_pieces(prefix))
+    for attempt in job.attempts:
+        if any(helper.may_compute for helper in attempt.helpers):  # it may look for it until its URLs expire
+            storage.put(layout.stop_key(prefix, attempt.token), b"stop")
     forget(store, job)
 
 

@@ -1,9 +1,10 @@
 """What do users deploy to Modal?
 
 An app with the function ``render``: ``renderdispatch modal deploy``, or ``modal deploy -m renderdispatch.modal_app``.
-It takes a `RenderOrder` and returns a `CallResult`, both as JSON. It gets no secret: an order holds signed URLs and the
-key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what can be chosen, by variables in the
-environment of ``modal deploy``. The function ``probe`` has the same image and GPU, and says what it draws on.
+It takes a `RenderOrder`, or the `HelperOrder` of a helper, and returns a `CallResult`, all as JSON. It gets no secret:
+an order holds signed URLs and the key of its own attempt, nothing else. `renderdispatch.modal_app.deployment` says what
+can be chosen, by variables in the environment of ``modal deploy``. The function ``probe`` has the same image and GPU,
+and says what it draws on.
 
 With ``RENDERDISPATCH_MODAL_WORKER=1`` the app also has a worker, for applications without one: ``tick`` is scheduled,
 and dispatches and reconciles; ``webhook`` receives the reports of renders. These two get the Modal Secret that
@@ -63,7 +64,7 @@ _image: Final = with_source(base_image(*RENDER_EXTRAS))
     restrict_modal_access=True,
 )
 def render(order: str) -> str:
-    """Carry out one order."""
+    """Carry out one order, a lead's or a helper's."""
     return carry_out(order, call_id=modal.current_function_call_id(), timeout=LONGEST)
 
 

@@ -64,7 +64,7 @@ class SegmentHead:
         size: Bytes behind the head.
         sha256: Of these bytes, in hex.
         config: The decoder's configuration (``avcC`` of ISO/IEC 14496-15), in hex.
-        twice: How many segments its worker had drawn in vain by then.
+        twice: How many segments its worker has drawn in vain since the one that it completed before.
     """
 
     digest: str

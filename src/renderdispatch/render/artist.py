@@ -54,6 +54,8 @@ class Artist(Protocol):
     def pictures(self, moments: Iterable[tuple[Any, Frame]]) -> Iterator[Picture]:
         """Yield a new picture of each frame, as `draw` would, for frames that come in order.
 
+        Pictures that were drawn before this call count as black.
+
         One or two frames may be drawn before the first picture is yielded, so that drawing goes on while pictures are
         used: `moments` is ahead of the pictures. Draw nothing else until the last one.
 

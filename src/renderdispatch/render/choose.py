@@ -87,8 +87,9 @@ class Choice:
         self._began = now
         self._missing_at: dict[int, float] = {}
         self._stands_since: dict[int, float] = {}
-        self._passed: dict[int, int] = {}
-        self._usual_s = _USUAL_S
+        self.usual_s = _USUAL_S
+        """About how long a segment takes here."""
+
         self._in_vain = 0.0
         self._looks_at_once = min(LOOKS_AT_ONCE, LOOKS_OF_ALL // parallel)
         self._patience = min(_PATIENCE, _EAGER / parallel)
@@ -126,18 +127,18 @@ class Choice:
             seconds: How long the drawing took, or would have taken.
             in_vain: How much of it was drawn, 0 to 1, if another worker was faster; else 0.
         """
-        self._usual_s = seconds if self._usual_s == _USUAL_S else (self._usual_s + seconds) / 2
+        self.usual_s = seconds if self.usual_s == _USUAL_S else (self.usual_s + seconds) / 2
         self._in_vain += in_vain
         self.saw(index, now, stands=True)
 
-    def passed(self, index: int) -> None:
-        """Take that a segment was drawn here and no slot took it: another worker is to draw it, or the lead."""
-        self._passed[index] = self._passed.get(index, 0) + 1
+    def was_in_vain(self) -> None:
+        """Take that a segment that was drawn here had been committed by another worker before."""
+        self._in_vain += 1
 
     def next(self, now: float) -> Draw | Look | Wait | None:
-        """Return what to do; None: all segments stand, or there is nothing that this worker could do."""
+        """Return what to do; None: all segments stand, as far as this worker knows."""
         for index in self._own:
-            if index not in self.standing and index not in self._passed:
+            if index not in self.standing:
                 return Draw(index, contested=index in self._last_own) if self._is_fresh(index, now) else Look((index,))
         shares = [rows for rows in self._others if self._missing(rows)]
         if not shares:
@@ -154,8 +155,8 @@ class Choice:
         return Wait(max(min(*times, max(self._next_look - now, 0.05), LOOK_EVERY_S), 0.05))
 
     def _missing(self, rows: range) -> list[int]:
-        """Return what is not known to stand of a share, and could be drawn here."""
-        return [index for index in rows if index not in self.standing and index not in self._passed]
+        """Return what is not known to stand of a share."""
+        return [index for index in rows if index not in self.standing]
 
     def _looks(self, shares: list[range], now: float) -> list[int]:
         """Return segments to look at, those that tell most first."""
@@ -197,4 +198,4 @@ class Choice:
         if before >= 0 and before not in self.standing:
             return None
         patience = max(patience, _PATIENCE) if self._in_vain >= 1 else patience
-        return self._stands_since.get(before, self._began) + self._usual_s * patience
+        return self._stands_since.get(before, self._began) + self.usual_s * patience

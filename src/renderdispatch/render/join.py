@@ -17,7 +17,7 @@ import numpy as np
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import Output
 from renderdispatch.render.boxes import Box, Place, box, copy_part, describe, write_all
-from renderdispatch.render.segment import LATE, FrameTable, Segment
+from renderdispatch.render.segment import LARGEST_CONFIG, LATE, FrameTable, Segment
 from renderdispatch.render.sound import PACKET, PRIMING, Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Numbers, Track, index_content, largest_tables, picture_entry
@@ -35,9 +35,6 @@ _DATA: Final = struct.Struct(">I4s")
 _LARGE_DATA: Final = struct.Struct(">I4sQ")
 _SMALLEST: Final = 8
 """Bytes of a box without content."""
-
-_LARGEST_CONFIG: Final = 200
-"""More bytes than a decoder's configuration has."""
 
 
 class Joiner:
@@ -104,11 +101,16 @@ class Joiner:
         """How many segments were appended: the index of the next one."""
         return self._next
 
-    def append(self, path: Path) -> None:
+    def append(self, path: Path, *, frames: int | None = None) -> None:
         """Copy the next segment; wait for the sound that is heard meanwhile. The file may be removed afterwards.
 
+        Args:
+            path: The file. Its hash is not compared: this is for whoever brought it.
+            frames: How many it is to have; None: any number.
+
         Raises:
-            ValueError: It is not the next segment, or it is damaged. Nothing was written.
+            ValueError: It is not the next segment, or it is damaged. Nothing was written, and another one can be
+                appended in its place.
             InvalidRequestError: The video becomes too large (``output.too-large``).
             Exception: The sound failed; see `Sound.until`.
         """
@@ -116,14 +118,14 @@ class Joiner:
             found = Segment.read(
                 source, self._picture, index=self._next, begin=self._frames, digest=self._digest, config=self._config
             )
-            samples, frames = found.frames, found.head.frames
-            if self._frames + frames > self._total or self._next >= self._segments:
-                raise ValueError(f"segment {self._next} has {frames} frames: more than the video")
-            self._check_size(self._frames + frames, samples.size)
+            samples, held = found.frames, found.head.frames
+            if held != (held if frames is None else frames) or self._frames + held > self._total:
+                raise ValueError(f"segment {self._next} has {held} frames, which are too few or too many")
+            self._check_size(self._frames + held, samples.size)
             self._config = found.head.config
             at = found.data
-            for first in range(0, frames, self._together):
-                last = min(first + self._together, frames)
+            for first in range(0, held, self._together):
+                last = min(first + self._together, held)
                 self._hear(self._frames + last)
                 size = int(samples.sizes[first:last].sum())
                 self._pictures_at.add(self._at, last - first)
@@ -131,7 +133,7 @@ class Joiner:
                 at += size
                 self._at += size
         self._tables.append(samples)
-        self._frames += frames
+        self._frames += held
         self._next += 1
 
     def finish(self) -> None:
@@ -227,7 +229,7 @@ class Joiner:
         none = np.empty(0, np.int64)
         bare = self._index(
             pictures=FrameTable(none, none, none.astype(np.bool_)),
-            config=bytes(_LARGEST_CONFIG),
+            config=bytes(LARGEST_CONFIG),
             sizes=none,
             durations=none,
         )

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from renderdispatch.errors import SceneError
 from renderdispatch.messages import MAX_SEGMENTS, HelperOrder, RenderOrder, RenderWarning
@@ -223,7 +223,7 @@ class Plan:
         except SceneError as error:
             part.close()
             raise PlanError(f"segment {index} of the plan: {error}") from error
-        return Part(index, drawn.start, frames.start, frames.stop, state, features, temporary)
+        return evolve(part, state=state)
 
     @classmethod
     def read(cls, read: Reading, folder: Path) -> Plan | None:

@@ -18,12 +18,13 @@ import base64
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from attrs import field, frozen
@@ -51,6 +52,7 @@ _MOST_FRAMES: Final = 1 << 28
 _MOST_STATE_BYTES: Final = 2 * MAX_STATE_BYTES
 _MOST_COVER_BYTES: Final = 4 * SIDE * SIDE
 
+_FRACTION: Final = re.compile(r"[0-9]{1,18}(/[0-9]{1,18})?")
 _WARNINGS: Final = TypeAdapter(tuple[RenderWarning, ...])
 
 
@@ -137,8 +139,9 @@ class Index:
                 "segments": self.segments,
             },
             separators=(",", ":"),
+            ensure_ascii=False,
         ).encode()
-        head = PlanHead(digest=digest, index=len(index), sha256=hashlib.sha256(index).hexdigest(), size=self.size)
+        head = PlanHead(digest=digest, index=len(index), sha256=hashed(index), size=self.size)
         packed = (head.pack() + index).ljust(DATA_AT, b" ")
         assert len(packed) == DATA_AT
         return packed
@@ -155,10 +158,10 @@ class Index:
             index = cls(
                 audio_sha256=str(said["audio"]),
                 frames=int(said["frames"]),
-                fps=Fraction(said["fps"]),
+                fps=_fraction(said["fps"]),
                 rate=int(said["rate"]),
                 layout=str(said["layout"]),
-                duration=Fraction(said["duration"]),
+                duration=_fraction(said["duration"]),
                 run_up=int(said["run_up"]),
                 warnings=_WARNINGS.validate_python(said["warnings"]),
                 tops_db=np.frombuffer(base64.b64decode(said["tops"], validate=True), "<f4").astype(np.float32),
@@ -167,17 +170,13 @@ class Index:
                 cover_bytes=int(said["cover"]),
                 segments=[(str(sha256), int(size)) for sha256, size in said["segments"]],
             )
-        except (KeyError, TypeError, ArithmeticError, AttributeError) as error:
+        except (KeyError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
             raise ValueError("the index of the plan holds something else") from error
-        index.check()
+        index._check()
         return index
 
-    def check(self) -> None:
-        """Check that the numbers are in a range that can be worked with.
-
-        Raises:
-            ValueError: They are not.
-        """
+    def _check(self) -> None:
+        """Raise ValueError if the numbers are not in a range that can be worked with."""
         good = (
             0 < self.frames <= _MOST_FRAMES
             and 0 < self.fps <= _MOST_FRAMES
@@ -195,6 +194,13 @@ class Index:
             raise ValueError("the index of the plan is not one of a video")
 
 
+def _fraction(text: str) -> Fraction:
+    """Return a fraction of integers; others, such as ``1e1000000``, may take minutes to read."""
+    if _FRACTION.fullmatch(text) is None:
+        raise ValueError("the plan holds no fraction")
+    return Fraction(text)
+
+
 def read_index(read: Reading) -> tuple[PlanHead, Index] | None:
     """Return the head and the index of the plan that is kept; None: there is none, or they are not good."""
     begin = _read_all(read, 0, DATA_AT)
@@ -202,7 +208,7 @@ def read_index(read: Reading) -> tuple[PlanHead, Index] | None:
     if begin is None or head is None or head.index > DATA_AT - HEAD_BYTES:
         return None
     packed = begin[HEAD_BYTES : HEAD_BYTES + head.index]
-    if hashlib.sha256(packed).hexdigest() != head.sha256:
+    if hashed(packed) != head.sha256:
         return None
     try:
         index = Index.read(packed)
@@ -228,7 +234,7 @@ class KeptPlan:
         self._read = read
         self._folder = folder
         common = _read_all(read, index.common_at, index.common_bytes)
-        if common is None or hashlib.sha256(common).hexdigest() != index.common:
+        if common is None or hashed(common) != index.common:
             raise PlanError("what all segments share is missing in the plan, or damaged")
         self._level, self._beat = np.frombuffer(common, "<f4", 2 * index.frames).reshape(2, -1).astype(np.float32)
         self.cover = cover_of(common[index.frames * _COMMON_A_FRAME :])
@@ -246,7 +252,7 @@ class KeptPlan:
         sha256, size = self._index.segments[index]
         records = _read_all(self._read, DATA_AT + drawn.start * RECORD_BYTES, len(drawn) * RECORD_BYTES)
         state = _read_all(self._read, self._index.state_at(index), size)
-        if records is None or state is None or hashlib.sha256(records + state).hexdigest() != sha256:
+        if records is None or state is None or hashed(records, state) != sha256:
             raise PlanError(f"segment {index} is missing in the plan, or damaged")
         with NamedTemporaryFile(dir=self._folder, prefix="part-", delete=False) as file:
             file.write(records)
@@ -295,7 +301,7 @@ def cover_of(packed: bytes) -> Cover | None:
             if image.mode != "RGB" or image.width != image.height or image.width > SIDE:
                 raise PlanError("the plan holds a cover of another kind")
             return Cover(np.asarray(image))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PlanError(f"the cover in the plan is damaged: {error}") from error
 
 
@@ -311,7 +317,7 @@ def _read_all(read: Reading, begin: int, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-def hashed(*parts: Any) -> str:
+def hashed(*parts: bytes) -> str:
     """Return the SHA-256, in hex, of bytes one after the other."""
     digest = hashlib.sha256()
     for part in parts:

@@ -6,13 +6,12 @@ through in a thread of its own, and each segment can be drawn as soon as its own
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import BinaryIO, Final, Self
 
 from renderdispatch.errors import AudioError
 from renderdispatch.messages import RenderOrder
@@ -54,7 +53,8 @@ def keep_audio(order: RenderOrder, audio: Path, folder: Path) -> Path:
     return copy
 
 
-def _next_of(chunks: Any) -> bytes:
+def _next_of(chunks: Iterator[bytes]) -> bytes:
+    """Return the next of the chunks that are read, or nothing at the end; writing them is blamed elsewhere."""
     try:
         return next(chunks, b"")
     except OSError as error:
@@ -238,14 +238,13 @@ class _States:
         firsts = {plan.drawn_for(index).start: plan.drawn_for(index) for index in range(len(plan))}
         moment = PosterMoment(plan.frames, plan.fps)
         state = self._artist.start()
-        with self._path.open("r+b", buffering=0) as file, self.features.slice(0, plan.frames) as features:
-            file.seek(0, os.SEEK_END)
+        with self._path.open("ab") as end, self.features.slice(0, plan.frames) as features:
             common = common_of(self.features, self._packed_cover)
             self.common_sha256 = hashed(common)
-            file.write(common)
+            end.write(common)
             for frame in features:
                 if frame.index in firsts:
-                    self._keep(dump_state(state), firsts[frame.index], file)
+                    self._keep(dump_state(state), firsts[frame.index], end)
                 state = self._artist.step(state, frame)
                 moment.see(frame.index, self._artist.light(state, frame))
                 if self._is_closed:
@@ -254,12 +253,14 @@ class _States:
             self._brightest = moment.best
             self._changed.notify_all()
 
-    def _keep(self, state: bytes, drawn: range, file: Any) -> None:
-        begin = file.tell()
-        file.write(state)
-        file.seek(DATA_AT + drawn.start * RECORD_BYTES)
-        records = file.read(len(drawn) * RECORD_BYTES)
-        file.seek(0, os.SEEK_END)
+    def _keep(self, state: bytes, drawn: range, end: BinaryIO) -> None:
+        """Keep the state before the first of the frames that are drawn for a segment."""
+        begin = end.tell()
+        end.write(state)
+        end.flush()
+        with self._path.open("rb") as file:
+            file.seek(DATA_AT + drawn.start * RECORD_BYTES)
+            records = file.read(len(drawn) * RECORD_BYTES)
         with self._changed:
             self._places.append((begin, len(state)))
             self.segments.append((hashed(records, state), len(state)))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
-from renderdispatch.messages import RenderOrder, RenderStats
-from renderdispatch.protocols import ParamInfo, Report
+from renderdispatch.messages import Helped, HelperOrder, RenderOrder, RenderStats
+from renderdispatch.protocols import ParamInfo, Report, Slots
 from renderdispatch.render.device import numpy_held
 from renderdispatch.render.params import SceneParams, describe_params, read_params
 
@@ -73,6 +73,23 @@ class VideoRenderer(ABC):
         with extra_is_named():
             from renderdispatch.render.video import render_video
         return render_video(order, audio, output, report, renderer=self)
+
+    def render_segments(
+        self, order: RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots
+    ) -> RenderStats:
+        """Write the video as the lead of several; see `renderdispatch.protocols.SupportsSegments`.
+
+        Raises as `render` does.
+        """
+        with extra_is_named():
+            from renderdispatch.render.video import render_video
+        return render_video(order, audio, output, report, renderer=self, slots=slots)
+
+    def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
+        """Draw segments beside the lead; see `renderdispatch.protocols.SupportsSegments`. Raises as `render` does."""
+        with extra_is_named():
+            from renderdispatch.render.help import help_video
+        return help_video(order, folder, report, renderer=self, slots=slots)
 
     def preview(self, order: RenderOrder, audio: Path, picture: Path, report: Report, *, at: float | None) -> int:
         """Write one frame; see `renderdispatch.protocols.SupportsPreview`. Raises as `render` does."""

@@ -44,6 +44,12 @@ LATE: Final = 2
 """Frames are decoded in another order than they are shown. No encoder that is used here needs a frame earlier than this
 many places before its turn. So all are shown so many frames late, and players are told to skip this time."""
 
+LARGEST_CONFIG: Final = 200
+"""More bytes than a decoder's configuration has."""
+
+_LARGEST: Final = (1 << 32) - (1 << 20)
+"""The most bytes of the frames of a segment, whose size has 32 bits."""
+
 _MOVED: Final = 0x020000  # tfhd: positions count from the begin of moof
 _COLUMNS: Final = 0x000F01  # trun: a position, and of each sample duration, size, flags and when it is shown
 
@@ -68,15 +74,16 @@ class SegmentWriter:
     def __init__(self, path: Path, output: Output, encoder: Encoder, *, digest: str, index: int, begin: int) -> None:
         self._path = path
         self._digest = digest
-        self._place = _Place(index, begin, Clock.of(output.fps))
+        self._index, self._begin, self._clock = index, begin, Clock.of(output.fps)
         self._frame_time = 1 / output.fps
-        self._frames = 0
+        self._frames = self._size = 0
         self._sizes, self._shown, self._keys = list[int](), list[int](), list[bool]()
         with ExitStack() as stack:
             # The table of the frames comes first, and its size is known last.
             self._data = stack.enter_context(TemporaryFile(dir=path.parent, buffering=0))
-            self._context = open_encoder(output, encoder)
+            self._context: VideoCodecContext | None = open_encoder(output, encoder)
             self._config = config_of(bytes(self._context.extradata or b""))
+            stack.callback(self._release)
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -89,49 +96,71 @@ class SegmentWriter:
         """Encode the next frame."""
         frame.pts, frame.time_base = self._frames, self._frame_time
         self._frames += 1
-        self._keep(self._context.encode(frame))
+        self._keep(self._encoder.encode(frame))
 
     def close(self, twice: int = 0) -> SegmentHead:
         """Complete the file and return its head.
 
         Args:
-            twice: How many segments were drawn in vain here so far.
+            twice: How many segments were drawn in vain here since the last one that was completed.
         """
-        self._keep(self._context.encode(None))
-        begin = FrameTable.of(self._sizes, self._shown, self._keys).pack(self._place)
-        digest = sha256(begin)
+        self._keep(self._encoder.encode(None))
+        table = FrameTable.of(self._sizes, self._shown, self._keys)
+        boxes = table.pack(index=self._index, begin=self._begin, clock=self._clock)
         made = self._path.with_name(f".{self._path.name}.part")
-        with made.open("xb", buffering=0) as file:
-            write_all(file, bytes(HEAD_BYTES) + begin)
-            self._data.seek(0)
-            while part := self._data.read(CHUNK_BYTES):
-                digest.update(part)
-                write_all(file, part)
-            head = SegmentHead(
-                digest=self._digest,
-                index=self._place.index,
-                frames=self._frames,
-                size=len(begin) + sum(self._sizes),
-                sha256=digest.hexdigest(),
-                config=self._config.hex(),
-                twice=twice,
-            )
-            file.seek(0)
-            write_all(file, head.pack())
-        made.replace(self._path)
+        try:
+            with made.open("xb", buffering=0) as file:
+                head = self._write(file, boxes, twice)
+            made.replace(self._path)
+        except BaseException:
+            made.unlink(missing_ok=True)
+            raise
         self.abandon()
+        return head
+
+    def _write(self, file: FileIO, boxes: bytes, twice: int) -> SegmentHead:
+        write_all(file, bytes(HEAD_BYTES) + boxes)
+        digest = sha256(boxes)
+        self._data.seek(0)
+        while part := self._data.read(CHUNK_BYTES):
+            digest.update(part)
+            write_all(file, part)
+        head = SegmentHead(
+            digest=self._digest,
+            index=self._index,
+            frames=self._frames,
+            size=len(boxes) + self._size,
+            sha256=digest.hexdigest(),
+            config=self._config.hex(),
+            twice=twice,
+        )
+        file.seek(0)
+        write_all(file, head.pack())
         return head
 
     def abandon(self) -> None:
         """Give up a segment that will not be completed. After `close`, this does nothing."""
         self._open.close()
 
+    @property
+    def _encoder(self) -> VideoCodecContext:
+        if self._context is None:
+            raise ValueError("the segment is closed")
+        return self._context
+
+    def _release(self) -> None:
+        self._context = None  # what it holds is hundreds of MiB for large pictures
+
     def _keep(self, packets: Iterable[Any]) -> None:
         for packet in packets:
             sample = sample_of(bytes(packet))
-            self._sizes.append(len(sample))
             if packet.pts + LATE < len(self._shown):
-                raise ValueError(f"{self._context.name} reorders frames by more than {LATE}")
+                raise ValueError(f"the encoder reorders frames by more than {LATE}")
+            self._size += len(sample)
+            if self._size > _LARGEST:
+                message = "a few seconds of the video would have more than 4 GiB: choose a smaller picture"
+                raise InvalidRequestError(message, code="output.too-large")
+            self._sizes.append(len(sample))
             self._shown.append(packet.pts)
             self._keys.append(packet.is_keyframe)
             write_all(self._data, sample)
@@ -173,15 +202,6 @@ def player_begin(output: Output, config: str) -> bytes:
     return fragments_begin(output, bytes.fromhex(config), late=LATE)
 
 
-@frozen
-class _Place:
-    """Where a segment is in its video."""
-
-    index: int
-    begin: int
-    clock: Clock
-
-
 @frozen(eq=False)
 class FrameTable:
     """The frames of a segment, in the order in which they are decoded.
@@ -221,9 +241,15 @@ class FrameTable:
         """How many bytes all of them have."""
         return int(self.sizes.sum())
 
-    def pack(self, place: _Place) -> bytes:
-        """Return the boxes before the samples' data: ``moof``, and the begin of ``mdat``."""
-        frames, clock = len(self.sizes), place.clock
+    def pack(self, *, index: int, begin: int, clock: Clock) -> bytes:
+        """Return the boxes before the frames' data: ``moof``, and the begin of ``mdat``.
+
+        Args:
+            index: Of the segment.
+            begin: The index of its first frame.
+            clock: Of the video.
+        """
+        frames = len(self.sizes)
         rows = np.empty((frames, 4), ">u4")
         rows[:, 0] = clock.tick
         rows[:, 1] = self.sizes
@@ -233,10 +259,10 @@ class FrameTable:
         track = box(
             b"traf",
             full_box(b"tfhd", struct.pack(">I", 1), flags=_MOVED),
-            full_box(b"tfdt", struct.pack(">Q", place.begin * clock.tick), version=1),
+            full_box(b"tfdt", struct.pack(">Q", begin * clock.tick), version=1),
             full_box(b"trun", run, flags=_COLUMNS),
         )
-        sequence = full_box(b"mfhd", struct.pack(">I", place.index + 1))
+        sequence = full_box(b"mfhd", struct.pack(">I", index + 1))
         return box(b"moof", sequence, track) + struct.pack(">I4s", 8 + self.size, b"mdat")
 
 
@@ -286,14 +312,17 @@ class Segment:
         table = _table_bytes(head.frames)
         if not 0 < head.frames * 16 < table + 8 <= head.size == os.fstat(file.fileno()).st_size - HEAD_BYTES:
             raise ValueError(f"segment {index} is not whole")
-        place = _Place(index, begin, Clock.of(output.fps))
+        clock = Clock.of(output.fps)
         found = file.read(table + 8)
-        samples = FrameTable.unpack(found[table - head.frames * 16 : table], place.clock)
-        # What is written here is all that may be there: the times are exact, and no player meets anything else.
-        in_order = samples.keys[0] and np.array_equal(np.sort(samples.shown), np.arange(head.frames))
-        if not in_order or found != samples.pack(place) or len(found) + samples.size != head.size:
+        frames = FrameTable.unpack(found[table - head.frames * 16 : table], clock)
+        in_order = frames.keys[0] and np.array_equal(np.sort(frames.shown), np.arange(head.frames))
+        # What `pack` makes is all that may be there: the times are exact, and players meet nothing else.
+        is_whole = in_order and len(found) + frames.size == head.size and frames.size <= _LARGEST
+        if not is_whole or found != frames.pack(index=index, begin=begin, clock=clock):
             raise ValueError(f"segment {index} is damaged")
-        return cls(head, samples, HEAD_BYTES + table + 8)
+        if not 0 < len(bytes.fromhex(head.config)) <= LARGEST_CONFIG:
+            raise ValueError(f"segment {index} has no configuration of a decoder")
+        return cls(head, frames, HEAD_BYTES + table + 8)
 
 
 def _table_bytes(frames: int) -> int:

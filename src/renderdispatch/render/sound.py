@@ -38,7 +38,7 @@ class Sound:
     """The encoded sound of a video.
 
     Enter it in the block within which it is used; at the block's end, a thread that waits for packets gets an error.
-    `write`, `finish` and `fail` are for one thread, the rest is for others.
+    One thread writes; `fail` may be called by any.
 
     Args:
         path: A new file, for the packets.
@@ -73,6 +73,20 @@ class Sound:
         self._file.close()
 
     # --- the thread that encodes ------------------------------------------------------------------
+
+    def encode(self, blocks: Iterable[Samples]) -> None:
+        """Encode all of a sound. An error ends it, also for those that wait.
+
+        Raises:
+            Exception: As of ``blocks``, or of `write`.
+        """
+        try:
+            for block in blocks:
+                self.write(block)
+            self.finish()
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def write(self, samples: Samples) -> None:
         """Encode the next samples: (channels, n) float32.
@@ -149,11 +163,15 @@ class Sound:
         return durations
 
     @property
+    def config(self) -> bytes:
+        """The decoder's configuration: the AudioSpecificConfig of ISO/IEC 14496-3."""
+        return bytes(self._context.extradata or b"")
+
+    @property
     def entry(self) -> bytes:
         """Its sample entry."""
-        config = bytes(self._context.extradata or b"")
         channels = 1 if self._layout == "mono" else 2
-        return sound_entry(channels=channels, rate=self.rate, bit_rate=_bit_rate(self._layout), config=config)
+        return sound_entry(channels=channels, rate=self.rate, bit_rate=_bit_rate(self._layout), config=self.config)
 
 
 def add_sound(container: OutputContainer, *, rate: int, layout: str) -> AudioStream:

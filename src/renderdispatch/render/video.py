@@ -6,6 +6,7 @@ its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any, Final
 import av
 
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderError
-from renderdispatch.messages import Output, RenderOrder, RenderStats
+from renderdispatch.messages import MAX_WARNINGS, Output, RenderOrder, RenderStats, RenderWarning
 from renderdispatch.plumbing.failures import is_disk_full, translated
-from renderdispatch.protocols import Report
+from renderdispatch.protocols import Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.boxes import finish
@@ -25,47 +26,96 @@ from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
+from renderdispatch.render.lead import Drawing, NoSlots, render_segments
 from renderdispatch.render.mp4 import Mp4Writer
-from renderdispatch.render.one_pass import heard
+from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
+from renderdispatch.render.worker import Tools
+
+_log: Final = logging.getLogger(__name__)
 
 _AHEAD: Final = 2
 """What may wait for the encoder: enough that neither side waits for a slow frame of the other."""
 
 
 def render_video(
-    order: RenderOrder, audio: Path, output: Path, report: Report, *, renderer: VideoRenderer
+    order: RenderOrder,
+    audio: Path,
+    output: Path,
+    report: Report,
+    *,
+    renderer: VideoRenderer,
+    slots: Slots | None = None,
 ) -> RenderStats:
     """Render the order's range of ``audio`` to ``output``; see `renderdispatch.protocols.Renderer`.
 
     Temporary files are in a folder beside ``output``, which does not exist until the video is complete.
+
+    Args:
+        order: The order.
+        audio: The song.
+        output: The file.
+        report: Called for each frame.
+        renderer: The scene.
+        slots: Where segments are kept; None: nowhere.
     """
-    picture, song = order.output, describe_song(order, audio)
+    song = describe_song(order, audio)
     with (
         renderer.artist(order, cover=song.cover) as artist,
         translated({OSError: render_error, av.FFmpegError: render_error}, chain=True),
         TemporaryDirectory(dir=output.parent, prefix=".rendering-", ignore_cleanup_errors=True) as folder,
-        open_song(audio, order) as sound,
-        _open_writer(Path(folder), picture, sound, find_encoder(picture, artist.gpu)) as writer,
     ):
-        drawn_on = join_class(artist.device_class, writer.encoder.device_class)
-        check_device(order.device_class, drawn_on)
-        with read_sound(
-            sound, writer, Path(folder, "features"), fps=picture.fps, report=report, longest_s=order.max_duration
-        ) as features:
-            if order.poster is not None:
-                artist.keep = brightest(artist, features, lambda _done, total: report(0, total))
-            with heard(artist, features, audio=audio, folder=Path(folder), report=report):
-                draw_and_encode(artist, features, writer, report)
-            writer.close()
-            finish(Path(folder, "raw.mp4"), Path(folder, "video.mp4"), projection=picture.projection, tags=song.tags)
-            if artist.kept is not None:
-                write_poster(Path(folder, "poster.jpg"), artist.kept)
-                Path(folder, "poster.jpg").replace(output.with_suffix(".jpg"))
-        Path(folder, "video.mp4").replace(output)
+        encoder = find_encoder(order.output, artist.gpu)
+        device = join_class(artist.device_class, encoder.device_class)
+        check_device(order.device_class, device)
+        tools = Tools(artist=artist, encoder=encoder, output=order.output, folder=Path(folder))
+        drawing = Drawing(renderer=renderer, song=song, tools=tools, device=device)
+        video = Path(folder, "video.mp4")
+        if (reason := _why_whole(artist)) is None:
+            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or NoSlots())
+        else:
+            stats = _render_whole(order, audio, video, report, drawing=drawing)
+            if slots is not None and slots.parallel > 1:
+                _log.warning("one process draws all of the video: %s", reason)
+                ignored = RenderWarning(code="parallel.ignored", message=f"one process drew all of it: {reason}")
+                stats = stats.model_copy(update={"warnings": (*stats.warnings, ignored)[-MAX_WARNINGS:]})
+        if (poster := video.with_suffix(".jpg")).exists():
+            poster.replace(output.with_suffix(".jpg"))
+        video.replace(output)
+        return stats
+
+
+def _why_whole(artist: Artist) -> str | None:
+    """Return why a video cannot be cut into segments; None: it can."""
+    if isinstance(artist, OnePassArtist):
+        return "its pictures come from a function or a program, one after the other"
+    if artist.run_up is None:
+        return "each of its frames is drawn from all frames before; say how many are needed by //! run-up"
+    return None
+
+
+def _render_whole(order: RenderOrder, audio: Path, video: Path, report: Report, *, drawing: Drawing) -> RenderStats:
+    """Render a video that cannot be cut, in one piece."""
+    picture, song, artist = order.output, drawing.song, drawing.tools.artist
+    folder = drawing.tools.folder
+    with (
+        open_song(audio, order) as sound,
+        _open_writer(folder, picture, sound, drawing.tools.encoder) as writer,
+        read_sound(
+            sound, writer, folder / "features", fps=picture.fps, report=report, longest_s=order.max_duration
+        ) as features,
+    ):
+        if order.poster is not None:
+            artist.keep = brightest(artist, features, lambda _done, total: report(0, total))
+        with heard(artist, features, audio=audio, folder=folder, report=report):
+            draw_and_encode(artist, features, writer, report)
+        writer.close()
+        finish(folder / "raw.mp4", video, projection=picture.projection, tags=song.tags)
+        if artist.kept is not None:
+            write_poster(video.with_suffix(".jpg"), artist.kept)
         return RenderStats(
             width=picture.width,
             height=picture.height,
@@ -74,7 +124,7 @@ def render_video(
             duration_s=float(sound.duration),
             rendered_by=artist.rendered_by,
             encoded_by=writer.encoder.name,
-            device_class=drawn_on,
+            device_class=drawing.device,
             picture_version=picture_version(),
             warnings=(*sound.warnings, *song.warnings),
         )

@@ -4,6 +4,8 @@ Stdin: the order as one JSON line, with the proxies that a parent process hands 
 (`EventReply`) a line for each event (``null`` for one that was not taken), and an unasked-for "stop" at any time.
 Events go as JSON lines to the descriptor that a parent process handed over, else to stdout, and then no replies are
 awaited. The exit status is 0 when the outcome is a video, 1 when it is not, 2 for an order that cannot be read.
+
+The order of a helper is carried out likewise. There are no events; the last line is its `Helped`, and the status 0.
 """
 
 from __future__ import annotations
@@ -20,9 +22,20 @@ from typing import BinaryIO, Final
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from renderdispatch.errors import RenderError
-from renderdispatch.messages import Action, Completed, EventReply, Failed, RenderEvent, RenderOrder
+from renderdispatch.messages import (
+    Action,
+    Completed,
+    EventReply,
+    Failed,
+    Helped,
+    HelperOrder,
+    RenderEvent,
+    RenderOrder,
+    read_order,
+)
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.runner.environment import proxies_of, renderers_of
+from renderdispatch.runner.help import HelperIO, run_helper
 from renderdispatch.runner.process import events_pipe, has_parent, held_descriptor
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.reporting import reporting_by, told_to_stop
@@ -56,8 +69,8 @@ class _Parent:
             raise ConnectionError("the service did not take the event")
         return reply
 
-    def tell(self, outcome: Completed | Failed) -> None:
-        """Hand over the outcome without waiting for a reply: a webhook may not have got through."""
+    def tell(self, outcome: Completed | Failed | Helped) -> None:
+        """Hand over how it ended without waiting for a reply: a webhook may not have got through."""
         with contextlib.suppress(OSError):
             self._events.write(outcome.model_dump_json().encode() + b"\n")
 
@@ -89,7 +102,7 @@ def main() -> int:
         # Unbuffered: at its end the interpreter waits for the lock of a buffer that a thread reads from, and aborts.
         stdin = FileIO(0, closefd=False)
         try:
-            order = RenderOrder.model_validate_json(line := stdin.readline())
+            order = read_order(line := stdin.readline())
         except ValidationError as error:
             sys.stderr.write(f"no order on stdin: {error.error_count()} fields are wrong or missing\n")
             return 2
@@ -97,15 +110,35 @@ def main() -> int:
         render.renderers |= renderers_of(line)
         with contextlib.suppress(RenderError, OSError):  # the render meets it again, and reports it
             render.prepare(order.scene)
+        if isinstance(order, HelperOrder):
+            _help(order, stdin, render)
+            return 0
         return 0 if isinstance(_run(order, stdin, render), Completed) else 1
+
+
+def _parent_of(stdin: RawIOBase, stop: Stop) -> _Parent | None:
+    """Return the parent process, whose replies are read from now on; None from a shell."""
+    try:
+        parent = _Parent(stdin, events_pipe(), stop)
+    except KeyError:
+        return None
+    threading.Thread(target=parent.read_replies, name="renderdispatch-replies", daemon=True).start()
+    return parent
+
+
+def _help(order: HelperOrder, stdin: RawIOBase, render: SupervisedRender) -> None:
+    stop = Stop(error=told_to_stop)
+    parent = _parent_of(stdin, stop)
+    helped = run_helper(order, io=HelperIO(render=render, stop=stop))
+    if parent is None:
+        sys.stdout.write(helped.model_dump_json() + "\n")
+    else:
+        parent.tell(helped)
 
 
 def _run(order: RenderOrder, stdin: RawIOBase, render: SupervisedRender) -> Completed | Failed:
     stop = Stop(error=told_to_stop)
-    parent: _Parent | None = None
-    with contextlib.suppress(KeyError):  # from a shell, there is none
-        parent = _Parent(stdin, events_pipe(), stop)
-        threading.Thread(target=parent.read_replies, name="renderdispatch-replies", daemon=True).start()
+    parent = _parent_of(stdin, stop)
     with reporting_by(order, otherwise=_print_event if parent is None else parent.send) as send:
         outcome = run_order(order, io=RunnerIO(send=send, render=render, stop=stop))
     if parent is not None and order.callback is not None:

@@ -23,6 +23,7 @@ from pydantic_core import from_json
 from renderdispatch import messages
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Bell, Stop
+from renderdispatch.runner.help import HelperIO, run_helper
 from renderdispatch.runner.render import SupervisedRender
 from renderdispatch.runner.reporting import reporting_by
 from renderdispatch.runner.run import RunLeft, RunnerIO, run_order
@@ -46,7 +47,7 @@ def carry_out(
     renderers: Mapping[str, str] | None = None,
     timeout: timedelta | None = None,
 ) -> str:
-    """Carry out an order (JSON of `RenderOrder`) and return JSON of `CallResult`, whatever happens.
+    """Carry out an order (JSON of `RenderOrder` or `HelperOrder`) and return JSON of `CallResult`, whatever happens.
 
     The render runs in a process of its own. Downloads and uploads go by the order's signed URLs: no credential is
     needed, and none is read. It raises no error of its own. What the platform throws into this thread (Modal's
@@ -71,9 +72,9 @@ def carry_out(
     return _Run(read, call_id, renderers or {}).result().model_dump_json()
 
 
-def _read(order: str) -> messages.RenderOrder | messages.JobError:
+def _read(order: str) -> messages.RenderOrder | messages.HelperOrder | messages.JobError:
     try:
-        return messages.RenderOrder.model_validate_json(order).model_copy(update={"local": False})
+        return messages.read_order(order).model_copy(update={"local": False})
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in found["loc"]) or "it"
@@ -99,7 +100,12 @@ class _Run:
     no lock that it could leave locked. Everything that has to be cleaned up belongs to the other thread.
     """
 
-    def __init__(self, order: messages.RenderOrder, call_id: str | None, renderers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        order: messages.RenderOrder | messages.HelperOrder,
+        call_id: str | None,
+        renderers: Mapping[str, str],
+    ) -> None:
         self._order = order
         self._call_id = call_id
         self._renderers = renderers
@@ -150,7 +156,7 @@ class _Run:
             return
         try:
             self._folder.mkdir(mode=0o700)
-            self._result = messages.CallResult(outcome=self._run())
+            self._result = self._run(self._order)
         except RunLeft:
             _log.info("job %s: the platform took the run away", self._order.job_id)
         except BaseException as error:  # noqa: BLE001 - a result, never an exception
@@ -161,8 +167,11 @@ class _Run:
             self._ended = True
             self._end.ring()
 
-    def _run(self) -> messages.Completed | messages.Failed:
+    def _run(self, order: messages.RenderOrder | messages.HelperOrder) -> messages.CallResult:
         render = SupervisedRender(self._renderers)
-        with reporting_by(self._order, otherwise=lambda _event: messages.EventReply(), stop=self._stop) as send:
+        if isinstance(order, messages.HelperOrder):
+            helper = HelperIO(render=render, work_dir=self._folder, stop=self._stop)
+            return messages.CallResult(helped=run_helper(order, io=helper))
+        with reporting_by(order, otherwise=lambda _event: messages.EventReply(), stop=self._stop) as send:
             io = RunnerIO(send=send, render=render, call_id=self._call_id, work_dir=self._folder, stop=self._stop)
-            return run_order(self._order, io=io)
+            return messages.CallResult(outcome=run_order(order, io=io))

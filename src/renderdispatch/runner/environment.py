@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from renderdispatch.messages import RenderOrder
+from renderdispatch.messages import HelperOrder, RenderOrder
 
 
 def for_the_runner(
-    order: RenderOrder, environment: Mapping[str, str], renderers: Mapping[str, str] | None = None
+    order: RenderOrder | HelperOrder, environment: Mapping[str, str], renderers: Mapping[str, str] | None = None
 ) -> str:
     """Return what a runner of this machine reads: an order as JSON, with further scenes, and with the proxies.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,14 +21,14 @@ from pydantic import ValidationError
 
 from renderdispatch import messages
 from renderdispatch.errors import ObjectExistsError, RenderDispatchError, RenderError
-from renderdispatch.plumbing.bundles import unpack
 from renderdispatch.plumbing.failures import job_error
 from renderdispatch.plumbing.stop import Stop
-from renderdispatch.runner.in_place import check_asset_unchanged, check_unchanged
+from renderdispatch.runner.in_place import check_unchanged
+from renderdispatch.runner.inputs import with_assets
 from renderdispatch.runner.render import RenderFailed, RenderHost
 from renderdispatch.runner.reporting import Pace, Reporter, Send, told_to_stop
 from renderdispatch.runner.slots import open_slots
-from renderdispatch.runner.transfers import Input, Moved, Transfers, hex_of, open_transfers
+from renderdispatch.runner.transfers import Hashing, Moved, Transfers, hex_of, open_transfers
 
 _log: Final = logging.getLogger("renderdispatch.runner")
 
@@ -130,7 +129,7 @@ class _Run:
             moved = self._enter(messages.Stage.DOWNLOADING_AUDIO, order.audio_size)
             audio = transfers.download(order.audio_url, Path(folder) / "audio", size=order.audio_size, moved=moved)
             check_unchanged(audio, order)
-            seen, video = self._with_assets(transfers, Path(folder)), Path(folder) / "video.mp4"
+            seen, video = with_assets(order, transfers, Path(folder)), Path(folder) / "video.mp4"
             stats = self._render(seen, audio, video)
             poster_key, warnings = self._upload_poster(transfers, video.with_suffix(".jpg"))
             artifact = self._upload_video(transfers, video, stats)
@@ -143,37 +142,6 @@ class _Run:
         """Report that a stage begins; return what reports how many of its bytes moved."""
         self.reporter.progress(stage)
         return lambda done: self.reporter.progress(stage, done / max(1, size))
-
-    def _with_assets(self, transfers: Transfers, folder: Path) -> messages.RenderOrder:
-        """Bring the files beside the audio to disk; return the order as renderers see it."""
-        order = self.order
-        bundle = order.bundle and self._brought(transfers, order.bundle, "bundle", folder / "bundle")
-
-        def brought(asset: messages.Asset, what: Input, place: str) -> messages.Asset:
-            into = folder / place
-            if bundle is None or asset.url:
-                return self._brought(transfers, asset, what, into)
-            try:
-                unpack(Path(bundle.path or ""), place, into, size=asset.size)
-            except ValueError as error:
-                raise RenderError(f"the scene's files cannot be unpacked: {error}", code="bundle.invalid") from None
-            return asset.model_copy(update={"path": str(into)})
-
-        images = [brought(image, "image", f"image_{number}") for number, image in enumerate(order.images, start=1)]
-        files = {
-            "cover": order.cover and brought(order.cover, "cover", "cover"),
-            "scene_file": order.scene_file and brought(order.scene_file, "scene-file", "scene_file"),
-            "images": tuple(images),
-        }
-        return order.without_secrets().model_copy(update=files)
-
-    def _brought(self, transfers: Transfers, asset: messages.Asset, what: Input, into: Path) -> messages.Asset:
-        """Bring a file to disk; return it as renderers see it."""
-        found = transfers.download(asset.url, into, size=asset.size, moved=lambda _done: None, what=what)
-        if found != into:
-            shutil.copyfile(found, into)
-            check_asset_unchanged(found, asset, what)  # after the copy, so that what was checked is what is drawn
-        return asset.model_copy(update={"url": "", "path": str(into)})
 
     def _render(self, order: messages.RenderOrder, audio: Path, video: Path) -> messages.RenderStats:
         def drawn(frames: int, total: int) -> None:
@@ -205,22 +173,22 @@ class _Run:
         return urls.key, ()
 
     def _upload_video(self, transfers: Transfers, video: Path, stats: messages.RenderStats) -> messages.Artifact:
-        order, check = self.order, self.stop.check
-        size, sha256 = video.stat().st_size, hex_of(video, hashlib.sha256(), check=check)
-        moved, same = self._enter(messages.Stage.UPLOADING_VIDEO, size), True
-        try:
-            etag = transfers.upload(order.video.put, video, moved=moved)
-        except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
-            found = transfers.stat(order.video.get)
-            if found is None:
-                raise RenderError("the write-once video exists and cannot be read", code="video.upload") from None
-            # Two renders of one scene may well have one size: only an etag that says so makes the bytes the same.
-            # S3 and R2 give to what came in one PUT its MD5.
-            same = found.size == size and found.etag == hex_of(video, hashlib.md5(usedforsecurity=False), check=check)
-            size, etag = found.size, found.etag
-        return messages.Artifact(
-            **dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256 if same else None
-        )
+        order, size, same = self.order, video.stat().st_size, True
+        moved = self._enter(messages.Stage.UPLOADING_VIDEO, size)
+        with Hashing(video, stop=self.stop) as hashing:
+            try:
+                etag = transfers.upload(order.video.put, video, moved=moved)
+            except ObjectExistsError:  # an earlier run's, or an earlier try of ours whose answer was lost
+                found = transfers.stat(order.video.get)
+                if found is None:
+                    raise RenderError("the write-once video exists and cannot be read", code="video.upload") from None
+                # Two renders of one scene may well have one size: only an etag that says so makes the bytes the same.
+                # S3 and R2 give to what came in one PUT its MD5.
+                md5 = hashlib.md5(usedforsecurity=False)
+                same = found.size == size and found.etag == hex_of(video, md5, check=self.stop.check)
+                size, etag = found.size, found.etag
+            sha256 = hashing.sha256() if same else None
+        return messages.Artifact(**dict(stats), key=order.video.key, bytes=size, etag=etag, sha256=sha256)
 
     def _commit(self, transfers: Transfers, artifact: messages.Artifact, note: Path) -> messages.Completed:
         """Write the result object: from there on the attempt is delivered."""

@@ -7,6 +7,7 @@ honoured only for orders that never left the machine. No URL ever reaches a log 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from renderdispatch.plumbing import local_urls
 from renderdispatch.plumbing.failures import translated
 from renderdispatch.plumbing.net import PIECE_BYTES, STALL_S, BadUrlError, Client, NetError, Response, etag_of
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
-from renderdispatch.plumbing.stop import Stop
+from renderdispatch.plumbing.stop import Stop, Stopped
 
 CHUNK_BYTES: Final = 1 << 20
 _SMALL_BYTES: Final = 1 << 20
@@ -303,6 +304,50 @@ def trouble_of(error: Exception) -> Trouble:
         return error.trouble
     again = isinstance(error, NetError) and not isinstance(error, BadUrlError)
     return Trouble.FAILED if again else Trouble.FATAL
+
+
+class Hashing:
+    """Computes the SHA-256 of a file in a thread of its own, while the file is sent.
+
+    Leaving the context manager ends it.
+
+    Args:
+        path: The file, which does not change meanwhile.
+        stop: Ends it; what its `check` raises passes.
+    """
+
+    def __init__(self, path: Path, *, stop: Stop) -> None:
+        self._path = path
+        self._ending = Stop(parent=stop)
+        self._stop = stop
+        self._found: str | None = None
+        self._thread = threading.Thread(target=self._hash, name="renderdispatch-hash", daemon=True)
+
+    def __enter__(self) -> Hashing:
+        with suppress(RuntimeError):  # no thread can be started: `sha256` computes it
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.request("it is not needed any more")
+        self._ending.__exit__()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def sha256(self) -> str:
+        """Return the hash, in hex, when it is computed."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._stop.check()
+        return self._found or hex_of(self._path, hashlib.sha256(), check=self._stop.check)
+
+    def _hash(self) -> None:
+        with suppress(Exception):  # it was stopped, or `sha256` meets the error again
+            self._found = hex_of(self._path, hashlib.sha256(), check=self._check)
+
+    def _check(self) -> None:
+        if self._ending.requested:
+            raise Stopped
 
 
 def hex_of(path: Path, digest: hashlib._Hash, *, check: Callable[[], None]) -> str:

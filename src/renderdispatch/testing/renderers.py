@@ -127,7 +127,7 @@ class FakeSegmentsRenderer:
         del audio
         asked = self._asked(order.params)
         total, own, taken, twice = asked["segments"], 0, 0, 0
-        digest = self._digest(asked)
+        digest = fake_digest(asked["segments"])
         joined: dict[int, str] = {}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -152,7 +152,7 @@ class FakeSegmentsRenderer:
     def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
         """Draw the own share, then what is missing, if the plan is the own one."""
         asked = self._asked(order.params)
-        digest, total = self._digest(asked), asked["segments"]
+        digest, total = fake_digest(asked["segments"]), asked["segments"]
         head = PlanHead.read(slots.read_plan(0, HEAD_BYTES) or b"")
         if head is None or head.digest != digest:
             return Helped(reason="the plan is not ours")
@@ -167,9 +167,6 @@ class FakeSegmentsRenderer:
         names = ("segments", "segment_s", "die_at", "wait_at")
         return {name: params.get(name, getattr(self, name)) for name in names}
 
-    def _digest(self, asked: dict[str, Any]) -> str:
-        return hashlib.sha256(f"fake plan of {asked['segments']}".encode()).hexdigest()
-
     def _draw(self, asked: dict[str, Any], index: int) -> str:
         if index == asked["die_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -179,12 +176,12 @@ class FakeSegmentsRenderer:
     def _commit(self, asked: dict[str, Any], index: int, folder: Path, slots: Slots) -> tuple[str, str]:
         line = self._draw(asked, index)
         path = folder / f"segment-{index}"
-        path.write_bytes(make_segment(self._digest(asked), index, line.encode()))
-        return slots.commit(self._digest(asked), index, path), line
+        path.write_bytes(make_segment(fake_digest(asked["segments"]), index, line.encode()))
+        return slots.commit(fake_digest(asked["segments"]), index, path), line
 
     def _plan(self, asked: dict[str, Any], folder: Path) -> Path:
         path = folder / "plan"
-        path.write_bytes(make_plan(self._digest(asked)))
+        path.write_bytes(make_plan(fake_digest(asked["segments"])))
         return path
 
     def _stats(self, order: RenderOrder, frames: int) -> RenderStats:
@@ -198,6 +195,11 @@ class FakeSegmentsRenderer:
             rendered_by="fake",
             encoded_by="none",
         )
+
+
+def fake_digest(segments: int) -> str:
+    """Return the digest of a plan of `FakeSegmentsRenderer`."""
+    return hashlib.sha256(f"fake plan of {segments}".encode()).hexdigest()
 
 
 def make_segment(digest: str, index: int, body: bytes) -> bytes:

@@ -9,6 +9,8 @@ Serve it from **one process**, with any number of threads: the renders are child
 would not know them. Everyone who has the token can start renders. These read audio from any URL that their orders name,
 and write videos to any URL, but they cannot reach files of this machine.
 
+Helpers (`messages.HelperOrder`) are started where a slot is free; they never wait.
+
 A start that is repeated with the same token returns the same call. A full service answers 503 with ``Retry-After``.
 Refusals are JSON: ``{"error": {"code": "...", "message": "..."}}``.
 """
@@ -26,9 +28,9 @@ from pydantic import ValidationError
 
 from renderdispatch.backends.http import CALL_ID, FindReply, StartReply, StatusReply
 from renderdispatch.errors import BackendError, ConfigurationError, WebhookVerificationError
-from renderdispatch.messages import EventReply, Message, RenderEvent, RenderOrder
+from renderdispatch.messages import EventReply, HelperOrder, Message, RenderEvent, RenderOrder, read_order
 from renderdispatch.plumbing.failures import translated
-from renderdispatch.protocols import BackendCall, CallStatus, Locality, RenderBackend
+from renderdispatch.protocols import BackendCall, CallStatus, Locality, RenderBackend, SupportsHelpers
 from renderdispatch.web.answers import refusal
 from renderdispatch.web.asgi import AsgiApp, asgi
 from renderdispatch.web.http import Request, Response
@@ -121,7 +123,7 @@ class _Renders:
 
     def _start(self, request: Request, body: bytes) -> Response:
         try:
-            order = RenderOrder.model_validate_json(body)
+            order = read_order(body)
         except ValidationError as error:
             wrong = f"{error.error_count()} fields are wrong or missing"
             return refusal(422, "renders.order", f"the body is not an order: {wrong}")
@@ -136,10 +138,17 @@ class _Renders:
                 if known is None:
                     return refusal(409, "renders.retired", "this order was given up before it arrived")
                 return _json(200, StartReply(call_id=known))
-            call = self._backend.start(order, on_event=_ignore)
+            call = self._begin(order)
             self._keep(key, call.id)
         _log.info("job %s: call %s started", order.job_id, call.id)
         return _json(201, StartReply(call_id=call.id))
+
+    def _begin(self, order: RenderOrder | HelperOrder) -> BackendCall:
+        if isinstance(order, RenderOrder):
+            return self._backend.start(order, on_event=_ignore)
+        if isinstance(self._backend, SupportsHelpers):
+            return self._backend.start_helper(order)
+        raise BackendError("this service draws a video with one call", retryable=False, code="backend.no-helpers")
 
     def _find(self, request: Request) -> Response:
         key = request.headers.get("idempotency-key", "")

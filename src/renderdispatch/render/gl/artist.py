@@ -125,7 +125,7 @@ class GlArtist:
             self._reader = reader_for(device, self._size, planar=planar)
         check_images(shader, {one.name: one.reads for one in self._passes}, pictures or {})
         self._buffers = {one.name: one for one in self._passes if one.name in BUFFERS}
-        self._last = -1
+        self._last: int | None = None
 
     def start(self) -> GlState:
         """Return the state before the first frame."""
@@ -154,6 +154,7 @@ class GlArtist:
     def pictures(self, moments: Iterable[tuple[GlState, Frame]]) -> Iterator[Picture]:
         """Draw frames that come in order, and yield a new picture of each."""
         self._reader.forget()
+        self._last = None  # the first of these frames sees no earlier pictures, whatever was drawn before
         asked = deque[int]()
         for state, frame in moments:
             if len(asked) < self._reader.ahead:
@@ -172,7 +173,7 @@ class GlArtist:
 
     def _submit(self, state: GlState, frame: Frame, meanwhile: Callable[[], T]) -> T:
         """Have a frame drawn, and ask for its pixels; return what ``meanwhile`` returns, called when drawing began."""
-        if frame.index != self._last + 1:
+        if self._last is None or frame.index != self._last + 1:
             for buffer in self._buffers.values():
                 buffer.clear()
         self._last = frame.index

@@ -330,11 +330,16 @@ class _Spectrum:
         shown = (1 + _CONTRAST) * np.eye(len(at)) - _CONTRAST * around
         # Products with a few tens of values: `dot` would take BLAS, whose sums depend on the machine.
         blended = _product(_product(shown, soft), np.maximum(1 - away, 0))
-        self._weights = np.ascontiguousarray(blended.T, np.float32)
+        weights = np.ascontiguousarray(blended.T, np.float32)
+        first, last = np.argmax(weights != 0, axis=0), BANDS - np.argmax(weights[::-1] != 0, axis=0)
+        count = int((last - first).max())
+        self._bands = np.minimum(first, BANDS - count) + np.arange(count)[:, None]
+        """(n, bars): the bands that a bar is made of; of all others it takes nothing."""
+        self._weights = np.take_along_axis(weights, self._bands, axis=0)
 
     def heights(self, bands: Floats, loudness: float) -> Floats:
         """Return the heights, 0 to 1, which none reaches."""
-        seen = np.maximum((self._weights * bands[:, None]).sum(axis=0), 0)
+        seen = np.maximum((self._weights * bands.take(self._bands)).sum(axis=0), 0)
         height = seen * seen
         height *= np.float32(loudness)
         # A soft limit of operations that are the same on every machine.

@@ -10,6 +10,7 @@ Each test is a sentence of `renderdispatch.protocols.RenderBackend`::
             backend.close()
 
 The orders ask for the scene ``fake`` (`renderdispatch.testing.FakeRenderer`), which the backend's renders must find.
+If the backend is a `SupportsHelpers`, they must find ``fake-segments`` too (`FakeSegmentsRenderer`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,17 +32,40 @@ from renderdispatch.messages import (
     Completed,
     EventReply,
     Failed,
+    HelperOrder,
     Progressed,
     RenderEvent,
     RenderOrder,
 )
-from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, RenderBackend, StorageAdapter
+from renderdispatch.protocols import (
+    BackendCall,
+    CallState,
+    CallStatus,
+    Locality,
+    RenderBackend,
+    StorageAdapter,
+    SupportsHelpers,
+)
 from renderdispatch.testing.builders import eventually, in_threads
-from renderdispatch.testing.renderers import make_order, registered_scenes
+from renderdispatch.testing.renderers import (
+    FAKE_SEGMENTS,
+    fake_digest,
+    make_helper_order,
+    make_order,
+    make_pieces,
+    make_plan,
+    registered_scenes,
+)
 
 OrderFactory = Callable[..., RenderOrder]
 """``order(**params)``: an order for the fake scene with these parameters; see `FakeRenderer`."""
 
+HelperFactory = Callable[..., HelperOrder]
+"""``helper(**params)``: the order of a helper, with these parameters of `FakeSegmentsRenderer`; its plan is kept."""
+
+_PIECES = "contract/pieces/x/"
+_STOP_KEY = "contract/stop"
+_SLOTS = 40
 _LONG = {"frames": 600, "frame_s": 0.05}
 _STOP = EventReply(action=Action.STOP, reason="cancelled")
 
@@ -71,9 +96,11 @@ class RenderBackendContract:
 
     Attributes:
         renders_apart: Whether a render that crashes leaves this process alone.
+        helps: Whether helpers can be started, if the backend has `start_helper`.
     """
 
     renders_apart: ClassVar[bool] = True
+    helps: ClassVar[bool] = True
 
     @pytest.fixture
     def backend(self) -> Iterator[RenderBackend]:
@@ -99,6 +126,27 @@ class RenderBackendContract:
         if backend.locality is Locality.WORLD:
             pytest.skip("remote renders report to the order's callback")
         return Recorder()
+
+    @pytest.fixture
+    def helping(self, backend: RenderBackend) -> SupportsHelpers:
+        """The backend, as one that starts helpers; skips for others."""
+        if not self.helps or not isinstance(backend, SupportsHelpers):
+            pytest.skip("draws a video with one call")
+        return backend
+
+    @pytest.fixture
+    def helper(self, storage: StorageAdapter, order: OrderFactory) -> HelperFactory:
+        """Makes orders of helpers."""
+
+        def make(*, segments: int = 4, share: int = 1, **params: float) -> HelperOrder:
+            if not any(info.key == f"{_PIECES}plan.0" for info in storage.list(_PIECES)):
+                storage.put(f"{_PIECES}plan.0", make_plan(fake_digest(segments)))
+            pieces = make_pieces(storage, _PIECES, slots=_SLOTS)
+            lead = order(segments=segments, **params).model_copy(update={"scene": FAKE_SEGMENTS, "pieces": pieces})
+            stop = storage.sign_get(_STOP_KEY, expires_in=timedelta(hours=1))
+            return make_helper_order(lead, storage, share=share, stop=stop)
+
+        return make
 
     def finish(self, backend: RenderBackend, call: BackendCall) -> CallState:
         """Wait until the call has ended; return its state."""
@@ -247,6 +295,57 @@ class RenderBackendContract:
         assert not isinstance(state.outcome, Completed)
         backend.cancel(call)
         assert backend.poll(call) == state
+
+    # --- helpers
+
+    def test_a_helper_draws_what_is_missing(
+        self, backend: RenderBackend, helping: SupportsHelpers, helper: HelperFactory, storage: StorageAdapter
+    ) -> None:
+        """It keeps its segments, and ends without an outcome and without an error."""
+        state = self.finish(backend, helping.start_helper(helper(segments=4)))
+        assert state == CallState(status=CallStatus.ENDED)
+        kept = {info.key.removeprefix(_PIECES) for info in storage.list(_PIECES) if not info.key.endswith("grants")}
+        assert kept == {"plan.0", "000.0", "001.0", "002.0", "003.0"}
+
+    def test_a_helper_ends_when_its_attempt_does(
+        self, backend: RenderBackend, helping: SupportsHelpers, helper: HelperFactory, storage: StorageAdapter
+    ) -> None:
+        """It ends soon after the stop object is there, with most segments not drawn."""
+        order = helper(segments=_SLOTS, segment_s=0.5)
+        call = helping.start_helper(order)
+        eventually(lambda: f"{_PIECES}001.0" in {info.key for info in storage.list(_PIECES)})
+        storage.put(_STOP_KEY, b"stop")
+        assert self.finish(backend, call) == CallState(status=CallStatus.ENDED)
+        assert sum(not info.key.endswith("grants") for info in storage.list(_PIECES)) < _SLOTS // 2
+
+    def test_cancel_ends_a_helper(
+        self, backend: RenderBackend, helping: SupportsHelpers, helper: HelperFactory
+    ) -> None:
+        """A cancelled helper ends soon. Another cancel is not an error."""
+        call = helping.start_helper(helper(segments=_SLOTS, segment_s=5))
+        began = time.monotonic()
+        backend.cancel(call)
+        backend.cancel(call)
+        state = self.finish(backend, call)
+        assert time.monotonic() - began < 15
+        assert state.outcome is None
+
+    def test_a_helper_never_waits(
+        self, backend: RenderBackend, helping: SupportsHelpers, helper: HelperFactory, order: OrderFactory
+    ) -> None:
+        """Where every slot is taken, a helper is refused as busy."""
+        if backend.locality is Locality.WORLD or backend.slots is None:
+            pytest.skip("no limit of its own")
+        calls = [backend.start(order(**_LONG), on_event=Recorder()) for _ in range(backend.slots)]
+        with pytest.raises(BackendError) as refused:
+            helping.start_helper(helper())
+        assert (refused.value.code, refused.value.retryable, refused.value.outcome_known) == (
+            "backend.busy",
+            True,
+            True,
+        )
+        for call in calls:
+            backend.cancel(call)
 
     # --- slots and close
 
