@@ -573,10 +573,10 @@ class Simulation:
         if (worker := self._free()) is not None:
             self._bury(worker, "rest")
 
-    def _cancel(self) -> None:
+    def _cancel(self, job_id: str | None = None) -> None:
         worker = self._free()
         if worker is not None and self.ids:
-            job_id = self.rng.choice(self.ids)
+            job_id = job_id or self.rng.choice(self.ids)
             self._tell(f"{job_id[:6]} is cancelled through {worker.name}")
             self.cancelled.add(job_id)
             with self._acting(worker):
@@ -624,6 +624,8 @@ class Simulation:
         if over or call.stopping or self._unlucky(0.03) or self._is_to_end(order):
             self._tell(f"{call.id} helps no more")
             self.end(call)
+        elif self._unlucky(0.1):
+            self._cancel(order.job_id)
         elif not call.hangs or self._unlucky(0.1):
             self._draw(order)
 
