@@ -110,7 +110,6 @@ def test_a_retry_whose_lender_is_deleted_takes_over_all_the_same(world: World) -
     """The segments stay until no URL of the borrower is good any more."""
     first = lost(world, submit(world), [0, 1, 2])
     second = world.service.retry(first.id).id
-    world.tick()
     world.service.delete(first.id)
     assert taken(finish(world, second)) == 3
 
