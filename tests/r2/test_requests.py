@@ -6,7 +6,6 @@ import io
 import math
 import struct
 import wave
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -82,7 +81,7 @@ class Counted:
 
 
 @pytest.fixture
-def counted(r2: LocalR2, storage: R2Storage) -> Iterator[Counted]:
+def counted(r2: LocalR2, storage: R2Storage) -> Counted:
     return Counted(r2, storage)
 
 

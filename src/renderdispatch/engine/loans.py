@@ -54,7 +54,7 @@ def lend(store: JobStore, storage: StorageAdapter, job: Job, to: str) -> str | N
 
 
 def borrowed(store: JobStore, job: Job) -> list[str]:
-    """Return the prefixes of all pieces that a job borrows, those of the job that it repeats first.
+    """Return the prefixes of all pieces that a job borrows. Those of a lender that was deleted stay for it, too.
 
     Raises:
         StoreUnavailableError: The store is away.
@@ -62,7 +62,7 @@ def borrowed(store: JobStore, job: Job) -> list[str]:
     if job.borrows is None:
         return []
     lenders = (each for each in _chain(store, job) if each.id != job.id and each.lent_to == job.id)
-    return [layout.all_pieces(layout.prefix_of(each)) for each in lenders]
+    return list(dict.fromkeys([job.borrows, *(layout.all_pieces(layout.prefix_of(each)) for each in lenders)]))
 
 
 def borrowed_keys(storage: StorageAdapter, prefixes: list[str], picture: str) -> dict[str, str]:
