@@ -465,8 +465,9 @@ class Job:
 
         Those of a local attempt are stopped by its holder, and end with it.
         """
-        wanted = not self.is_unwanted(attempt) and self.stage is not messages.Stage.FINALIZING
-        if wanted or attempt.local or not attempt.helpers:
+        if attempt.local or not attempt.helpers:
+            return ()
+        if not self.is_unwanted(attempt) and self.stage is not messages.Stage.FINALIZING:
             return ()
         return tuple(helper for helper in attempt.helpers if helper.may_compute)
 

@@ -540,7 +540,7 @@ class Blocked(ThreadTask):
     """A task that can begin once it may."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(lambda _call: None, lambda: None)  # type: ignore[arg-type, return-value]  # no outcome
+        super().__init__(lambda _call: None, lambda: None)
         self.kind = kind
         self.may = threading.Event()
 

@@ -28,7 +28,7 @@ from renderdispatch.messages import (
 from renderdispatch.testing import make_request
 from renderdispatch.testing.histories import HISTORIES, START, after, new_job
 
-AUDIO = StoredAudio(key="songs/song.wav", size=7)
+AUDIO = StoredAudio(key="songs/song.wav", size=7_000_000)
 
 
 @frozen
@@ -188,13 +188,13 @@ def test_there_is_a_place_for_every_segment_that_music_may_have() -> None:
         (None, 1 << 30, 256),
         (90.0, 1 << 30, 23),
         (None, 100_000, 101),
-        (90.0, 10_000, 11),
-        (None, 7, 1),
+        (90.0, 20_000, 21),
+        (None, 15_000, None),
     ):
         job = claimed_job(request=make_request(duration=duration))
         song = StoredAudio(key="song.wav", size=size)
         order = make_order(job, song, signer=Signer(), now=START, callback=None, local=False)
-        assert order.pieces is not None and order.pieces.slots == slots
+        assert (None if order.pieces is None else order.pieces.slots) == slots
         remote = RemoteAudio(url=SecretStr("https://songs.example/a.mp3"))
         assert slots_of(job.request, remote) == (256 if duration is None else 23)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import count
 from math import ceil
 
@@ -65,7 +65,7 @@ class World:
         self.finished = max(self.standing.values())
         return self
 
-    def work(self, worker: int, chance: random.Random) -> Iterator[float | None]:
+    def work(self, worker: int, chance: random.Random) -> Generator[float | None, float, None]:
         now = 0.0
         place = place_of("digest", worker, self.parallel)
         choice = Choice(self.total, share=worker, parallel=self.parallel, place=place, now=now)
@@ -107,7 +107,6 @@ def test_64_workers_are_busy_to_the_end(pace: Pace, least: float) -> None:
     """With paces that differ by 20 %, little is lost against the ideal over whole rounds, and little is drawn twice."""
     world = World(255, 64, pace).run()
     ideal = ceil(255 / 64) * SEGMENT_S
-    print(ideal / world.finished, world.drawn, world.looks)
     assert ideal / world.finished >= least
     assert world.drawn <= 1.05 * 255 + 64
     assert world.looks <= 255 * 8
@@ -135,7 +134,6 @@ def test_bad_workers_cost_time_and_nothing_else(total: int) -> None:
     world = World(
         total, 16, with_bad_ones, nonsense=frozenset({5}), mortal=frozenset({9}), absent=frozenset({11})
     ).run()
-    print(world.finished / undisturbed.finished, world.drawn / total, world.looks)
     assert world.finished <= 2 * undisturbed.finished
 
 

@@ -35,8 +35,8 @@ from renderdispatch.render.covers import Cover
 from renderdispatch.render.features import Frame
 from renderdispatch.render.params import SceneParams
 from renderdispatch.render.plan import Part, Plan, cut, plan_digest
-from renderdispatch.render.plan_file import DATA_AT, Index, PlanError
-from renderdispatch.render.planner import Planner, keep_audio
+from renderdispatch.render.plan_file import DATA_AT, Index, KeptPlan, PlanError
+from renderdispatch.render.planner import KeptOrPlanned, Planner, keep_audio
 from renderdispatch.render.poster import brightest
 from renderdispatch.render.scene import NumpyRenderer
 from renderdispatch.render.scene_artist import SceneArtist
@@ -501,6 +501,51 @@ def test_a_plan_takes_two_requests_and_each_segment_two(stored: bytes, tmp_path:
     assert len(asked) == 2
     plan.part(2, Counting().start()).close()
     assert len(asked) == 4
+
+
+def test_a_plan_that_goes_away_is_made_anew(
+    stored: bytes, song: Path, tmp_path: Path, order_of: Callable[..., RenderOrder]
+) -> None:
+    """Storage that is lost while a lead draws from a plan that is kept costs time, and no segment differs."""
+    whole = all_of(stored, tmp_path)
+    assert whole is not None
+    is_there = True
+    kept = Plan.read(lambda begin, size: stored[begin : begin + size] if is_there else None, tmp_path)
+    assert kept is not None
+    planner = Planner(order_of(duration=13), song, tmp_path, artist=Counting(), digest=lambda sha256: sha256)
+    like, parts = Counting().start(), []
+    with KeptOrPlanned(kept, planner) as plan:
+        for index in range(len(plan)):
+            with plan.part(index, like) as part:
+                parts.append(shown(part))
+            if index == 0:
+                assert not (tmp_path / "plan").exists()
+            is_there = False
+        assert [plan.digest, plan.audio_sha256, plan.rate, plan.duration, plan.brightest, parts] == whole
+        assert plan.cover is not None
+
+
+def test_another_plan_is_no_replacement(
+    stored: bytes, song: Path, tmp_path: Path, order_of: Callable[..., RenderOrder]
+) -> None:
+    """If the inputs changed meanwhile, nothing is drawn from the new plan."""
+    kept = Plan.read(reader(stored), tmp_path)
+    assert kept is not None
+    kept = evolve(kept, source=KeptPlan(read_back(stored), Gone(stored), tmp_path))
+    planner = Planner(order_of(duration=13), song, tmp_path, artist=Counting(), digest=lambda _: "another")
+    with KeptOrPlanned(kept, planner) as plan, pytest.raises(PlanError, match="another one was made"):
+        plan.part(0, Counting().start())
+
+
+class Gone:
+    """Storage that gives what all segments share, and then nothing."""
+
+    def __init__(self, stored: bytes) -> None:
+        self._stored: bytes | None = stored
+
+    def __call__(self, begin: int, size: int) -> bytes | None:
+        stored, self._stored = self._stored, None
+        return None if stored is None else stored[begin : begin + size]
 
 
 def test_a_state_of_another_scene_is_refused(stored: bytes, tmp_path: Path) -> None:

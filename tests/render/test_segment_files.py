@@ -20,7 +20,7 @@ from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import Output
 from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.render.encoders import LIBX264
-from renderdispatch.render.segment import FrameTable, Segment, SegmentWriter, encoder_config, player_begin
+from renderdispatch.render.segment import FrameTable, Segment, SegmentError, SegmentWriter, encoder_config, player_begin
 from renderdispatch.render.tracks import Clock
 from tests.support.needs import need_ffmpeg
 from tests.support.segments import DIGEST, picture, write_segment
@@ -151,7 +151,7 @@ def test_what_was_written_is_read(tmp_path: Path, written: bytes) -> None:
 @pytest.mark.parametrize("other", [{"index": 2}, {"begin": 31}, {"digest": "e" * 64}, {"config": "01"}])
 def test_another_segment_is_refused(tmp_path: Path, written: bytes, other: dict[str, Any]) -> None:
     """Index, place, plan and configuration of the decoder are to be those of the video."""
-    with pytest.raises(ValueError, match="segment"):
+    with pytest.raises(SegmentError, match="segment"):
         read(written, tmp_path, **other)
 
 
@@ -183,7 +183,7 @@ def test_what_is_damaged_is_refused(tmp_path: Path, written: bytes, spoil: Calla
     """No file makes the reader raise anything else, or read more than there is."""
     spoilt = spoil(written)
     assert spoilt != written
-    with pytest.raises(ValueError):
+    with pytest.raises(SegmentError):
         read(spoilt, tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_no_changed_byte_of_the_boxes_is_taken(tmp_path: Path, written: bytes) -
     for at in range(HEAD_BYTES, end, 7):
         spoilt = bytearray(written)
         spoilt[at] ^= 1 + at % 255
-        with pytest.raises(ValueError):
+        with pytest.raises(SegmentError):
             read(bytes(spoilt), tmp_path)
 
 
@@ -205,5 +205,5 @@ def test_frames_in_an_impossible_order_are_refused(tmp_path: Path, written: byte
     table = FrameTable(found.frames.sizes, shown, np.asarray(found.frames.keys))
     boxes = table.pack(index=1, begin=30, clock=Clock.of(SMALL.fps))
     spoilt = written[:HEAD_BYTES] + boxes + written[found.data :]
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(SegmentError, match="damaged"):
         read(spoilt, tmp_path)

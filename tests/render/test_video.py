@@ -228,11 +228,11 @@ def test_stereo_shows_the_picture_to_each_eye(tmp_path: Path, write_wav: WriteWa
 
 
 def test_progress_counts_every_frame(tmp_path: Path, write_wav: WriteWav, order: Order) -> None:
-    """Each frame is reported, the last one as all of them."""
+    """Each frame is reported, the last one as all of them. A number may be reported again."""
     seen: list[tuple[int, int]] = []
     song = write_wav(tmp_path / "a.wav", noise(44_100))
     flash.render(order(), song, tmp_path / "video.mp4", lambda done, total: seen.append((done, total)))
-    assert [report for report in seen if report[0]] == [(done, 30) for done in range(1, 31)]
+    assert list(dict.fromkeys(report for report in seen if report[0])) == [(done, 30) for done in range(1, 31)]
     assert seen[0][0] == 0 < seen[0][1]
 
 
@@ -248,7 +248,7 @@ def test_a_stopped_render_leaves_nothing(tmp_path: Path, write_wav: WriteWav, or
     with pytest.raises(RenderStopped):
         flash.render(order(), song, tmp_path / "video.mp4", report)
     assert list(tmp_path.iterdir()) == [song]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("renderdispatch-encoder")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("renderdispatch-")]
 
 
 def test_an_error_in_the_scene_names_the_frame(tmp_path: Path, write_wav: WriteWav, order: Order) -> None:

@@ -289,7 +289,7 @@ def test_helpers_wait_for_a_storage_that_is_away(world: World, remote: HelpedRem
 def test_a_run_does_not_start_without_its_grants(world: World, remote: HelpedRemote, storage: NotingStorage) -> None:
     """The intent comes after them; the job is tried again later."""
     storage.full_of = "lead.grants"
-    job_id = world.submit(limits=LIMITS, duration=70.0)
+    job_id = world.service.submit(SONG, scene="bars", limits=LIMITS, duration=70.0).id
     world.tick()
     assert remote.orders == [] and world.job(job_id).stage is Stage.RETRY_WAIT
     storage.full_of = None

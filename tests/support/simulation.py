@@ -21,7 +21,7 @@ from typing import Any, Final
 from attrs import define
 
 from renderdispatch import errors
-from renderdispatch.engine.layout import prefix_of
+from renderdispatch.engine.layout import TOMBSTONES, prefix_of, stop_key
 from renderdispatch.engine.rules import UNCOUNTED
 from renderdispatch.jobs import Attempt, Job
 from renderdispatch.messages import (
@@ -29,6 +29,7 @@ from renderdispatch.messages import (
     Completed,
     Failed,
     FaultDomain,
+    HelperOrder,
     JobError,
     JobStatus,
     Limits,
@@ -36,9 +37,11 @@ from renderdispatch.messages import (
     RenderEvent,
     RenderOrder,
     RenderRequest,
+    SegmentCounts,
     Stage,
     StoredAudio,
 )
+from renderdispatch.plumbing.pieces import plan_name, segment_name
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, JobQuery, Locality, OnEvent, walk
 from renderdispatch.queueing import QueuePolicy, TenantPolicy
@@ -52,10 +55,15 @@ _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _TENANTS: Final = ("ada", "ben", "cy")
 _FAR: Final = ("far", "keyed")
 _VIDEO: Final = b"a video of nothing"
+_SEGMENTS: Final = 4
+_PARALLEL: Final = (1, 1, 3)
+"""How many draw a job: a third of the jobs have helpers."""
 _URLS: Final = timedelta(minutes=10)
 """How long the URLs of an order outlive its deadline (rule J10)."""
 
 _SECOND: Final = timedelta(seconds=1)
+_LONG: Final = timedelta(hours=8)
+"""In so long the URLs of all orders expire; in some times as long nothing is kept for a retry any more."""
 _PATIENCE: Final = 400
 """Rounds until everything must have settled."""
 
@@ -104,7 +112,7 @@ class _Now:
 
 @define(eq=False)
 class Call:
-    """A render on a far machine, or in a worker's process.
+    """A render on a far machine, or in a worker's process; or a helper of one.
 
     Args:
         of: The worker that it ends with; None for a far one.
@@ -113,7 +121,7 @@ class Call:
     id: str
     backend: str
     tenant: str | None
-    order: RenderOrder
+    order: RenderOrder | HelperOrder
     of: Worker | None
     run: int = 1
     step: int = 0
@@ -130,8 +138,16 @@ class Call:
         return kind(**common, token=self.order.token, **fields)
 
     def computes(self, now: datetime) -> bool:
-        """Return whether it counts against limits: it computes, and its URLs are not over."""
-        return not self.ended and not self.delivered and now <= self.order.finish_by + _URLS
+        """Return whether it counts against limits: it computes, and its URLs are not over.
+
+        Helpers hold units, so that less is claimed beside them. They themselves start whatever the limits say.
+        """
+        return (
+            isinstance(self.order, RenderOrder)
+            and not self.ended
+            and not self.delivered
+            and now <= self.order.finish_by + _URLS
+        )
 
 
 class _Backend:
@@ -143,6 +159,13 @@ class _Backend:
 
     def start(self, order: RenderOrder, *, on_event: OnEvent) -> BackendCall:
         """Start a call; or refuse it, or lose the order or the answer."""
+        return self._start(order)
+
+    def start_helper(self, order: HelperOrder) -> BackendCall:
+        """Start a helper, as `start` does."""
+        return self._start(order)
+
+    def _start(self, order: RenderOrder | HelperOrder) -> BackendCall:
         world, far = self._world, self.locality is Locality.WORLD
         world.step(self._worker, f"{self._name}.start")
         fate = world.fate("start", 0.25) if far else None
@@ -354,7 +377,7 @@ class Simulation:
         self.calls: dict[str, Call] = {}
         self.late: list[RenderEvent] = []
         self.sent: list[RenderEvent] = []
-        self.on_the_way: list[tuple[str, RenderOrder]] = []
+        self.on_the_way: list[tuple[str, RenderOrder | HelperOrder]] = []
         self.refused: set[str] = set()
         self.ids: list[str] = []
         self.deleting: set[str] = set()
@@ -432,11 +455,13 @@ class Simulation:
                 self._depth -= 1
                 worker.busy = busy
 
-    def begin(self, backend: str, order: RenderOrder, worker: Worker | None) -> Call:
+    def begin(self, backend: str, order: RenderOrder | HelperOrder, worker: Worker | None) -> Call:
         """Begin a call."""
         if any(call.order.token == order.token for call in self.calls.values()):
-            self.wrong.append(f"{order.job_id[:6]}: an attempt was started twice")
-        tenant = order.video.key.split("/")[1] if order.video.key.startswith("tenants/") else None
+            self.wrong.append(f"{order.job_id[:6]}: an attempt or a helper was started twice")
+        tenant = None
+        if isinstance(order, RenderOrder) and order.video.key.startswith("tenants/"):
+            tenant = order.video.key.split("/")[1]
         call = Call(f"call-{len(self.calls) + 1}", backend, tenant, order, worker)
         call.hangs = not self.calm and self.rng.random() < 0.2
         self.calls[call.id] = call
@@ -454,6 +479,10 @@ class Simulation:
         if old.ended and (new.status, new.artifact, new.error) != (old.status, old.artifact, old.error):
             self.wrong.append(f"{old.id[:6]} had ended as {old.status}, and became {new.status}")
         same = old.attempt_number == new.attempt_number and new.stage is not Stage.RETRY_WAIT
+        helpers = {helper.token for attempt in new.attempts[-1:] for helper in attempt.helpers}
+        stopped = new.compute_stopped_at is not None and not old.ended
+        if stopped and any(call.order.token in helpers and not call.ended for call in self.calls.values()):
+            self.wrong.append(f"{old.id[:6]}: it was cancelled, and a helper that computes was taken to have stopped")
         if same and new.progress < old.progress:
             self.wrong.append(f"{old.id[:6]}: progress fell from {old.progress} to {new.progress}")
 
@@ -512,6 +541,7 @@ class Simulation:
                 backend=backend,
                 limits=limits,
                 priority=self.rng.randint(0, 2),
+                parallel=self.rng.choice(_PARALLEL),
                 idempotency_key=key,
             )
             self.interrupted -= 1
@@ -543,10 +573,10 @@ class Simulation:
         if (worker := self._free()) is not None:
             self._bury(worker, "rest")
 
-    def _cancel(self) -> None:
+    def _cancel(self, job_id: str | None = None) -> None:
         worker = self._free()
         if worker is not None and self.ids:
-            job_id = self.rng.choice(self.ids)
+            job_id = job_id or self.rng.choice(self.ids)
             self._tell(f"{job_id[:6]} is cancelled through {worker.name}")
             self.cancelled.add(job_id)
             with self._acting(worker):
@@ -571,7 +601,9 @@ class Simulation:
 
     def _go_on(self, call: Call) -> None:
         order, now = call.order, self._now
-        if now > order.finish_by + _URLS or (call.stopping and not self._unlucky(0.2)):
+        if isinstance(order, HelperOrder):
+            self._help(call, order)
+        elif now > order.finish_by + _URLS or (call.stopping and not self._unlucky(0.2)):
             self._stop(call, report=not self._unlucky(0.5))
         elif call.step == 0 and now > order.start_by + timedelta(minutes=1):
             self._stop(call, report=True)
@@ -586,23 +618,69 @@ class Simulation:
         else:
             self._advance(call)
 
+    def _help(self, call: Call, order: HelperOrder) -> None:
+        """Draw a segment, or end: there is nothing to draw, the helper was told to stop, or something goes wrong."""
+        over = self._now > order.finish_by + _URLS
+        if over or call.stopping or self._unlucky(0.03) or self._is_to_end(order):
+            self._tell(f"{call.id} helps no more")
+            self.end(call)
+        elif self._unlucky(0.1):
+            self._cancel(order.job_id)
+        elif not call.hangs or self._unlucky(0.1):
+            self._draw(order)
+
+    def _is_to_end(self, order: HelperOrder) -> bool:
+        found = self._attempt_of(order)
+        if found is None:  # the job was deleted
+            return True
+        job, attempt = found
+        assert attempt.pieces is not None and attempt.result_key is not None
+        keys = {info.key for info in self.storage.list(prefix_of(job))}
+        drawn = sum(f"{attempt.pieces}{segment_name(index, 0)}" in keys for index in range(_SEGMENTS))
+        ends = attempt.result_key in keys or stop_key(prefix_of(job), attempt.token) in keys
+        return ends or drawn == _SEGMENTS or f"{attempt.pieces}{plan_name(0)}" not in keys
+
+    def _attempt_of(self, order: RenderOrder | HelperOrder) -> tuple[Job, Attempt] | None:
+        """Return the job and the attempt that an order draws for, if the job still exists."""
+        if (job := self.store._jobs.get(order.job_id)) is None:
+            return None
+        found = [a for a in job.attempts if order.token in {a.token, *(helper.token for helper in a.helpers)}]
+        return (job, found[0]) if found else None
+
+    def _draw(self, order: RenderOrder | HelperOrder) -> SegmentCounts | None:
+        """Keep a segment that is missing; return how many are kept."""
+        found = self._attempt_of(order)
+        if found is None or (pieces := found[1].pieces) is None:
+            return None
+        names = [f"{pieces}{segment_name(index, 0)}" for index in range(_SEGMENTS)]
+        with suppress(errors.ObjectExistsError):
+            self.storage.put(f"{pieces}{plan_name(0)}", b"a plan", if_absent=True)
+        keys = {info.key for info in self.storage.list(pieces)}
+        for name in [name for name in names if name not in keys][:1]:
+            self.storage.put(name, b"a segment", if_absent=True)
+            keys.add(name)
+        return SegmentCounts(total=_SEGMENTS, standing=sum(name in keys for name in names), own=0)
+
     def _advance(self, call: Call) -> None:
+        order = call.order
+        assert isinstance(order, RenderOrder)
         call.step += 1
         if call.step == 1:
             self._report(call, call.event(CheckedIn, call_id=call.id))
         elif call.step < 4:
-            self._report(call, call.event(Progressed, stage=Stage.RENDERING, fraction=call.step / 4))
+            drawn = self._draw(order)
+            progress = {"stage": Stage.RENDERING, "fraction": call.step / 4}
+            self._report(call, call.event(Progressed, **progress, planned=drawn is not None, segments=drawn))
         elif self._unlucky(0.15):
             fault = self.rng.choice((FaultDomain.INFRASTRUCTURE, FaultDomain.SCENE))
             failed: Failed = call.event(Failed, error=JobError(code="sim.failed", message="it broke", fault=fault))
             self.end(call, None if self._unlucky(0.3) else failed)
             self._report(call, failed)
         else:
-            self._deliver(call)
+            self._deliver(call, order)
 
-    def _deliver(self, call: Call) -> None:
+    def _deliver(self, call: Call, order: RenderOrder) -> None:
         """Store the video, then the result, then report; it may end after each."""
-        order = call.order
         with suppress(errors.ObjectExistsError):
             self.storage.put(order.video.key, _VIDEO, if_absent=True)
         if self._unlucky(0.05):
@@ -696,7 +774,7 @@ class Simulation:
         return all(attempt.token != call.order.token or attempt.unwanted for attempt in job.attempts)
 
     def _settle(self) -> None:
-        """Let everything work from now on, until nothing happens any more."""
+        """Let everything work from now on, until nothing happens any more, and nothing is kept for a retry."""
         self.calm = True
         self._tell("from here on everything works")
         for worker in self.workers:
@@ -710,9 +788,10 @@ class Simulation:
             self._tick()
             self._check_limits()
             jobs = self.jobs()
-            if all(job.ended and not job.owes_clean_up for job in jobs):
+            settled = all(job.ended and not job.owes_clean_up for job in jobs)
+            if settled and not any(job.owes_pieces for job in jobs) and not any(self.storage.list(TOMBSTONES)):
                 return
-            self.pass_time(_SECOND * (20 if number < 25 else 600))
+            self.pass_time(_LONG if settled else _SECOND * (20 if number < 25 else 600))
 
     def jobs(self) -> list[Job]:
         """Return all jobs as they are."""
@@ -738,7 +817,7 @@ class Simulation:
             yield "it owes clean-up"
         if any(holding.until > self._now for holding in job.holdings()):
             yield f"it holds units: {job.holdings()}"
-        counted = [a for a in job.attempts if a.error is None or a.error.code not in UNCOUNTED]
+        counted = [a for a in job.attempts if not a.advanced and (a.error is None or a.error.code not in UNCOUNTED)]
         if len(counted) > job.request.limits.max_attempts:
             yield f"{len(counted)} attempts that count"
         audio = job.audio or job.request.audio
@@ -760,8 +839,8 @@ class Simulation:
             yield f"{job.status}: too many objects {sorted(keys - expected)}, too few {sorted(expected - keys)}"
 
     def _problems_of_turns(self) -> Iterator[str]:
-        """Yield virtual times that no sequence of claims can have led to: each claim of a new job costs one turn."""
-        dearest = max(cost(self.policy, tenant) for tenant in _TENANTS)
+        """Yield virtual times that no claims can have led to: each of a new job costs as many turns as draw it."""
+        dearest = max(_PARALLEL) * max(cost(self.policy, tenant) for tenant in _TENANTS)
         for backend, queue in self.store._queues.items():
             if not all(0 <= time <= self.submits * dearest for time in (queue.clock, *queue.times.values())):
                 yield f"virtual times on {backend} are {dict(queue.times)}"

@@ -155,7 +155,7 @@ def make_order(
         callback=callback,
         local=local,
         pieces=urls.pieces(pieces_of(job, device_class), audio, helpers=False)
-        if keeps_pieces(request, parallel)
+        if keeps_pieces(request, audio, parallel)
         else None,
         parallel=parallel,
     )
@@ -281,9 +281,9 @@ def pack_grants(grants: Grants) -> bytes:
     return gzip.compress(grants.model_dump_json().encode(), compresslevel=6, mtime=0)
 
 
-def keeps_pieces(request: RenderRequest, parallel: int) -> bool:
+def keeps_pieces(request: RenderRequest, audio: Audio, parallel: int) -> bool:
     """Return whether the segments of a video are kept: a short one that one run draws is drawn again as soon."""
-    return parallel > 1 or request.duration is None or request.duration > _SHORT_S
+    return parallel > 1 or _longest_s(request, audio) > _SHORT_S
 
 
 def slots_of(request: RenderRequest, audio: Audio) -> int:
@@ -291,10 +291,13 @@ def slots_of(request: RenderRequest, audio: Audio) -> int:
 
     A song that takes fewer bytes than any music may need more: the segments beyond are drawn as well, and not kept.
     """
+    return min(int(_longest_s(request, audio) // _SEGMENT_S) + 1, MAX_SEGMENTS)
+
+
+def _longest_s(request: RenderRequest, audio: Audio) -> float:
+    """Return how long a video may be at most, in seconds."""
     longest_s = request.limits.max_duration.total_seconds() if request.duration is None else request.duration
-    if not isinstance(audio, RemoteAudio):
-        longest_s = min(longest_s, audio.size / _BYTES_PER_S)
-    return min(int(longest_s // _SEGMENT_S) + 1, MAX_SEGMENTS)
+    return longest_s if isinstance(audio, RemoteAudio) else min(longest_s, audio.size / _BYTES_PER_S)
 
 
 def _audio_of(job: Job) -> Audio:

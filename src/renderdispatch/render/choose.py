@@ -85,6 +85,7 @@ class Choice:
         self._own = range(share, total, parallel)
         self._last_own = self._own[-1:] if parallel > 1 else ()
         self._began = now
+        self._drawn: set[int] = set()
         self._missing_at: dict[int, float] = {}
         self._stands_since: dict[int, float] = {}
         self.usual_s = _USUAL_S
@@ -129,6 +130,7 @@ class Choice:
         """
         self.usual_s = seconds if self.usual_s == _USUAL_S else (self.usual_s + seconds) / 2
         self._in_vain += in_vain
+        self._drawn.add(index)
         self.saw(index, now, stands=True)
 
     def was_in_vain(self) -> None:
@@ -137,9 +139,12 @@ class Choice:
 
     def next(self, now: float) -> Draw | Look | Wait | None:
         """Return what to do; None: all segments stand, as far as this worker knows."""
-        for index in self._own:
-            if index not in self.standing:
-                return Draw(index, contested=index in self._last_own) if self._is_fresh(index, now) else Look((index,))
+        if own := self._missing(self._own):
+            if self._is_fresh(own[0], now):
+                return Draw(own[0], contested=own[0] in self._last_own)
+            before = own[0] - self._parallel
+            goes_on = before in self.standing and before not in self._drawn  # an earlier run drew these
+            return Look(tuple(own[: self._looks_at_once if goes_on else 1]))
         shares = [rows for rows in self._others if self._missing(rows)]
         if not shares:
             return None

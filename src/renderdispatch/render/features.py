@@ -307,7 +307,7 @@ class Analyser:
 
 def _mean(channels: Floats) -> Floats:
     """Return the mean of one or two channels."""
-    return channels[0] if len(channels) == 1 else (channels[0] + channels[1]) * np.float32(0.5)
+    return np.asarray(channels[0] if len(channels) == 1 else (channels[0] + channels[1]) * np.float32(0.5))
 
 
 def _db(magnitude: Floats) -> Floats:

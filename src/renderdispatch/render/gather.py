@@ -21,6 +21,7 @@ from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.protocols import Slots
 from renderdispatch.render.join import Joiner
 from renderdispatch.render.plan import Plan
+from renderdispatch.render.segment import SegmentError
 
 _FETCHERS: Final = 4
 
@@ -172,7 +173,7 @@ class Gatherer:
             if not is_own and (head := _head_of(path)) is not None:
                 self.twice += head.twice
             self._joiner.append(path)
-        except ValueError as error:
+        except SegmentError as error:
             if is_own:
                 raise RenderError(f"a segment cannot be joined: {error}", code="encode.failed") from error
             with self.changed:

@@ -17,7 +17,7 @@ import numpy as np
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import Output
 from renderdispatch.render.boxes import Box, Place, box, copy_part, describe, write_all
-from renderdispatch.render.segment import LARGEST_CONFIG, LATE, FrameTable, Segment
+from renderdispatch.render.segment import LARGEST_CONFIG, LATE, FrameTable, Segment, SegmentError
 from renderdispatch.render.sound import PACKET, PRIMING, Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Numbers, Track, index_content, largest_tables, picture_entry
@@ -109,7 +109,7 @@ class Joiner:
             frames: How many it is to have; None: any number.
 
         Raises:
-            ValueError: It is not the next segment, or it is damaged. Nothing was written, and another one can be
+            SegmentError: It is not the next segment, or it is damaged. Nothing was written, and another one can be
                 appended in its place.
             InvalidRequestError: The video becomes too large (``output.too-large``).
             Exception: The sound failed; see `Sound.until`.
@@ -120,7 +120,7 @@ class Joiner:
             )
             samples, held = found.frames, found.head.frames
             if held != (held if frames is None else frames) or self._frames + held > self._total:
-                raise ValueError(f"segment {self._next} has {held} frames, which are too few or too many")
+                raise SegmentError(f"segment {self._next} has {held} frames, which are too few or too many")
             self._check_size(self._frames + held, samples.size)
             self._config = found.head.config
             at = found.data

@@ -27,7 +27,7 @@ from renderdispatch.render.gather import Gatherer
 from renderdispatch.render.join import Joiner
 from renderdispatch.render.plan import Plan, hash_file, plan_digest
 from renderdispatch.render.plan_file import PlanError
-from renderdispatch.render.planner import Planner, keep_audio
+from renderdispatch.render.planner import KeptOrPlanned, Planner, keep_audio
 from renderdispatch.render.poster import write_poster
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.segment import encoder_config
@@ -183,17 +183,18 @@ def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawin
             encoder=tools.encoder.name,
         )
 
+    making = Planner(
+        order, audio, tools.folder, artist=tools.artist, digest=digest_for, cover=drawing.song.cover, report=report
+    )
     if (found := _read_plan(slots, tools.folder)) is not None:
         if found.digest == digest_for(hash_file(audio)):
             kept = Future[bool]()
             kept.set_result(True)
-            yield _Planning(found, slots, kept)
+            with KeptOrPlanned(found, making) as plan:
+                yield _Planning(plan, slots, kept)
             return
         _log.warning("another plan is kept for this video: nothing that is drawn will be kept")
         slots = NoSlots()
-    making = Planner(
-        order, audio, tools.folder, artist=tools.artist, digest=digest_for, cover=drawing.song.cover, report=report
-    )
     with making as planner, ThreadPoolExecutor(1, "renderdispatch-keep-plan") as keeper:
         own = slots
 
@@ -320,7 +321,8 @@ class _Lead(Worker):
         self._gatherer.check()
         self._tell_progress(0)
         with self._gatherer.changed:
-            self._gatherer.changed.wait(min(seconds, _BEAT_S))
+            if not (self._gatherer.is_complete or self.has_news):
+                self._gatherer.changed.wait(min(seconds, _BEAT_S))
 
     def _next(self) -> Draw | Look | Wait | None:
         if self._gatherer.is_complete:

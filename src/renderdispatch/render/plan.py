@@ -166,7 +166,7 @@ class Plan:
     duration: Fraction
     run_up: int = 0
     warnings: tuple[RenderWarning, ...] = ()
-    _source: Source = field(repr=False)
+    source: Source = field(repr=False)
     bounds: tuple[int, ...] = field(init=False, repr=False)
     """Where the segments begin, and behind them the number of frames."""
 
@@ -180,7 +180,7 @@ class Plan:
     @property
     def cover(self) -> Cover | None:
         """The song's cover, which scenes show."""
-        return self._source.cover
+        return self.source.cover
 
     @property
     def brightest(self) -> int:
@@ -189,7 +189,7 @@ class Plan:
         Raises:
             SceneError: The scene failed at a frame.
         """
-        return self._source.brightest()
+        return self.source.brightest()
 
     def frames_of(self, index: int) -> range:
         """Return the frames of a segment."""
@@ -216,7 +216,7 @@ class Plan:
             PlanError: A part of the plan that is kept is missing or damaged.
         """
         frames, drawn = self.frames_of(index), self.drawn_for(index)
-        features, stored, temporary = self._source.segment(index, drawn)
+        features, stored, temporary = self.source.segment(index, drawn)
         part = Part(index, drawn.start, frames.start, frames.stop, None, features, temporary)
         try:
             state = load_state(stored, like)

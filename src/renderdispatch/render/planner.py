@@ -6,14 +6,17 @@ through in a thread of its own, and each segment can be drawn as soon as its own
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
-from renderdispatch.errors import AudioError
+from attrs import evolve
+
+from renderdispatch.errors import AudioError, SceneError
 from renderdispatch.messages import RenderOrder
 from renderdispatch.plumbing.files import read_chunks
 from renderdispatch.protocols import Report
@@ -21,12 +24,14 @@ from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
 from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.covers import Cover
-from renderdispatch.render.features import RECORD_BYTES, Analyser, Features
+from renderdispatch.render.features import RECORD_BYTES, Analyser, Features, Frame
 from renderdispatch.render.plan import Plan, hash_file
-from renderdispatch.render.plan_file import DATA_AT, Index, common_of, hashed, packed_cover
+from renderdispatch.render.plan_file import DATA_AT, Index, PlanError, common_of, hashed, packed_cover
 from renderdispatch.render.poster import PosterMoment
 from renderdispatch.render.snapshots import dump_state
 from renderdispatch.render.song import open_song, read_song
+
+_log = logging.getLogger(__name__)
 
 _AHEAD: Final = 2
 """Blocks of sound that may wait for the analysis."""
@@ -136,6 +141,8 @@ class Planner:
             SceneError: The scene failed at a frame.
         """
         brightest = self._states.brightest()
+        if self._order.poster is not None and self._states.light_error is not None:
+            raise self._states.light_error
         index = Index(
             audio_sha256=self.plan.audio_sha256,
             frames=self.plan.frames,
@@ -184,6 +191,7 @@ class _States:
         self._artist = artist
         self._places: list[tuple[int, int]] = []
         self._brightest: int | None = None
+        self.light_error: SceneError | None = None
         self._error: BaseException | None = None
         self._is_closed = False
         self._changed = threading.Condition()
@@ -246,12 +254,20 @@ class _States:
                 if frame.index in firsts:
                     self._keep(dump_state(state), firsts[frame.index], end)
                 state = self._artist.step(state, frame)
-                moment.see(frame.index, self._artist.light(state, frame))
+                moment.see(frame.index, self._light(state, frame))
                 if self._is_closed:
                     return
         with self._changed:
             self._brightest = moment.best
             self._changed.notify_all()
+
+    def _light(self, state: Any, frame: Frame) -> float:
+        """Return how bright a frame is. A scene that cannot tell fails only where a poster is wanted."""
+        try:
+            return self._artist.light(state, frame)
+        except SceneError as error:
+            self.light_error = self.light_error or error
+            return 0.0
 
     def _keep(self, state: bytes, drawn: range, end: BinaryIO) -> None:
         """Keep the state before the first of the frames that are drawn for a segment."""
@@ -265,3 +281,50 @@ class _States:
             self._places.append((begin, len(state)))
             self.segments.append((hashed(records, state), len(state)))
             self._changed.notify_all()
+
+
+class KeptOrPlanned:
+    """A plan that is kept. If a part of it cannot be read, it is made anew from the song.
+
+    So storage that goes away costs time, and not the render. Use it with ``with``, which returns the plan.
+
+    Args:
+        kept: The plan.
+        planner: Makes the same one.
+    """
+
+    def __init__(self, kept: Plan, planner: Planner) -> None:
+        self._kept = kept
+        self._planner = planner
+        self._stack = ExitStack()
+        self._is_made = False
+        self._making = threading.Lock()
+        self.cover: Final = kept.cover
+
+    def __enter__(self) -> Plan:
+        return evolve(self._kept, source=self)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def brightest(self) -> int:
+        """Return the index of the brightest frame."""
+        return self._kept.brightest
+
+    def segment(self, index: int, drawn: range) -> tuple[Features, bytes, Path | None]:
+        """Return the features of frames and the state of a segment, and a file to be removed after their use."""
+        if not self._is_made:
+            try:
+                return self._kept.source.segment(index, drawn)
+            except PlanError as error:
+                _log.warning("the plan is made anew: %s", error)
+        return self._made().source.segment(index, drawn)
+
+    def _made(self) -> Plan:
+        with self._making:
+            if not self._is_made:
+                self._stack.enter_context(self._planner)
+                self._is_made = True
+        if self._planner.plan.digest != self._kept.digest:
+            raise PlanError("the plan that is kept cannot be read, and another one was made")
+        return self._planner.plan

@@ -68,6 +68,7 @@ class Scene(ABC, Generic[S]):
     State and drawing are apart, so that any frame can be drawn anywhere: ``step`` is called for each frame from the
     first one on, and is cheap; ``paint`` is called for some frames, in any order, in any process. Both only depend on
     their arguments and on what ``__init__`` made: no clock, no chance without a fixed seed, nothing kept in ``self``.
+    One thread may step through the frames while another one paints.
     """
 
     @abstractmethod

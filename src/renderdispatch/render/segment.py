@@ -8,6 +8,7 @@ the same bytes wherever they are encoded. Times are exact: frame n of a video is
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -47,11 +48,17 @@ many places before its turn. So all are shown so many frames late, and players a
 LARGEST_CONFIG: Final = 200
 """More bytes than a decoder's configuration has."""
 
+_CONFIG: Final = f"([0-9a-f]{{2}}){{1,{LARGEST_CONFIG}}}"
+
 _LARGEST: Final = (1 << 32) - (1 << 20)
 """The most bytes of the frames of a segment, whose size has 32 bits."""
 
 _MOVED: Final = 0x020000  # tfhd: positions count from the begin of moof
 _COLUMNS: Final = 0x000F01  # trun: a position, and of each sample duration, size, flags and when it is shown
+
+
+class SegmentError(ValueError):
+    """A file is not the segment that was wanted, or it is damaged."""
 
 
 class SegmentWriter:
@@ -302,16 +309,16 @@ class Segment:
             config: The configuration of the video; None: any.
 
         Raises:
-            ValueError: It is not this segment, or it is damaged.
+            SegmentError: It is not this segment, or it is damaged.
         """
         head = SegmentHead.read(file.read(HEAD_BYTES))
         if head is None:
-            raise ValueError(f"segment {index} has no head")
+            raise SegmentError(f"segment {index} has no head")
         if (head.index, head.digest, head.config) != (index, digest or head.digest, config or head.config):
-            raise ValueError(f"segment {index} is another one, or of another video")
+            raise SegmentError(f"segment {index} is another one, or of another video")
         table = _table_bytes(head.frames)
         if not 0 < head.frames * 16 < table + 8 <= head.size == os.fstat(file.fileno()).st_size - HEAD_BYTES:
-            raise ValueError(f"segment {index} is not whole")
+            raise SegmentError(f"segment {index} is not whole")
         clock = Clock.of(output.fps)
         found = file.read(table + 8)
         frames = FrameTable.unpack(found[table - head.frames * 16 : table], clock)
@@ -319,9 +326,9 @@ class Segment:
         # What `pack` makes is all that may be there: the times are exact, and players meet nothing else.
         is_whole = in_order and len(found) + frames.size == head.size and frames.size <= _LARGEST
         if not is_whole or found != frames.pack(index=index, begin=begin, clock=clock):
-            raise ValueError(f"segment {index} is damaged")
-        if not 0 < len(bytes.fromhex(head.config)) <= LARGEST_CONFIG:
-            raise ValueError(f"segment {index} has no configuration of a decoder")
+            raise SegmentError(f"segment {index} is damaged")
+        if not re.fullmatch(_CONFIG, head.config):
+            raise SegmentError(f"segment {index} has no configuration of a decoder")
         return cls(head, frames, HEAD_BYTES + table + 8)
 
 

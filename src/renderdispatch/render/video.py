@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import av
 
-from renderdispatch.errors import AudioError, InvalidRequestError, RenderError
+from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
 from renderdispatch.messages import MAX_WARNINGS, Output, RenderOrder, RenderStats, RenderWarning
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.protocols import Report, Slots
@@ -31,6 +31,7 @@ from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
 from renderdispatch.render.renderer import VideoRenderer
+from renderdispatch.render.snapshots import dump_state
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
 from renderdispatch.render.worker import Tools
@@ -94,6 +95,10 @@ def _why_whole(artist: Artist) -> str | None:
         return "its pictures come from a function or a program, one after the other"
     if artist.run_up is None:
         return "each of its frames is drawn from all frames before; say how many are needed by //! run-up"
+    try:
+        dump_state(artist.start())
+    except SceneError as error:
+        return str(error)
     return None
 
 

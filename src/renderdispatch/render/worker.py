@@ -107,6 +107,11 @@ class Worker(ABC):
         """Pass on, from any thread, whether a segment is there."""
         self._news.append((index, stands))
 
+    @property
+    def has_news(self) -> bool:
+        """Whether something was told that was not heard yet."""
+        return bool(self._news)
+
     def is_known(self, index: int) -> bool:
         """Return whether a segment is known to be there, without a look at storage."""
         self._hear()
@@ -201,9 +206,13 @@ class Worker(ABC):
                 self._encoding.put((writer, picture.frame))
                 shown += 1
             self.progress(part.index, shown)
-            if contested and shown < part.end - part.begin and monotonic() >= look_at:
+            if shown == part.end - part.begin:
+                continue
+            if self.is_known(part.index):
+                break
+            if contested and monotonic() >= look_at:
                 look_at = monotonic() + LOOK_EVERY_S
-                if self.is_known(part.index) or self._is_drawn(part.index):
+                if self._is_drawn(part.index):
                     break
         return shown
 

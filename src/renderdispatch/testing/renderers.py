@@ -104,12 +104,14 @@ class FakeSegmentsRenderer:
         segment_s: The seconds that each takes.
         die_at: Kill the process by SIGKILL before this segment is drawn.
         wait_at: Wait before this segment is drawn until it is kept, drawn by another one.
+        log: A file that gets a line for each segment that begins to be drawn: its index, and the id of the process.
     """
 
     segments: int = 4
     segment_s: float = 0.0
     die_at: int | None = None
     wait_at: int | None = None
+    log: str | None = None
 
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Draw all segments, and keep none."""
@@ -164,12 +166,15 @@ class FakeSegmentsRenderer:
         return Helped(segments=counted["committed"], twice=counted["twice"], reason="all segments are drawn")
 
     def _asked(self, params: JsonObject) -> dict[str, Any]:
-        names = ("segments", "segment_s", "die_at", "wait_at")
+        names = ("segments", "segment_s", "die_at", "wait_at", "log")
         return {name: params.get(name, getattr(self, name)) for name in names}
 
     def _draw(self, asked: dict[str, Any], index: int) -> str:
         if index == asked["die_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        if asked["log"] is not None:
+            with Path(asked["log"]).open("a") as file:
+                file.write(f"{index} {os.getpid()}\n")
         time.sleep(asked["segment_s"])
         return f"segment {index} of {asked['segments']}\n"
 
