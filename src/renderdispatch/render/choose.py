@@ -86,6 +86,7 @@ class Choice:
         self._last_own = self._own[-1:] if parallel > 1 else ()
         self._began = now
         self._drawn: set[int] = set()
+        self._bad: list[int] = []
         self._missing_at: dict[int, float] = {}
         self._stands_since: dict[int, float] = {}
         self.usual_s = _USUAL_S
@@ -133,12 +134,20 @@ class Choice:
         self._drawn.add(index)
         self.saw(index, now, stands=True)
 
+    def found_bad(self, index: int, now: float) -> None:
+        """Take that a segment which is kept is bad. Others do not know it, so this worker draws it next."""
+        self.saw(index, now, stands=False)
+        self._bad.append(index)
+
     def was_in_vain(self) -> None:
         """Take that a segment that was drawn here had been committed by another worker before."""
         self._in_vain += 1
 
     def next(self, now: float) -> Draw | Look | Wait | None:
         """Return what to do; None: all segments stand, as far as this worker knows."""
+        while self._bad:
+            if (bad := self._bad.pop(0)) not in self.standing:
+                return Draw(bad, contested=True)
         if own := self._missing(self._own):
             if self._is_fresh(own[0], now):
                 return Draw(own[0], contested=own[0] in self._last_own)

@@ -49,7 +49,7 @@ class Gatherer:
         slots: Where others keep segments.
         joiner: Takes the segments.
         folder: For what is fetched.
-        tell: Called, in any thread, with the index of a segment and whether it is there.
+        tell: Called, in any thread, with the index of a segment, and whether it was fetched; else what is kept is bad.
         give_up: Called if the block raised, to end a wait for the sound.
     """
 
@@ -171,7 +171,7 @@ class Gatherer:
         try:
             if not is_own and (head := _head_of(path)) is not None:
                 self.twice += head.twice
-            self._joiner.append(path)
+            self._joiner.append(path, frames=len(self._plan.frames_of(index)))
         except ValueError as error:
             if is_own:
                 raise RenderError(f"a segment cannot be joined: {error}", code="encode.failed") from error
@@ -200,9 +200,13 @@ class Gatherer:
                 index, share = picked
                 self._fetching.add(index)
             path = self._folder / f"{index:03d}.kept"
-            came = self._slots.fetch(self._plan.digest, index, path)
+            digest = self._plan.digest
+            is_kept = share is None or self._slots.is_drawn(digest, index)
+            came = is_kept and self._slots.fetch(digest, index, path)
             with self.changed:
                 self._fetching.discard(index)
+                if is_kept and not came and index not in self.own:
+                    self._tell(index, False)
                 self._note(index, share, path if came else None)
                 self.changed.notify_all()
 
@@ -214,8 +218,6 @@ class Gatherer:
             else:
                 self._files[index] = path
                 self._tell(index, True)
-        elif share is None and index not in self.own:
-            self._tell(index, False)  # it was said to be there
         if share is None:
             return
         if path is None:
