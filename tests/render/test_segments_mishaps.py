@@ -105,6 +105,5 @@ def test_bad_helpers_cost_at_most_as_much_again(tmp_path: Path, write_wav: Write
     given: dict[str, Any] = {"output": Output(width=64, height=36, fps=Fraction(10))}
     file, usual_s = Crew(tmp_path / "good", song, order(**given), is_good=True).draw()
     same, bad_s = Crew(tmp_path / "bad", song, order(**given), is_good=False).draw()
-    print(usual_s, bad_s)
     assert same == file
     assert bad_s <= 2 * usual_s

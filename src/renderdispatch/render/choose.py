@@ -96,7 +96,8 @@ class Choice:
         self._looks_at_once = min(LOOKS_AT_ONCE, LOOKS_OF_ALL // parallel)
         self._patience = min(_PATIENCE, _EAGER / parallel)
         self._next_look = now
-        self._chance = f"{place}-{share}"
+        self._share, self._place = share, place
+        self._turns: dict[int, int] = {}
         self._others: Final = [
             range(other, total, parallel)
             for number in range(parallel)
@@ -198,9 +199,16 @@ class Choice:
         before = index - self._parallel
         return before >= 0 and self._is_fresh(before, now) and self._is_fresh(index, now)
 
-    def _shuffled(self, index: int) -> bytes:
-        """Return a key for an order of segments that differs from worker to worker."""
-        return sha256(f"{self._chance}-{index}".encode()).digest()
+    def _shuffled(self, index: int) -> tuple[int, int]:
+        """Return a key for an order of segments that differs from worker to worker.
+
+        All workers agree whose turn it is first to help with a segment, whose second, and so on (rendezvous hashing).
+        """
+        if index not in self._turns:
+            workers = range(self._parallel)
+            order = sorted(workers, key=lambda worker: sha256(f"{index} {worker}".encode()).digest())
+            self._turns[index] = order.index(self._share)
+        return self._turns[index], (index - self._place) % self.total
 
     def _is_late(self, index: int, now: float, patience: float) -> bool:
         at = self._late_at(index, patience)
