@@ -205,9 +205,13 @@ class Gatherer:
             came = is_kept and self._slots.fetch(digest, index, path)
             with self.changed:
                 self._fetching.discard(index)
-                if is_kept and not came and index not in self.own:
+                is_bad = is_kept and not came
+                if is_bad and index not in self.own:
                     self._tell(index, False)
-                self._note(index, share, path if came else None)
+                if is_bad and share is not None:
+                    share.next += self._slots.parallel  # the lead draws it: what follows may be there
+                else:
+                    self._note(index, share, path if came else None)
                 self.changed.notify_all()
 
     def _note(self, index: int, share: _Share | None, path: Path | None) -> None:
