@@ -285,7 +285,8 @@ def draw_together(
     """Have workers draw a song together; return the seconds from the plan to the last segment, and the ideal ones."""
     plan, prefix = _ThePlan(minutes * 60 * 30), f"pieces-{workers}-{time.monotonic_ns()}/"
     hour, every = timedelta(hours=1), names(len(plan), GENERATIONS_OF_HELPERS)
-    puts = {name: storage.sign_put(prefix + name, expires_in=hour, content_type="video/mp4") for name in every}
+    sign = partial(storage.sign_put, expires_in=hour, content_type="video/mp4", file_name="segment.mp4")
+    puts = {name: sign(prefix + name) for name in every}
     grants = Grants(
         get={name: storage.sign_get(prefix + name, expires_in=hour) for name in every},
         put={name: put.url for name, put in puts.items()},
