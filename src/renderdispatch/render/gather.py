@@ -50,7 +50,7 @@ class Gatherer:
         slots: Where others keep segments.
         joiner: Takes the segments.
         folder: For what is fetched.
-        tell: Called, in any thread, with the index of a segment and whether it is there.
+        tell: Called, in any thread, with the index of a segment, and whether it was fetched; else what is kept is bad.
         give_up: Called if the block raised, to end a wait for the sound.
     """
 
@@ -172,7 +172,7 @@ class Gatherer:
         try:
             if not is_own and (head := _head_of(path)) is not None:
                 self.twice += head.twice
-            self._joiner.append(path)
+            self._joiner.append(path, frames=len(self._plan.frames_of(index)))
         except SegmentError as error:
             if is_own:
                 raise RenderError(f"a segment cannot be joined: {error}", code="encode.failed") from error
@@ -201,10 +201,18 @@ class Gatherer:
                 index, share = picked
                 self._fetching.add(index)
             path = self._folder / f"{index:03d}.kept"
-            came = self._slots.fetch(self._plan.digest, index, path)
+            digest = self._plan.digest
+            is_kept = share is None or self._slots.is_drawn(digest, index)
+            came = is_kept and self._slots.fetch(digest, index, path)
             with self.changed:
                 self._fetching.discard(index)
-                self._note(index, share, path if came else None)
+                is_bad = is_kept and not came
+                if is_bad and index not in self.own:
+                    self._tell(index, False)
+                if is_bad and share is not None:
+                    share.next += self._slots.parallel  # the lead draws it: what follows may be there
+                else:
+                    self._note(index, share, path if came else None)
                 self.changed.notify_all()
 
     def _note(self, index: int, share: _Share | None, path: Path | None) -> None:
@@ -215,8 +223,6 @@ class Gatherer:
             else:
                 self._files[index] = path
                 self._tell(index, True)
-        elif share is None and index not in self.own:
-            self._tell(index, False)  # it was said to be there
         if share is None:
             return
         if path is None:
