@@ -43,6 +43,9 @@ class Crowd:
         self.helpers: dict[int, BackendCall] = {}
         """The call of each helper that was started, by its share."""
 
+        self.by_token: dict[str, BackendCall] = {}
+        """The same, by its token."""
+
         self.deaths = 0
         """How many helpers died, and were started again as Modal does it."""
 
@@ -73,7 +76,7 @@ class Crowd:
 
         call = self._calls.start(ThreadTask(body, lambda: stop.request("cancelled")))
         with self._lock:
-            self.helpers[order.share] = call
+            self.helpers[order.share] = self.by_token[order.token] = call
         if self.loses_answers:
             raise BackendError("the answer was lost", retryable=True, outcome_known=False)
         return call
@@ -110,6 +113,15 @@ class Crowd:
     def close(self) -> None:
         """End every call."""
         self._calls.stop()
+
+
+class FindingCrowd(Crowd):
+    """A crowd that finds a helper by its token."""
+
+    def find(self, *, job_id: str, token: str) -> BackendCall | None:
+        """Return the call of a helper; None: there is none, and there will be none."""
+        del job_id
+        return self.by_token.get(token)
 
 
 def write_speech(path: Path, *, seconds: float) -> Path:

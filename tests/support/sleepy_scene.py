@@ -38,8 +38,9 @@ class SleepyParams(SceneParams):
     """How long a frame takes."""
 
     folder: str = ""
-    """Where each frame that is painted leaves a line in the file ``frames``: the process, and the frame's index. While
-    the folder has a file ``hold``, frames from the number in it on wait."""
+    """Where each process that draws leaves its id in the file ``processes``, and each frame that is painted a line in the
+    file ``frames``: the process, and the frame's index. While the folder has a file ``hold``, frames from the number in
+    it on wait."""
 
 
 class Faded(NamedTuple):
@@ -56,6 +57,9 @@ class Sleepy(Scene[Faded]):
     def __init__(self, params: SleepyParams, *, width: int, height: int, fps: Fraction) -> None:
         self._frame_s = params.frame_s
         self._folder = Path(params.folder) if params.folder else None
+        if self._folder is not None:
+            with (self._folder / "processes").open("a") as file:
+                file.write(f"{os.getpid()}\n")
 
     def start(self) -> Faded:
         return Faded(level=0.0)
@@ -87,6 +91,20 @@ def painted(folder: Path) -> Counter[int]:
     with suppress(FileNotFoundError):
         return Counter(int(line.split()[1]) for line in (folder / "frames").read_text().splitlines())
     return Counter()
+
+
+def processes(folder: Path) -> set[int]:
+    """Return the processes that were to draw, perhaps nothing yet."""
+    with suppress(FileNotFoundError):
+        return {int(line) for line in (folder / "processes").read_text().splitlines()}
+    return set()
+
+
+def painters(folder: Path) -> set[int]:
+    """Return the processes that painted frames."""
+    with suppress(FileNotFoundError):
+        return {int(line.split()[0]) for line in (folder / "frames").read_text().splitlines()}
+    return set()
 
 
 class SleepyRenderer(NumpyRenderer):
