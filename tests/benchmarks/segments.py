@@ -37,7 +37,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import partial
@@ -482,7 +482,10 @@ def s3_storage(folder: Path) -> Iterator[R2Storage]:
     ]
     subprocess.run(command, check=True)
     with s3_server(folder / "data", peers) as endpoint:
-        yield R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
+        with closing(
+            R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
+        ) as storage:
+            yield storage
 
 
 def main() -> None:
