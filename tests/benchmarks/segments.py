@@ -37,7 +37,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import partial
@@ -285,7 +285,8 @@ def draw_together(
     """Have workers draw a song together; return the seconds from the plan to the last segment, and the ideal ones."""
     plan, prefix = _ThePlan(minutes * 60 * 30), f"pieces-{workers}-{time.monotonic_ns()}/"
     hour, every = timedelta(hours=1), names(len(plan), GENERATIONS_OF_HELPERS)
-    puts = {name: storage.sign_put(prefix + name, expires_in=hour, content_type="video/mp4") for name in every}
+    sign = partial(storage.sign_put, expires_in=hour, content_type="video/mp4", file_name="segment.mp4")
+    puts = {name: sign(prefix + name) for name in every}
     grants = Grants(
         get={name: storage.sign_get(prefix + name, expires_in=hour) for name in every},
         put={name: put.url for name, put in puts.items()},
@@ -481,7 +482,10 @@ def s3_storage(folder: Path) -> Iterator[R2Storage]:
     ]
     subprocess.run(command, check=True)
     with s3_server(folder / "data", peers) as endpoint:
-        yield R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
+        with closing(
+            R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
+        ) as storage:
+            yield storage
 
 
 def main() -> None:
