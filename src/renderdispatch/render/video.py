@@ -18,6 +18,7 @@ import av
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
 from renderdispatch.messages import MAX_WARNINGS, Output, RenderOrder, RenderStats, RenderWarning
 from renderdispatch.plumbing.failures import is_disk_full, translated
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
@@ -26,7 +27,7 @@ from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
-from renderdispatch.render.lead import Drawing, NoSlots, render_segments
+from renderdispatch.render.lead import Drawing, render_segments
 from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
@@ -76,7 +77,7 @@ def render_video(
         drawing = Drawing(renderer=renderer, song=song, tools=tools, device=device)
         video = Path(folder, "video.mp4")
         if (reason := _why_whole(artist)) is None:
-            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or NoSlots())
+            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or UnkeptSlots())
         else:
             stats = _render_whole(order, audio, video, report, drawing=drawing)
             if slots is not None and slots.parallel > 1:
