@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -31,6 +30,7 @@ from renderdispatch.render.segment import FrameTable, SegmentError, SegmentWrite
 from renderdispatch.render.sound import Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Track
+from tests.support.decoding import ffmpeg_warnings, heard, probed, psnr, shown, time_of
 from tests.support.needs import need_ffmpeg
 from tests.support.segments import DIGEST, noisy, write_segment
 
@@ -78,34 +78,6 @@ def join(
                 joiner.append(part)
             joiner.finish()
     return made
-
-
-def time_of(item: Any) -> Fraction:
-    """Return when a frame or a packet is shown or heard."""
-    return Fraction(item.pts * item.time_base)
-
-
-def shown(source: Path | bytes) -> list[tuple[Fraction, bytes]]:
-    """Return the time and the luma of each frame."""
-    file = source if isinstance(source, Path) else io.BytesIO(source)
-    with av.open(file, "r") as container:
-        return [(time_of(frame), bytes(frame.planes[0])) for frame in container.decode(video=0)]
-
-
-def heard(video: Path) -> tuple[Fraction, NDArray[np.float32]]:
-    """Return when the sound begins, and its samples."""
-    with av.open(video, "r") as container:
-        frames = list(container.decode(audio=0))
-    first = frames[0]
-    return time_of(first), np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-
-
-def probed(video: Path) -> dict[str, Any]:
-    need_ffmpeg()
-    command = ["ffprobe", "-v", "warning", "-count_frames", "-show_streams", "-show_format", "-of", "json", str(video)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stderr == ""
-    return dict(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize(
@@ -170,8 +142,7 @@ def test_ffmpeg_reads_it_without_a_warning(tmp_path: Path) -> None:
     assert (pictures["r_frame_rate"], pictures["avg_frame_rate"]) == ("30000/1001", "30000/1001")
     assert (pictures["color_space"], pictures["color_range"], pictures["pix_fmt"]) == ("bt709", "tv", "yuv420p")
     assert (sound["channels"], sound["start_time"]) == (1, "0.000000")
-    command = ["ffmpeg", "-v", "warning", "-i", str(video), "-f", "null", "-"]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stderr == ""
+    assert ffmpeg_warnings(video) == ""
 
 
 def test_players_can_begin_anywhere(tmp_path: Path) -> None:
@@ -333,13 +304,6 @@ def test_positions_beyond_4_gib_have_64_bits() -> None:
 
     assert b"stco" in track((1 << 32) - 1) and b"co64" not in track((1 << 32) - 1)
     assert b"co64" in track(1 << 32) and b"stco" not in track(1 << 32)
-
-
-def psnr(decoded: Iterable[bytes], drawn: Sequence[bytes]) -> float:
-    """Return the distance of lumas, in dB."""
-    pairs = zip(decoded, drawn, strict=True)
-    differences = (np.subtract(*(np.frombuffer(luma, np.uint8).astype(float) for luma in pair)) for pair in pairs)
-    return float(10 * np.log10(255**2 / np.mean([np.mean(difference**2) for difference in differences])))
 
 
 def test_the_picture_is_as_good_as_if_it_were_not_cut(tmp_path: Path) -> None:

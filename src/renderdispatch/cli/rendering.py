@@ -314,10 +314,15 @@ def cancel_and_wait(handle: JobHandle, seconds: float) -> Job:
 
 
 def _let_clean_up(handle: JobHandle) -> None:
-    """Give the worker a moment to delete the copy of the song; otherwise a later worker deletes it."""
+    """Give the worker a moment to delete the copy of the song and the segments; otherwise a later worker does it."""
     deadline = time.monotonic() + _CLEAN_UP_S
-    while handle.job.owes_clean_up and time.monotonic() < deadline:
+    while _is_to_clean_up(handle.job) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _is_to_clean_up(job: Job) -> bool:
+    """Return whether something is to be deleted now. Segments that a retry may need are kept for a day."""
+    return job.owes_clean_up or (job.pieces_sweep_at is not None and job.pieces_sweep_at <= job.updated_at)
 
 
 def _save(service: RenderService, job_id: str, target: Target, interrupts: Interrupts) -> None:

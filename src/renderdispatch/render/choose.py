@@ -86,6 +86,7 @@ class Choice:
         self._last_own = self._own[-1:] if parallel > 1 else ()
         self._began = now
         self._drawn: set[int] = set()
+        self._bad: list[int] = []
         self._missing_at: dict[int, float] = {}
         self._stands_since: dict[int, float] = {}
         self.usual_s = _USUAL_S
@@ -95,7 +96,8 @@ class Choice:
         self._looks_at_once = min(LOOKS_AT_ONCE, LOOKS_OF_ALL // parallel)
         self._patience = min(_PATIENCE, _EAGER / parallel)
         self._next_look = now
-        self._chance = f"{place}-{share}"
+        self._share, self._place = share, place
+        self._turns: dict[int, int] = {}
         self._others: Final = [
             range(other, total, parallel)
             for number in range(parallel)
@@ -133,12 +135,20 @@ class Choice:
         self._drawn.add(index)
         self.saw(index, now, stands=True)
 
+    def found_bad(self, index: int, now: float) -> None:
+        """Take that a segment which is kept is bad. Others do not know it, so this worker draws it next."""
+        self.saw(index, now, stands=False)
+        self._bad.append(index)
+
     def was_in_vain(self) -> None:
         """Take that a segment that was drawn here had been committed by another worker before."""
         self._in_vain += 1
 
     def next(self, now: float) -> Draw | Look | Wait | None:
         """Return what to do; None: all segments stand, as far as this worker knows."""
+        while self._bad:
+            if (bad := self._bad.pop(0)) not in self.standing:
+                return Draw(bad, contested=True)
         if own := self._missing(self._own):
             if self._is_fresh(own[0], now):
                 return Draw(own[0], contested=own[0] in self._last_own)
@@ -189,9 +199,16 @@ class Choice:
         before = index - self._parallel
         return before >= 0 and self._is_fresh(before, now) and self._is_fresh(index, now)
 
-    def _shuffled(self, index: int) -> bytes:
-        """Return a key for an order of segments that differs from worker to worker."""
-        return sha256(f"{self._chance}-{index}".encode()).digest()
+    def _shuffled(self, index: int) -> tuple[int, int]:
+        """Return a key for an order of segments that differs from worker to worker.
+
+        All workers agree whose turn it is first to help with a segment, whose second, and so on (rendezvous hashing).
+        """
+        if index not in self._turns:
+            workers = range(self._parallel)
+            order = sorted(workers, key=lambda worker: sha256(f"{index} {worker}".encode()).digest())
+            self._turns[index] = order.index(self._share)
+        return self._turns[index], (index - self._place) % self.total
 
     def _is_late(self, index: int, now: float, patience: float) -> bool:
         at = self._late_at(index, patience)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Final, Self
@@ -17,7 +16,6 @@ from typing import Final, Self
 from attrs import define
 
 from renderdispatch.errors import RenderError
-from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.protocols import Slots
 from renderdispatch.render.join import Joiner
 from renderdispatch.render.plan import Plan
@@ -50,7 +48,7 @@ class Gatherer:
         slots: Where others keep segments.
         joiner: Takes the segments.
         folder: For what is fetched.
-        tell: Called, in any thread, with the index of a segment and whether it is there.
+        tell: Called, in any thread, with the index of a segment, and whether it was fetched; else what is kept is bad.
         give_up: Called if the block raised, to end a wait for the sound.
     """
 
@@ -170,9 +168,7 @@ class Gatherer:
         """Append a segment; return False if it is not good."""
         is_own = path.suffix == ".drawn"
         try:
-            if not is_own and (head := _head_of(path)) is not None:
-                self.twice += head.twice
-            self._joiner.append(path)
+            head = self._joiner.append(path, frames=len(self._plan.frames_of(index)))
         except SegmentError as error:
             if is_own:
                 raise RenderError(f"a segment cannot be joined: {error}", code="encode.failed") from error
@@ -186,6 +182,7 @@ class Gatherer:
             if is_own:
                 self._drop(path)
             else:
+                self.twice += min(head.twice, len(self._plan))
                 path.unlink(missing_ok=True)
         return True
 
@@ -201,10 +198,18 @@ class Gatherer:
                 index, share = picked
                 self._fetching.add(index)
             path = self._folder / f"{index:03d}.kept"
-            came = self._slots.fetch(self._plan.digest, index, path)
+            digest = self._plan.digest
+            is_kept = share is None or self._slots.is_drawn(digest, index)
+            came = is_kept and self._slots.fetch(digest, index, path)
             with self.changed:
                 self._fetching.discard(index)
-                self._note(index, share, path if came else None)
+                is_bad = is_kept and not came
+                if is_bad and index not in self.own:
+                    self._tell(index, False)
+                if is_bad and share is not None:
+                    share.next += self._slots.parallel  # the lead draws it: what follows may be there
+                else:
+                    self._note(index, share, path if came else None)
                 self.changed.notify_all()
 
     def _note(self, index: int, share: _Share | None, path: Path | None) -> None:
@@ -215,8 +220,6 @@ class Gatherer:
             else:
                 self._files[index] = path
                 self._tell(index, True)
-        elif share is None and index not in self.own:
-            self._tell(index, False)  # it was said to be there
         if share is None:
             return
         if path is None:
@@ -248,9 +251,3 @@ class Gatherer:
         count = min(len(self._plan), self._slots.count)
         due = [share.due - now for share in self._shares if share.next < count and self._is_wanted(share.next)]
         return max(min(due), 0.01) if due else None
-
-
-def _head_of(path: Path) -> SegmentHead | None:
-    with suppress(OSError), path.open("rb") as file:
-        return SegmentHead.read(file.read(HEAD_BYTES))
-    return None

@@ -8,16 +8,18 @@ the lead draws all, and joins what is on its own disk.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from attrs import frozen
 
-from renderdispatch.messages import MAX_SEGMENTS, RenderOrder, RenderStats, SegmentCounts
+from renderdispatch.errors import RenderStopped
+from renderdispatch.messages import RenderOrder, RenderStats, SegmentCounts
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Commit, Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.choose import Draw, Look, Wait
@@ -41,43 +43,6 @@ _log: Final = logging.getLogger(__name__)
 
 _BEAT_S: Final = 0.5
 """How often the progress is reported while nothing is drawn."""
-
-
-class NoSlots:
-    """Slots that keep nothing; see `renderdispatch.protocols.Slots`."""
-
-    count = MAX_SEGMENTS
-    share = 0
-    parallel = 1
-
-    def read_plan(self, begin: int, size: int) -> bytes | None:
-        """Return nothing."""
-        del begin, size
-        return None
-
-    def put_plan(self, plan: Path) -> bool:
-        """Do nothing."""
-        del plan
-        return False
-
-    def is_drawn(self, digest: str, index: int) -> bool:
-        """Return that it is missing."""
-        del digest, index
-        return False
-
-    def commit(self, digest: str, index: int, segment: Path) -> Commit:
-        """Do nothing."""
-        del digest, index, segment
-        return "kept"
-
-    def fetch(self, digest: str, index: int, into: Path) -> bool:
-        """Do nothing."""
-        del digest, index, into
-        return False
-
-    def report(self, counts: SegmentCounts, *, planned: bool) -> None:
-        """Do nothing."""
-        del counts, planned
 
 
 @frozen(kw_only=True)
@@ -168,6 +133,15 @@ class _Planning:
         """
         return self._kept.done() and self._kept.result()
 
+    def when_kept(self, call: Callable[[], None]) -> None:
+        """Call this once others can read the plan, from any thread; never if they will not."""
+
+        def done(kept: Future[bool]) -> None:
+            if not kept.cancelled() and kept.exception() is None and kept.result():
+                call()
+
+        self._kept.add_done_callback(done)
+
 
 @contextmanager
 def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawing, slots: Slots) -> Iterator[_Planning]:
@@ -194,7 +168,7 @@ def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawin
                 yield _Planning(plan, slots, kept)
             return
         _log.warning("another plan is kept for this video: nothing that is drawn will be kept")
-        slots = NoSlots()
+        slots = UnkeptSlots()
     with making as planner, ThreadPoolExecutor(1, "renderdispatch-keep-plan") as keeper:
         own = slots
 
@@ -273,6 +247,7 @@ class _Lead(Worker):
         super().__init__(tools, planning.plan, planning.slots, most=None)
         self._planning, self._joiner, self._report = planning, joiner, report
         self._most_done = 0
+        self._telling = Lock()
         self._last_counts: tuple[SegmentCounts, bool] | None = None
         self._frames = [len(planning.plan.frames_of(index)) for index in range(len(planning.plan))]
 
@@ -288,6 +263,7 @@ class _Lead(Worker):
             give_up=give_up,
         )
         with self._gatherer:
+            self._planning.when_kept(self._tell_of_plan)  # the first frame may take long, and helpers need not wait
             yield self._gatherer
 
     @staticmethod
@@ -334,14 +310,24 @@ class _Lead(Worker):
         """Wait for no commit: the video is complete."""
         self._tell_progress(0)
 
+    def _tell_of_plan(self) -> None:
+        """Have helpers started, if there is something left for them."""
+        with suppress(RenderStopped):  # the thread that draws hears of that too
+            if not self._gatherer.is_complete:
+                self._tell_counts()
+
     def _tell_progress(self, drawn: int) -> None:
         drawn += sum(self._frames[index] for index in self.choice.standing)
         self._most_done = max(self._most_done, drawn)
         self._report(self._most_done, self.plan.frames)
-        total, own = len(self.plan), len(self._gatherer.own)
-        standing = len(self.choice.standing | self._gatherer.own)  # its own ones count before they are committed
-        counts = SegmentCounts(total=total, standing=standing, own=own)
-        told = counts, self._planning.is_kept
-        if told != self._last_counts:
-            self._last_counts = told
-            self.slots.report(counts, planned=told[1])
+        self._tell_counts()
+
+    def _tell_counts(self) -> None:
+        with self._telling:
+            total, own = len(self.plan), len(self._gatherer.own)
+            standing = len(self.choice.standing | self._gatherer.own)  # its own ones count before they are committed
+            counts = SegmentCounts(total=total, standing=standing, own=own)
+            told = counts, self._planning.is_kept
+            if told != self._last_counts:
+                self._last_counts = told
+                self.slots.report(counts, planned=told[1])

@@ -6,7 +6,6 @@ its own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any, Final
 import av
 
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
-from renderdispatch.messages import MAX_WARNINGS, Output, RenderOrder, RenderStats, RenderWarning
+from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
@@ -26,17 +26,15 @@ from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
-from renderdispatch.render.lead import Drawing, NoSlots, render_segments
+from renderdispatch.render.lead import Drawing, render_segments
 from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
-from renderdispatch.render.renderer import VideoRenderer
+from renderdispatch.render.renderer import VideoRenderer, drawn_by_one
 from renderdispatch.render.snapshots import dump_state
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
 from renderdispatch.render.worker import Tools
-
-_log: Final = logging.getLogger(__name__)
 
 _AHEAD: Final = 2
 """What may wait for the encoder: enough that neither side waits for a slow frame of the other."""
@@ -76,13 +74,9 @@ def render_video(
         drawing = Drawing(renderer=renderer, song=song, tools=tools, device=device)
         video = Path(folder, "video.mp4")
         if (reason := _why_whole(artist)) is None:
-            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or NoSlots())
+            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or UnkeptSlots())
         else:
-            stats = _render_whole(order, audio, video, report, drawing=drawing)
-            if slots is not None and slots.parallel > 1:
-                _log.warning("one process draws all of the video: %s", reason)
-                ignored = RenderWarning(code="parallel.ignored", message=f"one process drew all of it: {reason}")
-                stats = stats.model_copy(update={"warnings": (*stats.warnings, ignored)[-MAX_WARNINGS:]})
+            stats = drawn_by_one(_render_whole(order, audio, video, report, drawing=drawing), slots, reason)
         if (poster := video.with_suffix(".jpg")).exists():
             poster.replace(output.with_suffix(".jpg"))
         video.replace(output)

@@ -104,7 +104,7 @@ class Worker(ABC):
         """Wait for at most so many seconds, or until there are news. It may raise, to stop the work."""
 
     def tell(self, index: int, *, stands: bool) -> None:
-        """Pass on, from any thread, whether a segment is there."""
+        """Pass on, from any thread, that a segment is there, or that the one which is kept is bad."""
         self._news.append((index, stands))
 
     @property
@@ -146,7 +146,10 @@ class Worker(ABC):
     def _hear(self) -> None:
         while self._news:
             index, stands = self._news.popleft()
-            self.choice.saw(index, monotonic(), stands=stands)
+            if stands:
+                self.choice.saw(index, monotonic(), stands=True)
+            else:
+                self.choice.found_bad(index, monotonic())
         while self._heard < self.twice:
             self._heard += 1
             self.choice.was_in_vain()
