@@ -165,9 +165,12 @@ class Render:
 
     @property
     def objects(self) -> dict[str, int]:
-        """The size of each object that the job's attempts have in storage, by key."""
+        """The size of each object that the job's attempts have in storage, by key.
+
+        But for those that tell helpers to stop, which stay for as long as a helper's URLs are good.
+        """
         infos = self.rig.storage.list(f"jobs/{self.id}/")
-        return {info.key: info.size for info in infos if "audio" not in info.key}
+        return {info.key: info.size for info in infos if "audio" not in info.key and not info.key.endswith("/stop")}
 
     @property
     def rendered_at(self) -> datetime:
