@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from renderdispatch.errors import RenderStopped
 from renderdispatch.messages import Helped, HelperOrder, ObjectUrls, Output, Pieces, RenderOrder, RenderStats, SignedPut
+from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.render import bars, radial, wave
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.testing.slots import FolderSlots
@@ -218,6 +220,21 @@ def test_nonsense_of_helpers_is_drawn_again(film: Callable[..., Film], spoil: Ca
     file, stats = made.draw(slots=FolderSlots(folder=made.pieces, parallel=2))
     assert file == whole
     assert stats.segments_taken == 0
+
+
+def test_the_figures_of_helpers_are_bounded(film: Callable[..., Film]) -> None:
+    """A segment that is good but for what its head says of its worker cannot spoil the facts of the video."""
+    made = film(13)
+    whole, facts = made.draw()
+    for path in made.pieces.glob("[0-9]*"):
+        data = path.read_bytes()
+        head = SegmentHead.read(data)
+        assert head is not None
+        path.write_bytes(evolve(head, twice=(1 << 53) - 1).pack() + data[HEAD_BYTES:])
+    file, stats = made.draw(slots=FolderSlots(folder=made.pieces))
+    assert file == whole
+    assert stats.segments == stats.segments_taken == facts.segments == 3
+    assert stats.segments_twice <= 9
 
 
 def test_a_helper_of_another_order_draws_nothing(film: Callable[..., Film]) -> None:

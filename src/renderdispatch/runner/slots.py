@@ -1,8 +1,7 @@
 """Which pieces of a video are drawn already, and where does a new one go?
 
 `KeptSlots` decides by what pieces say of themselves: a bad one is passed over, and the lowest good generation counts
-(see `renderdispatch.plumbing.pieces`). `UnkeptSlots` keeps nothing. While storage is away nothing is found, and a
-render goes on without it.
+(see `renderdispatch.plumbing.pieces`). While storage is away nothing is found, and a render goes on without it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from attrs import field, frozen
-
-from renderdispatch.messages import MAX_SEGMENTS, HelperOrder, RenderOrder, SegmentCounts
+from renderdispatch.messages import HelperOrder, RenderOrder, SegmentCounts
 from renderdispatch.plumbing.pieces import (
     GENERATIONS,
     GENERATIONS_OF_HELPERS,
@@ -29,6 +26,7 @@ from renderdispatch.plumbing.pieces import (
     segment_name,
 )
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Commit, Slots
 from renderdispatch.runner.piece_stores import GrantedPieces, Piece, PieceStore, PieceTrouble, folder_of
 from renderdispatch.runner.reporting import told_to_stop
@@ -44,43 +42,17 @@ Told = Callable[[SegmentCounts, bool], None]
 """``told(counts, planned)``: hears how far the segments are."""
 
 
-@frozen(kw_only=True)
-class UnkeptSlots:
-    """Slots that keep nothing, for a render that begins anew if it is ended."""
+@frozen
+class _Kept:
+    """A segment whose head is good.
 
-    stop: Stop = field(factory=lambda: Stop(error=told_to_stop))
-    count: int = MAX_SEGMENTS
-    share: int = 0
-    parallel: int = 1
+    Args:
+        piece: Where it is.
+        size: Bytes behind its head, as it says.
+    """
 
-    def read_plan(self, begin: int, size: int) -> bytes | None:  # noqa: ARG002 - there is none
-        """Return None."""
-        self.stop.check()
-        return None
-
-    def put_plan(self, plan: Path) -> bool:  # noqa: ARG002 - it is not kept
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def is_drawn(self, digest: str, index: int) -> bool:  # noqa: ARG002 - none is
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def commit(self, digest: str, index: int, segment: Path) -> Commit:  # noqa: ARG002 - it is not kept
-        """Return ``kept``: the file alone has it."""
-        self.stop.check()
-        return "kept"
-
-    def fetch(self, digest: str, index: int, into: Path) -> bool:  # noqa: ARG002 - there is none
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def report(self, counts: SegmentCounts, *, planned: bool) -> None:  # noqa: ARG002 - what is not kept is not told
-        """Do nothing."""
-        self.stop.check()
+    piece: Piece
+    size: int
 
 
 class KeptSlots:
@@ -114,7 +86,7 @@ class KeptSlots:
         self._told = told
         self._lock = threading.Lock()
         self._plan: Piece | None = None
-        self._good: dict[tuple[str, int], Piece] = {}
+        self._good: dict[tuple[str, int], _Kept] = {}
         self._bad: set[tuple[str, Piece]] = set()
         self._not_lent: set[int] = set()
         self._away_until = 0.0
@@ -244,11 +216,11 @@ class KeptSlots:
                 continue
             written = self._store.put(piece.name, segment)
             if written == "written":
-                self._good[key] = piece
+                self._good[key] = _Kept(piece, own.size)
                 return "committed"
             kept = self._good_head(own.digest, own.index, piece, self._store.read(piece, 0, HEAD_BYTES))
             if kept is not None:
-                self._good[key] = piece
+                self._good[key] = _Kept(piece, kept.size)
                 return "committed" if written == "unclear" and kept == own else "twice"
         return "kept"
 
@@ -256,19 +228,20 @@ class KeptSlots:
         """Copy the segment and check its hash; go on to the next generation if it is bad."""
         self._stop.check()
         try:
-            while (piece := self._good.get((digest, index)) or self._find(digest, index)) is not None:
-                if self._store.fetch(piece, into) and _is_whole(into, digest, index):
+            while (kept := self._good.get((digest, index)) or self._find(digest, index)) is not None:
+                most = HEAD_BYTES + kept.size + 1  # of a longer one, enough to see that it is not what its head says
+                if self._store.fetch(kept.piece, into, most) and _is_whole(into, digest, index):
                     return True
                 self._stop.check()
-                _log.warning("%s is bad, and passed over", piece.name)
+                _log.warning("%s is bad, and passed over", kept.piece.name)
                 self._good.pop((digest, index), None)
-                self._bad.add((digest, piece))
+                self._bad.add((digest, kept.piece))
         except PieceTrouble as trouble:
             self._note(trouble)
         into.unlink(missing_ok=True)
         return False
 
-    def _find(self, digest: str, index: int) -> Piece | None:
+    def _find(self, digest: str, index: int) -> _Kept | None:
         for lent in (False, True):
             if lent and index in self._not_lent:
                 break
@@ -279,9 +252,9 @@ class KeptSlots:
                 begin = self._store.read(piece, 0, HEAD_BYTES)
                 if begin is None:
                     break
-                if self._good_head(digest, index, piece, begin) is not None:
-                    self._good[digest, index] = piece
-                    return piece
+                if (head := self._good_head(digest, index, piece, begin)) is not None:
+                    self._good[digest, index] = kept = _Kept(piece, head.size)
+                    return kept
             if lent:  # the job that lends them draws no more
                 self._not_lent.add(index)
         return None
