@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from attrs import frozen
+
 from renderdispatch.messages import HelperOrder, RenderOrder, SegmentCounts
 from renderdispatch.plumbing.pieces import (
     GENERATIONS,
