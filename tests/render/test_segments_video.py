@@ -173,6 +173,15 @@ def test_the_lead_tells_of_segments_and_of_the_plan(film: Callable[..., Film]) -
     assert sum(one.segments for one in made.helped) <= 6
 
 
+def test_what_is_drawn_here_is_never_told_as_taken_over(film: Callable[..., Film]) -> None:
+    """A segment of the lead counts as its own from its last frame on, also while it is still being encoded."""
+    one = film(24)
+    slots = FolderSlots(folder=one.pieces)
+    one.draw(slots=slots)
+    taken = [(counts.standing, counts.own) for counts, _ in slots.reports if counts.standing != counts.own]
+    assert taken == []
+
+
 def test_storage_that_is_away_costs_nothing_but_what_it_would_keep(film: Callable[..., Film]) -> None:
     """The lead joins what is on its own disk."""
     whole = film(13, "whole").draw()[0]

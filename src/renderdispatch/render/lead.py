@@ -324,9 +324,8 @@ class _Lead(Worker):
 
     def _tell_counts(self) -> None:
         with self._telling:
-            total, own = len(self.plan), len(self._gatherer.own)
-            standing = len(self.choice.standing | self._gatherer.own)  # its own ones count before they are committed
-            counts = SegmentCounts(total=total, standing=standing, own=own)
+            own = set(self.drawn)  # which count before they are committed
+            counts = SegmentCounts(total=len(self.plan), standing=len(self.choice.standing | own), own=len(own))
             told = counts, self._planning.is_kept
             if told != self._last_counts:
                 self._last_counts = told

@@ -70,6 +70,9 @@ class Worker(ABC):
         self.twice = 0
         """How many segments were drawn in vain."""
 
+        self.drawn: Final[set[int]] = set()
+        """The segments of which all frames were drawn here; the last ones are still being encoded."""
+
         self._most = most
         self._like = tools.artist.start()
         place = place_of(plan.digest, slots.share, slots.parallel)
@@ -193,6 +196,7 @@ class Worker(ABC):
             self.choice.drew(index, monotonic(), seconds=took, in_vain=drawn / total)
             self.looked(index, stands=True)
             return
+        self.drawn.add(index)
         encoded = Future[object]()
         self._encoded.append(encoded)
         self._encoding.put((writer, encoded))
