@@ -243,16 +243,19 @@ def test_another_plan_is_not_mixed_in(film: Callable[..., Film]) -> None:
     assert {path.name: path.read_bytes() for path in made.pieces.iterdir()} == before
 
 
-def test_a_plan_that_is_damaged_is_made_anew(film: Callable[..., Film]) -> None:
-    """The lead does not fail because of what storage returns: it makes the plan itself."""
+@pytest.mark.parametrize("damaged", [4000, 10])
+def test_a_plan_that_is_damaged_is_made_anew(film: Callable[..., Film], damaged: int) -> None:
+    """The lead does not fail because of what storage returns: it makes the plan itself, and progress never falls."""
     made = film(9)
     whole = made.draw()[0]
     for path in made.pieces.glob("[0-9]*"):
         path.unlink()
     plan = made.pieces / "plan.0"
     data = plan.read_bytes()
-    plan.write_bytes(data[:-4000] + bytes(4000))
-    assert made.draw()[0] == whole
+    plan.write_bytes(data[:-damaged] + bytes(255 - byte for byte in data[-damaged:]))
+    done = list[int]()
+    assert made.draw(report=lambda frames, _total: done.append(frames))[0] == whole
+    assert done == sorted(done)
 
 
 def test_the_poster_is_the_same_whoever_draws(film: Callable[..., Film]) -> None:

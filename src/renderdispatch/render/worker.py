@@ -81,6 +81,8 @@ class Worker(ABC):
         self._writers = set[SegmentWriter]()
         self._encoded = deque[Future[object]](maxlen=3)
         self._told = self._heard = 0
+        self._whole = set[int]()
+        self._encoding_error: BaseException | None = None
 
     @staticmethod
     @abstractmethod
@@ -148,7 +150,7 @@ class Worker(ABC):
             index, stands = self._news.popleft()
             if stands:
                 self.choice.saw(index, monotonic(), stands=True)
-            else:
+            elif index not in self._whole:
                 self.choice.found_bad(index, monotonic())
         while self._heard < self.twice:
             self._heard += 1
@@ -193,6 +195,7 @@ class Worker(ABC):
             self.choice.drew(index, monotonic(), seconds=took, in_vain=drawn / total)
             self.looked(index, stands=True)
             return
+        self._whole.add(index)
         encoded = Future[object]()
         self._encoded.append(encoded)
         self._encoding.put((writer, encoded))
@@ -221,11 +224,17 @@ class Worker(ABC):
 
     def _encode(self, item: tuple[SegmentWriter, VideoFrame | Future[object] | None]) -> None:
         writer, what = item
-        if isinstance(what, VideoFrame):
-            writer.write_frame(what)
-        elif what is None:
+        if what is None:
             writer.abandon()
             self._writers.discard(writer)
+        elif isinstance(what, VideoFrame):
+            try:
+                writer.write_frame(what)
+            except BaseException as error:
+                self._encoding_error = error
+                raise
+        elif self._encoding_error is not None:  # a segment that lacks a frame is not completed
+            what.set_exception(self._encoding_error)
         else:
             what.set_result(None)
 
