@@ -181,6 +181,29 @@ def test_storage_that_is_away_costs_nothing_but_what_it_would_keep(film: Callabl
     assert not list(made.pieces.iterdir())
 
 
+def test_a_helper_outlasts_storage_that_is_away(film: Callable[..., Film]) -> None:
+    """It waits for the plan, and offers again what it drew meanwhile."""
+    made = film(33)
+    made.draw()
+    for path in made.pieces.glob("[0-9]*"):
+        path.unlink()
+    (folder := made.folder / "helper").mkdir()
+    slots = FolderSlots(folder=made.pieces, parallel=2, share=1)
+    began = list[int]()
+
+    def check() -> None:
+        """Go away at the second segment that is to be kept, and come back some calls later."""
+        calls = slots.calls.copy()
+        if calls.get("commit") == 2 and not began:
+            began.append(sum(calls.values()))
+        slots.is_away = bool(began) and sum(calls.values()) < began[0] + 6
+
+    slots.check = check
+    helped = made.renderer.help(helper_of(made.order, 1, 2), folder, quiet, slots=slots)
+    assert helped.segments == len(list(made.pieces.glob("[0-9]*.0"))) == 8
+    assert not list(folder.iterdir())
+
+
 def other_last_byte(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 

@@ -173,6 +173,10 @@ class Worker(ABC):
         """Take what a look found."""
         self.choice.saw(index, monotonic(), stands=stands)
 
+    def part(self, index: int) -> Part:
+        """Return what is needed to draw a segment; see `Plan.part`."""
+        return self.plan.part(index, self._like)
+
     # --- one segment ------------------------------------------------------------------------------
 
     def _draw(self, step: Draw) -> None:
@@ -184,7 +188,7 @@ class Worker(ABC):
         path = tools.folder / f"{index:03d}.drawn"
         begin = self.plan.frames_of(index).start
         began = monotonic()
-        with self.plan.part(index, self._like) as part:
+        with self.part(index) as part:
             writer = SegmentWriter(path, tools.output, tools.encoder, digest=self.plan.digest, index=index, begin=begin)
             self._writers.add(writer)
             drawn = self._draw_frames(part, writer, contested=step.contested)
