@@ -18,7 +18,7 @@ from renderdispatch.batches import Submission
 from renderdispatch.cli.batch_rows import BatchRow, Hashes
 from renderdispatch.cli.display import describe_segments
 from renderdispatch.cli.pictures import ChosenScene
-from renderdispatch.cli.progress import describe_shared
+from renderdispatch.cli.progress import describe_shared, fitted
 from renderdispatch.jobs import Attempt, Helper, HelperState, Job
 from renderdispatch.messages import RenderRequest, Stage
 from renderdispatch.storage.fsspec import FsspecStorage
@@ -85,6 +85,21 @@ def test_segments_in_words(job: Job, said: str | None) -> None:
 def test_the_bar_shows_whom_a_render_shares_with(job: Job, said: str | None) -> None:
     """A run that draws alone, from the first frame on, shows no more than its frames."""
     assert describe_shared(job) == said
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [
+        (80, "2220/2700 frames, 421/s, 0:00:02 left, 2 draw, 6 of 22 segments taken over"),
+        (60, "2220/2700 frames, 421/s, 0:00:02 left, 2 draw"),
+        (40, "2220/2700 frames, 421/s, 0:00:02 left"),
+        (5, "2220/2700 frames"),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_words(room: int, shown: str) -> None:
+    """The stage, the bar and the percentage keep their places."""
+    said = "2220/2700 frames, 421/s, 0:00:02 left, 2 draw, 6 of 22 segments taken over"
+    assert fitted(said, room) == shown
 
 
 def test_show_says_how_many_draw(cli: CommandLine) -> None:

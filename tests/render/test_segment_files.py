@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from attrs import evolve
 
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import Output
@@ -153,6 +155,20 @@ def test_another_segment_is_refused(tmp_path: Path, written: bytes, other: dict[
     """Index, place, plan and configuration of the decoder are to be those of the video."""
     with pytest.raises(SegmentError, match="segment"):
         read(written, tmp_path, **other)
+
+
+def test_a_segment_with_other_frames_is_refused_before_they_are_read(tmp_path: Path, written: bytes) -> None:
+    """The head alone shows it, so a large file that says so costs no memory."""
+    head = SegmentHead.read(written)
+    assert head is not None
+    with pytest.raises(SegmentError, match="24 frames"):
+        read(written, tmp_path, frames=range(25, 26))
+    size = 1 << 34
+    path = tmp_path / "large"
+    path.write_bytes(evolve(head, frames=size // 32, size=size).pack())
+    os.truncate(path, HEAD_BYTES + size)  # without a block on the disk
+    with path.open("rb", buffering=0) as file, pytest.raises(SegmentError, match="too many"):
+        Segment.read(file, SMALL, index=1, begin=30, frames=range(24, 25))
 
 
 def _with_size(data: bytes, size: int) -> bytes:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from renderdispatch.errors import RenderStopped
 from renderdispatch.messages import Helped, HelperOrder, ObjectUrls, Output, Pieces, RenderOrder, RenderStats, SignedPut
+from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.render import bars, radial, wave
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.testing.slots import FolderSlots
@@ -234,6 +236,21 @@ def test_nonsense_of_helpers_is_drawn_again(film: Callable[..., Film], spoil: Ca
     assert stats.segments_taken == 0
 
 
+def test_the_figures_of_helpers_are_bounded(film: Callable[..., Film]) -> None:
+    """A segment that is good but for what its head says of its worker cannot spoil the facts of the video."""
+    made = film(13)
+    whole, facts = made.draw()
+    for path in made.pieces.glob("[0-9]*"):
+        data = path.read_bytes()
+        head = SegmentHead.read(data)
+        assert head is not None
+        path.write_bytes(evolve(head, twice=(1 << 53) - 1).pack() + data[HEAD_BYTES:])
+    file, stats = made.draw(slots=FolderSlots(folder=made.pieces))
+    assert file == whole
+    assert stats.segments == stats.segments_taken == facts.segments == 3
+    assert stats.segments_twice <= 9
+
+
 def test_a_helper_of_another_order_draws_nothing(film: Callable[..., Film]) -> None:
     """The plan belongs to an order: a helper with other parameters ends."""
     made = film(9)
@@ -300,3 +317,55 @@ def test_no_more_places_than_segments_are_needed(film: Callable[..., Film]) -> N
     made = film(25, "few")
     assert made.draw(slots=FolderSlots(folder=made.pieces, parallel=2, count=3), parallel=2)[0] == whole
     assert {path.name for path in made.pieces.glob("[0-9]*")} == {"000.0", "001.0", "002.0"}
+
+
+def test_the_plan_is_told_before_the_first_frame(film: Callable[..., Film]) -> None:
+    """Helpers start as soon as they can read the plan, however long the first frame takes."""
+    made = film(9)
+    told = threading.Event()
+
+    class Slow(VideoRenderer):
+        """Draws no frame before the plan was told."""
+
+        @contextmanager
+        def artist(self, order: RenderOrder, *, cover: Any = None) -> Iterator[Any]:
+            with bars.artist(order, cover=cover) as artist:
+                draw: Any = artist.pictures
+
+                def pictures(moments: Any) -> Any:
+                    assert told.wait(20)
+                    return draw(moments)
+
+                vars(artist)["pictures"] = pictures
+                yield artist
+
+    class Telling(FolderSlots):
+        def report(self, counts: Any, *, planned: bool) -> None:
+            super().report(counts, planned=planned)
+            if planned:
+                told.set()
+
+    slots = Telling(folder=made.pieces, parallel=2)
+    made.renderer = Slow(bars.params)
+    made.renderer.render_segments(made.order, made.song, made.folder / "video.mp4", quiet, slots=slots)
+    assert told.is_set()
+    assert slots.reports[0][1]
+
+
+def test_a_renderer_that_makes_the_file_itself_is_asked_for_it(film: Callable[..., Film]) -> None:
+    """A subclass with a `render` of its own makes the whole video; that it was to be shared is a warning."""
+    made = film(0.4)
+
+    class Own(VideoRenderer):
+        def artist(self, order: RenderOrder, *, cover: Any = None) -> Any:
+            raise AssertionError("it draws no frames")
+
+        def render(self, order: RenderOrder, audio: Path, output: Path, report: Any) -> RenderStats:
+            return bars.render(order, audio, output, report)
+
+    made.renderer = Own(bars.params)
+    assert made.draw(1)[1].warnings == ()
+    (made.folder / "video.mp4").unlink()
+    slots = FolderSlots(folder=made.pieces, parallel=2)
+    stats = made.renderer.render_segments(made.order, made.song, made.folder / "video.mp4", quiet, slots=slots)
+    assert [warning.code for warning in stats.warnings] == ["parallel.ignored"]

@@ -20,7 +20,7 @@ from renderdispatch.runner.reporting import told_to_stop
 from renderdispatch.runner.slots import open_slots
 from renderdispatch.testing import eventually
 from renderdispatch.testing.renderers import make_plan, make_segment
-from tests.support.buckets import Bucket, small_bucket
+from tests.support.buckets import SIGNATURE, Bucket, small_bucket
 
 DIGEST = "d" * 64
 SEGMENT = make_segment(DIGEST, 2, b"a body")
@@ -148,6 +148,31 @@ def test_grants_that_cannot_be_read(bucket: Bucket, slots: Slots, segment: Path,
     bucket.objects["grants"] = grants
     assert slots.commit(DIGEST, 2, segment) == "kept"
     assert not slots.is_drawn(DIGEST, 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("http://[::1/{}", {}),
+        ("http://127.0.0.1:99999/{}", {}),
+        ("http://a..b/{}", {}),
+        ("ftp://127.0.0.1/{}", {}),
+        ("{}", {}),
+        ("", {"X-Key": "\N{EURO SIGN}{}"}),
+        ("", {"\N{EURO SIGN}{}": "key"}),
+        ("", {"X-Key": "a\r\nX-Other: {}"}),
+    ],
+)
+def test_grants_with_nonsense_are_no_grants(
+    bucket: Bucket, slots: Slots, segment: Path, url: str, headers: dict[str, str]
+) -> None:
+    """The render goes on without them, and nothing says what they hold."""
+    urls = {name: url.format(SIGNATURE) or bucket.url(f"pieces/{name}") for name in names(4)}
+    headers = {name.format(SIGNATURE): value.format(SIGNATURE) for name, value in headers.items()}
+    bucket.objects["grants"] = Grants(get=urls, put=urls, headers=headers).model_dump_json().encode()
+    assert not slots.is_drawn(DIGEST, 2)
+    assert slots.commit(DIGEST, 2, segment) == "kept"
+    assert set(bucket.objects) == {"grants", "song"}
 
 
 def test_grants_from_afar_name_no_file_of_this_machine(bucket: Bucket, slots: Slots, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from renderdispatch.errors import RenderError, RenderStopped
 from renderdispatch.messages import Pieces, SegmentCounts
-from renderdispatch.plumbing.pieces import GENERATIONS_OF_HELPERS, segment_name
+from renderdispatch.plumbing.pieces import GENERATIONS_OF_HELPERS, HEAD_BYTES, segment_name
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Slots, StorageAdapter
+from renderdispatch.runner.piece_stores import GrantedPieces, Piece, Written, folder_of
 from renderdispatch.runner.reporting import told_to_stop
-from renderdispatch.runner.slots import open_slots
+from renderdispatch.runner.slots import KeptSlots, open_slots
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.memory import MemoryStorage
 from renderdispatch.testing import make_order
@@ -125,6 +126,36 @@ def test_a_segment_that_is_bad_as_a_whole_counts_as_not_drawn(shelf: Shelf, cut:
     assert not lead.is_drawn(DIGEST, 2)
     assert lead.commit(DIGEST, 2, shelf.file(segment())) == "committed"
     assert lead.fetch(DIGEST, 2, into)
+
+
+def test_no_more_is_copied_than_the_head_says(shelf: Shelf) -> None:
+    """A segment that goes on and on does not fill the disk."""
+    shelf.put(segment_name(2, 0), segment() + bytes(5 << 20))
+    store = folder_of(shelf.pieces, local=True) or GrantedPieces(shelf.pieces.grants, local=True, stop=Stop())
+    assert store.fetch(Piece(segment_name(2, 0)), into := shelf.file(b""), HEAD_BYTES + 3)
+    assert into.read_bytes() == segment()[: HEAD_BYTES + 3]
+    copied = _Copied()
+    slots = KeptSlots(copied, count=8, stop=Stop())
+    assert not slots.fetch(DIGEST, 2, shelf.file(b""))
+    assert copied.most == len(segment()) + 1
+
+
+class _Copied:
+    """A store with a segment that is longer than its head says; remembers how much of it was asked for."""
+
+    most = 0
+
+    def read(self, piece: Piece, begin: int, size: int) -> bytes | None:
+        return segment()[begin : begin + size] if piece == Piece(segment_name(2, 0)) else None
+
+    def put(self, name: str, path: Path) -> Written:
+        raise NotImplementedError
+
+    def fetch(self, piece: Piece, into: Path, most: int) -> bool:
+        assert piece == Piece(segment_name(2, 0))
+        self.most = most
+        into.write_bytes((segment() + bytes(100))[:most])
+        return True
 
 
 def test_helpers_cannot_use_up_all_generations(shelf: Shelf) -> None:

@@ -251,6 +251,30 @@ def test_helpers_of_a_deleted_job_find_the_word_to_stop(world: World) -> None:
     assert list(world.storage.list("")) == []
 
 
+def test_helpers_of_a_machine_that_went_away_are_told_nothing(world: World) -> None:
+    """They ended with it, though the record does not say so: a delete leaves nothing behind that nothing removes."""
+    job = complete(world, started(world))
+    helper = Helper(share=1, token="helper", state=HelperState.STARTED, call_id="helper-1")
+    attempts = (evolve(job.attempts[-1], local=True, helpers=(helper,)),)
+    world.store.replace(evolve(job, attempts=attempts), expected_revision=job.revision)
+    wait_for(world, timedelta(hours=7))
+    world.service.delete(job.id)
+    assert list(world.storage.list("")) == []
+
+
+def test_helpers_of_a_backend_that_is_gone_for_good_keep_no_job(world: World) -> None:
+    """When their URLs have expired they count as stopped; then nothing is owed."""
+    job = complete(world, started(world))
+    helper = Helper(share=1, token="helper", state=HelperState.STARTED, call_id="helper-1")
+    attempts = (evolve(job.attempts[-1], backend="gone", helpers=(helper,)),)
+    world.store.replace(evolve(job, attempts=attempts), expected_revision=job.revision)
+    world.tick()
+    assert world.job(job.id).owes_clean_up
+    wait_for(world, timedelta(hours=7))
+    assert world.job(job.id).due_at is None
+    assert not [key for key in keys(world, job) if key.endswith("/stop")]
+
+
 def test_a_later_job_of_the_same_key_is_not_swept(world: World) -> None:
     """A tombstone names one life of the job's id (rule J15)."""
     first = complete(world, started(world, idempotency_key="song"))
@@ -314,7 +338,7 @@ def test_a_retry_draws_with_as_many(world: World) -> None:
 
 
 def test_a_sweep_waits_for_the_borrower(world: World) -> None:
-    """However long that runs; at its end the pieces go."""
+    """However long that runs; soon after its end the pieces go."""
     first = failed(world, LOST)
     wait_for(world, PIECES_KEPT - timedelta(minutes=30))
     second = started(world, retry(world, first).id)
@@ -323,9 +347,18 @@ def test_a_sweep_waits_for_the_borrower(world: World) -> None:
     assert not world.job(second.id).ended
     assert len(pieces_of(world, first)) == 3
     complete(world, second)
-    world.tick(2)
+    wait_for(world, timedelta(minutes=10))
     assert not pieces_of(world, first)
     assert not pieces_of(world, second)
+
+
+def test_pieces_that_are_lent_are_looked_at_seldom(world: World) -> None:
+    """A borrower may wait or render for days, and there may be many: that costs a look in ten minutes each."""
+    first = failed(world, LOST)
+    wait_for(world, PIECES_KEPT - timedelta(minutes=30))
+    retry(world, first)
+    wait_for(world, timedelta(minutes=30))
+    assert world.job(first.id).due_at == world.clock() + timedelta(minutes=10)
 
 
 def test_a_cancelled_borrower_lets_go(world: World) -> None:

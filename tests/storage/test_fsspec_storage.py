@@ -605,7 +605,15 @@ def test_a_file_url_names_the_file(storage: FsspecStorage, root: Path) -> None:
     storage.put("a b/ü#?.mp4", b"x")
     path = local_urls.local_path(storage.sign_get("a b/ü#?.mp4", expires_in=_HOUR))
     assert path == root / "a b" / "ü#?.mp4"
-    for url in ("https://example.com/a", "memory://x/a", "file://elsewhere/a", "file:///a%00b", "/a", ""):
+    for url in (
+        "https://example.com/a",
+        "memory://x/a",
+        "file://elsewhere/a",
+        "file:///a%00b",
+        "file:///a\0b",
+        "/a",
+        "",
+    ):
         assert local_urls.local_path(url) is None
 
 

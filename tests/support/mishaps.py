@@ -285,17 +285,24 @@ def troubled_modal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopbac
 @pytest.fixture
 def rig(troubled_modal: LoopbackModal, r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """A service that renders on the loopback Modal and stores in the local R2."""
-    for name, value in troubled_modal.environment().items():
+    with open_rig(troubled_modal, r2, tmp_path, monkeypatch) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def open_rig(modal: LoopbackModal, r2: LocalR2, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """Open a service that renders on this Modal."""
+    for name, value in modal.environment().items():
         monkeypatch.setenv(name, value)
     with ExitStack() as stack:
         storage = stack.enter_context(closing(r2.storage(prefix=secrets.token_hex(4))))
-        store = stack.enter_context(closing(SqlJobStore(f"sqlite:///{tmp_path / 'jobs.db'}")))
+        store = stack.enter_context(closing(SqlJobStore(f"sqlite:///{folder / 'jobs.db'}")))
         backend = stack.enter_context(closing(ModalBackend()))
         gate = Gate()
         hooks = stack.enter_context(webhook_server(gate))
         secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
         service = stack.enter_context(RenderService(store, storage, backend, secrets=secret, webhook_url=hooks.url))
         gate.service = service
-        rig = Rig(troubled_modal, r2, storage, store, backend, service, gate, tmp_path, secret)
+        rig = Rig(modal, r2, storage, store, backend, service, gate, folder, secret)
         stack.callback(rig.clean_up)
         yield rig

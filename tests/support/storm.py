@@ -66,6 +66,9 @@ LIMITS: Final = Limits(
     max_attempts=20,
 )
 
+_HELPED: Final = 1 / 3
+"""The share of jobs that several draw."""
+
 _COME_AND_GO_S: Final = 30.0
 """How long a container may take to start, or to end."""
 
@@ -99,6 +102,7 @@ class Wish:
         broken_scene: Whether its scene raises.
         cancel_after_s: When its client cancels it; None is never.
         deaf: Whether none of its webhooks arrives.
+        parallel: How many draw it.
     """
 
     number: int
@@ -109,6 +113,7 @@ class Wish:
     broken_scene: bool
     cancel_after_s: float | None
     deaf: bool
+    parallel: int = 1
 
     @property
     def id(self) -> str:
@@ -144,16 +149,18 @@ def wishes(dice: Dice, count: int, *, deaf: float) -> list[Wish]:
         def chance(what: str) -> float:
             return dice.draw("job", number, what)
 
+        parallel = 2 + int(2 * chance("parallel")) if chance("helped") < _HELPED else 1
         sound = SOUND if chance("broken sound") >= 0.05 else b"noise of job "
         return Wish(
             number=number,
             sound=sound + f"{number} ".encode() * int(1 + 2000 * chance("length")),
             from_file=chance("from file") < 0.3,
             size=int(1 + 200_000 * chance("size")),
-            seconds=0.3 * chance("seconds"),
+            seconds=(0.3 if parallel == 1 else 4.0) * chance("seconds"),  # so long that helpers come in time
             broken_scene=chance("broken scene") < 0.05,
             cancel_after_s=3 * chance("cancel after") if chance("cancel") < 0.12 else None,
             deaf=chance("deaf") < deaf,
+            parallel=parallel,
         )
 
     return [wish(number) for number in range(count)]
@@ -545,6 +552,7 @@ class Storm:
                     output=Output(width=64, height=36),
                     limits=LIMITS,
                     idempotency_key=wish.key,
+                    parallel=wish.parallel,
                 )
 
     # --- afterwards
@@ -576,7 +584,7 @@ class Storm:
         return [
             f"job {self._numbers[job.id]} owes clean-up: {_history(job)}"
             for job in jobs
-            if (job.owes_clean_up and not reachable)
+            if ((job.owes_clean_up or job.owes_pieces) and not reachable)
             or job.audio_clean_up is CleanUp.OWED
             or any(a.clean_up is CleanUp.OWED and a.call_id is not None and len(a.runs) < 2 for a in job.attempts)
         ]
@@ -595,6 +603,8 @@ class Storm:
     def _problems_of(self, wish: Wish, job: Job, objects: Mapping[str, int]) -> Iterator[str]:
         if not self._ended_rightly(wish, job):
             yield f"ended wrongly: {job.status}, {job.error}; {wish}; {_history(job)}"
+        if any(job.helpers_to_stop(attempt) for attempt in job.attempts):
+            yield f"helpers were not stopped: {_history(job)}"
         if len(job.attempts) > LIMITS.max_attempts:
             yield f"{len(job.attempts)} attempts"
         audio = job.audio or job.request.audio
@@ -651,6 +661,8 @@ class Storm:
             "attempts": dict(sorted(Counter(len(job.attempts) for job in jobs).items())),
             "errors of attempts": dict(Counter(a.error.code for job in jobs for a in job.attempts if a.error)),
             "one of each": {a.error.code: a.error.message for job in jobs for a in job.attempts if a.error},
+            "helpers": dict(Counter(str(helper.state) for job in jobs for a in job.attempts for helper in a.helpers)),
+            "segments of others": sum(job.artifact.segments_taken for job in jobs if job.artifact is not None),
             "calls": dict(Counter(str(call.status) for call in calls)),
             "starts": dict(Counter(start.kind for call in calls for start in call.starts)),
             "containers": len(self.modal.containers),

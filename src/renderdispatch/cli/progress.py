@@ -22,6 +22,8 @@ SPEED_WINDOW_S: Final = 10.0
 _BATCH_WINDOW_S: Final = 600.0
 _SHOWN_AT_ONCE: Final = 8
 _LONGEST_NAME: Final = 40
+_BESIDE: Final = 34
+"""How many columns the stage, a short bar, the percentage and the time take."""
 
 
 class Frames:
@@ -124,7 +126,14 @@ class ProgressBar(ExitStack):
         if job.stage is not Stage.RENDERING or attempt is None or attempt.frames is None or not attempt.frames_total:
             return ""
         frames, shared = self._frames.describe(attempt.frames, attempt.frames_total), describe_shared(job)
-        return frames if shared is None else f"{frames}, {shared}"
+        return fitted(frames if shared is None else f"{frames}, {shared}", console().width - _BESIDE)
+
+
+def fitted(said: str, room: int) -> str:
+    """Return as many parts of a list in words as there is room for, one at least."""
+    while len(said) > room and ", " in said:
+        said = said.rpartition(", ")[0]
+    return said
 
 
 def describe_shared(job: Job) -> str | None:

@@ -16,6 +16,7 @@ from renderdispatch.engine.events import JobEvent
 from renderdispatch.engine.transitions import Decision, Verdict, decide
 from renderdispatch.errors import JobNotFoundError, RevisionConflictError, StoreUnavailableError
 from renderdispatch.jobs import Job
+from renderdispatch.messages import JobStatus
 from renderdispatch.plumbing.retry import Backoff, Trouble, retry
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import JobStore
@@ -132,6 +133,9 @@ def _write(store: JobStore, current: Job, happened: Sequence[JobEvent]) -> Decis
     stored = store.replace(decision.job, expected_revision=current.revision)
     if stored.stage is not current.stage or stored.status is not current.status:
         _log.info("job %s: %s -> %s (%s)", stored.id, current.stage, stored.stage, stored.status)
+    if stored.status is JobStatus.COMPLETE and current.status is not JobStatus.COMPLETE and stored.artifact is not None:
+        for warning in stored.artifact.warnings:
+            _log.info("job %s: %s: %s", stored.id, warning.code, warning.message)
     return Decision(stored, Verdict.APPLIED, decision.reply)
 
 

@@ -60,6 +60,9 @@ _PASSED: Final = 100
 
 _CLAIM_PATIENCE_S: Final = 2.0
 
+_HELP_AGAIN_S: Final = 5.0
+"""How long no helper of an attempt is started after a start that failed, perhaps because storage is away."""
+
 _SLOTS_S: Final = 1.0
 """How long a round waits until a backend says how many orders it takes; if it hangs, no later round waits for it."""
 
@@ -332,7 +335,7 @@ class Dispatcher:
                 intended = [helper for helper in held.job.helpers_to_start() if helper.token not in held.helpers]
                 able = isinstance(self._parts.backends[name], SupportsHelpers)
                 for helpers in [[helper] for helper in intended] if able else filter(None, [intended]):
-                    if self._room(name) <= 0 and able:
+                    if self._room(name) <= self._keeper.coming(name) and able:
                         return
                     tokens = [helper.token for helper in helpers]
                     held.helpers.update(dict.fromkeys(tokens))
@@ -343,15 +346,19 @@ class Dispatcher:
 
     def _start_helpers(self, held: Held, helpers: Sequence[Helper]) -> None:
         """Start helpers, whose slots are taken."""
-        begun: dict[str, BackendCall] = {}
+        begun: dict[str, BackendCall] | None = None
         try:
             begun = self._helpers.start(held.job, helpers, write=partial(held.commit, self._parts.store))
         except RenderDispatchError as error:
             _log.warning("job %s: a helper was not started: %s", held.job_id, error)
         finally:
-            for helper in helpers:
-                held.helpers.pop(helper.token)
-            held.helpers.update(begun)
+            if begun is None:
+                held.helpers_from_s = time.monotonic() + _HELP_AGAIN_S
+            for token in [helper.token for helper in helpers]:
+                if begun is not None and token in begun:
+                    held.helpers[token] = begun[token]  # its place is never empty: the attempt would be forgotten
+                else:
+                    held.helpers.pop(token)
             self._wake()
 
     def _start(self, preparation: Preparation) -> None:

@@ -88,12 +88,16 @@ class Helpers:
         return _chunks(attempt, job.helpers_to_start())
 
     def to_stop(self, job: Job) -> list[Chunk]:
-        """Return the helpers that may compute, and are not wanted any more."""
+        """Return the helpers that may compute, and are not wanted any more.
+
+        Those of a backend that this process does not have are left to others, until their URLs expired.
+        """
         return [
             chunk
             for attempt in job.attempts
-            if attempt.backend in self._backends
-            for chunk in _chunks(attempt, job.helpers_to_stop(attempt))
+            if (helpers := job.helpers_to_stop(attempt))
+            if attempt.backend in self._backends or self._is_too_late(job)
+            for chunk in _chunks(attempt, helpers)
         ]
 
     def to_write(self, job: Job) -> list[Attempt]:
@@ -214,12 +218,11 @@ class Helpers:
             StoreUnavailableError, JobNotFoundError: It is not recorded.
         """
         attempt = chunk.attempt
-        backend = self._backends[attempt.backend]
-        too_late = self._store.now() > job.finish_by + URLS_EXPIRED
+        backend, too_late = self._backends.get(attempt.backend), self._is_too_late(job)
         happened: list[events.JobEvent] = []
         for helper in chunk.helpers:
             try:
-                stopped = self._is_stopped(backend, job, helper)
+                stopped = backend is not None and self._is_stopped(backend, job, helper)
             except errors.BackendError as error:
                 _log.warning("job %s: helper %d is told to stop again: %s", job.id, helper.share, error)
                 stopped = False
@@ -241,14 +244,22 @@ class Helpers:
     def write_stop(self, job: Job, attempt: Attempt) -> None:
         """Store the object that tells the helpers of an attempt to stop; those that no backend finds see it too.
 
+        Once their URLs expired none can read it, and nothing would delete it any more: then it is not stored.
+
         Raises:
             StorageError: Storage is away.
         """
-        self._storage.put(layout.stop_key(layout.prefix_of(job), attempt.token), b"stop", content_type="text/plain")
+        if not self._is_too_late(job):
+            key = layout.stop_key(layout.prefix_of(job), attempt.token)
+            self._storage.put(key, b"stop", content_type="text/plain")
         with self._lock:
             if len(self._written) >= _REMEMBERED:
                 self._written.clear()  # some are written once more
             self._written.add(attempt.token)
+
+    def _is_too_late(self, job: Job) -> bool:
+        """Return whether the URLs of a job's helpers have expired."""
+        return self._store.now() > job.finish_by + URLS_EXPIRED
 
     def _cancel(self, backend: RenderBackend, call: BackendCall, job: Job) -> None:
         try:

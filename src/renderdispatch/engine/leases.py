@@ -53,6 +53,7 @@ class Held:
         local: Whether it computes on this machine, and so takes up a slot until its computing has ended.
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
         helpers: The calls of its helpers, by their tokens; None while one is being started. Each takes up a slot.
+        helpers_from_s: Before then no helper is started, on this process's clock: the last start failed.
         slotted: Whether it takes up a slot of its backend; not while its audio is brought.
         preparing: Whether the dispatcher still prepares it.
         calling: Whether the backend is being called, so that it is not known what computes.
@@ -66,6 +67,7 @@ class Held:
     stop: Stop
     call: BackendCall | None = None
     helpers: dict[str, BackendCall | None] = field(factory=dict)
+    helpers_from_s: float = -math.inf
     slotted: bool = False
     preparing: bool = True
     calling: bool = False
@@ -188,10 +190,12 @@ class LeaseKeeper:
 
     def helpable(self, backend: str) -> list[Held]:
         """Return the attempts of a backend whose helpers may be started here, those first that began first."""
+        now_s = time.monotonic()
         return [
             held
             for held in self._everything([backend])
-            if held.local and not held.released and not held.stop.requested and held.job.helpers_to_start()
+            if held.local and not held.released and not held.stop.requested and held.helpers_from_s <= now_s
+            if held.job.helpers_to_start()
         ]
 
     def holds(self, token: str) -> bool:
@@ -206,6 +210,12 @@ class LeaseKeeper:
     def count(self, backend: str) -> int:
         """Return how many slots of this backend are taken: by attempts and helpers, and by what has yet to end."""
         return sum(held.slotted + len(held.helpers) for held in self._everything() if held.backend == backend)
+
+    def coming(self, backend: str) -> int:
+        """Return how many attempts of this backend take up no slot yet, and want one once their audio is brought."""
+        return sum(
+            held.preparing and not held.slotted and not held.stop.requested for held in self._everything([backend])
+        )
 
     @property
     def winding_up(self) -> bool:

@@ -66,7 +66,8 @@ def remove(store: JobStore, storage: StorageAdapter, job: Job) -> None:
     """
     now, prefix = store.now(), layout.prefix_of(job)
     needed_until = loans.needed_until(store, job, now) if job.owes_pieces and job.pieces_swept_at is None else None
-    used_until = max(job.finish_by + URLS_EXPIRED, needed_until or now)
+    urls_expire_at = job.finish_by + URLS_EXPIRED
+    used_until = max(urls_expire_at, needed_until or now)
     if job.owes_pieces and used_until > now:
         tombstones.leave(storage, prefix, used_until)
     if needed_until is None:
@@ -74,7 +75,7 @@ def remove(store: JobStore, storage: StorageAdapter, job: Job) -> None:
     else:
         _delete_all_but(storage, prefix, layout.all_pieces(prefix))
     for attempt in job.attempts:
-        if any(helper.may_compute for helper in attempt.helpers):  # it may look for it until its URLs expire
+        if job.helpers_to_stop(attempt) and now < urls_expire_at:  # they may look for it; the tombstone is for it too
             storage.put(layout.stop_key(prefix, attempt.token), b"stop")
     forget(store, job)
 

@@ -721,6 +721,13 @@ def lend_pieces(job: Job, event: events.PiecesLent, now: datetime) -> Job:
     return evolve(job, lent_to=event.to)
 
 
+def pieces_needed(job: Job, event: events.PiecesNeeded, now: datetime) -> Job:
+    """Put off their first sweep, because a borrower still reads them."""
+    later = job.pieces_sweep_at is not None and job.pieces_sweep_at < event.until
+    lent = job.lent_to is not None and job.pieces_swept_at is None
+    return evolve(job, pieces_kept_until=event.until) if later and lent else job
+
+
 def pieces_swept(job: Job, event: events.PiecesSwept, now: datetime) -> Job:
     """Record that plans, segments and grants are deleted: they cannot be lent any more. A newer loan keeps them."""
     due = job.pieces_sweep_at is not None and job.pieces_sweep_at <= now

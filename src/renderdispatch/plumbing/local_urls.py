@@ -37,7 +37,7 @@ def register(instance_id: str, endpoint: Endpoint) -> None:
 def local_path(url: str) -> Path | None:
     """Return the path that a ``file:`` URL names, so that a reader may use the file in place; else None."""
     parts = urlsplit(url)
-    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or "%00" in parts.path:
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or "%00" in parts.path or "\0" in parts.path:
         return None
     return path_of(parts.path)
 

@@ -56,7 +56,7 @@ class NotSentError(NetError):
 
 
 class BadUrlError(NotSentError):
-    """The URL is not valid; nothing was sent."""
+    """The URL, or a header, is not valid; nothing was sent."""
 
 
 class BadCertificateError(NotSentError):
@@ -195,6 +195,8 @@ class Client:
 
         target, login = _read_url(url)
         sent = {**self._headers, **_lowered(headers)}
+        if not all(name.isascii() and value.isascii() for name, value in sent.items()):
+            raise BadUrlError("cannot be asked: a header is not valid")
         if login is not None:
             sent["authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
         closing = self._connections.get().closing

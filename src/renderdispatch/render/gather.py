@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Final, Self
@@ -17,7 +16,6 @@ from typing import Final, Self
 from attrs import define
 
 from renderdispatch.errors import RenderError
-from renderdispatch.plumbing.pieces import HEAD_BYTES, SegmentHead
 from renderdispatch.protocols import Slots
 from renderdispatch.render.join import Joiner
 from renderdispatch.render.plan import Plan
@@ -170,9 +168,7 @@ class Gatherer:
         """Append a segment; return False if it is not good."""
         is_own = path.suffix == ".drawn"
         try:
-            if not is_own and (head := _head_of(path)) is not None:
-                self.twice += head.twice
-            self._joiner.append(path, frames=len(self._plan.frames_of(index)))
+            head = self._joiner.append(path, frames=len(self._plan.frames_of(index)))
         except SegmentError as error:
             if is_own:
                 raise RenderError(f"a segment cannot be joined: {error}", code="encode.failed") from error
@@ -186,6 +182,7 @@ class Gatherer:
             if is_own:
                 self._drop(path)
             else:
+                self.twice += min(head.twice, len(self._plan))
                 path.unlink(missing_ok=True)
         return True
 
@@ -254,9 +251,3 @@ class Gatherer:
         count = min(len(self._plan), self._slots.count)
         due = [share.due - now for share in self._shares if share.next < count and self._is_wanted(share.next)]
         return max(min(due), 0.01) if due else None
-
-
-def _head_of(path: Path) -> SegmentHead | None:
-    with suppress(OSError), path.open("rb") as file:
-        return SegmentHead.read(file.read(HEAD_BYTES))
-    return None

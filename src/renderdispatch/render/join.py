@@ -16,8 +16,9 @@ import numpy as np
 
 from renderdispatch.errors import InvalidRequestError
 from renderdispatch.messages import Output
+from renderdispatch.plumbing.pieces import SegmentHead
 from renderdispatch.render.boxes import Box, Place, box, copy_part, describe, write_all
-from renderdispatch.render.segment import LARGEST_CONFIG, LATE, FrameTable, Segment, SegmentError
+from renderdispatch.render.segment import LARGEST_CONFIG, LATE, FrameTable, Segment
 from renderdispatch.render.sound import PACKET, PRIMING, Sound
 from renderdispatch.render.tags import Tags
 from renderdispatch.render.tracks import Clock, Numbers, Track, index_content, largest_tables, picture_entry
@@ -101,8 +102,10 @@ class Joiner:
         """How many segments were appended: the index of the next one."""
         return self._next
 
-    def append(self, path: Path, *, frames: int | None = None) -> None:
-        """Copy the next segment; wait for the sound that is heard meanwhile. The file may be removed afterwards.
+    def append(self, path: Path, *, frames: int | None = None) -> SegmentHead:
+        """Copy the next segment, and return its head. The file may be removed afterwards.
+
+        Waits for the sound that is heard meanwhile.
 
         Args:
             path: The file. Its hash is not compared: this is for whoever brought it.
@@ -116,11 +119,15 @@ class Joiner:
         """
         with path.open("rb", buffering=0) as source:
             found = Segment.read(
-                source, self._picture, index=self._next, begin=self._frames, digest=self._digest, config=self._config
+                source,
+                self._picture,
+                index=self._next,
+                begin=self._frames,
+                frames=range(1, self._total - self._frames + 1) if frames is None else range(frames, frames + 1),
+                digest=self._digest,
+                config=self._config,
             )
             samples, held = found.frames, found.head.frames
-            if held != (held if frames is None else frames) or self._frames + held > self._total:
-                raise SegmentError(f"segment {self._next} has {held} frames, which are too few or too many")
             self._check_size(self._frames + held, samples.size)
             self._config = found.head.config
             at = found.data
@@ -135,6 +142,7 @@ class Joiner:
         self._tables.append(samples)
         self._frames += held
         self._next += 1
+        return found.head
 
     def finish(self) -> None:
         """Complete the file: the rest of the sound, and the index.

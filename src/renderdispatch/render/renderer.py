@@ -6,6 +6,7 @@ renders.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
-from renderdispatch.messages import Helped, HelperOrder, RenderOrder, RenderStats
+from renderdispatch.messages import MAX_WARNINGS, Helped, HelperOrder, RenderOrder, RenderStats, RenderWarning
 from renderdispatch.protocols import ParamInfo, Report, Slots
 from renderdispatch.render.device import numpy_held
 from renderdispatch.render.params import SceneParams, describe_params, read_params
@@ -23,6 +24,8 @@ from renderdispatch.render.params import SceneParams, describe_params, read_para
 if TYPE_CHECKING:
     from renderdispatch.render.artist import Artist
     from renderdispatch.render.covers import Cover
+
+_log: Final = logging.getLogger(__name__)
 
 
 class VideoRenderer(ABC):
@@ -79,8 +82,10 @@ class VideoRenderer(ABC):
     ) -> RenderStats:
         """Write the video as the lead of several; see `renderdispatch.protocols.SupportsSegments`.
 
-        Raises as `render` does.
+        A subclass that has a `render` of its own makes the whole video by that. Raises as `render` does.
         """
+        if type(self).render is not VideoRenderer.render:
+            return drawn_by_one(self.render(order, audio, output, report), slots, "its renderer makes the whole video")
         with extra_is_named():
             from renderdispatch.render.video import render_video
         return render_video(order, audio, output, report, renderer=self, slots=slots)
@@ -109,6 +114,21 @@ class VideoRenderer(ABC):
             return read_params(self.params, params)
         except InvalidRequestError as error:
             raise SceneError(str(error), code=error.code) from error
+
+
+def drawn_by_one(stats: RenderStats, slots: Slots | None, why: str) -> RenderStats:
+    """Log why a video was not cut, and return its facts; with a warning, if several were to draw it.
+
+    Args:
+        stats: The facts.
+        slots: Those that the video could not use.
+        why: The reason.
+    """
+    _log.info("one process drew all of the video: %s", why)
+    if slots is None or slots.parallel == 1:
+        return stats
+    ignored = RenderWarning(code="parallel.ignored", message=f"one process drew all of it: {why}")
+    return stats.model_copy(update={"warnings": (*stats.warnings, ignored)[-MAX_WARNINGS:]})
 
 
 @contextmanager

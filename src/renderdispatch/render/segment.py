@@ -295,6 +295,7 @@ class Segment:
         *,
         index: int,
         begin: int,
+        frames: range | None = None,
         digest: str | None = None,
         config: str | None = None,
     ) -> Self:
@@ -305,6 +306,7 @@ class Segment:
             output: The picture of its video.
             index: Which segment it is to be.
             begin: The index of its first frame.
+            frames: How many it may have; None: any number.
             digest: Of its plan; None: any.
             config: The configuration of the video; None: any.
 
@@ -316,20 +318,22 @@ class Segment:
             raise SegmentError(f"segment {index} has no head")
         if (head.index, head.digest, head.config) != (index, digest or head.digest, config or head.config):
             raise SegmentError(f"segment {index} is another one, or of another video")
+        if frames is not None and head.frames not in frames:
+            raise SegmentError(f"segment {index} has {head.frames} frames, which are too few or too many")
         table = _table_bytes(head.frames)
         if not 0 < head.frames * 16 < table + 8 <= head.size == os.fstat(file.fileno()).st_size - HEAD_BYTES:
             raise SegmentError(f"segment {index} is not whole")
         clock = Clock.of(output.fps)
         found = file.read(table + 8)
-        frames = FrameTable.unpack(found[table - head.frames * 16 : table], clock)
-        in_order = frames.keys[0] and np.array_equal(np.sort(frames.shown), np.arange(head.frames))
+        held = FrameTable.unpack(found[table - head.frames * 16 : table], clock)
+        in_order = held.keys[0] and np.array_equal(np.sort(held.shown), np.arange(head.frames))
         # What `pack` makes is all that may be there: the times are exact, and players meet nothing else.
-        is_whole = in_order and len(found) + frames.size == head.size and frames.size <= _LARGEST
-        if not is_whole or found != frames.pack(index=index, begin=begin, clock=clock):
+        is_whole = in_order and len(found) + held.size == head.size and held.size <= _LARGEST
+        if not is_whole or found != held.pack(index=index, begin=begin, clock=clock):
             raise SegmentError(f"segment {index} is damaged")
         if not re.fullmatch(_CONFIG, head.config):
             raise SegmentError(f"segment {index} has no configuration of a decoder")
-        return cls(head, frames, HEAD_BYTES + table + 8)
+        return cls(head, held, HEAD_BYTES + table + 8)
 
 
 def _table_bytes(frames: int) -> int:

@@ -6,7 +6,6 @@ its own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Final
 import av
 
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
-from renderdispatch.messages import MAX_WARNINGS, Output, RenderOrder, RenderStats, RenderWarning
+from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
 from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Report, Slots
@@ -31,13 +30,11 @@ from renderdispatch.render.lead import Drawing, render_segments
 from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
-from renderdispatch.render.renderer import VideoRenderer
+from renderdispatch.render.renderer import VideoRenderer, drawn_by_one
 from renderdispatch.render.snapshots import dump_state
 from renderdispatch.render.song import open_song, read_song
 from renderdispatch.render.tags import describe_song
 from renderdispatch.render.worker import Tools
-
-_log: Final = logging.getLogger(__name__)
 
 _AHEAD: Final = 2
 """What may wait for the encoder: enough that neither side waits for a slow frame of the other."""
@@ -79,11 +76,7 @@ def render_video(
         if (reason := _why_whole(artist)) is None:
             stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or UnkeptSlots())
         else:
-            stats = _render_whole(order, audio, video, report, drawing=drawing)
-            if slots is not None and slots.parallel > 1:
-                _log.warning("one process draws all of the video: %s", reason)
-                ignored = RenderWarning(code="parallel.ignored", message=f"one process drew all of it: {reason}")
-                stats = stats.model_copy(update={"warnings": (*stats.warnings, ignored)[-MAX_WARNINGS:]})
+            stats = drawn_by_one(_render_whole(order, audio, video, report, drawing=drawing), slots, reason)
         if (poster := video.with_suffix(".jpg")).exists():
             poster.replace(output.with_suffix(".jpg"))
         video.replace(output)

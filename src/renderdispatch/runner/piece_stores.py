@@ -6,13 +6,12 @@ counts. No URL ever reaches a log or an error.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import BinaryIO, Final, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -62,8 +61,8 @@ class PieceStore(Protocol):
     def put(self, name: str, path: Path) -> Written:
         """Write a piece once, whole or not at all."""
 
-    def fetch(self, piece: Piece, into: Path) -> bool:
-        """Copy a piece to a new file; return False if it does not exist."""
+    def fetch(self, piece: Piece, into: Path, most: int) -> bool:
+        """Copy a piece to a new file, at most so many bytes of it; return False if it does not exist."""
 
 
 class FolderPieces:
@@ -101,13 +100,13 @@ class FolderPieces:
             raise _trouble_with(error) from None
         return "written"
 
-    def fetch(self, piece: Piece, into: Path) -> bool:
+    def fetch(self, piece: Piece, into: Path, most: int) -> bool:
         """Copy the file."""
         if (path := self._path(piece)) is None:
             return False
         try:
-            with path.open("rb") as source, into.open("wb") as file:
-                shutil.copyfileobj(source, file, PIECE_BYTES)
+            with path.open("rb") as source:
+                _copy(_pieces_of(source), into, most)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -171,21 +170,21 @@ class GrantedPieces:
         written = self._retried(attempt, _WRITING)
         return "unclear" if unclear and written == "exists" else written
 
-    def fetch(self, piece: Piece, into: Path) -> bool:
+    def fetch(self, piece: Piece, into: Path, most: int) -> bool:
         """Download the object."""
         url = self._read_url(piece)
         if url is None:
             return False
         if self._is_local(url):
             try:
-                with local_urls.open_get(url) as source, into.open("wb") as file:
-                    shutil.copyfileobj(source, file, PIECE_BYTES)
+                with local_urls.open_get(url) as source:
+                    _copy(_pieces_of(source), into, most)
             except ObjectNotFoundError:
                 return False
             except OSError as error:
                 raise _trouble_with(error) from None
             return True
-        return self._retried(lambda: self._download(url, into), _WRITING)
+        return self._retried(lambda: self._download(url, into, most), _WRITING)
 
     def read_url(self, url: str, begin: int, size: int) -> bytes | None:
         """Return a part of the object behind a URL, which needs not be a granted one; None if it does not exist."""
@@ -222,8 +221,7 @@ class GrantedPieces:
     def _put(self, url: str, path: Path, grants: Grants) -> Written:
         def chunks() -> Iterator[bytes]:
             with path.open("rb") as file:
-                while chunk := file.read(PIECE_BYTES):
-                    yield chunk
+                yield from _pieces_of(file)
 
         headers = {**grants.headers, "content-length": str(path.stat().st_size)}
         response = self._client.request("PUT", url, headers=headers, body=chunks(), stop=self._stop)
@@ -233,15 +231,13 @@ class GrantedPieces:
             raise Refused.by(response)
         return "written"
 
-    def _download(self, url: str, into: Path) -> bool:
+    def _download(self, url: str, into: Path, most: int) -> bool:
         with self._client.stream("GET", url, stop=self._stop) as response:
             if response.status == 404:
                 return False
             if response.status != 200:
                 raise Refused.by(response)
-            with into.open("wb") as file:
-                for chunk in response.pieces:
-                    file.write(chunk)
+            _copy(response.pieces, into, most)
         return True
 
     def _retried(self, attempt: Callable[[], _T], backoff: Backoff) -> _T:
@@ -317,6 +313,22 @@ def _read_grants(body: bytes) -> Grants:
         return Grants.model_validate_json(body)
     except (zlib.error, ValidationError):
         raise PieceTrouble("has no grants object that can be read") from None
+
+
+def _pieces_of(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def _copy(pieces: Iterable[bytes], into: Path, most: int) -> None:
+    """Write pieces to a file, until there is no other one or the file has ``most`` bytes."""
+    left = most
+    with into.open("wb") as file:
+        for piece in pieces:
+            file.write(piece[:left])
+            left -= min(len(piece), left)
+            if not left:
+                return
 
 
 def _trouble_with(error: OSError) -> PieceTrouble:

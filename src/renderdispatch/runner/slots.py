@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from attrs import frozen
+
 from renderdispatch.messages import HelperOrder, RenderOrder, SegmentCounts
 from renderdispatch.plumbing.pieces import (
     GENERATIONS,
@@ -40,6 +42,19 @@ _CHUNK_BYTES: Final = 1 << 20
 
 Told = Callable[[SegmentCounts, bool], None]
 """``told(counts, planned)``: hears how far the segments are."""
+
+
+@frozen
+class _Kept:
+    """A segment whose head is good.
+
+    Args:
+        piece: Where it is.
+        size: Bytes behind its head, as it says.
+    """
+
+    piece: Piece
+    size: int
 
 
 class KeptSlots:
@@ -73,7 +88,7 @@ class KeptSlots:
         self._told = told
         self._lock = threading.Lock()
         self._plan: Piece | None = None
-        self._good: dict[tuple[str, int], Piece] = {}
+        self._good: dict[tuple[str, int], _Kept] = {}
         self._bad: set[tuple[str, Piece]] = set()
         self._not_lent: set[int] = set()
         self._away_until = 0.0
@@ -203,11 +218,11 @@ class KeptSlots:
                 continue
             written = self._store.put(piece.name, segment)
             if written == "written":
-                self._good[key] = piece
+                self._good[key] = _Kept(piece, own.size)
                 return "committed"
             kept = self._good_head(own.digest, own.index, piece, self._store.read(piece, 0, HEAD_BYTES))
             if kept is not None:
-                self._good[key] = piece
+                self._good[key] = _Kept(piece, kept.size)
                 return "committed" if written == "unclear" and kept == own else "twice"
         return "kept"
 
@@ -215,19 +230,20 @@ class KeptSlots:
         """Copy the segment and check its hash; go on to the next generation if it is bad."""
         self._stop.check()
         try:
-            while (piece := self._good.get((digest, index)) or self._find(digest, index)) is not None:
-                if self._store.fetch(piece, into) and _is_whole(into, digest, index):
+            while (kept := self._good.get((digest, index)) or self._find(digest, index)) is not None:
+                most = HEAD_BYTES + kept.size + 1  # of a longer one, enough to see that it is not what its head says
+                if self._store.fetch(kept.piece, into, most) and _is_whole(into, digest, index):
                     return True
                 self._stop.check()
-                _log.warning("%s is bad, and passed over", piece.name)
+                _log.warning("%s is bad, and passed over", kept.piece.name)
                 self._good.pop((digest, index), None)
-                self._bad.add((digest, piece))
+                self._bad.add((digest, kept.piece))
         except PieceTrouble as trouble:
             self._note(trouble)
         into.unlink(missing_ok=True)
         return False
 
-    def _find(self, digest: str, index: int) -> Piece | None:
+    def _find(self, digest: str, index: int) -> _Kept | None:
         for lent in (False, True):
             if lent and index in self._not_lent:
                 break
@@ -238,9 +254,9 @@ class KeptSlots:
                 begin = self._store.read(piece, 0, HEAD_BYTES)
                 if begin is None:
                     break
-                if self._good_head(digest, index, piece, begin) is not None:
-                    self._good[digest, index] = piece
-                    return piece
+                if (head := self._good_head(digest, index, piece, begin)) is not None:
+                    self._good[digest, index] = kept = _Kept(piece, head.size)
+                    return kept
             if lent:  # the job that lends them draws no more
                 self._not_lent.add(index)
         return None

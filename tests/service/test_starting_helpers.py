@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from renderdispatch import JobStatus, Limits, RenderService, Stage, StorageKey
+from renderdispatch import AudioUrl, JobStatus, Limits, RenderService, Stage, StorageKey
 from renderdispatch.engine import layout
 from renderdispatch.engine.commit import commit
 from renderdispatch.engine.events import HelperStarting
@@ -28,11 +30,13 @@ from renderdispatch.messages import (
     RenderOrder,
     SegmentCounts,
 )
+from renderdispatch.plumbing.fetch import GuardedFetcher
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, ObjectInfo
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing import eventually
 from renderdispatch.testing.world import FindingRemote, HelpedRemote, World, WorldStorage, event_of
+from tests.support.targets import says, target
 
 SONG = b"RIFF" * 16_000
 MINUTE = timedelta(minutes=1)
@@ -77,10 +81,12 @@ class NotingStorage(WorldStorage):
     def __init__(self) -> None:
         super().__init__()
         self.put_keys: list[str] = []
+        self.refused_keys: list[str] = []
         self.full_of: str | None = None
 
     def put(self, key: str, source: Any, **options: Any) -> ObjectInfo:
         if self.full_of is not None and key.endswith(self.full_of):
+            self.refused_keys.append(key)
             raise StorageUnavailableError("storage is away")
         self.put_keys.append(key)
         return super().put(key, source, **options)
@@ -417,6 +423,45 @@ def test_jobs_that_wait_go_before_helpers(here: World) -> None:
     here.tick(3)
     assert len(remote.orders) == 3 and remote.helped == []
     assert all(here.job(job_id).stage is Stage.DISPATCHED for job_id in more)
+
+
+def test_a_job_whose_audio_is_fetched_goes_before_helpers() -> None:
+    """It will want a slot, so no helper takes the last one, which it would keep for as long as the video is drawn."""
+    let_go = threading.Event()
+
+    def late(connection: socket.socket, request: bytes) -> None:
+        assert let_go.wait(60)
+        says(b"RIFF")(connection, request)
+
+    remote = Slots()
+    remote.slots = 2
+    here = World(remote, fetcher=GuardedFetcher(allow_http=True, allow_private=True))
+    with target(late) as host, contextlib.closing(here.service):
+        worker = here.service._engine.worker()
+        _, order = started(here)
+        here.service.submit(AudioUrl(f"http://127.0.0.1:{host.port}/song.wav"), scene="bars", limits=LIMITS)
+        worker.dispatcher.tick()
+        here.send(planned(order))
+        worker.keeper.tick()
+        worker.dispatcher.tick()
+        let_go.set()
+        here.tick()
+        assert len(remote.orders) == 2 and remote.helped == []
+
+
+def test_a_helper_of_this_machine_that_cannot_start_is_not_tried_in_a_loop() -> None:
+    """While storage takes no grants, the rounds that follow at once leave the attempt's helpers alone."""
+    remote, storage = Slots(), NotingStorage()
+    here = World(remote, storage)
+    job_id, order = started(here)
+    storage.full_of = "helpers.grants"
+    here.send(planned(order))
+    assert eventually(lambda: ticked(here) and storage.refused_keys)
+    refused = len(storage.refused_keys)
+    here.tick(3)
+    assert len(storage.refused_keys) == refused
+    assert states(here, job_id) == [HelperState.INTENDED] * 2
+    here.service.close()
 
 
 @pytest.mark.parametrize("ends", ["completed", "cancelled"])
