@@ -271,6 +271,7 @@ class Job:
         pieces_clean_up: Whether plans, segments and grants of its attempts are still to be deleted.
         pieces_swept_at: When they were first deleted after its end. They are deleted once more when no upload of them
             can be under way.
+        pieces_kept_until: Before then they are not deleted, because a borrower reads them.
         borrows: The prefix of the pieces of the job that this one repeats.
         lent_to: The id of the job that repeats this one and reads its pieces.
         compute_stopped_at: When a cancelled job's computing stopped; None if that is not known.
@@ -305,6 +306,7 @@ class Job:
     attachments: Mapping[str, messages.StoredAudio] = field(factory=dict)
     pieces_clean_up: CleanUp = CleanUp.NONE
     pieces_swept_at: datetime | None = None
+    pieces_kept_until: datetime | None = None
     borrows: str | None = None
     lent_to: str | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -385,10 +387,11 @@ class Job:
             return None
         if self.pieces_swept_at is not None:
             return max(self.pieces_swept_at, self.finish_by + URLS_EXPIRED)
-        if self.expired_at is not None:
-            return self.expired_at
         spoilt = self.error is None or self.error.fault in _SPOILT
-        return self.ended_at if spoilt else self.ended_at + PIECES_KEPT
+        sweep_at = self.ended_at if spoilt else self.ended_at + PIECES_KEPT
+        if self.expired_at is not None:
+            sweep_at = self.expired_at
+        return sweep_at if self.pieces_kept_until is None else max(sweep_at, self.pieces_kept_until)
 
     @property
     def removal_at(self) -> datetime | None:

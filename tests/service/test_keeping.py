@@ -338,7 +338,7 @@ def test_a_retry_draws_with_as_many(world: World) -> None:
 
 
 def test_a_sweep_waits_for_the_borrower(world: World) -> None:
-    """However long that runs; at its end the pieces go."""
+    """However long that runs; soon after its end the pieces go."""
     first = failed(world, LOST)
     wait_for(world, PIECES_KEPT - timedelta(minutes=30))
     second = started(world, retry(world, first).id)
@@ -347,9 +347,18 @@ def test_a_sweep_waits_for_the_borrower(world: World) -> None:
     assert not world.job(second.id).ended
     assert len(pieces_of(world, first)) == 3
     complete(world, second)
-    world.tick(2)
+    wait_for(world, timedelta(minutes=10))
     assert not pieces_of(world, first)
     assert not pieces_of(world, second)
+
+
+def test_pieces_that_are_lent_are_looked_at_seldom(world: World) -> None:
+    """A borrower may wait or render for days, and there may be many: that costs a look in ten minutes each."""
+    first = failed(world, LOST)
+    wait_for(world, PIECES_KEPT - timedelta(minutes=30))
+    retry(world, first)
+    wait_for(world, timedelta(minutes=30))
+    assert world.job(first.id).due_at == world.clock() + timedelta(minutes=10)
 
 
 def test_a_cancelled_borrower_lets_go(world: World) -> None:

@@ -115,7 +115,7 @@ def started(world: World, *, parallel: int = 3, duration: float | None = 70.0) -
 
 def planned(order: RenderOrder, standing: int = 0, run_id: str = "run-1") -> Progressed:
     """Return the report that the plan is kept."""
-    counts = SegmentCounts(total=17, standing=standing, own=standing)
+    counts = SegmentCounts(total=40, standing=standing, own=standing)
     event: Progressed = event_of(order, Progressed, run_id, stage=Stage.RENDERING, planned=True, segments=counts)
     return event
 

@@ -290,9 +290,7 @@ class ModalKills(Killed):
 
 
 @contextmanager
-def modal_kills(
-    modal: LoopbackModal, folder: Path, chance: random.Random, *, parallel: int
-) -> Iterator[ModalKills]:
+def modal_kills(modal: LoopbackModal, folder: Path, chance: random.Random, *, parallel: int) -> Iterator[ModalKills]:
     """A service of this process that renders on the loopback Modal."""
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     with ExitStack() as stack:

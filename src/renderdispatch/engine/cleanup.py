@@ -17,7 +17,15 @@ from attrs import define, frozen
 
 from renderdispatch.engine import calls, layout, loans, tombstones
 from renderdispatch.engine.commit import commit
-from renderdispatch.engine.events import AudioDropped, CallStopped, CleanedUp, PiecesGone, PiecesSwept, Swept
+from renderdispatch.engine.events import (
+    AudioDropped,
+    CallStopped,
+    CleanedUp,
+    PiecesGone,
+    PiecesNeeded,
+    PiecesSwept,
+    Swept,
+)
 from renderdispatch.errors import StorageError
 from renderdispatch.jobs import URLS_EXPIRED, Attempt, CleanUp, Job
 from renderdispatch.protocols import CallStatus, JobStore, RenderBackend, StorageAdapter
@@ -27,6 +35,9 @@ _log: Final = logging.getLogger("renderdispatch.engine.reconcile")
 SILENCE: Final = timedelta(minutes=2)
 """How long the newest run of a call that has already ended may show no progress: no backend would start it again. And
 how long other runs of an attempt may take to learn that it has ended."""
+
+_LENT: Final = timedelta(minutes=10)
+"""How long pieces that are lent are left alone before their borrower is looked at again."""
 
 _SWEEP_S: Final = 3600.0
 _SWEPT_AT_ONCE: Final = 200
@@ -107,8 +118,8 @@ class CleanUps:
         if job.pieces_sweep_at is None or job.pieces_sweep_at > now:
             return job
         if job.pieces_swept_at is None:
-            if loans.needed_until(self.store, job, now) is not None:
-                return job
+            if (needed_until := loans.needed_until(self.store, job, now)) is not None:
+                return commit(self.store, job, PiecesNeeded(until=min(needed_until, now + _LENT))).job
             job = commit(self.store, job, PiecesSwept(lent_to=job.lent_to)).job
             if job.pieces_swept_at is None:  # it was lent meanwhile
                 return job

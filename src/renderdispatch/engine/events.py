@@ -260,6 +260,13 @@ class PiecesLent:
 
 
 @frozen(kw_only=True)
+class PiecesNeeded:
+    """The job to which they are lent still needs them: until then nothing is to be deleted, or asked."""
+
+    until: datetime
+
+
+@frozen(kw_only=True)
 class PiecesSwept:
     """Plans, segments and grants of an ended job are about to be deleted. ``lent_to``: who needs them no longer."""
 
@@ -273,6 +280,6 @@ class PiecesGone:
 
 RunEvent = CheckedIn | Progressed | Completed | Failed
 HelperEnd = HelperStarted | HelperStopped
-PiecesEvent = PiecesLent | PiecesSwept | PiecesGone
+PiecesEvent = PiecesLent | PiecesNeeded | PiecesSwept | PiecesGone
 CleanUpEvent = CallStopped | Swept | CleanedUp | AudioDropped | Expired | HelperEnd | PiecesEvent
 JobEvent = RunEvent | AttemptEvent | CancelRequested | Claimed | Rerouted | CleanUpEvent | ClockStepped | ClockAdvanced

@@ -27,7 +27,9 @@ def _seldom(cls: type[attrs.AttrsInstance], *names: str) -> list[tuple[str, obje
     return [(name, getattr(attrs.fields(cls), name).default) for name in names]
 
 
-_OF_JOBS: Final = _seldom(Job, "parallel", "pieces_clean_up", "pieces_swept_at", "borrows", "lent_to")
+_OF_JOBS: Final = _seldom(
+    Job, "parallel", "pieces_clean_up", "pieces_swept_at", "pieces_kept_until", "borrows", "lent_to"
+)
 _OF_ATTEMPTS: Final = _seldom(
     Attempt,
     *("pieces", "planned", "helpers", "runs_advanced", "cancelled"),

@@ -431,7 +431,7 @@ def progress(job: Job, event: messages.Progressed, now: datetime) -> Job:
 
 def _news_of_segments(job: Job, attempt: Attempt, event: messages.Progressed) -> dict[str, Any]:
     """Return what a report says of plan and segments beyond what is known. Counts never fall, so late ones say less."""
-    news = _planned(job, attempt) if event.planned else {}
+    news = _planned(job, attempt, event.segments) if event.planned else {}
     if (counts := event.segments) is not None:
         total = attempt.segments or counts.total
         found = {
@@ -443,11 +443,15 @@ def _news_of_segments(job: Job, attempt: Attempt, event: messages.Progressed) ->
     return news
 
 
-def _planned(job: Job, attempt: Attempt) -> dict[str, Any]:
-    """Return what changes once the plan of an attempt was seen: all its helpers are intended, once."""
+def _planned(job: Job, attempt: Attempt, counts: messages.SegmentCounts | None = None) -> dict[str, Any]:
+    """Return what changes once the plan of an attempt was seen: all its helpers are intended, once.
+
+    They are no more than there are segments left for them, as far as that is known: the lead draws one itself.
+    """
     if attempt.planned:
         return {}
-    shares = range(1, job.parallel) if attempt.pieces is not None else ()
+    left = job.parallel if counts is None else max(1, counts.total - counts.standing)
+    shares = range(1, min(job.parallel, left)) if attempt.pieces is not None else ()
     helpers = tuple(Helper(share=share, token=helper_token(attempt.token, share)) for share in shares)
     return {"planned": True, "helpers": helpers}
 
@@ -528,7 +532,8 @@ def _warnings(job: Job, artifact: messages.Artifact) -> tuple[messages.RenderWar
     """Return what the video lacks, and whether helpers were asked for in vain."""
     helped = any(helper.call_id is not None for helper in _current(job).helpers)
     warned = any(warning.code == PARALLEL_IGNORED for warning in artifact.warnings)
-    if job.parallel < 2 or helped or warned or len(artifact.warnings) >= messages.MAX_WARNINGS:
+    alone = job.parallel < 2 or artifact.segments == 1  # then there was nothing to share
+    if alone or helped or warned or len(artifact.warnings) >= messages.MAX_WARNINGS:
         return artifact.warnings
     message = "one call drew the video: its backend has none for helpers, or had none free in time"
     return (*artifact.warnings, messages.RenderWarning(code=PARALLEL_IGNORED, message=message))
@@ -719,6 +724,13 @@ def lend_pieces(job: Job, event: events.PiecesLent, now: datetime) -> Job:
     if not kept or job.lent_to != event.instead_of or event.to == event.instead_of:
         return job
     return evolve(job, lent_to=event.to)
+
+
+def pieces_needed(job: Job, event: events.PiecesNeeded, now: datetime) -> Job:
+    """Put off their first sweep, because a borrower still reads them."""
+    later = job.pieces_sweep_at is not None and job.pieces_sweep_at < event.until
+    lent = job.lent_to is not None and job.pieces_swept_at is None
+    return evolve(job, pieces_kept_until=event.until) if later and lent else job
 
 
 def pieces_swept(job: Job, event: events.PiecesSwept, now: datetime) -> Job:

@@ -110,6 +110,7 @@ TABLE: Final = (
     Row(events.AudioDropped, frozenset(Stage), rules.audio_dropped),
     Row(events.Expired, frozenset(Stage), rules.expire),
     Row(events.PiecesLent, frozenset(Stage), rules.lend_pieces),
+    Row(events.PiecesNeeded, frozenset(Stage), rules.pieces_needed),
     Row(events.PiecesSwept, frozenset(Stage), rules.pieces_swept),
     Row(events.PiecesGone, frozenset(Stage), rules.pieces_gone),
 )

@@ -18,7 +18,8 @@ from typing import Any, Final
 from attrs import frozen
 
 from renderdispatch.errors import RenderStopped
-from renderdispatch.messages import MAX_SEGMENTS, RenderOrder, RenderStats, SegmentCounts
+from renderdispatch.messages import RenderOrder, RenderStats, SegmentCounts
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Commit, Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.choose import Draw, Look, Wait
@@ -42,43 +43,6 @@ _log: Final = logging.getLogger(__name__)
 
 _BEAT_S: Final = 0.5
 """How often the progress is reported while nothing is drawn."""
-
-
-class NoSlots:
-    """Slots that keep nothing; see `renderdispatch.protocols.Slots`."""
-
-    count = MAX_SEGMENTS
-    share = 0
-    parallel = 1
-
-    def read_plan(self, begin: int, size: int) -> bytes | None:
-        """Return nothing."""
-        del begin, size
-        return None
-
-    def put_plan(self, plan: Path) -> bool:
-        """Do nothing."""
-        del plan
-        return False
-
-    def is_drawn(self, digest: str, index: int) -> bool:
-        """Return that it is missing."""
-        del digest, index
-        return False
-
-    def commit(self, digest: str, index: int, segment: Path) -> Commit:
-        """Do nothing."""
-        del digest, index, segment
-        return "kept"
-
-    def fetch(self, digest: str, index: int, into: Path) -> bool:
-        """Do nothing."""
-        del digest, index, into
-        return False
-
-    def report(self, counts: SegmentCounts, *, planned: bool) -> None:
-        """Do nothing."""
-        del counts, planned
 
 
 @frozen(kw_only=True)
@@ -204,7 +168,7 @@ def _planned(order: RenderOrder, audio: Path, report: Report, *, drawing: Drawin
                 yield _Planning(plan, slots, kept)
             return
         _log.warning("another plan is kept for this video: nothing that is drawn will be kept")
-        slots = NoSlots()
+        slots = UnkeptSlots()
     with making as planner, ThreadPoolExecutor(1, "renderdispatch-keep-plan") as keeper:
         own = slots
 

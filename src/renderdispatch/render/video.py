@@ -17,6 +17,7 @@ import av
 from renderdispatch.errors import AudioError, InvalidRequestError, RenderError, SceneError
 from renderdispatch.messages import Output, RenderOrder, RenderStats
 from renderdispatch.plumbing.failures import is_disk_full, translated
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Report, Slots
 from renderdispatch.render.artist import Artist
 from renderdispatch.render.audio import SoundReader
@@ -25,7 +26,7 @@ from renderdispatch.render.consumer import Consumer
 from renderdispatch.render.device import check_device, join_class, picture_version
 from renderdispatch.render.encoders import Encoder, find_encoder
 from renderdispatch.render.features import Analyser, Features, Frame
-from renderdispatch.render.lead import Drawing, NoSlots, render_segments
+from renderdispatch.render.lead import Drawing, render_segments
 from renderdispatch.render.mp4 import Mp4Writer
 from renderdispatch.render.one_pass import OnePassArtist, heard
 from renderdispatch.render.poster import brightest, write_poster
@@ -73,7 +74,7 @@ def render_video(
         drawing = Drawing(renderer=renderer, song=song, tools=tools, device=device)
         video = Path(folder, "video.mp4")
         if (reason := _why_whole(artist)) is None:
-            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or NoSlots())
+            stats = render_segments(order, audio, video, report, drawing=drawing, slots=slots or UnkeptSlots())
         else:
             stats = drawn_by_one(_render_whole(order, audio, video, report, drawing=drawing), slots, reason)
         if (poster := video.with_suffix(".jpg")).exists():

@@ -1,8 +1,7 @@
 """Which pieces of a video are drawn already, and where does a new one go?
 
 `KeptSlots` decides by what pieces say of themselves: a bad one is passed over, and the lowest good generation counts
-(see `renderdispatch.plumbing.pieces`). `UnkeptSlots` keeps nothing. While storage is away nothing is found, and a
-render goes on without it.
+(see `renderdispatch.plumbing.pieces`). While storage is away nothing is found, and a render goes on without it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from attrs import field, frozen
+from attrs import frozen
 
-from renderdispatch.messages import MAX_SEGMENTS, HelperOrder, RenderOrder, SegmentCounts
+from renderdispatch.messages import HelperOrder, RenderOrder, SegmentCounts
 from renderdispatch.plumbing.pieces import (
     GENERATIONS,
     GENERATIONS_OF_HELPERS,
@@ -29,6 +28,7 @@ from renderdispatch.plumbing.pieces import (
     segment_name,
 )
 from renderdispatch.plumbing.stop import Stop
+from renderdispatch.plumbing.unkept_slots import UnkeptSlots
 from renderdispatch.protocols import Commit, Slots
 from renderdispatch.runner.piece_stores import GrantedPieces, Piece, PieceStore, PieceTrouble, folder_of
 from renderdispatch.runner.reporting import told_to_stop
@@ -42,45 +42,6 @@ _CHUNK_BYTES: Final = 1 << 20
 
 Told = Callable[[SegmentCounts, bool], None]
 """``told(counts, planned)``: hears how far the segments are."""
-
-
-@frozen(kw_only=True)
-class UnkeptSlots:
-    """Slots that keep nothing, for a render that begins anew if it is ended."""
-
-    stop: Stop = field(factory=lambda: Stop(error=told_to_stop))
-    count: int = MAX_SEGMENTS
-    share: int = 0
-    parallel: int = 1
-
-    def read_plan(self, begin: int, size: int) -> bytes | None:  # noqa: ARG002 - there is none
-        """Return None."""
-        self.stop.check()
-        return None
-
-    def put_plan(self, plan: Path) -> bool:  # noqa: ARG002 - it is not kept
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def is_drawn(self, digest: str, index: int) -> bool:  # noqa: ARG002 - none is
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def commit(self, digest: str, index: int, segment: Path) -> Commit:  # noqa: ARG002 - it is not kept
-        """Return ``kept``: the file alone has it."""
-        self.stop.check()
-        return "kept"
-
-    def fetch(self, digest: str, index: int, into: Path) -> bool:  # noqa: ARG002 - there is none
-        """Return False."""
-        self.stop.check()
-        return False
-
-    def report(self, counts: SegmentCounts, *, planned: bool) -> None:  # noqa: ARG002 - what is not kept is not told
-        """Do nothing."""
-        self.stop.check()
 
 
 @frozen

@@ -160,6 +160,7 @@ def make_ended_job(**changes: Any) -> Job:
         },
         "pieces_clean_up": CleanUp.OWED,
         "pieces_swept_at": now,
+        "pieces_kept_until": now,
         "borrows": "jobs/another/life/pieces/",
         "lent_to": "a third one",
         "attempts": (lost, done),
