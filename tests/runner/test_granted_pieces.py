@@ -155,7 +155,6 @@ def test_grants_that_cannot_be_read(bucket: Bucket, slots: Slots, segment: Path,
     [
         ("http://[::1/{}", {}),
         ("http://127.0.0.1:99999/{}", {}),
-        ("http://a..b/{}", {}),
         ("ftp://127.0.0.1/{}", {}),
         ("{}", {}),
         ("", {"X-Key": "\N{EURO SIGN}{}"}),
@@ -187,7 +186,7 @@ def test_grants_from_afar_name_no_file_of_this_machine(bucket: Bucket, slots: Sl
 def test_a_stop_cuts_a_call_that_runs(bucket: Bucket, slots: Slots, stop: Stop, segment: Path) -> None:
     """A call whose response does not come ends when the render is to stop."""
     assert not slots.is_drawn(DIGEST, 2)
-    bucket.trickling_until = time.monotonic() + 12
+    bucket.trickling_until = time.monotonic() + 60
     ended: list[BaseException] = []
 
     def commit() -> None:
@@ -201,5 +200,6 @@ def test_a_stop_cuts_a_call_that_runs(bucket: Bucket, slots: Slots, stop: Stop, 
     thread.start()
     eventually(lambda: len(bucket.headers) > asked)
     stop.request("cancelled")
-    thread.join(5)
+    thread.join(30)
+    bucket.trickling_until = 0
     assert [str(error) for error in ended] == ["told to stop: cancelled"]

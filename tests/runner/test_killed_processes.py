@@ -44,12 +44,15 @@ def drawn(log: Path) -> list[tuple[int, int]]:
     return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
 
 
-def kill_one(log: Path, seen: int, *, runner: bool) -> None:
-    """Kill the render process that draws now, or the runner above its supervisor, once it has drawn something new."""
+def kill_one(log: Path, seen: int, *, runner: bool, after_s: float) -> None:
+    """Kill the render process, or the runner above its supervisor, so long after it has drawn something new."""
     eventually(lambda: len(drawn(log)) > seen)
+    time.sleep(after_s)
     victim = drawn(log)[-1][1]
     with contextlib.suppress(OSError):  # it has ended
-        os.kill(parent_of(parent_of(victim)) if runner else victim, signal.SIGKILL)
+        above = parent_of(parent_of(victim)) if runner else victim
+        if above > 1:  # else it has ended, and its parent too
+            os.kill(above, signal.SIGKILL)
 
 
 def end_of(backend: LocalGpuBackend, call: BackendCall) -> CallState:
@@ -72,8 +75,7 @@ def test_a_render_that_is_killed_goes_on_where_it_was(backend: LocalGpuBackend, 
         if seen >= SEGMENTS - 1:
             break
         call = backend.start(order(), on_event=Recorder())
-        kill_one(log, seen, runner=number % 2 == 1)
-        time.sleep(chance.uniform(0, SEGMENT_S))
+        kill_one(log, seen, runner=number % 2 == 1, after_s=chance.uniform(0, 3 * SEGMENT_S))
         killed += not isinstance(end_of(backend, call).outcome, Completed)
     last = order()
     outcome = end_of(backend, backend.start(last, on_event=Recorder())).outcome

@@ -234,6 +234,30 @@ def test_a_normal_exit_leaves_nothing(modules: str, tmp_path: Path) -> None:
     gone(modules)
 
 
+def test_a_process_that_reads_nothing_is_ended(modules: str, tmp_path: Path) -> None:
+    """A line that waits for room in the pipe keeps nobody from ending the process, which ends the wait."""
+    (tmp_path / "deaf.py").write_text("import time\ntime.sleep(120)\n")
+    process = SupervisedProcess("deaf")
+    begun = threading.Event()
+
+    def write() -> None:
+        begun.set()
+        for _ in range(100):
+            process.write_line("x" * 65536)
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    assert begun.wait(30)
+    eventually(process._writing.locked)
+    ending = threading.Thread(target=process.end, daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
+    writing.join(60)
+    assert not writing.is_alive()
+    gone(modules)
+
+
 def test_nothing_leaks(modules: str, tmp_path: Path) -> None:
     """Fifty runs leave as many descriptors, threads and children as there were."""
     (tmp_path / "nothing.py").write_text("")

@@ -180,13 +180,13 @@ def test_a_helper_ends_when_its_attempt_does(video: Video, which: str) -> None:
 def test_a_helper_looks_without_drawing_too(video: Video) -> None:
     """It ends while a long segment is drawn, at the next of its regular looks."""
     video.plan()
-    order = video.helper(segment_s=30)
+    order = video.helper(segment_s=300)
     ended: list[Helped] = []
     io = HelperIO(render=SupervisedRender(), look_s=0.1)
-    thread = threading.Thread(target=lambda: ended.append(run_helper(order, io=io)))
+    thread = threading.Thread(target=lambda: ended.append(run_helper(order, io=io)), daemon=True)
     thread.start()
     write(order.stop)
-    thread.join(15)
+    thread.join(60)
     assert [helped.segments for helped in ended] == [0]
 
 
@@ -204,11 +204,11 @@ def test_a_helper_ends_at_its_deadline(video: Video) -> None:
     """A render process that is still drawing is ended then."""
     video.plan()
     clock = datetime.now(UTC) + timedelta(hours=1) - timedelta(seconds=0.5)
-    order = video.helper(segment_s=30, changes={"start_by": datetime.now(UTC) + timedelta(hours=2)})
+    order = video.helper(segment_s=300, changes={"start_by": datetime.now(UTC) + timedelta(hours=2)})
     io = HelperIO(render=SupervisedRender(), now=lambda: clock + CLOCK_SLACK)
     began = time.monotonic()
     assert run_helper(order, io=io).reason == "told to stop: its time is up"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_helper_of_another_plan_draws_nothing(video: Video) -> None:

@@ -87,7 +87,7 @@ class SupervisedProcess:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
         _close((held, answers, read, printed))
-        self._lock = threading.Lock()
+        self._writing, self._killing = threading.Lock(), threading.Lock()  # two: who writes may wait for who reads
         self._lifeline: int | None = lifeline
         self._events: int | None = events
         self._stdin, self._stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
@@ -104,7 +104,7 @@ class SupervisedProcess:
 
     def write_line(self, line: str) -> None:
         """Send one line to its stdin; does nothing once it is gone."""
-        with self._lock, contextlib.suppress(BrokenPipeError, ValueError):
+        with self._writing, contextlib.suppress(BrokenPipeError, ValueError):
             self._stdin.write(line.encode() + b"\n")
             self._stdin.flush()
 
@@ -138,7 +138,7 @@ class SupervisedProcess:
 
     def kill(self) -> None:
         """Have the supervisor end it and its descendants. A second call does nothing."""
-        with self._lock:
+        with self._killing:
             if self._lifeline is not None:
                 os.close(self._lifeline)
                 self._lifeline = None
@@ -161,7 +161,7 @@ class SupervisedProcess:
         if self._events is not None:
             os.close(self._events)
             self._events = None
-        with self._lock, contextlib.suppress(BrokenPipeError):
+        with self._writing, contextlib.suppress(BrokenPipeError):
             self._stdin.close()
         if self._drain.is_alive():
             self._drain.join(1)
