@@ -31,7 +31,7 @@ Order = Callable[..., RenderOrder]
 class Drawer(Worker):
     """Draws all segments, and hears each time that the one which is kept is bad."""
 
-    drawn: list[int]
+    begun: list[int]
     taken: list[int]
 
     @staticmethod
@@ -40,7 +40,7 @@ class Drawer(Worker):
 
     def progress(self, index: int, frames: int) -> None:
         if frames == 1:
-            self.drawn.append(index)
+            self.begun.append(index)
 
     def finished(self, index: int, segment: Path) -> None:
         self.taken.append(index)
@@ -66,14 +66,14 @@ def drawer(tmp_path: Path, write_wav: WriteWav, order: Order) -> Iterator[Drawer
         encoder = find_encoder(wanted.output, artist.gpu)
         tools = Tools(artist=artist, encoder=encoder, output=wanted.output, folder=folder)
         made = Drawer(tools, planner.plan, UnkeptSlots(), most=None)
-        made.drawn, made.taken = [], []
+        made.begun, made.taken = [], []
         yield made
 
 
 def test_what_was_drawn_here_is_not_drawn_again(drawer: Drawer) -> None:
     """A worker has a good segment itself: that the one which is kept is bad, changes nothing."""
     drawer.run()
-    assert drawer.drawn == drawer.taken == [0, 1, 2]
+    assert drawer.begun == drawer.taken == [0, 1, 2]
 
 
 class Breaks(SceneArtist):
