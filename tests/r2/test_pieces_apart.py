@@ -77,7 +77,7 @@ def service(storage: R2Storage, backend: Declared) -> Iterator[RenderService]:
 
 def _renting(service: RenderService, backend: Declared, tenant: str) -> Renting:
     own = service.for_tenant(tenant)
-    job_id = own.submit(b"RIFF", duration=61).id
+    job_id = own.submit(b"RIFF" * 4000, duration=61).id
     service.tick()
     order = backend.orders[-1]
     assert order.job_id == job_id
@@ -169,7 +169,7 @@ def test_no_submitted_key_names_what_a_render_keeps(acme: Renting, other: Rentin
     grants = layout.grants_key(victim.prefix, token, helpers=False)
     helpers, stop = layout.grants_key(victim.prefix, token, helpers=True), layout.stop_key(victim.prefix, token)
     song = tmp_path / "song.wav"
-    song.write_bytes(b"RIFF")
+    song.write_bytes(b"RIFF" * 4000)
     for key in (*kept, grants, helpers, stop):
         with pytest.raises(InvalidRequestError) as audio:
             acme.service.submit(StorageKey(key))
