@@ -142,7 +142,11 @@ def test_while_storage_is_away_nothing_is_found_and_nothing_kept(bucket: Bucket,
     assert len(bucket.headers) == asked
 
 
-@pytest.mark.parametrize("grants", [b"", b"nonsense", gzip.compress(b"{}"), gzip.compress(b"{}" * 1000)[:-9]])
+@pytest.mark.parametrize(
+    "grants",
+    [b"", b"nonsense", gzip.compress(b"{}"), gzip.compress(b"{}" * 1000)[:-9]],
+    ids=["empty", "nonsense", "without URLs", "cut off"],
+)
 def test_grants_that_cannot_be_read(bucket: Bucket, slots: Slots, segment: Path, grants: bytes) -> None:
     """Without grants nothing is kept, and the render goes on."""
     bucket.objects["grants"] = grants
