@@ -21,7 +21,7 @@ class ScopeParams(SceneParams):
 
 notes = ffmpeg(
     "showcqt=size={width}x{height}:rate={fps}:axis=0:sono_h=0:bar_g=4:bar_v=30:cscheme=1|0.2|0.6|0.5|0.4|1,"
-    "scale=iw:ih/2,split[up][down];[down]vflip[below];[up][below]vstack",
+    "scale=iw:ih/2,format=yuv444p,split[up][down];[down]vflip[below];[up][below]vstack",
     about="A bar for each note, and its reflection; drawn by FFmpeg.",
 )
 

@@ -228,10 +228,14 @@ class Attempt:
         return self.holds_unit + sum(helper.may_compute for helper in helpers)
 
     @property
+    def shares_pieces(self) -> bool:
+        """Whether another attempt can go on from the segments that it keeps."""
+        return self.pieces is not None and self.token not in self.pieces
+
+    @property
     def advanced(self) -> bool:
         """Whether it drew segments from which another attempt can go on: then it does not count as a try."""
-        shared = self.pieces is not None and self.token not in self.pieces
-        return shared and self.segments_standing > self.segments_before
+        return self.shares_pieces and self.segments_standing > self.segments_before
 
     @property
     def may_write(self) -> bool:

@@ -230,7 +230,7 @@ class Sleeper(Worker):
     def __init__(self, plan: Any, slots: Slots, folder: Path, *, pace: Callable[[], float]) -> None:
         artist: Any = SimpleNamespace(start=lambda: ())
         super().__init__(Tools(artist=artist, encoder=LIBX264, output=_SMALL, folder=folder), plan, slots, most=2)
-        self.drawn = 0
+        self.frames = 0
         self._pace = pace
         self._content = random.Random(1).randbytes(128 << 10)
 
@@ -264,7 +264,7 @@ class Sleeper(Worker):
                     self.choice.drew(index, time.monotonic(), seconds=time.monotonic() - began, in_vain=share)
                     self.looked(index, stands=True)
                     return
-        self.drawn += frames
+        self.frames += frames
         path = self.tools.folder / f"{index}.drawn"
         head = SegmentHead(
             digest=self.plan.digest,
@@ -329,7 +329,7 @@ def draw_together(
     took = time.monotonic() - began
     longest = max(len(plan.frames_of(index)) for index in range(len(plan) - 1))
     ideal = -(-len(plan) // workers) * longest / 30
-    drawn = sum(helper.drawn for helper in helpers) / (minutes * 60 * 30)
+    drawn = sum(helper.frames for helper in helpers) / (minutes * 60 * 30)
     print(f"{workers} helpers: {took:.1f} s, ideal {ideal:.1f} s; {drawn:.2f} frames drawn for each shown", flush=True)
     return took, ideal
 

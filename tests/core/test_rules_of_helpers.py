@@ -229,7 +229,7 @@ def _again(job: Job, number: int, *events: JobEvent, error: JobEvent | None = No
     token = f"token-{number}"
     begun = (claimed(token), intended(token, pieces=PIECES), checked_in(f"run-{number}", token))
     end = error or failed(run=f"run-{number}", token=token)
-    job = after(job, [*begun, *events, end], start=job.updated_at)
+    job = after(job, [*begun, *events, end, ResultMissing(token=token)], start=job.updated_at)
     return after(job, [CallStopped(token=token), CleanedUp(token=token)], start=job.updated_at)
 
 
@@ -257,6 +257,15 @@ def test_segments_that_storage_lists_count_too() -> None:
     assert after(job, [ResultMissing(token="token-1")]).stage is Stage.RETRY_WAIT
     without = after(_job(max_attempts=1), [*_BEGUN, lost(), SegmentsSeen(token="token-1", standing=0)])
     assert after(without, [ResultMissing(token="token-1")]).status is JobStatus.FAILED
+
+
+def test_the_last_attempt_is_not_failed_before_storage_was_asked() -> None:
+    """A run that dies may have kept segments that it did not come to report: then another attempt follows."""
+    job = after(_job(max_attempts=1), [*_BEGUN, failed()])
+    assert not job.ended
+    drew = after(job, [SegmentsSeen(token="token-1", standing=1), ResultMissing(token="token-1")])
+    assert drew.stage is Stage.RETRY_WAIT
+    assert after(job, [ResultMissing(token="token-1")]).status is JobStatus.FAILED
 
 
 def test_what_no_other_attempt_can_use_counts() -> None:

@@ -216,6 +216,7 @@ def test_helpers_whose_start_was_not_answered_are_found(open_film: Callable[...,
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(300)
 def test_helpers_that_nobody_reaches_end_at_their_deadline(open_film: Callable[..., Film], r2: LocalR2) -> None:
     """Neither a call nor an object tells them to stop."""
     film = open_film()

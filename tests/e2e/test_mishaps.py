@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from renderdispatch.messages import FaultDomain, JobStatus, Limits, Stage
 from renderdispatch.testing.modal import CallStatus
-from tests.support.mishaps import Rig
+from tests.support.mishaps import Render, Rig
+
+HELPED = pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.long)])
+"""A render alone, and one that a helper draws too."""
+
+
+def _held(rig: Rig, parallel: int, **params: Any) -> Render:
+    """Return a render that has begun, with its helpers."""
+    render = rig.submit(hold=True, parallel=parallel, **params)
+    render.wait_for_renders(1)
+    if parallel > 1:
+        render.wait_for_helpers(parallel - 1)
+    return render
 
 
 def test_a_render_that_raises(rig: Rig) -> None:
@@ -20,10 +36,10 @@ def test_a_render_that_raises(rig: Rig) -> None:
     assert render.objects == {}
 
 
-def test_a_container_that_is_killed(rig: Rig) -> None:
+@HELPED
+def test_a_container_that_is_killed(rig: Rig, parallel: int) -> None:
     """Modal starts the same input again: the attempt goes on as a new run, and delivers."""
-    render = rig.submit(hold=True)
-    render.wait_for_renders(1)
+    render = _held(rig, parallel)
     render.wait_for_stage(Stage.RENDERING)
     rig.modal.kill_container(render.call.id)
     render.wait_for_renders(2)
@@ -56,10 +72,10 @@ def test_out_of_memory_again_and_again(rig: Rig) -> None:
     assert render.objects == {}
 
 
-def test_a_timeout(rig: Rig) -> None:
+@HELPED
+def test_a_timeout(rig: Rig, parallel: int) -> None:
     """A render that Modal ends at its timeout fails the job for good; its process is gone."""
-    render = rig.submit(hold=True, child=True)
-    render.wait_for_renders(1)
+    render = _held(rig, parallel, child=True)
     rig.modal.timeout(render.call.id)
     assert rig.modal.wait_for_end(render.call.id).status is CallStatus.TIMED_OUT
     render.assert_stopped()
@@ -70,10 +86,10 @@ def test_a_timeout(rig: Rig) -> None:
     assert (len(job.attempts), render.starts) == (1, 1)
 
 
-def test_a_preemption(rig: Rig) -> None:
+@HELPED
+def test_a_preemption(rig: Rig, parallel: int) -> None:
     """A render whose container is taken away starts again in another one, in the same attempt, and delivers."""
-    render = rig.submit(hold=True, child=True)
-    render.wait_for_renders(1)
+    render = _held(rig, parallel, child=True)
     rig.modal.preempt(render.call.id)
     render.wait_for_renders(2)
     render.go()
@@ -110,10 +126,10 @@ def test_a_preemption_after_the_result(rig: Rig) -> None:
     assert (len(render.job.attempts), render.starts) == (1, 1)
 
 
-def test_a_second_copy_of_the_input(rig: Rig) -> None:
+@HELPED
+def test_a_second_copy_of_the_input(rig: Rig, parallel: int) -> None:
     """Of two containers with the same input the newer one delivers; the older one is told to stop."""
-    render = rig.submit(hold=True)
-    render.wait_for_renders(1)
+    render = _held(rig, parallel)
     rig.modal.redeliver(render.call.id)
     render.wait_for_renders(2)
     rig.modal.wait(lambda: len(render.call.running) == 1)

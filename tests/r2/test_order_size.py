@@ -19,6 +19,8 @@ from renderdispatch.stores.memory import MemoryJobStore
 from renderdispatch.testing.local_r2 import LocalR2
 
 MASTER = "whsec_" + "QUJD" * 8
+SONG = b"RIFF" * 16_000
+"""Long enough that its segments are kept, so that orders have one URL more."""
 
 
 class Keeping:
@@ -60,7 +62,7 @@ def test_the_longest_order_fits(far: tuple[RenderService, Keeping]) -> None:
     """With a long prefix, a long tenant, parameters at their limit and a long webhook, an order is at most 8 KiB."""
     service, backend = far
     params = {"text": "x" * (MAX_PARAMS_BYTES - 11)}
-    service.for_tenant("t" * 64).submit(b"RIFF", scene="s" * 64, params=params)
+    service.for_tenant("t" * 64).submit(SONG, scene="s" * 64, params=params)
     service.tick()
     size = len(backend.orders[0].model_dump_json())
     assert MAX_ORDER_BYTES / 2 < size <= MAX_ORDER_BYTES
@@ -74,7 +76,7 @@ def test_the_longest_song_fits(far: tuple[RenderService, Keeping], tmp_path: Pat
     tenant = service.for_tenant("t" * 64)
     for title in ("x", "x" * 200, "é" * 150, "日" * 100):
         song: dict[str, Any] = {"title": title, "artist": title, "params": {"text": "x" * 100}}
-        tenant.submit(b"RIFF", scene="s" * 64, cover=cover, poster=True, **song)
+        tenant.submit(SONG, scene="s" * 64, cover=cover, poster=True, **song)
     service.tick()
     sizes = [len(order.model_dump_json().encode()) for order in backend.orders]
     assert len(sizes) == 4
@@ -100,10 +102,11 @@ def test_a_scene_with_all_its_files_fits(r2: LocalR2, tmp_path: Path) -> None:
     with RenderService(
         MemoryJobStore(), storage, backend, secrets=[MASTER], webhook_url=url, worker=False, owned=[storage]
     ) as service:
-        service.for_tenant("acme").submit(b"RIFF", title="The title of a song", **files_of_a_scene(tmp_path))
+        service.for_tenant("acme").submit(SONG, title="The title of a song", **files_of_a_scene(tmp_path))
         service.tick()
     (order,) = backend.orders
     assert order.bundle is None
+    assert order.pieces is not None
     assert order.scene_file is not None and order.cover is not None and len(order.images) == MAX_IMAGES
     assert all(asset.url for asset in (order.scene_file, order.cover, *order.images))
     assert len(order.model_dump_json().encode()) <= MAX_ORDER_BYTES
@@ -114,7 +117,7 @@ def test_many_files_with_long_names_travel_as_one(far: tuple[RenderService, Keep
     service, backend = far
     tenant = service.for_tenant("t" * 64)
     song: dict[str, Any] = {"title": "x" * 200, "artist": "日" * 100}
-    handle = tenant.submit(b"RIFF", **song, **files_of_a_scene(tmp_path))
+    handle = tenant.submit(SONG, **song, **files_of_a_scene(tmp_path))
     service.tick()
     (order,) = backend.orders
     assert len(order.model_dump_json().encode()) <= MAX_ORDER_BYTES
@@ -136,7 +139,7 @@ def test_an_order_that_does_not_fit_is_told(far: tuple[RenderService, Keeping], 
     service, backend = far
     key = "é" * 400
     storage = r2.storage(prefix="p" * 200)
-    storage.put(key, b"RIFF")
+    storage.put(key, SONG)
     handle = service.submit(StorageKey(key), scene="bars", params={"text": "x" * 2000})
     service.tick()
     storage.close()
@@ -151,7 +154,7 @@ def test_no_secret_leaves_but_the_attempts_own(far: tuple[RenderService, Keeping
     """An order holds neither the master secret nor a storage credential; its key is another for each attempt."""
     service, backend = far
     for _ in range(2):
-        service.submit(b"RIFF", scene="bars")
+        service.submit(SONG, scene="bars")
     service.tick()
     orders = [order.model_dump_json() for order in backend.orders]
     for order in orders:

@@ -14,7 +14,7 @@ from attrs import define
 from renderdispatch import RenderService, StorageKey
 from renderdispatch.engine import layout
 from renderdispatch.engine.orders import make_grants
-from renderdispatch.errors import InvalidRequestError
+from renderdispatch.errors import InvalidRequestError, JobNotFoundError, ObjectNotFoundError, StorageError
 from renderdispatch.messages import Grants, RenderOrder
 from renderdispatch.plumbing import pieces
 from renderdispatch.protocols import BackendCall, CallState, CallStatus, Locality, OnEvent
@@ -77,7 +77,7 @@ def service(storage: R2Storage, backend: Declared) -> Iterator[RenderService]:
 
 def _renting(service: RenderService, backend: Declared, tenant: str) -> Renting:
     own = service.for_tenant(tenant)
-    job_id = own.submit(b"RIFF" * 4000, duration=61).id
+    job_id = own.submit(b"RIFF" * 16_000, duration=61).id  # long enough for a minute
     service.tick()
     order = backend.orders[-1]
     assert order.job_id == job_id
@@ -169,13 +169,50 @@ def test_no_submitted_key_names_what_a_render_keeps(acme: Renting, other: Rentin
     grants = layout.grants_key(victim.prefix, token, helpers=False)
     helpers, stop = layout.grants_key(victim.prefix, token, helpers=True), layout.stop_key(victim.prefix, token)
     song = tmp_path / "song.wav"
-    song.write_bytes(b"RIFF" * 4000)
+    song.write_bytes(b"RIFF")
     for key in (*kept, grants, helpers, stop):
         with pytest.raises(InvalidRequestError) as audio:
             acme.service.submit(StorageKey(key))
         with pytest.raises(InvalidRequestError) as cover:
             acme.service.submit(song, cover=StorageKey(key))
         assert (audio.value.code, cover.value.code) == ("audio.denied", "cover.denied")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("/pieces/", "//pieces/"),
+        ("/pieces/", "/./pieces/"),
+        ("/pieces/", "/x/../pieces/"),
+        ("/jobs/", "//jobs/"),
+        ("/jobs/", "/x/../jobs/"),
+        ("/jobs/", "/../acme/jobs/"),
+        ("/pieces/", "/PIECES/"),
+        ("/pieces/", "/piece%73/"),
+        ("/pieces/", "%2fpieces/"),
+    ],
+)
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+def test_no_other_spelling_of_a_key_names_it(
+    storage: R2Storage, acme: Renting, other: Renting, whose: str, old: str, new: str
+) -> None:
+    """Keys are refused, or name nothing."""
+    victim, name = acme if whose == "its own" else other, pieces.segment_name(0, 0)
+    assert _put(victim.grants.put[name], victim.grants) == 200
+    key = unquote(urlsplit(victim.grants.get[name]).path).partition("/renders/")[2]
+    with storage.open(key) as kept:
+        assert kept.read() == b"a segment"
+    spelt = key.replace(old, new, 1)
+    if whose == "another's":
+        spelt = spelt.replace("tenants/other/", "tenants/acme/../other/", 1)
+    with pytest.raises((InvalidRequestError, ObjectNotFoundError, StorageError)):
+        acme.service.submit(StorageKey(spelt))
+
+
+def test_a_tenant_borrows_no_pieces_of_another(acme: Renting, other: Renting) -> None:
+    """Another's job cannot be repeated, which would lend what was drawn of it."""
+    with pytest.raises(JobNotFoundError):
+        acme.service.retry(other.job_id)
 
 
 def test_the_service_without_tenants_is_held_to_it_too(service: RenderService, acme: Renting) -> None:

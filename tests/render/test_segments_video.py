@@ -173,6 +173,15 @@ def test_the_lead_tells_of_segments_and_of_the_plan(film: Callable[..., Film]) -
     assert sum(one.segments for one in made.helped) <= 6
 
 
+def test_what_is_drawn_here_is_never_told_as_taken_over(film: Callable[..., Film]) -> None:
+    """A segment of the lead counts as its own from its last frame on, also while it is still being encoded."""
+    one = film(24)
+    slots = FolderSlots(folder=one.pieces)
+    one.draw(slots=slots)
+    taken = [(counts.standing, counts.own) for counts, _ in slots.reports if counts.standing != counts.own]
+    assert taken == []
+
+
 def test_storage_that_is_away_costs_nothing_but_what_it_would_keep(film: Callable[..., Film]) -> None:
     """The lead joins what is on its own disk."""
     whole = film(13, "whole").draw()[0]
@@ -181,6 +190,29 @@ def test_storage_that_is_away_costs_nothing_but_what_it_would_keep(film: Callabl
     assert file == whole
     assert stats.segments_taken == 0
     assert not list(made.pieces.iterdir())
+
+
+def test_a_helper_outlasts_storage_that_is_away(film: Callable[..., Film]) -> None:
+    """It waits for the plan, and offers again what it drew meanwhile."""
+    made = film(33)
+    made.draw()
+    for path in made.pieces.glob("[0-9]*"):
+        path.unlink()
+    (folder := made.folder / "helper").mkdir()
+    slots = FolderSlots(folder=made.pieces, parallel=2, share=1)
+    began = list[int]()
+
+    def check() -> None:
+        """Go away at the second segment that is to be kept, and come back some calls later."""
+        calls = slots.calls.copy()
+        if calls.get("commit") == 2 and not began:
+            began.append(sum(calls.values()))
+        slots.is_away = bool(began) and sum(calls.values()) < began[0] + 6
+
+    slots.check = check
+    helped = made.renderer.help(helper_of(made.order, 1, 2), folder, quiet, slots=slots)
+    assert helped.segments == len(list(made.pieces.glob("[0-9]*.0"))) == 8
+    assert not list(folder.iterdir())
 
 
 def other_last_byte(data: bytes) -> bytes:
@@ -260,16 +292,19 @@ def test_another_plan_is_not_mixed_in(film: Callable[..., Film]) -> None:
     assert {path.name: path.read_bytes() for path in made.pieces.iterdir()} == before
 
 
-def test_a_plan_that_is_damaged_is_made_anew(film: Callable[..., Film]) -> None:
-    """The lead does not fail because of what storage returns: it makes the plan itself."""
+@pytest.mark.parametrize("damaged", [4000, 10])
+def test_a_plan_that_is_damaged_is_made_anew(film: Callable[..., Film], damaged: int) -> None:
+    """The lead does not fail because of what storage returns: it makes the plan itself, and progress never falls."""
     made = film(9)
     whole = made.draw()[0]
     for path in made.pieces.glob("[0-9]*"):
         path.unlink()
     plan = made.pieces / "plan.0"
     data = plan.read_bytes()
-    plan.write_bytes(data[:-4000] + bytes(4000))
-    assert made.draw()[0] == whole
+    plan.write_bytes(data[:-damaged] + bytes(255 - byte for byte in data[-damaged:]))
+    done = list[int]()
+    assert made.draw(report=lambda frames, _total: done.append(frames))[0] == whole
+    assert done == sorted(done)
 
 
 def test_the_poster_is_the_same_whoever_draws(film: Callable[..., Film]) -> None:

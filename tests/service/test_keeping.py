@@ -52,7 +52,8 @@ def with_pieces(world: World, job_id: str) -> Job:
     job = world.job(job_id)
     prefix = layout.prefix_of(job)
     pieces = layout.pieces_prefix(prefix, PICTURE)
-    attempt = evolve(job.attempts[-1], pieces=pieces)
+    # both counts are the same, so that a failure ends the job
+    attempt = evolve(job.attempts[-1], pieces=pieces, segments_before=2, segments_standing=2)
     changes: dict[str, Any] = {"attempts": (*job.attempts[:-1], attempt), "pieces_clean_up": CleanUp.OWED}
     stored = world.store.replace(evolve(job, **changes), expected_revision=job.revision)
     for name in ("plan.0", "000.0", "001.0"):
@@ -69,6 +70,8 @@ def failed(world: World, error: JobError, job_id: str | None = None) -> Job:
     order = world.backend.orders[-1]
     world.send(event_of(order, CheckedIn))
     world.send(event_of(order, Failed, error=error))
+    if not world.job(job.id).ended:
+        world.tick()  # storage is asked whether it drew something
     assert world.job(job.id).status is JobStatus.FAILED
     return world.job(job.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
@@ -34,17 +35,23 @@ def world() -> Iterator[World]:
 
 
 def lost(world: World, job_id: str, drawn: list[int]) -> Job:
-    """Have a job fail by the infrastructure after these segments were drawn."""
+    """Have a job fail by the infrastructure after these segments were drawn, at the first attempt that drew none."""
     world.tick()
-    job, order = world.job(job_id), world.backend.orders[-1]
+    job = world.job(job_id)
     pieces = job.attempts[-1].pieces
     assert pieces is not None
     world.storage.put(pieces + plan_name(0), make_plan(DIGEST))
     for index in drawn:
         body = f"segment {index} of {SEGMENTS}\n".encode()
         world.storage.put(pieces + segment_name(index, 0), make_segment(DIGEST, index, body))
-    world.send(event_of(order, CheckedIn))
-    world.send(event_of(order, Failed, error=LOST))
+    for _ in range(2):
+        world.send(event_of(world.backend.orders[-1], CheckedIn))
+        world.send(event_of(world.backend.orders[-1], Failed, error=LOST))
+        world.tick()  # storage is asked whether it drew something
+        if world.job(job_id).ended:
+            break
+        world.pass_time(timedelta(minutes=1))
+        world.tick()
     assert world.job(job_id).status is JobStatus.FAILED
     return world.job(job_id)
 

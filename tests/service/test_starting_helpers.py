@@ -425,6 +425,23 @@ def test_jobs_that_wait_go_before_helpers(here: World) -> None:
     assert all(here.job(job_id).stage is Stage.DISPATCHED for job_id in more)
 
 
+def test_a_job_that_comes_later_gets_the_slot_of_a_helper(here: World) -> None:
+    """One helper for each job that waits stops, the last one first; what it has drawn is kept."""
+    remote = here.backend
+    assert isinstance(remote, Slots)
+    job_id, order = started(here, parallel=5)
+    here.send(planned(order))
+    assert eventually(lambda: ticked(here) and len(remote.helped) == 2)
+    here.tick(2)
+    assert remote.cancelled == []
+    later = here.submit(limits=LIMITS, duration=1.0)
+    assert eventually(lambda: ticked(here) and here.job(later).stage is Stage.DISPATCHED)
+    assert remote.cancelled == ["helper-2"]
+    here.tick(2)
+    assert len(remote.helped) == 2
+    assert states(here, job_id)[:2] == [HelperState.STARTED, HelperState.STOPPED]
+
+
 def test_a_job_whose_audio_is_fetched_goes_before_helpers() -> None:
     """It will want a slot, so no helper takes the last one, which it would keep for as long as the video is drawn."""
     let_go = threading.Event()

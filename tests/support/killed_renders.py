@@ -33,8 +33,10 @@ from attrs import define, field, frozen
 from renderdispatch import RenderService
 from renderdispatch.backends.local import LocalGpuBackend
 from renderdispatch.backends.modal import ModalBackend
+from renderdispatch.engine import layout
 from renderdispatch.jobs import Job
 from renderdispatch.messages import JobStatus, Limits, Output
+from renderdispatch.plumbing import pieces
 from renderdispatch.protocols import StorageAdapter
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.stores.sql import SqlJobStore
@@ -42,10 +44,10 @@ from renderdispatch.testing import registered_scenes
 from renderdispatch.testing.modal import LoopbackModal
 from renderdispatch.testing.webhook_server import webhook_server
 from tests.support import ROOT
+from tests.support.killed_service import SCENES
 from tests.support.modal_services import served_storage
 
-SCENE: Final = "counted"
-SCENES: Final[Mapping[str, str]] = {SCENE: "tests.support.counted_frames:counted"}
+(SCENE,) = SCENES
 
 Victim = Literal["service", "runner", "render"]
 
@@ -57,10 +59,10 @@ SEGMENTS: Final = 18
 FRAMES: Final = SEGMENT * SEGMENTS
 _OUTPUT: Final = Output(width=64, height=64, fps=Fraction(6))  # at which a segment of four seconds has 24 frames
 _RATE: Final = 8000
-_FRAME_S: Final = 0.01
+_FRAME_S: Final = 0.005
 _POLL_S: Final = 0.01
 _PATIENCE_S: Final = 90.0
-_SEGMENTS_AHEAD: Final = 3
+_SEGMENTS_AHEAD: Final = 2
 """A kill comes at any moment while about so many segments are drawn."""
 
 _EARLY: Final = 0.2
@@ -121,15 +123,14 @@ class Killed(ABC):
         job_id = self.service.submit(
             song, scene=SCENE, params=params, output=_OUTPUT, parallel=self.parallel, limits=limits
         ).id
-        killed = workers = 0
-        last = self.service.get(job_id)
+        killed = workers = kept = 0
         for soon in early:
-            self._wait(job_id, lambda job: job.ended or soon or _rose(job, last))  # noqa: B023 - called at once
+            self._wait(job_id, lambda job: job.ended or soon or self._kept(job) > kept)  # noqa: B023 - called at once
             time.sleep(self.chance.uniform(0, _SEGMENTS_AHEAD * SEGMENT * frame_s))
-            last = self.service.get(job_id)
-            if last.ended:
+            if (job := self.service.get(job_id)).ended:
                 break
-            ended = self.kill(last)
+            ended = self.kill(job)
+            kept = self._kept(job)
             killed, workers = killed + (ended > 0), workers + ended
         job = self._wait(job_id, lambda job: job.ended)
         return Video(job, self._hash(job), marks.read(), killed, workers, self.parallel)
@@ -140,6 +141,11 @@ class Killed(ABC):
             assert time.monotonic() < deadline, f"nothing happens any more: {job}"
             time.sleep(_POLL_S)
         return job
+
+    def _kept(self, job: Job) -> int:
+        """Return how many segments of the job are kept."""
+        found = self.storage.list(layout.all_pieces(layout.prefix_of(job)))
+        return len({pieces.index_of(info.key.rpartition("/")[2]) for info in found} - {None})
 
     def _hash(self, job: Job) -> str:
         if job.artifact is None:
@@ -188,15 +194,6 @@ class Video:
     def __str__(self) -> str:
         attempts = ", ".join(f"{len(a.runs)} runs {a.error.code if a.error else ''}" for a in self.job.attempts)
         return f"{self.kills} kills, {self.workers} workers, {self.in_vain} frames in vain; attempts: {attempts}"
-
-
-def _rose(job: Job, last: Job) -> bool:
-    """Return whether the run of the job has kept something new, since it began and since the job was as it was last."""
-    attempt = job.attempt
-    if attempt is None or attempt.ended_at is not None or attempt.verdict is not None:
-        return False
-    same = [each.segments_standing for each in last.attempts if each.token == attempt.token]
-    return attempt.segments_standing > max(attempt.segments_before, attempt.segments_then, *same)
 
 
 # --- on this machine

@@ -28,7 +28,7 @@ from renderdispatch import RenderService
 from renderdispatch.backends.modal import ModalBackend
 from renderdispatch.engine.inbox import WebhookResponse
 from renderdispatch.engine.reconcile import Reconciler
-from renderdispatch.jobs import Job
+from renderdispatch.jobs import HelperState, Job
 from renderdispatch.messages import RENDER_EVENT, JobStatus, Limits, Output, RenderEvent, Stage
 from renderdispatch.protocols import RenderBackend
 from renderdispatch.storage.r2 import R2Storage
@@ -104,12 +104,16 @@ class Rig:
     secret: str = field(repr=False)
     renders: list[Render] = field(factory=list)
 
-    def submit(self, *, limits: Limits | None = None, audio: bytes = b"RIFF, a song", **params: Any) -> Render:
+    def submit(
+        self, *, limits: Limits | None = None, audio: bytes = b"RIFF, a song", parallel: int = 1, **params: Any
+    ) -> Render:
         """Submit a job for the scene `Trouble`; ``params`` are its parameters."""
         folder = self.folder / f"render-{len(self.renders)}"
         folder.mkdir()
         params["folder"] = str(folder)
-        handle = self.service.submit(audio, scene=TROUBLE, params=params, output=SMALL, limits=limits)
+        handle = self.service.submit(
+            audio, scene=TROUBLE, params=params, output=SMALL, limits=limits, parallel=parallel
+        )
         render = Render(self, handle.id, folder)
         self.renders.append(render)
         return render
@@ -161,9 +165,12 @@ class Render:
 
     @property
     def objects(self) -> dict[str, int]:
-        """The size of each object that the job's attempts have in storage, by key."""
+        """The size of each object that the job's attempts have in storage, by key.
+
+        But for those that tell helpers to stop, which stay for as long as a helper's URLs are good.
+        """
         infos = self.rig.storage.list(f"jobs/{self.id}/")
-        return {info.key: info.size for info in infos if "audio" not in info.key}
+        return {info.key: info.size for info in infos if "audio" not in info.key and not info.key.endswith("/stop")}
 
     @property
     def rendered_at(self) -> datetime:
@@ -201,6 +208,18 @@ class Render:
     def wait_for_renders(self, number: int) -> None:
         """Wait until the renderer was started this many times."""
         _eventually(lambda: self.starts >= number, lambda: f"{self.starts} renders, {self.job}\n{self._logs()}")
+
+    def wait_for_helpers(self, number: int) -> None:
+        """Wait until so many helpers were started, and their calls are known."""
+
+        def known() -> bool:
+            marks = self.folder / "helpers"
+            started = len(marks.read_text().splitlines()) if marks.exists() else 0
+            attempt = self.job.attempt
+            states = () if attempt is None else [helper.state for helper in attempt.helpers]
+            return started >= number and all(state is HelperState.STARTED for state in states)
+
+        _eventually(known, lambda: f"{self.job}\n{self._logs()}")
 
     def wait_for_video(self) -> None:
         """Wait until the newest attempt's video is in storage."""

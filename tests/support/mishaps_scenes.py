@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,14 @@ from typing import Any, Final
 from attrs import frozen
 
 from renderdispatch.errors import SceneError
-from renderdispatch.messages import RenderOrder, RenderStats
-from renderdispatch.protocols import Report
+from renderdispatch.messages import Helped, HelperOrder, RenderOrder, RenderStats, SegmentCounts
+from renderdispatch.protocols import Report, Slots
+from renderdispatch.testing.renderers import fake_digest, make_plan
 
 TROUBLE: Final = "trouble"
 """The name that the scene is registered under."""
 
+_SEGMENTS: Final = 3
 _POLL_S: Final = 0.05
 _PATIENCE_S: Final = 120.0
 
@@ -36,7 +39,31 @@ class Trouble:
     - ``child``: start a process in a session of its own, which goes on sleeping.
     - ``silent``: report no frame while it waits.
     - ``size``: the size of the video in bytes, which differ at each start.
+
+    Where pieces are kept it keeps a plan, so that helpers are started. They draw nothing, add a line to the file
+    ``helpers``, and go on until they are stopped.
     """
+
+    def render_segments(
+        self, order: RenderOrder, audio: Path, output: Path, report: Report, *, slots: Slots
+    ) -> RenderStats:
+        """Keep a plan, and render."""
+        with tempfile.TemporaryDirectory() as name:
+            (plan := Path(name) / "plan").write_bytes(make_plan(fake_digest(_SEGMENTS)))
+            planned = slots.put_plan(plan)
+        slots.report(SegmentCounts(total=_SEGMENTS, standing=0, own=0), planned=planned)
+        return self.render(order, audio, output, report)
+
+    def help(self, order: HelperOrder, folder: Path, report: Report, *, slots: Slots) -> Helped:
+        """Draw nothing, until it is stopped."""
+        del folder, slots
+        with (Path(str(order.params["folder"])) / "helpers").open("a") as marks:
+            marks.write(f"{os.getpid()}\n")
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            report(0, 1)
+            time.sleep(_POLL_S)
+        return Helped(reason="nobody stopped it")
 
     def render(self, order: RenderOrder, audio: Path, output: Path, report: Report) -> RenderStats:
         """Report frames while it waits, then do what the parameters say."""

@@ -156,7 +156,9 @@ def wishes(dice: Dice, count: int, *, deaf: float) -> list[Wish]:
             sound=sound + f"{number} ".encode() * int(1 + 2000 * chance("length")),
             from_file=chance("from file") < 0.3,
             size=int(1 + 200_000 * chance("size")),
-            seconds=(0.3 if parallel == 1 else 4.0) * chance("seconds"),  # so long that helpers come in time
+            seconds=0.3 * chance("seconds")
+            if parallel == 1
+            else 3 + 4 * chance("seconds"),  # so long that helpers come in time
             broken_scene=chance("broken scene") < 0.05,
             cancel_after_s=3 * chance("cancel after") if chance("cancel") < 0.12 else None,
             deaf=chance("deaf") < deaf,

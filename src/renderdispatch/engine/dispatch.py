@@ -130,6 +130,7 @@ class Dispatcher:
         taken = sum(self._serve(name) for name in self._claimable())
         for name in self._parts.backends:
             self._help(name)
+        self._free_slots()
         return taken
 
     def drain(self, timeout_s: float) -> None:
@@ -343,6 +344,20 @@ class Dispatcher:
                         for token in tokens:
                             held.helpers.pop(token)
                         return
+
+    def _free_slots(self) -> None:
+        """Where all slots are taken and a job wants one, have a helper stop: what it has committed is not lost."""
+        with self._lock:
+            crowded = {name for name in self._parts.backends if self._room(name) <= 0 and self._keeper.helped(name)}
+            wanting = {name for name in crowded if self._waiting.get(name)}
+            asked = (crowded & self._expected) - wanting
+            self._expected -= asked
+        if asked:
+            found = asked if self._claiming is None else self._claiming.claimable(asked, machine=self._parts.machine)
+            self._expect_again(found)
+            wanting |= found if self._claiming is not None else {name for name in asked if self._ready(name, 1)}
+        for name in wanting:
+            self._keeper.free_slot(name)
 
     def _start_helpers(self, held: Held, helpers: Sequence[Helper]) -> None:
         """Start helpers, whose slots are taken."""

@@ -38,7 +38,8 @@ _TOMBSTONE: Final = re.compile(
 )
 _OF_A_LIFE: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/")
 _PIECES: Final = re.compile(
-    r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/(?:pieces/.*|[^/]+/(?:[^/]+\.grants|stop))", re.DOTALL
+    r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/(?:pieces/.*|[^/]+/(?:[^/]+\.grants|stop))",
+    re.DOTALL | re.IGNORECASE,  # some disks do not tell the case of names apart
 )
 """The keys of plans, segments and grants, and of what stops helpers."""
 

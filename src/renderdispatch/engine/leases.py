@@ -54,6 +54,7 @@ class Held:
         stop: Requested once the attempt is cancelled or superseded; its preparation then ends.
         helpers: The calls of its helpers, by their tokens; None while one is being started. Each takes up a slot.
         helpers_from_s: Before then no helper is started, on this process's clock: the last start failed.
+        leaving: The tokens of helpers that were told to stop because a job wants their slot.
         slotted: Whether it takes up a slot of its backend; not while its audio is brought.
         preparing: Whether the dispatcher still prepares it.
         calling: Whether the backend is being called, so that it is not known what computes.
@@ -68,6 +69,7 @@ class Held:
     call: BackendCall | None = None
     helpers: dict[str, BackendCall | None] = field(factory=dict)
     helpers_from_s: float = -math.inf
+    leaving: set[str] = field(factory=set)
     slotted: bool = False
     preparing: bool = True
     calling: bool = False
@@ -198,6 +200,20 @@ class LeaseKeeper:
             if held.job.helpers_to_start()
         ]
 
+    def helped(self, backend: str) -> bool:
+        """Return whether helpers of this machine take up slots of a backend, and none is about to give one back."""
+        helping = [held for held in self._everything([backend]) if held.local and held.helpers]
+        return bool(helping) and not any(held.leaving & held.helpers.keys() for held in helping)
+
+    def free_slot(self, backend: str) -> None:
+        """Have the helper of a backend that started last stop: a job wants its slot, and none depends on helpers."""
+        for held in reversed(self._everything([backend])):
+            for token, call in reversed(held.helpers.items()):
+                if held.local and call is not None:
+                    if self._lanes.orders[backend].submit(token, partial(self._cancel, held, call)):
+                        held.leaving.add(token)
+                    return
+
     def holds(self, token: str) -> bool:
         """Return whether this process holds the attempt."""
         held = self._held.get(token)
@@ -239,10 +255,13 @@ class LeaseKeeper:
         """Tell the backend to stop the call, if there is one, and its helpers. A backend that is away is told later."""
         for call in (held.call, *tuple(held.helpers.values())):
             if call is not None:
-                try:
-                    calls.cancel(self._backends[held.backend], call)
-                except errors.BackendError as error:
-                    _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
+                self._cancel(held, call)
+
+    def _cancel(self, held: Held, call: BackendCall) -> None:
+        try:
+            calls.cancel(self._backends[held.backend], call)
+        except errors.BackendError as error:
+            _log.warning("job %s: the backend was not told to stop: %s", held.job_id, error)
 
     def _tell(self, held: Held) -> bool:
         """Have the backend's own thread tell it to stop; return whether one will, or need not."""
@@ -390,10 +409,7 @@ class LeaseKeeper:
             if call is None:
                 continue
             if unwanted:
-                try:
-                    calls.cancel(self._backends[held.backend], call)
-                except errors.BackendError as error:
-                    _log.warning("job %s: the backend was not told to stop a helper: %s", held.job_id, error)
+                self._cancel(held, call)
             state = self._poll(held, call)
             if state is None or state.status is CallStatus.RUNNING:
                 continue

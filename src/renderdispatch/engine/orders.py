@@ -166,6 +166,8 @@ def make_order(
         order = order.model_copy(update=urls.assets(files, bundle, named=False))
     if _size(order) > MAX_ORDER_BYTES and alone and parallel == 1:
         order = order.model_copy(update={"pieces": None})
+        named = order.model_copy(update=urls.assets(files, bundle, named=True))
+        order = named if _size(named) <= MAX_ORDER_BYTES else order
     return _checked(order)
 
 

@@ -540,11 +540,18 @@ def _warnings(job: Job, artifact: messages.Artifact) -> tuple[messages.RenderWar
 
 
 def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:
-    """End the attempt with the error of its run; if it had other runs, one of them may have delivered (rule J6)."""
+    """End the attempt with the error of its run, unless storage is to be asked before.
+
+    If it had other runs, one of them may have delivered (rule J6). And the last attempt that the limits allow may have
+    kept more than it came to report: then it does not count, and another one follows (rule J17).
+    """
     attempt = _current(job)
     if event.error.code == RenderStopped.code and event.run_id not in attempt.runs:
         return job  # a run of another call, which was told to stop at its check-in
-    if len(attempt.runs) > 1:
+    unsure = bool(attempt.runs) and attempt.shares_pieces and not attempt.advanced
+    tries = 1 + sum(1 for a in job.attempts[:-1] if not _is_uncounted(a))
+    last = tries >= job.request.limits.max_attempts and event.error.fault.retryable
+    if len(attempt.runs) > 1 or (unsure and last):
         return _condemn(job, event.error, now, stopped=True)
     return _fail(job, attempt.verdict or event.error, now, stopped=True)
 

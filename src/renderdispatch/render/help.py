@@ -6,6 +6,7 @@ It has no song: the plan that is kept says all. If the plan is not that of its o
 from __future__ import annotations
 
 import logging
+from collections import deque
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
@@ -17,7 +18,7 @@ from renderdispatch.plumbing.failures import translated
 from renderdispatch.protocols import Commit, Report, Slots
 from renderdispatch.render.device import check_device, join_class
 from renderdispatch.render.encoders import find_encoder
-from renderdispatch.render.plan import Plan, plan_digest
+from renderdispatch.render.plan import Part, Plan, plan_digest
 from renderdispatch.render.plan_file import PlanError
 from renderdispatch.render.renderer import VideoRenderer
 from renderdispatch.render.versions import scene_version
@@ -30,7 +31,13 @@ _WAITING: Final = 2
 """Drawn segments that may wait for their commit."""
 
 _REFUSED: Final = 3
-"""After so many segments in a row that no slot took, a helper ends."""
+"""After so many segments in a row that no slot took, within `_PATIENCE_S` at least, a helper ends."""
+
+_PATIENCE_S: Final = 120.0
+"""How long a helper waits for storage that is away."""
+
+_OFFERED_AGAIN: Final = 8
+"""So many segments that no slot took are kept, and offered again when storage is back."""
 
 _BEAT_S: Final = 0.5
 
@@ -70,6 +77,8 @@ class _Helper(Worker):
         self.kept = 0
         self._report = report
         self._refused = 0
+        self._refused_since = 0.0
+        self._left = deque[tuple[int, Path]]()
         self._frames = self._before = self._segment = 0
 
     @property
@@ -79,7 +88,7 @@ class _Helper(Worker):
 
     @property
     def _is_refused(self) -> bool:
-        return self._refused >= _REFUSED
+        return self._refused >= _REFUSED and monotonic() >= self._refused_since + _PATIENCE_S
 
     @staticmethod
     def count_of(plan: Plan, slots: Slots) -> int:
@@ -97,12 +106,34 @@ class _Helper(Worker):
     def finished(self, index: int, segment: Path) -> None:
         """Do nothing: it is committed next."""
 
+    def part(self, index: int) -> Part:
+        """Return what is needed to draw a segment; wait for storage that is away."""
+        until = monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return super().part(index)
+            except PlanError:
+                if monotonic() >= until:
+                    raise
+                self.wait(_BEAT_S)
+
     def committed(self, index: int, segment: Path, outcome: Commit) -> None:
-        """Count what was committed."""
-        del index
-        segment.unlink(missing_ok=True)
+        """Count what was committed. What no slot took is offered again once a slot takes another segment."""
         self.kept += outcome == "committed"
-        self._refused = self._refused + 1 if outcome == "kept" else 0
+        if outcome == "kept":
+            if not self._refused:
+                self._refused_since = monotonic()
+            self._refused += 1
+            self._left.append((index, segment))
+            if len(self._left) > _OFFERED_AGAIN:
+                self._left.popleft()[1].unlink(missing_ok=True)
+            return
+        self._refused = 0
+        segment.unlink(missing_ok=True)
+        while self._left:
+            again, path = self._left.popleft()
+            self.kept += self.slots.commit(self.plan.digest, again, path) == "committed"
+            path.unlink(missing_ok=True)
 
     def wait(self, seconds: float) -> None:
         """Wait, and report meanwhile."""

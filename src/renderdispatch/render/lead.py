@@ -71,6 +71,7 @@ def render_segments(
     """
     tools, picture = drawing.tools, order.output
     config = encoder_config(picture, tools.encoder)
+    report = _rising(report)
     with ExitStack() as stack:
         audio = keep_audio(order, audio, tools.folder)
         planning = stack.enter_context(_planned(order, audio, report, drawing=drawing, slots=slots))
@@ -109,6 +110,19 @@ def render_segments(
             segments_twice=lead.twice + gatherer.twice,
             warnings=(*plan.warnings, *drawing.song.warnings),
         )
+
+
+def _rising(report: Report) -> Report:
+    """Return what reports the most frames so far: a plan that is made anew in the midst begins at 0 again."""
+    most = of = 0
+
+    def reported(done: int, total: int) -> None:
+        nonlocal most, of
+        if done >= most:
+            most, of = done, total
+        report(most, of)
+
+    return reported
 
 
 class _Planning:
@@ -246,7 +260,6 @@ class _Lead(Worker):
     def __init__(self, planning: _Planning, joiner: Joiner, report: Report, *, tools: Tools) -> None:
         super().__init__(tools, planning.plan, planning.slots, most=None)
         self._planning, self._joiner, self._report = planning, joiner, report
-        self._most_done = 0
         self._telling = Lock()
         self._last_counts: tuple[SegmentCounts, bool] | None = None
         self._frames = [len(planning.plan.frames_of(index)) for index in range(len(planning.plan))]
@@ -318,15 +331,13 @@ class _Lead(Worker):
 
     def _tell_progress(self, drawn: int) -> None:
         drawn += sum(self._frames[index] for index in self.choice.standing)
-        self._most_done = max(self._most_done, drawn)
-        self._report(self._most_done, self.plan.frames)
+        self._report(drawn, self.plan.frames)
         self._tell_counts()
 
     def _tell_counts(self) -> None:
         with self._telling:
-            total, own = len(self.plan), len(self._gatherer.own)
-            standing = len(self.choice.standing | self._gatherer.own)  # its own ones count before they are committed
-            counts = SegmentCounts(total=total, standing=standing, own=own)
+            own = set(self.drawn)  # which count before they are committed
+            counts = SegmentCounts(total=len(self.plan), standing=len(self.choice.standing | own), own=len(own))
             told = counts, self._planning.is_kept
             if told != self._last_counts:
                 self._last_counts = told

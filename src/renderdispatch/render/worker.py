@@ -70,6 +70,9 @@ class Worker(ABC):
         self.twice = 0
         """How many segments were drawn in vain."""
 
+        self.drawn: Final[set[int]] = set()
+        """The segments of which all frames were drawn here; the last ones are still being encoded."""
+
         self._most = most
         self._like = tools.artist.start()
         place = place_of(plan.digest, slots.share, slots.parallel)
@@ -81,6 +84,7 @@ class Worker(ABC):
         self._writers = set[SegmentWriter]()
         self._encoded = deque[Future[object]](maxlen=3)
         self._told = self._heard = 0
+        self._encoding_error: BaseException | None = None
 
     @staticmethod
     @abstractmethod
@@ -148,7 +152,7 @@ class Worker(ABC):
             index, stands = self._news.popleft()
             if stands:
                 self.choice.saw(index, monotonic(), stands=True)
-            else:
+            elif index not in self.drawn:
                 self.choice.found_bad(index, monotonic())
         while self._heard < self.twice:
             self._heard += 1
@@ -171,6 +175,10 @@ class Worker(ABC):
         """Take what a look found."""
         self.choice.saw(index, monotonic(), stands=stands)
 
+    def part(self, index: int) -> Part:
+        """Return what is needed to draw a segment; see `Plan.part`."""
+        return self.plan.part(index, self._like)
+
     # --- one segment ------------------------------------------------------------------------------
 
     def _draw(self, step: Draw) -> None:
@@ -182,7 +190,7 @@ class Worker(ABC):
         path = tools.folder / f"{index:03d}.drawn"
         begin = self.plan.frames_of(index).start
         began = monotonic()
-        with self.plan.part(index, self._like) as part:
+        with self.part(index) as part:
             writer = SegmentWriter(path, tools.output, tools.encoder, digest=self.plan.digest, index=index, begin=begin)
             self._writers.add(writer)
             drawn = self._draw_frames(part, writer, contested=step.contested)
@@ -193,6 +201,7 @@ class Worker(ABC):
             self.choice.drew(index, monotonic(), seconds=took, in_vain=drawn / total)
             self.looked(index, stands=True)
             return
+        self.drawn.add(index)
         encoded = Future[object]()
         self._encoded.append(encoded)
         self._encoding.put((writer, encoded))
@@ -221,11 +230,17 @@ class Worker(ABC):
 
     def _encode(self, item: tuple[SegmentWriter, VideoFrame | Future[object] | None]) -> None:
         writer, what = item
-        if isinstance(what, VideoFrame):
-            writer.write_frame(what)
-        elif what is None:
+        if what is None:
             writer.abandon()
             self._writers.discard(writer)
+        elif isinstance(what, VideoFrame):
+            try:
+                writer.write_frame(what)
+            except BaseException as error:
+                self._encoding_error = error
+                raise
+        elif self._encoding_error is not None:  # a segment that lacks a frame is not completed
+            what.set_exception(self._encoding_error)
         else:
             what.set_result(None)
 
