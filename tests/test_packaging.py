@@ -34,6 +34,12 @@ def _seconds(code: str) -> float:
     return float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
 
 
+def test_files_of_tests_have_different_names() -> None:
+    """pytest collects no two files of one name where folders are no packages, but one alone, or each alone, passes."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -169,7 +169,7 @@ def test_no_submitted_key_names_what_a_render_keeps(acme: Renting, other: Rentin
     grants = layout.grants_key(victim.prefix, token, helpers=False)
     helpers, stop = layout.grants_key(victim.prefix, token, helpers=True), layout.stop_key(victim.prefix, token)
     song = tmp_path / "song.wav"
-    song.write_bytes(b"RIFF" * 4000)
+    song.write_bytes(b"RIFF")
     for key in (*kept, grants, helpers, stop):
         with pytest.raises(InvalidRequestError) as audio:
             acme.service.submit(StorageKey(key))
