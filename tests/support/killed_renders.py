@@ -2,7 +2,7 @@
 
 A `Killed` is a service with its storage, and someone who kills. `LocalKills` has the service in a process of its own:
 the render process, the runner or all of the service are killed. With `ModalKills`, containers of a loopback Modal are
-preempted. `see_through` renders one video after another until there were so many kills, and checks each.
+preempted.
 """
 
 from __future__ import annotations
