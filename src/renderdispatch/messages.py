@@ -546,13 +546,13 @@ class Pieces(Message):
         slots: For how many segments there is a place.
         grants: The URL of the grants object; blank if there is a ``folder``.
         folder: The folder of this machine in which the pieces are files, for orders that never leave it.
-        lent: Likewise, of the job that this one repeats: its pieces are read, never written.
+        lent: Likewise, of the jobs that this one repeats: their pieces are read, never written.
     """
 
     slots: int = Field(ge=1, le=MAX_SEGMENTS)
     grants: str = Field(default="", repr=False)
     folder: str | None = None
-    lent: str | None = None
+    lent: tuple[str, ...] = ()
 
 
 class Grants(Message):

@@ -37,10 +37,11 @@ class Signer:
 
     signed: list[tuple[str, timedelta]] = field(factory=list)
     padding: str = ""
+    origin: str = "https://objects.example"
 
     def sign_get(self, key: str, *, expires_in: timedelta) -> str:
         self.signed.append((key, expires_in))
-        return f"https://objects.example/{key}{self.padding}"
+        return f"{self.origin}/{key}{self.padding}"
 
     def sign_put(self, key: str, *, expires_in: timedelta, content_type: str) -> SignedPut:
         return SignedPut(url=self.sign_get(key, expires_in=expires_in), headers={"content-type": content_type})
@@ -226,12 +227,24 @@ def test_an_order_of_a_helper_is_as_small_as_one_of_a_run() -> None:
 
 
 def test_what_others_drew_is_not_borrowed() -> None:
-    """A retry reads the pieces of the same class of device alone; what is not declared is the attempt's own."""
-    job = claimed_job(borrows="jobs/another/life/pieces/")
-    picture = layout.picture_of("cpu", "")
-    declared = make_grants(job, pieces_of(job, "cpu"), signer=Signer(), now=START)
-    assert declared.lent["000.0"] == f"https://objects.example/jobs/another/life/pieces/{picture}/000.0"
-    assert make_grants(job, pieces_of(job, None), signer=Signer(), now=START).lent == {}
+    """Orders name the folders of lenders that draw the same pictures; what is not declared is the attempt's own."""
+    job, picture = claimed_job(borrows="jobs/b/life/pieces/"), layout.picture_of("cpu", "")
+    lenders = ["jobs/b/life/pieces/", "jobs/a/life/pieces/"]
+    order = make_order(
+        job,
+        AUDIO,
+        signer=Signer(origin="file:///objects"),
+        now=START,
+        callback=None,
+        local=True,
+        device_class="cpu",
+        borrowed=lenders,
+    )
+    assert order.pieces is not None
+    assert [lent.partition("/jobs/")[2] for lent in order.pieces.lent] == [
+        f"b/life/pieces/{picture}",
+        f"a/life/pieces/{picture}",
+    ]
     assert pieces_of(job, None) != pieces_of(job, "cpu") != pieces_of(job, "gpu")
 
 

@@ -63,7 +63,7 @@ class Shelf:
 def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
     """Slots in a folder of this machine, or behind grants."""
     storage: StorageAdapter = MemoryStorage() if request.param == "memory URLs" else FsspecStorage(tmp_path / "objects")
-    pieces = Pieces(slots=8, folder=str(tmp_path / "objects" / PREFIX), lent=str(tmp_path / "objects/lent"))
+    pieces = Pieces(slots=8, folder=str(tmp_path / "objects" / PREFIX), lent=(str(tmp_path / "objects/lent"),))
     if request.param != "folder":
         get = {name: storage.sign_get(f"lent/{name}", expires_in=HOUR) for name in ("plan.0", "002.0")}
         pieces = make_pieces(storage, PREFIX, slots=8, lent=get)
@@ -205,6 +205,16 @@ def test_a_bad_plan_is_passed_over(shelf: Shelf, bad: bytes) -> None:
     assert lead.read_plan(0, 10) is None
     assert lead.put_plan(shelf.file(make_plan(DIGEST)))
     assert shelf.helper().read_plan(0, 1 << 20) == make_plan(DIGEST)
+
+
+def test_pieces_of_several_lenders_are_read(tmp_path: Path) -> None:
+    """A job that repeats a repeated one finds what either of them drew."""
+    storage, folders = FsspecStorage(tmp_path), [tmp_path / "first", tmp_path / "second"]
+    for index, folder in enumerate(folders):
+        storage.put(f"{folder.name}/{segment_name(index, 0)}", segment(index))
+    pieces = Pieces(slots=8, folder=str(tmp_path / "own"), lent=tuple(map(str, folders)))
+    with Stop() as stop, open_slots(make_order(storage, pieces=pieces), stop=stop) as slots:
+        assert [index for index in range(8) if slots.is_drawn(DIGEST, index)] == [0, 1]
 
 
 def test_lent_pieces_are_read(shelf: Shelf) -> None:

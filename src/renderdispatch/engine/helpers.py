@@ -182,6 +182,7 @@ class Helpers:
             now=self._store.now(),
             local=backend.locality < Locality.WORLD,
             device_class=backend.device_class if isinstance(backend, SupportsDeviceClass) else None,
+            borrowed=loans.borrowed(self._store, job),
         )
         attached = job.attached()
         try:

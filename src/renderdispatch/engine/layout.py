@@ -36,7 +36,6 @@ _OF_A_JOB: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/([A-Za-z0-9_-]{1,128})/"
 _TOMBSTONE: Final = re.compile(
     r"tombstones/(\d{8}T\d{6})/((?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[0-9a-f]{16})", re.ASCII
 )
-_OF_A_LIFE: Final = re.compile(r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/")
 _PIECES: Final = re.compile(
     r"(?:tenants/[^/]+/)?jobs/[A-Za-z0-9_-]{1,128}/[^/]+/(?:pieces/.*|[^/]+/(?:[^/]+\.grants|stop))",
     re.DOTALL | re.IGNORECASE,  # some disks do not tell the case of names apart
@@ -215,12 +214,6 @@ def read_tombstone(key: str) -> tuple[datetime, str] | None:
 def picture_in(pieces: str) -> str:
     """Return the name of the pictures whose pieces have this prefix."""
     return pieces.rstrip("/").rpartition("/")[2]
-
-
-def lent_prefix(borrowed: str, picture: str) -> str | None:
-    """Return the prefix of the pieces that draw the same pictures, of a job whose pieces another one borrows."""
-    found = _OF_A_LIFE.match(borrowed)
-    return None if found is None else pieces_prefix(found[0], picture)
 
 
 def picture_of(device_class: str | None, token: str) -> str:

@@ -30,27 +30,23 @@ _BEING_RECORDED: Final = timedelta(minutes=10)
 """How long after a loan its borrower may not be recorded yet."""
 
 
-def lend(store: JobStore, storage: StorageAdapter, job: Job, to: str) -> str | None:
+def lend(store: JobStore, job: Job, to: str) -> str | None:
     """Lend the pieces of an ended job, and what it borrowed itself, to the job that is to repeat it.
 
     Args:
         store: Where both jobs live.
-        storage: Where the pieces are.
         job: The older job.
         to: The id of the new one.
 
     Returns:
-        For `Job.borrows` of the new one; None if there is nothing to borrow, or another borrower still needs it. Of
-        several lenders it is the one with the most pieces: a renderer that reads a folder reads that one alone.
+        For `Job.borrows` of the new one: the prefix of the newest pieces. None if there is nothing to borrow, or
+        another borrower still needs it.
 
     Raises:
-        StorageError: Storage is away; a second call is safe.
         StoreUnavailableError: The store is away; a second call is safe.
     """
     lent = [layout.all_pieces(layout.prefix_of(each)) for each in _chain(store, job) if _lend(store, each, to)]
-    if len(lent) < 2:
-        return lent[0] if lent else None
-    return max(lent, key=lambda prefix: sum(1 for _ in storage.list(prefix)))
+    return lent[0] if lent else None
 
 
 def borrowed(store: JobStore, job: Job) -> list[str]:

@@ -8,7 +8,7 @@ is handed in.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -55,6 +55,7 @@ _BYTES_PER_S: Final = 250.0
 
 _PIECE: Final = "application/octet-stream"
 _PLANS: Final = frozenset(pieces.names(0))
+_NOTHING: Final[Mapping[str, str]] = {}
 
 TOO_LARGE: Final = "order.too-large"
 
@@ -85,6 +86,7 @@ def make_order(
     local: bool,
     device_class: str | None = None,
     parallel: int = 1,
+    borrowed: Sequence[str] = (),
 ) -> RenderOrder:
     """Return the order of a job's current attempt.
 
@@ -102,6 +104,7 @@ def make_order(
         local: Whether it is rendered on this machine.
         device_class: What the backend declares to draw with.
         parallel: How many of the backend's calls are to draw it, with this one.
+        borrowed: The prefixes of the pieces that the job borrows.
 
     Raises:
         InvalidRequestError: It is larger than any backend has to take.
@@ -154,7 +157,7 @@ def make_order(
         finish_by=job.finish_by,
         callback=callback,
         local=local,
-        pieces=urls.pieces(pieces_of(job, device_class), audio, helpers=False)
+        pieces=urls.pieces(pieces_of(job, device_class), audio, borrowed, helpers=False)
         if keeps_pieces(request, audio, parallel)
         else None,
         parallel=parallel,
@@ -181,6 +184,7 @@ def make_helper_order(
     now: datetime,
     local: bool,
     device_class: str | None = None,
+    borrowed: Sequence[str] = (),
 ) -> HelperOrder:
     """Return the order of a helper of a job's current attempt, whose plan is kept.
 
@@ -195,6 +199,7 @@ def make_helper_order(
         now: Likewise.
         local: Likewise.
         device_class: Likewise.
+        borrowed: Likewise.
 
     Raises:
         InvalidRequestError: It is larger than any backend has to take.
@@ -208,7 +213,7 @@ def make_helper_order(
         token=helper.token,
         share=helper.share,
         parallel=max(job.parallel, helper.share + 1),
-        pieces=urls.pieces(attempt.pieces or pieces_of(job, device_class), _audio_of(job), helpers=True),
+        pieces=urls.pieces(attempt.pieces or pieces_of(job, device_class), _audio_of(job), borrowed, helpers=True),
         stop=urls.get(layout.stop_key(prefix, attempt.token)),
         result=urls.get(layout.result_key(prefix, attempt.token)),
         scene=request.scene,
@@ -240,7 +245,7 @@ def make_grants(
     signer: Signer,
     now: datetime,
     helpers: bool = False,
-    lent: Mapping[str, str] | None = None,
+    lent: Mapping[str, str] = _NOTHING,
 ) -> Grants:
     """Return the URLs of the pieces of a job's video, for its current attempt.
 
@@ -252,8 +257,7 @@ def make_grants(
         signer: Signs the URLs.
         now: The store's time.
         helpers: Whether they are those of the helpers.
-        lent: The keys of the pieces that the job borrows, as `loans.borrowed_keys` found them. None: all that the job
-            which it repeats may have.
+        lent: The keys of the pieces that the job borrows, as `loans.borrowed_keys` found them.
     """
     urls, slots = _Urls(signer, job, now), slots_of(job.request, _audio_of(job))
     every = pieces.names(slots)
@@ -261,9 +265,6 @@ def make_grants(
     called = "segment.mp4" if urls.names_files else None  # without a name, storage binds that of each key
     puts = {name: urls.put(prefix + name, _PIECE, called) for name in written if not (helpers and name in _PLANS)}
     headers = next(iter(puts.values())).headers
-    if lent is None:
-        lender = urls.lent_prefix(prefix)
-        lent = {} if lender is None else {name: lender + name for name in every}
     return Grants(
         get={name: urls.get(prefix + name) for name in every},
         put={name: put.url for name, put in puts.items() if put.headers == headers},
@@ -359,21 +360,15 @@ class _Urls:
             "images": tuple(beside(place) for place in files if is_image(place)),
         }
 
-    def pieces(self, prefix: str, audio: Audio, *, helpers: bool) -> Pieces:
+    def pieces(self, prefix: str, audio: Audio, borrowed: Sequence[str], *, helpers: bool) -> Pieces:
         """Return where pieces are: in a folder where storage has files, else behind the URLs of grants."""
         slots = slots_of(self.job.request, audio)
         if (folder := self._folder(prefix)) is not None:
-            lent = self.lent_prefix(prefix)
-            return Pieces(slots=slots, folder=folder, lent=None if lent is None else self._folder(lent))
+            picture = layout.picture_in(prefix)
+            lent = (self._folder(f"{each}{picture}/") for each in borrowed)
+            return Pieces(slots=slots, folder=folder, lent=tuple(each for each in lent if each is not None))
         key = layout.grants_key(layout.prefix_of(self.job), self.job.attempts[-1].token, helpers=helpers)
         return Pieces(slots=slots, grants=self.get(key))
-
-    def lent_prefix(self, prefix: str) -> str | None:
-        """Return where the same pictures of the job are that this one repeats."""
-        picture = layout.picture_in(prefix)
-        if self.job.borrows is None or picture == self.job.attempts[-1].token:
-            return None
-        return layout.lent_prefix(self.job.borrows, picture)
 
     def _folder(self, prefix: str) -> str | None:
         path = local_path(self.get(prefix + pieces.plan_name(0)))

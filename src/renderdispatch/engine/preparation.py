@@ -248,6 +248,7 @@ class Preparation:
             local=local,
             device_class=backend.device_class if isinstance(backend, SupportsDeviceClass) else None,
             parallel=job.parallel if isinstance(backend, SupportsHelpers) else 1,
+            borrowed=loans.borrowed(parts.store, job),
         )
 
     def _intend(self, order: RenderOrder) -> None:

@@ -245,7 +245,7 @@ class Submissions:
         try:
             now = self._parts.store.now()
             request = self._with_copies(job, prefix).model_copy(update={"backend": backend})
-            fields["borrows"] = lend(self._parts.store, self._parts.storage, job, new_id)
+            fields["borrows"] = lend(self._parts.store, job, new_id)
             new = _new_job(now, request, fingerprint(request), id=new_id, incarnation=incarnation, **fields)
             return _job_or_raise(self._create([new])[0])
         except BaseException:

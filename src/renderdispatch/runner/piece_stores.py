@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, NamedTuple, Protocol, TypeVar
@@ -70,10 +70,10 @@ class FolderPieces:
 
     Args:
         folder: Holds those of this job.
-        lent: Holds the lent ones; None: there are none.
+        lent: Hold the lent ones; of those with one name the first counts.
     """
 
-    def __init__(self, folder: Path, lent: Path | None = None) -> None:
+    def __init__(self, folder: Path, lent: Sequence[Path] = ()) -> None:
         self._folder = folder
         self._lent = lent
 
@@ -114,8 +114,9 @@ class FolderPieces:
         return True
 
     def _path(self, piece: Piece) -> Path | None:
-        folder = self._lent if piece.lent else self._folder
-        return None if folder is None else folder / piece.name
+        folders = self._lent if piece.lent else (self._folder,)
+        paths = [folder / piece.name for folder in folders]
+        return next((path for path in paths if path.is_file()), None)
 
 
 class GrantedPieces:
@@ -300,7 +301,7 @@ def folder_of(pieces: Pieces, *, local: bool) -> FolderPieces | None:
         return None
     if not local:
         raise RenderError("the order came from afar and names a folder", code="order.local-url")
-    return FolderPieces(Path(pieces.folder), None if pieces.lent is None else Path(pieces.lent))
+    return FolderPieces(Path(pieces.folder), [Path(lent) for lent in pieces.lent])
 
 
 def _read_grants(body: bytes) -> Grants:
