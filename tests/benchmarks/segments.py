@@ -46,7 +46,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the benchmarks that this one uses
 
 from renderdispatch.render.device import numpy_held
 
@@ -57,10 +57,7 @@ with numpy_held():
     from renderdispatch.render.audio import SoundReader
     from renderdispatch.render.encoders import LIBX264
     from renderdispatch.render.join import Joiner
-    from renderdispatch.render.mixing import frame_of
     from renderdispatch.render.plan import cut
-    from renderdispatch.render.planner import Planner
-    from renderdispatch.render.scene_artist import SceneArtist
     from renderdispatch.render.segment import SegmentWriter
     from renderdispatch.render.sound import Sound
     from renderdispatch.render.worker import Tools, Worker
@@ -79,8 +76,8 @@ from renderdispatch.messages import (
 from renderdispatch.plumbing.pieces import GENERATIONS_OF_HELPERS, SegmentHead, names
 from renderdispatch.plumbing.stop import Stop
 from renderdispatch.protocols import Commit, Report, Slots
-from renderdispatch.render import bars
 from renderdispatch.render.alone import order_alone
+from renderdispatch.render.music import compose
 from renderdispatch.runner import RunnerIO, run_order
 from renderdispatch.runner.piece_stores import GrantedPieces
 from renderdispatch.runner.render import InProcessRender
@@ -91,6 +88,7 @@ from renderdispatch.service import RenderService
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.storage.r2 import R2Storage
 from renderdispatch.stores.memory import MemoryJobStore
+from tests.benchmarks.plan import encode, round_of
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _BEFORE: Final = "c74ba70"
@@ -133,23 +131,11 @@ def in_turns(ways: Mapping[str, Callable[[], Cost]], rounds: int) -> dict[str, C
     }
 
 
-def write_song(path: Path, *, seconds: int) -> Path:
-    """Write a song of beats, chords and noise as mp3."""
-    rng, block = np.random.default_rng(7), _RATE
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mp3", rate=_RATE, layout="stereo")
-        stream.bit_rate = 192_000
-        for second in range(seconds):
-            t = np.arange(block) / _RATE
-            beat = np.exp(-12 * (t % 0.5)) * np.sin(2 * np.pi * 60 * t)
-            chord = sum(np.sin(2 * np.pi * note * 2 ** (second % 12 / 12) * t) for note in (220, 277, 330, 880))
-            hiss = rng.standard_normal(block) * np.exp(-30 * ((t + 0.25) % 0.5))
-            mono = (0.5 * beat + 0.08 * chord + 0.1 * hiss).astype(np.float32)
-            frame = frame_of(np.stack([mono, mono]), layout="stereo", rate=_RATE)
-            frame.pts = second * block
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+def write_song(folder: Path, *, seconds: int) -> Path:
+    """Write a song as mp3."""
+    compose(folder / "song.wav", seconds=seconds)
+    encode(folder / "song.wav", folder / "song.mp3")
+    return folder / "song.mp3"
 
 
 # --- one worker and two
@@ -337,24 +323,13 @@ def draw_together(
 # --- plan and join
 
 
-def plan_vs_decode(song: Path, folder: Path, *, rounds: int) -> float:
+def plan_vs_decode(song: Path, *, rounds: int) -> float:
     """Return the time until a plan is complete, over that of decoding its song."""
-    order = order_alone(song, scene="bars", output=Output(width=1920, height=1080))
-    scene, params = bars.load(order.params)
-
-    def decode() -> None:
-        with SoundReader(song, start=Fraction(0), duration=None) as sound:
-            for _ in sound.blocks():
-                pass
-
-    def plan() -> None:
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            artist = SceneArtist(scene, params, order.output)
-            with Planner(order, song, Path(place), artist=artist, digest=lambda _sha256: "benchmark") as planner:
-                planner.finish()
-
-    costs = in_turns({"decode": lambda: measured(decode), "plan": lambda: measured(plan)}, rounds)
-    return costs["plan"].wall / costs["decode"].wall
+    order = order_alone(song, scene="bars", output=Output())
+    found = [round_of(order, song, "bars") for _ in range(rounds)]
+    for each in found:
+        print("plan and decode".ljust(24), {name: round(value, 2) for name, value in each.items()}, flush=True)
+    return statistics.median(each["plan_vs_decode"] for each in found)
 
 
 class _Prefilled:
@@ -503,9 +478,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="renderdispatch-segments-") as scratch:
         folder = Path(scratch)
-        song = write_song(folder / "song.mp3", seconds=600)
+        song = write_song(folder, seconds=600)
         if wanted("plan_vs_decode"):
-            found["plan_vs_decode"] = plan_vs_decode(song, folder, rounds=5)
+            found["plan_vs_decode"] = plan_vs_decode(song, rounds=5)
         if wanted("overhead_1"):
             found["overhead_1"] = overhead_1(song, folder, seconds=seconds // 2, rounds=rounds)
         if wanted("efficiency_2"):
