@@ -42,7 +42,7 @@ def test_a_render_goes_through_r2(storage: R2Storage, tmp_path: Path) -> None:
     cover = tmp_path / "cover.jpg"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(cover)
     with RenderService(MemoryJobStore(), storage, backend, owned=(backend,)) as service:
-        song: dict[str, Any] = {"title": "Ein Lied", "artist": "Élan", "cover": cover, "poster": True}
+        song: dict[str, Any] = {"title": "Ein Lied", "artist": "Élan", "cover": cover, "poster": True, "duration": 1}
         handle = service.submit(_song(), scene="bars", output=Output(width=128, height=72, fps=Fraction(30)), **song)
         job = handle.wait(90)
         assert job.status is JobStatus.COMPLETE, job.error

@@ -87,6 +87,6 @@ class Breaks(SceneArtist):
 def test_a_segment_that_lacks_a_frame_is_not_completed(drawer: Drawer) -> None:
     """The encoder fails at the last frame of a segment: the segment is neither joined nor kept."""
     drawer.tools.artist.__class__ = Breaks
-    with pytest.raises(FFmpegError, match="Invalid argument"):
+    with pytest.raises(FFmpegError):  # "Invalid argument" or "Operation not supported", as FFmpeg's version says
         drawer.run()
     assert drawer.taken == []

@@ -221,7 +221,7 @@ def _render(settings: Settings, *, stored: bool) -> Verdict:
             changes |= {"home": Path(folder), "storage": None, "objects_url": None}
         song = _write_sound(Path(folder, "doctor.wav"))
         with closing(from_settings(settings.model_copy(update=changes), worker=True)) as service:
-            job = service.submit(song, output=picture, limits=limits).wait(2 * _RENDER_S)
+            job = service.submit(song, output=picture, duration=1, limits=limits).wait(2 * _RENDER_S)
             seconds = time.monotonic() - began
             with suppress(RenderDispatchError):  # why it failed counts more
                 service.delete(job.id)

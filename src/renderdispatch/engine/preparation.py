@@ -252,7 +252,10 @@ class Preparation:
         )
 
     def _intend(self, order: RenderOrder) -> None:
-        """Store the grants of the order, if its pieces are kept behind URLs, then commit the intent."""
+        """Commit the intent, then store the grants of the order, if its pieces are kept behind URLs.
+
+        In this order a crash between the two leaves no object that no clean-up knows of.
+        """
         job, parts = self.job, self._parts
         if job.parallel > order.parallel:
             message = "job %s: backend %s draws a video with one call: parallel=%d is ignored"
@@ -265,19 +268,13 @@ class Preparation:
             start_by=order.start_by,
             pieces=pieces,
         )
+        self._advance(intent)
         if order.pieces is None or pieces is None or order.pieces.folder is not None:
-            self._advance(intent)
             return
         key = layout.grants_key(layout.prefix_of(job), self.held.token, helpers=False)
-        try:
-            lent = loans.borrowed_keys(parts.storage, loans.borrowed(parts.store, job), layout.picture_in(pieces))
-            grants = make_grants(job, pieces, signer=parts.storage, now=parts.store.now(), lent=lent)
-            parts.storage.put(key, pack_grants(grants), content_type="application/gzip")
-            self._advance(intent)
-        except BaseException:
-            with suppress(RenderDispatchError):  # what went wrong before counts
-                parts.storage.delete(key)
-            raise
+        lent = loans.borrowed_keys(parts.storage, loans.borrowed(parts.store, job), layout.picture_in(pieces))
+        grants = make_grants(job, pieces, signer=parts.storage, now=parts.store.now(), lent=lent)
+        parts.storage.put(key, pack_grants(grants), content_type="application/gzip")
 
     def _is_recorded(self, audio: StoredAudio) -> bool:
         """Return whether the job has this copy."""

@@ -66,6 +66,7 @@ class JobStoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.last_policies: dict[str, QueuePolicy] = {}
         self.store = self.make_store()
         self.now = self.store.now()
         self.jobs: dict[str, Job] = {}
@@ -227,7 +228,9 @@ class JobStoreMachine(RuleBasedStateMachine):
         self.model_now = began[0] if began else self.store.now()
         self.model.claimable([backend], machine=machine)
         assert [job.id for job in claimed] == [job.id for job in self.model.claim(claim, limit=limit)]
-        assert may_be == {backend} or not claimed
+        # what other limits did not allow a moment ago may be allowed by these
+        assert may_be == {backend} or not claimed or self.last_policies.get(backend, policy) != policy
+        self.last_policies[backend] = policy
         for after, at in zip(claimed, began, strict=True):
             before = self.jobs[after.id]
             assert after == evolve(begin(before, Begun.of(claim, at)), revision=before.revision + 1)
