@@ -94,13 +94,16 @@ def test_a_short_render_takes_three_writes(counted: Counted) -> None:
 
 
 def test_a_long_render_takes_a_write_for_each_segment(counted: Counted) -> None:
-    """And four more: plan and grants, and two lists that find what is to be deleted. It looks for each segment once."""
+    """And four more: plan and grants, and two lists that find what is to be deleted. It looks for each segment once.
+
+    The last segment may be joined before it is stored; then it need not be.
+    """
     job = counted.render(5 * _SEGMENT_S)
     assert job.artifact is not None
     segments = job.artifact.segments
     assert segments == 5
     assert counted.operations()["ListObjects"] == 2
-    assert counted.of_class("A") == 3 + 4 + segments
+    assert 3 + 4 + segments - 1 <= counted.of_class("A") <= 3 + 4 + segments
     assert counted.of_class("B") <= 5 + 4 + segments
 
 
@@ -112,5 +115,5 @@ def test_helpers_take_a_few_reads_for_each_segment(counted: Counted) -> None:
     segments, twice = job.artifact.segments, job.artifact.segments_twice
     assert segments == 8
     assert counted.operations()["ListObjects"] == 2
-    assert 3 + 4 + 1 + segments <= counted.of_class("A") <= 3 + 4 + 2 + segments + twice
+    assert 3 + 4 + segments <= counted.of_class("A") <= 3 + 4 + 2 + segments + twice
     assert counted.of_class("B") <= 5 + 4 + 6 * segments
