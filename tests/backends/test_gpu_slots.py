@@ -29,6 +29,7 @@ from renderdispatch.runner.process import SupervisedProcess
 from renderdispatch.storage.fsspec import FsspecStorage
 from renderdispatch.testing import RenderBackendContract, eventually, make_order, registered_scenes
 from renderdispatch.testing.contracts.backends import OrderFactory, Recorder
+from renderdispatch.testing.renderers import FAKE_SEGMENTS
 from tests.support import ROOT
 from tests.support.gpu_scenes import SEEN, open_files, seen
 from tests.support.gpu_service import SCENES, service, simulated
@@ -99,7 +100,8 @@ class TestOnGpus(RenderBackendContract):
 
     @pytest.fixture
     def order(self, storage: FsspecStorage, tmp_path: Path) -> Iterator[OrderFactory]:
-        with registered_scenes(tmp_path / "scenes", {"fake": SCENES["OnGpu"]}):
+        drawn = {"fake": SCENES["OnGpu"], FAKE_SEGMENTS: "tests.support.gpu_scenes:SegmentsOnGpu"}
+        with registered_scenes(tmp_path / "scenes", drawn):
             yield lambda **params: make_order(storage, params=params)
 
     def test_slots(self, backend: RenderBackend, order: OrderFactory) -> None:

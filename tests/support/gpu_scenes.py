@@ -16,6 +16,7 @@ from typing import Any
 from renderdispatch.messages import RenderOrder, RenderStats
 from renderdispatch.protocols import Report
 from renderdispatch.testing import FakeRenderer
+from renderdispatch.testing.renderers import FakeSegmentsRenderer
 
 SEEN = "RENDERDISPATCH_TEST_SEEN"
 
@@ -40,6 +41,14 @@ class OnCpu(FakeRenderer):
 
 class OnGpu(OnCpu):
     """The same, on a GPU."""
+
+    def uses_gpu(self) -> bool:
+        """It says so."""
+        return True
+
+
+class SegmentsOnGpu(FakeSegmentsRenderer):
+    """A video in segments that are drawn on a GPU."""
 
     def uses_gpu(self) -> bool:
         """It says so."""
