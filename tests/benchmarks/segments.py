@@ -201,7 +201,7 @@ class _ThePlan:
     digest = sha256(b"benchmark").hexdigest()
 
     def __init__(self, frames: int) -> None:
-        self._bounds = (*cut(frames, _SMALL.fps), frames)
+        self._bounds = cut(frames, _SMALL.fps)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -213,11 +213,13 @@ class _ThePlan:
 class Sleeper(Worker):
     """Sleeps where others draw, and commits segments of 128 KiB."""
 
-    def __init__(self, plan: Any, slots: Slots, folder: Path, *, pace: Callable[[], float]) -> None:
+    def __init__(
+        self, plan: Any, slots: Slots, folder: Path, *, pace: Callable[[], float], kept: dict[int, float]
+    ) -> None:
         artist: Any = SimpleNamespace(start=lambda: ())
         super().__init__(Tools(artist=artist, encoder=LIBX264, output=_SMALL, folder=folder), plan, slots, most=2)
         self.frames = 0
-        self._pace = pace
+        self._pace, self._kept = pace, kept
         self._content = random.Random(1).randbytes(128 << 10)
 
     @staticmethod
@@ -232,6 +234,12 @@ class Sleeper(Worker):
 
     def committed(self, index: int, segment: Path, outcome: Commit) -> None:
         segment.unlink()
+        if outcome == "committed":
+            self._kept.setdefault(index, time.monotonic())
+
+    def is_over(self) -> bool:
+        """Return whether the video is complete, of which a job's helpers are told."""
+        return len(self._kept) == len(self.plan)
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -281,7 +289,7 @@ def draw_together(
     storage.put(f"{prefix}grants", gzip.compress(grants.model_dump_json().encode()))
     url = storage.sign_get(f"{prefix}grants", expires_in=hour)
     paces = random.Random(workers)
-    helpers, errors = list[Sleeper](), list[BaseException]()
+    helpers, errors, kept = list[Sleeper](), list[BaseException](), dict[int, float]()
 
     def help_out(share: int) -> None:
         stop = Stop(error=told_to_stop, timeout_s=1800)
@@ -294,7 +302,7 @@ def draw_together(
         try:
             own = paces.uniform(0.8, 1.2)
             pace = (lambda: own) if own_paces else (lambda: paces.uniform(0.8, 1.2))
-            helpers.append(helper := Sleeper(plan, slots, place, pace=pace))
+            helpers.append(helper := Sleeper(plan, slots, place, pace=pace, kept=kept))
             helper.run()
         except BaseException as error:
             errors.append(error)
@@ -312,7 +320,7 @@ def draw_together(
         raise errors[0]
     listed = list(storage.list(prefix))
     assert len({info.key.partition(".")[0] for info in listed if not info.key.endswith("grants")}) == len(plan)
-    took = time.monotonic() - began
+    took = max(kept.values()) - began
     longest = max(len(plan.frames_of(index)) for index in range(len(plan) - 1))
     ideal = -(-len(plan) // workers) * longest / 30
     drawn = sum(helper.frames for helper in helpers) / (minutes * 60 * 30)
