@@ -49,6 +49,9 @@ MAX_TAG: Final = 200
 """The most characters of a title or an artist."""
 
 MAX_WARNINGS: Final = 20
+PARALLEL_IGNORED: Final = "parallel.ignored"
+"""The code of the warning that helpers were asked for in vain."""
+
 MAX_SEGMENTS: Final = 256
 """How many segments a video has at most."""
 
@@ -756,6 +759,13 @@ class RenderStats(VideoFacts):
     segments_taken: int = Field(default=0, ge=0)
     segments_twice: int = Field(default=0, ge=0)
     warnings: tuple[RenderWarning, ...] = ()
+
+    def drawn_alone(self, why: str) -> Self:
+        """Return the facts with the warning `PARALLEL_IGNORED`, if they lack it; of too many others one gives way."""
+        if any(warning.code == PARALLEL_IGNORED for warning in self.warnings):
+            return self
+        warning = RenderWarning(code=PARALLEL_IGNORED, message=why)
+        return self.model_copy(update={"warnings": (*self.warnings[: MAX_WARNINGS - 1], warning)})
 
     @pydantic.field_validator("warnings")
     @classmethod

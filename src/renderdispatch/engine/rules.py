@@ -49,9 +49,6 @@ MAX_UNCOUNTED: Final = 3
 MAX_ADVANCED: Final = 16
 """How many attempts that drew something and may still compute a record has room for."""
 
-PARALLEL_IGNORED: Final = "parallel.ignored"
-"""The code of the warning that a video was drawn without the helpers that were asked for."""
-
 WAITING: Final = frozenset({Stage.QUEUED, Stage.RETRY_WAIT})
 RERUN: Final = frozenset({Stage.RETRY_WAIT})
 PREPARING: Final = frozenset({Stage.RESOLVING_AUDIO, Stage.UPLOADING_AUDIO, Stage.GENERATING_URL})
@@ -524,19 +521,18 @@ def complete(job: Job, event: messages.Completed | events.ResultFound, now: date
     posted = job.request.poster and event.artifact.poster_key is not None
     poster_key = layout.poster_key(layout.prefix_of(job), _current(job).token) if posted else None
     keys = {"key": _current(job).video_key, "poster_key": poster_key}
-    artifact = event.artifact.model_copy(update={**keys, "warnings": _warnings(job, event.artifact)})
+    artifact = event.artifact.model_copy(update=keys)
+    if _lacked_helpers(job, artifact):
+        artifact = artifact.drawn_alone(
+            "one call drew the video: its backend has none for helpers, or had none in time"
+        )
     return evolve(job, artifact=artifact, finalizing_at=now)
 
 
-def _warnings(job: Job, artifact: messages.Artifact) -> tuple[messages.RenderWarning, ...]:
-    """Return what the video lacks, and whether helpers were asked for in vain."""
+def _lacked_helpers(job: Job, artifact: messages.Artifact) -> bool:
+    """Return whether helpers were asked for in vain; there is nothing to share in a video of one segment."""
     helped = any(helper.call_id is not None for helper in _current(job).helpers)
-    warned = any(warning.code == PARALLEL_IGNORED for warning in artifact.warnings)
-    alone = job.parallel < 2 or artifact.segments == 1  # then there was nothing to share
-    if alone or helped or warned or len(artifact.warnings) >= messages.MAX_WARNINGS:
-        return artifact.warnings
-    message = "one call drew the video: its backend has none for helpers, or had none free in time"
-    return (*artifact.warnings, messages.RenderWarning(code=PARALLEL_IGNORED, message=message))
+    return job.parallel > 1 and artifact.segments != 1 and not helped
 
 
 def run_failed(job: Job, event: messages.Failed, now: datetime) -> Job:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import JsonValue
 
 from renderdispatch.errors import InvalidRequestError, MissingExtraError, SceneError
-from renderdispatch.messages import MAX_WARNINGS, Helped, HelperOrder, RenderOrder, RenderStats, RenderWarning
+from renderdispatch.messages import Helped, HelperOrder, RenderOrder, RenderStats
 from renderdispatch.protocols import ParamInfo, Report, Slots
 from renderdispatch.render.device import numpy_held
 from renderdispatch.render.params import SceneParams, describe_params, read_params
@@ -127,8 +127,7 @@ def drawn_by_one(stats: RenderStats, slots: Slots | None, why: str) -> RenderSta
     _log.info("one process drew all of the video: %s", why)
     if slots is None or slots.parallel == 1:
         return stats
-    ignored = RenderWarning(code="parallel.ignored", message=f"one process drew all of it: {why}")
-    return stats.model_copy(update={"warnings": (*stats.warnings, ignored)[-MAX_WARNINGS:]})
+    return stats.drawn_alone(f"one process drew all of it: {why}")
 
 
 @contextmanager

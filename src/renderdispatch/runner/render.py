@@ -36,7 +36,6 @@ from renderdispatch.messages import (
     RenderOrder,
     RenderRequest,
     RenderStats,
-    RenderWarning,
 )
 from renderdispatch.plumbing.failures import is_disk_full, job_error
 from renderdispatch.protocols import (
@@ -177,8 +176,7 @@ def _in_one_piece(stats: RenderStats, order: RenderOrder) -> RenderStats:
     if order.parallel == 1 or not isinstance(stats, RenderStats):
         return stats
     _log.info("job %s: scene %r is drawn in one piece, without helpers", order.job_id, order.scene)
-    warning = RenderWarning(code="parallel.ignored", message=f"scene {order.scene!r} is drawn in one piece")
-    return stats.model_copy(update={"warnings": (warning, *stats.warnings)})
+    return stats.drawn_alone(f"scene {order.scene!r} is drawn in one piece")
 
 
 @contextlib.contextmanager
